@@ -1,0 +1,172 @@
+"""The one gate for buffers: dtype, layout, size, aliasing, writability (layer 0, knows NumPy only).
+
+Every array that compiled code will touch passes here first; what does not fit is refused with one error
+that names it, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+ALIGNMENT = 64  # bytes: a cache line and the widest vector; NumPy itself gives 16
+REAL = (np.dtype(np.float32), np.dtype(np.float64))  # what the rules compute in
+
+
+def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Return an uninitialised C-contiguous array on a 64-byte boundary."""
+    dtype = np.dtype(dtype)
+    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def full(shape: tuple[int, ...], dtype: npt.DTypeLike, value: float) -> Array:
+    """Return an aligned array holding `value` everywhere."""
+    array = empty(shape, dtype)
+    array[...] = value
+    return array
+
+
+def copy(array: Array) -> Array:
+    """Return an aligned, native, C-contiguous copy."""
+    array_copy = empty(array.shape, array.dtype.newbyteorder("="))
+    array_copy[...] = array
+    return array_copy
+
+
+def place(array: object, owner: str) -> Array:
+    """Return a view of `array` if it can be written in place, without ever copying.
+
+    Raises
+    ------
+    TypeError
+        If `array` is no NumPy array, or of a byte-swapped dtype.
+    ValueError
+        If it is read-only, not C-contiguous or misaligned.
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{owner}: must be a NumPy array to be used without a copy, got {type(array).__name__}")
+    if not array.dtype.isnative:
+        raise TypeError(f"{owner}: dtype must be of native byte order, got {array.dtype.str!r}")
+    for flag, wanted in (("C", "C-contiguous"), ("ALIGNED", "aligned"), ("WRITEABLE", "writable")):
+        if not array.flags[flag]:
+            raise ValueError(f"{owner}: array must be {wanted} to be used without a copy")
+    return array.view(np.ndarray)
+
+
+def check_update(array: Array, like: Array, owner: str) -> None:
+    """Check that a kernel may update `array` along with `like`: real, contiguous, of its size and dtype."""
+    if array.dtype not in REAL:
+        raise TypeError(f"{owner}: dtype must be float32 or float64, got {array.dtype}")
+    place(array, owner)
+    if array.dtype != like.dtype or array.shape != like.shape:
+        raise ValueError(
+            f"{owner}: must be {like.dtype} of shape {like.shape}, got {array.dtype} of shape {array.shape}"
+        )
+
+
+def as_gradient(gradient: Any, like: Array, owner: str) -> Array:
+    """Return `gradient` as a contiguous native float32 or float64 array of the shape of `like`.
+
+    Whatever NumPy can read as real numbers is accepted (lists, integers, strided, byte-swapped, misaligned,
+    half precision, array protocols, DLPack exporters), and copied only if a kernel cannot read it in place.
+
+    Raises
+    ------
+    TypeError
+        If it does not hold real numbers.
+    ValueError
+        If its shape is another one.
+    """
+    try:
+        array = np.asarray(gradient)
+    except Exception as error:  # whatever a foreign __array__ raises
+        raise TypeError(f"{owner}: cannot be read as an array ({error})") from error
+    if array.dtype.kind not in "fiub" and not array.dtype.name.startswith(("bfloat", "float")):  # ml_dtypes
+        raise TypeError(f"{owner}: must hold real numbers, got dtype {array.dtype}")
+    if array.shape != like.shape:
+        raise ValueError(f"{owner}: must have shape {like.shape}, got {array.shape}")
+    dtype = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+    with np.errstate(over="ignore"):
+        return np.require(array, dtype if dtype in REAL else like.dtype, ["C", "A", "E"])
+
+
+class Extents:
+    """The address ranges that a step writes, sorted, so that a gradient is checked by one bisection."""
+
+    def __init__(self, arrays: Iterable[tuple[str, Array]]) -> None:
+        rows = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, name) for name, a in arrays if a.nbytes)
+        for (_, end, first), (start, _, second) in zip(rows, rows[1:], strict=False):
+            if start < end:
+                raise ValueError(f"{first} and {second} must not share memory")
+        self.starts = np.array([row[0] for row in rows], np.uintp)
+        self.ends = np.array([row[1] for row in rows], np.uintp)
+        self.names = [row[2] for row in rows]
+
+    def refuse(self, array: Array, owner: str) -> None:
+        """Raise ValueError if the memory of the contiguous `array` overlaps any of the ranges."""
+        if not array.nbytes:
+            return
+        at = int(np.searchsorted(self.ends, array.ctypes.data, side="right"))
+        if at < len(self.names) and int(self.starts[at]) < array.ctypes.data + array.nbytes:
+            raise ValueError(f"{owner}: must not share memory with {self.names[at]}; pass a copy of it")
+
+
+@dataclass(frozen=True)
+class PlanTable:
+    """What a plan holds, checked: flat weights, the arrays of every variable, groups, written memory."""
+
+    weights: list[Array]  # in their shapes, for the gradients to be compared with
+    arrays: list[tuple[Array | None, ...]]  # weights, average or None, slots
+    group_of: list[int]
+    groups: int
+    extents: Extents
+
+
+def plan_table(
+    owner: str,
+    slot_count: int,
+    names: Sequence[str],
+    weights: Iterable[Array],
+    slots: Iterable[Sequence[Array]],
+    group_of: Iterable[int],
+    averages: Iterable[Array | None] | None,
+) -> PlanTable:
+    """Check everything a plan will write, so that compiled code may trust its pointers."""
+    weights, slots, group_of = list(weights), list(slots), [int(group) for group in group_of]
+    averages = [None] * len(weights) if averages is None else list(averages)
+    if not len(weights) == len(slots) == len(group_of) == len(averages) == len(names):
+        raise ValueError(f"{owner}: names, variables, slots, groups and averages must be equally many")
+    if any(group < 0 for group in group_of):
+        raise ValueError(f"{owner}: groups must be numbered from 0")
+    rows: list[tuple[Array | None, ...]] = []
+    written: list[tuple[str, Array]] = []
+    for name, w, average, own_slots in zip(names, weights, averages, slots, strict=True):
+        if len(own_slots) != slot_count:
+            raise ValueError(f"{owner}: {name} must have {slot_count} slots, got {len(own_slots)}")
+        parts = [(f"{owner}: {name}", w)]
+        parts += [(f"{owner}: average of {name}", average)] if average is not None else []
+        parts += [(f"{owner}: slot {k} of {name}", slot) for k, slot in enumerate(own_slots)]
+        for label, array in parts:
+            check_update(array, w, label)
+        written += parts
+        rows.append((w, average, *own_slots))
+    return PlanTable(weights, rows, group_of, max(group_of, default=0) + 1, Extents(written))
+
+
+def refuse_zeroing(owner: str) -> NoReturn:
+    """Raise the error of a gradient that cannot be zeroed where it lies."""
+    raise ValueError(f"{owner}: must be a writable contiguous array to be zeroed in place")
+
+
+def check_disjoint(arrays: Iterable[tuple[str, Array | None]]) -> None:
+    """Raise ValueError if two of the named arrays share memory."""
+    Extents((name, array) for name, array in arrays if array is not None)

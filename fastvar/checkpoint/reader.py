@@ -1,0 +1,229 @@
+"""Read one checkpoint file. It is not trusted: everything is checked before it is used."""
+
+from __future__ import annotations
+
+import os
+import stat
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from .record import (
+    CHUNK,
+    MAX_JSON,
+    USER_BLOCK,
+    CheckpointError,
+    Entry,
+    Record,
+    Section,
+    parse_manifest,
+    parse_object,
+    uncovered,
+)
+
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+
+
+class File:
+    """A checkpoint file, opened for reading, and all but its tensors verified.
+
+    Parameters
+    ----------
+    path : str or path-like
+
+    Attributes
+    ----------
+    path : str
+    step : int
+    saved : Saved
+        The run that wrote the file and its count of saves.
+    state : dict
+    entries : dict of str to Entry
+        The tensors' dtypes, shapes and places, in the order in which they were given.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, truncated, of a newer format, or not written by fastvar.
+    OSError
+        If it cannot be opened, such as FileNotFoundError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._descriptor = os.open(self.path, _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0))
+        try:
+            self._open()
+        except (OSError, ValueError) as error:
+            self.close()
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise CheckpointError(
+                f"{self.path}: {reason or error}", errno=getattr(error, "errno", None)
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a file")
+        block = bytearray(min(status.st_size, USER_BLOCK + 8))  # 8: of a foreign HDF5 file
+        self._fill(memoryview(block), 0)
+        record = Record.unpack(bytes(block))
+        if record.length != status.st_size:
+            raise ValueError(
+                f"has {status.st_size} bytes, {record.length} were saved: truncated, or edited "
+                "by another program; use another checkpoint"
+            )
+        self.step, self.saved = record.step, record.saved
+        sections = (record.manifest, record.state)
+        uncovered(((part.offset, part.length) for part in sections), record.length)
+        self.entries = parse_manifest(self._section("manifest", record.manifest))
+        self.state = parse_object(self._section("state", record.state))
+        places = [(e.offset, e.length) for e in self.entries.values() if e.offset is not None]
+        places += [(part.offset, part.length) for part in sections]
+        digest = xxhash.xxh3_128()
+        for gap in uncovered(places, record.length):
+            self._hash(*gap, digest)
+        if digest.hexdigest() != record.metadata:
+            raise ValueError("the HDF5 metadata are damaged; use another checkpoint")
+
+    def read(self, name: str, out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+        """The verified tensor `name`.
+
+        Parameters
+        ----------
+        name : str
+            As in `entries`.
+        out : array, optional
+            A staging buffer to read into, C-contiguous, of the tensor's dtype and shape. After an
+            error its content is undefined, so never give memory whose old content matters.
+
+        Returns
+        -------
+        array
+            `out`, or a new one.
+
+        Raises
+        ------
+        CheckpointError
+            If the tensor is not in the file, or damaged, or cannot be read.
+        ValueError, TypeError
+            If `out` does not fit.
+        """
+        entry = self._entry(name)
+        if out is None:
+            out = np.empty(entry.shape, entry.dtype)
+        elif out.dtype != entry.dtype:
+            raise TypeError(f"tensor {name!r}: out must be {entry.dtype}, got {out.dtype}")
+        elif out.shape != entry.shape or not out.flags.carray:
+            raise ValueError(
+                f"tensor {name!r}: out must be a writable C-contiguous array of shape "
+                f"{entry.shape}, got shape {out.shape}"
+            )
+        buffer = out.reshape(-1).view(np.uint8).data
+        if self._digest(name, entry, buffer) != entry.hash:
+            raise self._damaged([name])
+        return out
+
+    def verify(self) -> None:
+        """Verify all tensors, in little memory. (The rest was verified at opening.)
+
+        Raises
+        ------
+        CheckpointError
+            Naming every damaged tensor; its `damaged` lists them.
+        """
+        damaged = []
+        for name, entry in self.entries.items():
+            if self._digest(name, entry) != entry.hash:
+                damaged.append(name)
+        if damaged:
+            raise self._damaged(damaged)
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self.entries:
+            raise CheckpointError(f"{self.path}: there is no tensor {name!r} in this checkpoint")
+        return self.entries[name]
+
+    def _section(self, what: str, section: Section) -> bytes:
+        """The bytes of a section that lies within the file."""
+        if section.length > MAX_JSON:
+            raise ValueError(f"the {what} is too large")
+        data = bytearray(section.length)
+        self._fill(memoryview(data), section.offset)
+        if xxhash.xxh3_128_hexdigest(data) != section.hash:
+            raise ValueError(f"the {what} is damaged; use another checkpoint")
+        return bytes(data)
+
+    def _digest(self, name: str, entry: Entry, buffer: memoryview | None = None) -> str:
+        """The hash of the tensor's bytes as they are, which are read into `buffer` if given."""
+        digest = xxhash.xxh3_128()
+        try:
+            self._hash(entry.offset or 0, entry.length, digest, buffer)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} cannot be read: {error.strerror or error}",
+                errno=error.errno,
+            ) from error
+        return digest.hexdigest()
+
+    def _hash(
+        self, offset: int, length: int, digest: xxhash.xxh3_128, buffer: memoryview | None = None
+    ) -> None:
+        """Update `digest` with a stretch of the file, which stays in `buffer` if that is given."""
+        scratch = memoryview(bytearray(min(length, CHUNK))) if buffer is None else buffer
+        for start in range(0, length, CHUNK):
+            count = min(length - start, CHUNK)
+            at = 0 if buffer is None else start
+            part = scratch[at : at + count]
+            self._fill(part, offset + start)
+            digest.update(part)
+
+    def _fill(self, buffer: memoryview, offset: int) -> None:
+        while buffer.nbytes:
+            count = _pread(self._descriptor, buffer, offset)
+            if count == buffer.nbytes:
+                return
+            if count == 0:
+                raise OSError("the file ends too early")
+            buffer = buffer[count:]
+            offset += count
+
+    def _damaged(self, names: list[str]) -> CheckpointError:
+        shown = ", ".join(repr(name) for name in names[:10])
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        return CheckpointError(
+            f"{self.path}: damaged tensors: {shown}{more} (not the bytes that were saved); "
+            "use another checkpoint",
+            damaged=names,
+        )
+
+
+def _pread(descriptor: int, buffer: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [buffer], offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    data = os.read(descriptor, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)

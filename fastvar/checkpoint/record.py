@@ -1,0 +1,240 @@
+"""What writer and reader agree on: commit record, manifest entries, names, dtypes, the error."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import xxhash
+
+USER_BLOCK = 4096
+LARGE = 1 << 16  # tensors from here on are aligned to a page and written straight from the array
+CHUNK = 1 << 20  # what is hashed and moved at a time: fits the L2 cache
+MAX_JSON = 1 << 26  # of manifest and state each: bounds what reading a hostile file can cost
+MAX_NAME = 4096  # bytes: far below HDF5's 64 KB for an object header message
+MAX_RANK = 32  # HDF5's
+
+MANIFEST = "manifest"
+STATE = "state/json"  # "state" is a group: arrays of the state stand beside the JSON
+
+NATIVE = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+)
+EXTENDED = (  # of ml_dtypes; HDF5 gets unsigned integers and an attribute "dtype"
+    *("bfloat16", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn"),
+    *("float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+)
+
+_MAGIC = b"\x89fastvar\r\n\x1a\n"
+_VERSION = 1
+# magic, version; file length, step; run, counter; offset, length, hash of manifest and of state;
+# hash of the metadata
+_FIELDS = struct.Struct("<12sI QQ 16sQ QQ16s QQ16s 16s")
+_BODY = USER_BLOCK - 16  # the last 16 bytes, in every version, are the hash of all before them
+_FORBIDDEN = frozenset(("", ".", ".."))  # parts of names
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be written or read; the message names the file and the cause.
+
+    Attributes
+    ----------
+    errno : int or None
+        Of the operating system's error, where one was the cause.
+    damaged : tuple of str
+        The tensors whose bytes are not those that were saved.
+    """
+
+    def __init__(
+        self, message: str, *, errno: int | None = None, damaged: Iterable[str] = ()
+    ) -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.damaged = tuple(damaged)
+
+
+class Saved(NamedTuple):
+    """Which save wrote a file: the run's random id (32 hex digits) and its count of saves."""
+
+    run: str
+    counter: int
+
+
+class Section(NamedTuple):
+    """A stretch of the file and the hash of its bytes."""
+
+    offset: int
+    length: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """The commit record: with it in the first 4096 bytes, a file is a checkpoint.
+
+    `metadata` is the hash of all bytes that are neither in this record nor in a section nor in a
+    tensor, so that every bit of the file is under some hash.
+    """
+
+    length: int
+    step: int
+    saved: Saved
+    manifest: Section
+    state: Section
+    metadata: str
+
+    def pack(self) -> bytes:
+        """The 4096 bytes of the user block."""
+        sections = []
+        for section in (self.manifest, self.state):
+            sections += [section.offset, section.length, bytes.fromhex(section.hash)]
+        run = bytes.fromhex(self.saved.run)
+        body = _FIELDS.pack(
+            *(_MAGIC, _VERSION, self.length, self.step, run, self.saved.counter),
+            *(*sections, bytes.fromhex(self.metadata)),
+        ).ljust(_BODY, b"\0")
+        return body + xxhash.xxh3_128_digest(body)
+
+    @classmethod
+    def unpack(cls, block: bytes) -> Record:
+        """The record in `block`, the first bytes of a file.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or it is damaged, or of a newer format.
+        """
+        if not block.startswith(_MAGIC):
+            if any(block[at:].startswith(_HDF5_SIGNATURE) for at in (0, 512, 1024, 2048, 4096)):
+                raise ValueError(
+                    "this HDF5 file was not written by fastvar (it has no commit record); "
+                    "import it explicitly"
+                )
+            raise ValueError("not written by fastvar, or destroyed: there is no commit record")
+        body, own_hash = block[:_BODY], block[_BODY:USER_BLOCK]
+        if xxhash.xxh3_128_digest(body) != own_hash:
+            raise ValueError("the commit record is damaged; use another checkpoint")
+        version, length, step, run, counter, *places, metadata = _FIELDS.unpack_from(body)[1:]
+        if version != _VERSION:
+            raise ValueError(f"format version {version} is not {_VERSION}: update fastvar")
+        manifest = Section(places[0], places[1], places[2].hex())
+        state = Section(places[3], places[4], places[5].hex())
+        return cls(length, step, Saved(run.hex(), counter), manifest, state, metadata.hex())
+
+
+class Entry(NamedTuple):
+    """A tensor in the file. One of size zero has no bytes and its offset is None."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int | None
+    length: int
+    hash: str
+
+
+@functools.cache
+def dtype_named(name: str) -> np.dtype[Any]:
+    """The little-endian dtype that `name` stands for in a manifest; ValueError if none does."""
+    if name not in NATIVE + EXTENDED:
+        raise ValueError(f"dtype must be one of {', '.join(NATIVE + EXTENDED)}, got {name!r}")
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name) if name in EXTENDED else name)
+    return dtype.newbyteorder("<")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ValueError (TypeError) unless `names` are HDF5 paths that can stand in one file."""
+    names = [MANIFEST, STATE, *names]
+    datasets = set(names)
+    if len(datasets) != len(names):
+        raise ValueError(f"{MANIFEST!r} and {STATE!r} are fastvar's own: choose another name")
+    groups: set[str] = set()
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"tensor names must be str, got {name!r}")
+        if not _FORBIDDEN.isdisjoint(name.split("/")) or "\0" in name:
+            raise ValueError(
+                f"tensor {name!r}: name must have no NUL, no leading or trailing slash "
+                "and no part that is empty, '.' or '..'"
+            )
+        try:
+            size = len(name.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError(f"tensor {name!r}: name must be valid Unicode") from error
+        if size > MAX_NAME:
+            raise ValueError(f"tensor {name!r}: name must have at most {MAX_NAME} bytes")
+        group = name.rpartition("/")[0]
+        while group and group not in groups:
+            if group in datasets:
+                raise ValueError(f"{group!r} cannot be both a tensor and the group of {name!r}")
+            groups.add(group)
+            group = group.rpartition("/")[0]
+
+
+def uncovered(regions: Iterable[tuple[int, int]], end: int) -> list[tuple[int, int]]:
+    """The (offset, length) of all bytes from the user block to `end` that are in no region.
+
+    Raises
+    ------
+    ValueError
+        If regions overlap, or leave the file.
+    """
+    gaps = []
+    at = USER_BLOCK
+    for offset, length in sorted(regions):
+        if offset < at:
+            raise ValueError(f"two parts of the file overlap at byte {offset}")
+        if offset > at:
+            gaps.append((at, offset - at))
+        at = offset + length
+    if at > end:
+        raise ValueError(f"a part of the file is said to end at byte {at} of {end}")
+    if at < end:
+        gaps.append((at, end - at))
+    return gaps
+
+
+def parse_manifest(text: bytes) -> dict[str, Entry]:
+    """The entries by name; ValueError, naming the tensor, for anything that cannot be true."""
+    manifest = parse_object(text)
+    check_names(manifest)
+    entries = {}
+    for name, fields in manifest.items():
+        try:
+            entries[name] = _entry(**fields)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"tensor {name!r}: {error}") from error
+    return entries
+
+
+def parse_object(text: bytes) -> dict[str, Any]:
+    """The dict that is JSON in `text`; ValueError if it is anything else."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("JSON is nested too deeply") from error
+    if type(value) is not dict:
+        raise ValueError("JSON must be an object")
+    return value
+
+
+def _entry(dtype: Any, shape: Any, offset: Any, length: Any, hash: Any) -> Entry:
+    if type(dtype) is not str or type(shape) is not list or type(hash) is not str:
+        raise ValueError("its entry in the manifest is malformed")
+    for number in (length, 0 if offset is None else offset, *shape):
+        if type(number) is not int or number < 0:
+            raise ValueError("its entry in the manifest is malformed")
+    kind = dtype_named(dtype)
+    if len(shape) > MAX_RANK or kind.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
+        raise ValueError("its shape is too large")
+    if length != kind.itemsize * math.prod(shape) or (offset is None) != (length == 0):
+        raise ValueError(f"{length} bytes at {offset} cannot be of {dtype} and shape {shape}")
+    return Entry(kind, tuple(shape), offset, length, hash)

@@ -1,0 +1,293 @@
+"""Write one checkpoint file, whole and durable, or leave everything as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import itertools
+import json
+import operator
+import os
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from .layout import Layout, layout_of
+from .record import CHUNK, LARGE, CheckpointError, Record, Saved, Section
+
+# Of a temporary file's name: what is left of a killed writer can be told from all else.
+TEMPORARY_PREFIX = ".fastvar-"
+TEMPORARY_SUFFIX = ".tmp"
+
+_MIN_STATE = 4096
+_NO_BYTES = xxhash.xxh3_128_hexdigest(b"")
+_SWAPPED = (">",) if sys.byteorder == "little" else (">", "=")  # byte orders to be turned round
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # by a file system
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EMLINK, *_UNSUPPORTED}
+
+
+def write(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray[Any, Any]],
+    state: Mapping[str, Any],
+    *,
+    step: int,
+    replace: bool = False,
+    saved: Saved | None = None,
+) -> None:
+    """Write `tensors` and `state` to a new file at `path`; on return it is durable.
+
+    The file appears under its name complete or not at all. The arrays must not change meanwhile.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file; its directory exists.
+    tensors : mapping of str to C-contiguous arrays
+        By HDF5 path, such as "variables/encoder/0/kernel".
+    state : mapping of str to JSON values
+        Integers and floats (NaN and infinities, too) come back exactly.
+    step : int
+        Kept in the commit record.
+    replace : bool
+        Whether an existing file may be replaced.
+    saved : Saved, optional
+        The run and its save counter for the commit record; by default this process's own.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists, and `replace` is false.
+    CheckpointError
+        If the system refuses anything. Older files are then untouched, nothing new is left. (Only
+        if the last call of all fails, the directory's fsync with `replace`, the new file stays.)
+    ValueError, TypeError
+        For names, arrays or state that cannot be stored.
+    """
+    path = os.fspath(path)
+    step = operator.index(step)
+    if not 0 <= step < 1 << 64:
+        raise ValueError(f"step must be from 0 to 2**64 - 1, got {step}")
+    arrays = [_storable(name, array) for name, array in tensors.items()]
+    text = _encode(state)
+    room = max(_MIN_STATE, 1 << (len(text) - 1).bit_length())  # so that layouts are made rarely
+    specs = tuple((name, a.dtype, a.shape) for name, a in zip(tensors, arrays, strict=True))
+    layout = layout_of(specs, room)
+    if not replace and os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "checkpoint exists and is not replaced", path)
+    if saved is None:
+        run, counter = _process(os.getpid())
+        saved = Saved(run, next(counter))
+    temporary = os.path.join(
+        os.path.dirname(path), TEMPORARY_PREFIX + secrets.token_hex(8) + TEMPORARY_SUFFIX
+    )
+    try:
+        try:
+            _write_file(temporary, layout, arrays, text.ljust(room), step=step, saved=saved)
+            _publish(temporary, path, replace)
+        except BaseException:
+            _discard(temporary)
+            raise
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, "checkpoint exists and is not replaced", path) from None
+    except OSError as error:
+        cause = error.strerror or error
+        raise CheckpointError(f"{path}: not saved: {cause}", errno=error.errno) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _process(pid: int) -> tuple[str, itertools.count[int]]:
+    """The run's id and save counter; a forked child is another run."""
+    return secrets.token_hex(16), itertools.count(1)
+
+
+def _storable(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"tensor {name!r}: must be a NumPy array, got {type(array).__name__}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"tensor {name!r}: must be C-contiguous")
+    if array.dtype.byteorder in _SWAPPED:
+        return array.astype(array.dtype.newbyteorder("<"))
+    return array
+
+
+def _encode(state: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(dict(state))
+    except RecursionError as error:
+        raise ValueError("state: nested too deeply") from error
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"state: {error}") from error
+    _check_json(dict(state), "state")
+    return text.encode()
+
+
+def _check_json(value: Any, where: str) -> None:
+    """Refuse what JSON would silently turn into something else: tuples, keys other than str."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: key must be str, got {key!r}")
+            _check_json(item, f"{where}[{key!r}]")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if not isinstance(item, (int, float, str)):
+                _check_json(item, f"{where}[{index}]")
+    elif isinstance(value, tuple):
+        raise TypeError(f"{where}: must be a list, got a tuple")
+
+
+def _write_file(
+    name: str,
+    layout: Layout,
+    arrays: Sequence[np.ndarray[Any, Any]],
+    state: bytes,
+    *,
+    step: int,
+    saved: Saved,
+) -> None:
+    """Make the file `name`, complete and durable; the commit record goes last."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(name, flags, 0o666)  # less the umask
+    try:
+        _reserve(descriptor, layout.length)
+        manifest = layout.manifest_text(_write_tensors(descriptor, layout, arrays))
+        for offset, data in layout.image:
+            _write_all(descriptor, data, offset)
+        _write_all(descriptor, manifest, layout.manifest[0])
+        _write_all(descriptor, state, layout.state[0])
+        record = Record(
+            length=layout.length,
+            step=step,
+            saved=saved,
+            manifest=Section(*layout.manifest, xxhash.xxh3_128_hexdigest(manifest)),
+            state=Section(*layout.state, xxhash.xxh3_128_hexdigest(state)),
+            metadata=layout.metadata,
+        )
+        _write_all(descriptor, record.pack(), 0)
+        os.fsync(descriptor)  # never again after a failure: the pages may be marked clean
+    finally:
+        os.close(descriptor)
+
+
+def _reserve(descriptor: int, length: int) -> None:
+    """Take the room first: a full disk is then known at once, and the file in few extents."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, length)
+            return
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+    os.ftruncate(descriptor, length)
+
+
+def _write_tensors(
+    descriptor: int, layout: Layout, arrays: Sequence[np.ndarray[Any, Any]]
+) -> list[str]:
+    """Write the tensors, the small ones gathered; their hashes."""
+    hashes = [_NO_BYTES] * len(arrays)
+    batch: list[bytes] = []  # neighbours in the file, from `begin` to `end`
+    begin = end = 0
+    for index, offset in layout.order:
+        array = arrays[index]
+        if array.nbytes >= LARGE:
+            hashes[index] = _write_large(descriptor, array, offset)
+            continue
+        if offset != end or end - begin >= CHUNK:
+            _write_all(descriptor, b"".join(batch), begin)
+            batch.clear()
+            begin = end = offset
+        data = array.tobytes()
+        hashes[index] = xxhash.xxh3_128_hexdigest(data)
+        batch.append(data)
+        end += len(data)
+    _write_all(descriptor, b"".join(batch), begin)
+    return hashes
+
+
+def _write_large(descriptor: int, array: np.ndarray[Any, Any], offset: int) -> str:
+    """Write from the array itself, each part while it is in the cache from hashing; its hash."""
+    data = array.reshape(-1).view(np.uint8).data
+    digest = xxhash.xxh3_128()
+    for start in range(0, data.nbytes, CHUNK):
+        part = data[start : start + CHUNK]
+        digest.update(part)
+        _write_all(descriptor, part, offset + start)
+    return digest.hexdigest()
+
+
+def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    rest = memoryview(data)
+    while rest.nbytes:  # Python itself repeats a call that a signal interrupted
+        count = _pwrite(descriptor, rest, offset)
+        if count <= 0:
+            raise OSError(errno.EIO, "the system wrote nothing and gave no reason")
+        rest = rest[count:]
+        offset += count
+
+
+def _pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, data, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.write(descriptor, data)
+
+
+def _publish(temporary: str, path: str, replace: bool) -> None:
+    """Give the file its name, durably; a new name is taken back if that fails."""
+    if replace:
+        os.replace(temporary, path)
+        _sync_directory(path)
+        return
+    linked = _claim(temporary, path)
+    try:
+        if linked:
+            os.unlink(temporary)
+        else:
+            os.replace(temporary, path)
+        _sync_directory(path)
+    except BaseException:
+        _discard(path)
+        raise
+
+
+def _claim(temporary: str, path: str) -> bool:
+    """Take the name, unless it is taken: by a link, else (False) by an empty file."""
+    try:
+        os.link(temporary, path)
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        os.close(descriptor)
+    except BaseException:
+        _discard(path)
+        raise
+    return False
+
+
+def _discard(path: str) -> None:
+    """Remove a file of ours on the way out; the error that is being raised says more."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _sync_directory(path: str) -> None:
+    if os.name == "nt":  # there, a directory cannot be opened, and the file system journals names
+        return
+    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(descriptor)

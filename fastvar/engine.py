@@ -1,0 +1,169 @@
+"""How an optimizer's step runs (layer 3): its plan, the stages around the rule, clipping, accumulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastvar import kernels, threads
+from fastvar.constraints import NonNeg
+from fastvar.kernels import reference
+from fastvar.variable import Structure
+
+if TYPE_CHECKING:
+    from fastvar.optimizer import Optimizer
+
+PARALLEL = 2**15  # elements below which a step is serial anyway, so that threads need not be asked for
+
+
+class Engine:
+    """Everything about a step that stays the same until the optimizer, its groups or variables change."""
+
+    def __init__(self, optimizer: Optimizer, labels: list[str]) -> None:
+        self.version = Structure.version
+        self.optimizer = optimizer
+        variables = optimizer._variables
+        self.frozen = [i for i, v in enumerate(variables) if not v.trainable]
+        self.parallel = sum(v.size for v in variables) >= PARALLEL
+        self.accumulate = optimizer.gradient_accumulation_steps
+        index_of = optimizer._index
+        group_of = np.empty(len(variables), np.intp)
+        for k, group in enumerate(optimizer.groups):
+            group_of[[index_of[id(v)] for v in group.variables]] = k
+        self.group_of = group_of
+        self._plan(labels)
+        self._resolve()
+        self._set_stages()
+
+    def _plan(self, labels: list[str]) -> None:
+        optimizer, state = self.optimizer, self.optimizer._state
+        arrays = [v._array for v in optimizer._variables]
+        slots = [[state[name][i]._array for name in optimizer.slots] for i in range(len(arrays))]
+        averages = [v._array for v in state["average"]] if optimizer.use_ema else None
+        self.rule = optimizer.rule()
+        plan = reference.Plan if isinstance(self.rule, reference.Rule) else kernels.Plan
+        self.plan = plan(optimizer._owner, self.rule, labels, arrays, slots, self.group_of, averages)
+        if self.accumulate:  # adding up is gradient descent with a learning rate of -1
+            self.accumulators = [v._array for v in state["gradient_accumulator"]]
+            rule, none = kernels.RULES["gradient_descent"], [()] * len(arrays)
+            self.adding = kernels.Plan(
+                optimizer._owner, rule, labels, self.accumulators, none, [0] * len(arrays)
+            )
+
+    def _resolve(self) -> None:
+        """Resolve each group's hyperparameters into a namespace, and note those that follow a schedule."""
+        optimizer = self.optimizer
+        self.hyper: list[Any] = []
+        self.scheduled: list[tuple[Any, Any, Any]] = []
+        for group in optimizer.groups:
+            values = {**optimizer._parameters, **group._own}
+            resolved = SimpleNamespace(**values)
+            for name, parameter in type(optimizer).parameters.items():
+                if parameter.scheduled and callable(values[name]):
+                    self.scheduled.append((resolved, parameter, values[name]))
+            self.hyper.append(resolved)
+
+    def _set_stages(self) -> None:
+        """Fill in the stages that stay the same from step to step."""
+        optimizer, variables, stages = self.optimizer, self.optimizer._variables, self.plan.stages
+        unscale = 1 / (optimizer.loss_scale_factor or 1)
+        if self.accumulate:
+            self.adding.stages["scale"] = unscale
+            stages["scale"] = 1 / self.accumulate
+        else:
+            stages["scale"] = unscale
+        penalties = [v.regularizer for v in variables]
+        stages["l1"] = [p.l1 if p else 0 for p in penalties]
+        stages["l2"] = [2 * p.l2 if p else 0 for p in penalties]
+        stages["limit"] = math.inf if optimizer.clipvalue is None else optimizer.clipvalue
+        stages["nonneg"] = [type(v.constraint) is NonNeg for v in variables]
+        self.constrained = [
+            i for i, v in enumerate(variables) if v.constraint and type(v.constraint) is not NonNeg
+        ]
+        self.decaying = np.array([optimizer.decays(v) for v in variables], float)
+        self.decays = any(h.weight_decay for h in self.hyper)
+        self.clips = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
+
+    def step(self, grads: Sequence[Any], calls: int, zero: bool) -> None:
+        """Check everything, then update; `calls` is the number of calls before this one."""
+        if self.frozen:
+            grads = self._without_frozen(grads)
+        for resolved, parameter, schedule in self.scheduled:
+            setattr(resolved, parameter.name, self.optimizer._evaluate(parameter, schedule))
+        workers = threads.get_num_threads() if self.parallel else 1
+        if self.accumulate:
+            self._accumulate(grads, calls, zero, workers)
+        else:
+            if not self.plan.bind(grads, zero) and not self.frozen:
+                raise ValueError(f"{self.optimizer._owner}: no variable has a gradient")
+            self._update(calls, workers)
+        for i in self.constrained:
+            if grads[i] is not None:
+                self._constrain(i)
+
+    def _without_frozen(self, grads: Sequence[Any]) -> list[Any]:
+        grads = list(grads)
+        if len(grads) == len(self.group_of):
+            for i in self.frozen:
+                grads[i] = None
+        return grads
+
+    def _update(self, iteration: int, workers: int) -> None:
+        scalars = [self.optimizer.scalars(hyper, iteration + 1) for hyper in self.hyper]
+        if self.decays:
+            rates = np.array([h.learning_rate * (h.weight_decay or 0) for h in self.hyper])
+            self.plan.stages["decay"] = rates[self.group_of] * self.decaying
+        if self.clips:
+            self.plan.stages["clip"] = self._coefficients(workers)
+        if self.optimizer.use_ema:
+            self._average(iteration)
+        self.plan.run(scalars, workers)
+
+    def _average(self, iteration: int) -> None:
+        every = self.optimizer.ema_overwrite_frequency
+        self.plan.stages["average"] = self.optimizer.ema_momentum if iteration else 0  # first: a copy
+        self.plan.stages["overwrite"] = bool(every) and (iteration + 1) % (every or 1) == 0
+
+    def _coefficients(self, workers: int) -> Any:
+        """Return what clipping by norm multiplies the gradients with, of each variable or of all."""
+        self.plan.stages["clip"] = 1
+        each = self.optimizer.clipnorm is not None
+        limit = self.optimizer.clipnorm or self.optimizer.global_clipnorm
+        norms = np.sqrt(self.plan.sums_of_squares(each, workers))
+        if not each and not np.isfinite(norms[0]):
+            return math.nan  # as in Keras: nothing may pass for clipped
+        return limit / np.maximum(norms, limit)
+
+    def _accumulate(self, grads: Sequence[Any], calls: int, zero: bool, workers: int) -> None:
+        """Add the gradients up; at the last of `accumulate` calls update with their mean."""
+        updates = (calls + 1) % self.accumulate == 0
+        if not self.adding.bind(grads, zero) and not self.frozen:
+            raise ValueError(f"{self.optimizer._owner}: no variable has a gradient")
+        pairs = zip(grads, self.accumulators, strict=True)
+        self.plan.bind([a if updates and g is not None else None for g, a in pairs], True)
+        before = [a.copy() for a in self.accumulators] if getattr(self.rule, "whole", False) else []
+        self.adding.run([(-1.0,)], workers)
+        try:
+            self._update(calls // self.accumulate, workers)
+        except BaseException:
+            for array, old in zip(self.accumulators, before, strict=False):
+                array[...] = old
+            raise
+        if updates:
+            for g, array in zip(grads, self.accumulators, strict=True):
+                if g is None:
+                    array[...] = 0
+
+    def _constrain(self, i: int) -> None:
+        variable = self.optimizer._variables[i]
+        projected = np.asarray(variable.constraint(variable.value))  # type: ignore[misc]
+        if projected.shape != variable.shape:
+            raise ValueError(
+                f"{self.optimizer._owner}: constraint of {variable!r} must keep its shape {variable.shape}, "
+                f"got {projected.shape}"
+            )
+        variable.value[...] = projected

@@ -1,0 +1,243 @@
+"""Declared parameters (layer 0): default, range, config, repr and error message in one line each.
+
+A class lists its parameters as fields, in the manner of a dataclass:
+
+    class Adam(Optimizer):
+        beta_1: float = number(default=0.9, low=0, below=1)
+
+and gets a constructor, validation whenever one is set, `get_config`, `from_config` and a repr.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, ClassVar, Self, dataclass_transform
+
+Check = Callable[[Any, str], Any]
+REQUIRED = inspect.Parameter.empty
+
+
+class Parameter:
+    """One declared parameter: a data descriptor that validates on every assignment."""
+
+    def __init__(self, default: Any, check: Check, *, kw_only: bool, per_group: bool, scheduled: bool) -> None:
+        self.default = default
+        self.check = check
+        self.kw_only = kw_only
+        self.per_group = per_group
+        self.scheduled = scheduled  # may be a callable of the iteration
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        value = instance._parameters[self.name]
+        return instance._evaluate(self, value) if self.scheduled and callable(value) else value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance._set(self, self.checked(instance, value))
+
+    def checked(self, owner: Any, value: Any) -> Any:
+        """Return `value` in its canonical type, or raise an error that names owner and parameter."""
+        if self.scheduled and callable(value):
+            return value
+        return self.check(value, f"{type(owner).__name__}: {self.name}")
+
+
+def number(
+    *,
+    default: Any = REQUIRED,
+    low: float = -math.inf,
+    above: float = -math.inf,
+    high: float = math.inf,
+    below: float = math.inf,
+    optional: bool = False,
+    kw_only: bool = False,
+    per_group: bool = True,
+    scheduled: bool = False,
+) -> Any:
+    """Declare a finite real number with `low <= x <= high` and `above < x < below`; `optional` admits None."""
+    bounds = [(low, ">="), (above, ">"), (high, "<="), (below, "<")]
+    wanted = " and ".join(f"{sign} {bound:g}" for bound, sign in bounds if math.isfinite(bound))
+
+    def check(value: Any, owner: str) -> float | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not (isinstance(value, numbers.Real) or _is_real_scalar(value)):
+            raise TypeError(f"{owner} must be a real number, got {value!r}")
+        result = float(value)
+        if not math.isfinite(result):
+            raise ValueError(f"{owner} must be finite, got {result}")
+        if not (low <= result <= high and above < result < below):
+            raise ValueError(f"{owner} must be {wanted}, got {value!r}")
+        return result
+
+    return Parameter(default, check, kw_only=kw_only, per_group=per_group, scheduled=scheduled)
+
+
+def integer(*, default: Any = REQUIRED, low: int, optional: bool = False, kw_only: bool = False) -> Any:
+    """Declare a whole number of at least `low`; `optional` admits None."""
+
+    def check(value: Any, owner: str) -> int | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{owner} must be a whole number, got {value!r}")
+        if value < low:
+            raise ValueError(f"{owner} must be >= {low}, got {value!r}")
+        return int(value)
+
+    return Parameter(default, check, kw_only=kw_only, per_group=False, scheduled=False)
+
+
+def flag(*, default: bool, kw_only: bool = False) -> Any:
+    """Declare True or False."""
+
+    def check(value: Any, owner: str) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError(f"{owner} must be True or False, got {value!r}")
+        return value
+
+    return Parameter(default, check, kw_only=kw_only, per_group=False, scheduled=False)
+
+
+def text(*, default: str | None, kw_only: bool = False) -> Any:
+    """Declare a string or None."""
+
+    def check(value: Any, owner: str) -> str | None:
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{owner} must be a string, got {value!r}")
+        return value
+
+    return Parameter(default, check, kw_only=kw_only, per_group=False, scheduled=False)
+
+
+def axes(*, default: int) -> Any:
+    """Declare an axis or a list of axes."""
+
+    def check(value: Any, owner: str) -> int | tuple[int, ...]:
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            return int(value)
+        try:
+            return tuple(int(axis) for axis in value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{owner} must be an axis or a list of axes, got {value!r}") from None
+
+    return Parameter(default, check, kw_only=False, per_group=False, scheduled=False)
+
+
+def _is_real_scalar(value: Any) -> bool:
+    return getattr(value, "shape", None) == () and value.dtype.kind in "fiu"
+
+
+@dataclass_transform(field_specifiers=(number, integer, flag, text, axes))
+class Declared:
+    """Base of classes with declared parameters."""
+
+    parameters: ClassVar[dict[str, Parameter]] = {}
+    registry: ClassVar[dict[str, type[Declared]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = {name: value for name, value in vars(cls).items() if isinstance(value, Parameter)}
+        cls.parameters = {**cls.parameters, **own}
+        cls.registry[cls.__name__] = cls
+        signature = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY if p.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=p.default,
+            )
+            for name, p in sorted(cls.parameters.items(), key=lambda item: item[1].kw_only)
+        ]
+        cls.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        cls = type(self)
+        for name in kwargs:
+            if name not in cls.parameters:
+                close = difflib.get_close_matches(name, [*cls.parameters, *_ALIASES], n=1, cutoff=0.5)
+                hint = f", did you mean {_ALIASES.get(close[0], close[0])!r}?" if close else ""
+                raise TypeError(f"{cls.__name__}: unknown argument {name!r}{hint}")
+        try:
+            bound = inspect.signature(cls).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}: {error}") from None
+        bound.apply_defaults()
+        self._parameters: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            parameter = cls.parameters[name]
+            self._parameters[name] = parameter.checked(self, value)
+        self._validate()
+
+    def _validate(self) -> None:
+        """Check what concerns several parameters at once; runs on every change, before it takes effect."""
+
+    def _set(self, parameter: Parameter, value: Any) -> None:
+        before = self._parameters[parameter.name]
+        self._parameters[parameter.name] = value
+        try:
+            self._validate()
+        except ValueError:
+            self._parameters[parameter.name] = before
+            raise
+
+    def _evaluate(self, parameter: Parameter, value: Callable[[int], float]) -> float:
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the parameters as plain values, nested declared objects as `{"class_name", "config"}`.
+
+        A schedule that is a plain function stays the function.
+        """
+        return {name: serialize(value) for name, value in self._parameters.items()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Make an object from what `get_config` returned."""
+        return cls(**{name: deserialize(value) for name, value in config.items()})
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{name}={value!r}"
+            for name, value in self._parameters.items()
+            if value != self.parameters[name].default or not self.parameters[name].kw_only
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+_ALIASES = {  # what users of other libraries write
+    "lr": "learning_rate",
+    "betas": "beta_1",
+    "eps": "epsilon",
+    "max_grad_norm": "global_clipnorm",
+}
+
+
+def serialize(value: Any) -> Any:
+    """Return a declared object as `{"class_name": ..., "config": ...}`, anything else as it is."""
+    if isinstance(value, Declared):
+        return {"class_name": type(value).__name__, "config": value.get_config()}
+    return value
+
+
+def deserialize(value: Any) -> Any:
+    """Reverse `serialize`.
+
+    Raises
+    ------
+    ValueError
+        If the class is not known in this process.
+    """
+    if isinstance(value, dict) and value.keys() == {"class_name", "config"}:
+        if value["class_name"] not in Declared.registry:
+            raise ValueError(f"unknown class {value['class_name']!r}; import the module that defines it first")
+        return Declared.registry[value["class_name"]].from_config(value["config"])
+    return value

@@ -1,0 +1,257 @@
+"""The rules and stages in plain typed NumPy: the specification, and the oracle of the compiled kernels.
+
+`Plan` here and the compiled `Plan` are interchangeable and agree bit for bit. A rule that a user writes in
+NumPy runs here too (any object with `slots`, `scalars` and `__call__`), with every stage around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastvar import buffers
+from fastvar.buffers import Array
+from fastvar.kernels.stages import BLOCK, LANES, TINY, neutral
+
+Block = Callable[[Array, Array, Sequence[Array], Sequence[Any]], None]
+
+
+class Rule(NamedTuple):
+    """An update rule: `block(w, g, slots, c)` writes `w` and the slots in place."""
+
+    block: Block
+    slots: int
+    scalars: int
+    whole: bool = False  # sees arrays in their shapes, not flat; may fail, and is then undone
+
+
+def flush(x: Array) -> Array:
+    return np.where(np.abs(x) < x.dtype.type(TINY[x.dtype]), x.dtype.type(0), x)
+
+
+def towards(x: Array, target: Array, rate: Any) -> Array:
+    return flush(x + (target - x) * rate)
+
+
+def gradient_descent(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
+    w[...] = w - c[0] * g
+
+
+def momentum(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
+    (m,) = slots
+    m[...] = flush(c[0] * m + c[1] * g)
+    w[...] = w + c[2] * m + c[3] * g
+
+
+def adam(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
+    m, v = slots
+    m[...] = towards(m, g, c[0])
+    v[...] = towards(v, g * g, c[1])
+    w[...] = w - (c[2] * m + c[3] * g) / (np.sqrt(v) + c[4])
+
+
+def amsgrad(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
+    m, v, peak = slots
+    m[...] = towards(m, g, c[0])
+    v[...] = towards(v, g * g, c[1])
+    peak[...] = np.where(v > peak, v, peak)
+    w[...] = w - (c[2] * m + c[3] * g) / (np.sqrt(peak) + c[4])
+
+
+RULES = {
+    "gradient_descent": Rule(gradient_descent, slots=0, scalars=1),
+    "momentum": Rule(momentum, slots=1, scalars=4),
+    "adam": Rule(adam, slots=2, scalars=5),
+    "amsgrad": Rule(amsgrad, slots=3, scalars=5),
+}
+
+
+def conditioned(g: Array, w: Array, s: Any) -> Array:
+    """Return the gradient in the arithmetic type of `w`, after the stages that come before a rule."""
+    real = w.dtype.type
+    x = g.astype(w.dtype) * real(s["scale"])
+    if s["l2"] != 0:
+        x = x + real(s["l2"]) * w
+    if s["l1"] != 0:
+        l1 = real(s["l1"])
+        x = x + np.where(w > 0, l1, np.where(w < 0, -l1, real(0)))
+    if s["clip"] != 1:
+        x = x * real(s["clip"])
+    limit = real(s["limit"])
+    return np.where(x < -limit, -limit, np.where(x > limit, limit, x))
+
+
+def finish(w: Array, average: Array | None, s: Any, updated: bool) -> None:
+    """Run the stages that come after a rule."""
+    real = w.dtype.type
+    if average is not None:
+        average[...] = real(s["average"]) * average + real(1 - s["average"]) * w
+        if s["overwrite"] != 0:
+            w[...] = average
+    if updated and s["nonneg"] != 0:
+        w[...] = np.where(w < 0, real(0), w)
+
+
+class Plan:
+    """All variables of a step and one rule.
+
+    Parameters
+    ----------
+    owner : str
+        Begins every error message.
+    rule : Rule
+        From `RULES`, or a user's own.
+    names : sequence of str
+        One per variable, for error messages.
+    weights : sequence of ndarray
+        float32 or float64, C-contiguous, writable; updated in place.
+    slots : sequence of sequences of ndarray
+        State arrays of each variable, of its shape and dtype.
+    groups : sequence of int
+        The group of each variable, whose scalars it takes.
+    averages : sequence of (ndarray or None), optional
+        Where the moving averages of the weights are kept.
+
+    Attributes
+    ----------
+    stages : ndarray
+        One record of `stages.STAGES` per variable, to be filled by the optimizer.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        rule: Rule,
+        names: Sequence[str],
+        weights: Iterable[Array],
+        slots: Iterable[Sequence[Array]],
+        groups: Iterable[int],
+        averages: Iterable[Array | None] | None = None,
+    ) -> None:
+        self.owner, self.rule, self.names = owner, rule, list(names)
+        self._table = buffers.plan_table(owner, rule.slots, self.names, weights, slots, groups, averages)
+        self._held: list[Array | None] | None = None
+        self._zero = False
+        self.stages = neutral(len(self._table.weights))
+
+    def bind(self, gradients: Iterable[Any], zero: bool = False) -> int:
+        """Check the gradients of the next step, hold them, and return how many are not None (no update).
+
+        With `zero` they are zeroed once they are read.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the variable, if a gradient cannot be used; nothing has been written then.
+        """
+        self._held = None
+        given = list(gradients)
+        if len(given) != len(self._table.weights):
+            raise ValueError(
+                f"{self.owner}: must be given {len(self._table.weights)} gradients, got {len(given)}"
+            )
+        held: list[Array | None] = []
+        labels = [f"{self.owner}: gradient of {name}" for name in self.names]
+        for gradient, like, label in zip(given, self._table.weights, labels, strict=True):
+            array = None
+            if gradient is not None:
+                array = buffers.as_gradient(gradient, like, label)
+                self._table.extents.refuse(array, label)
+                if zero and not (array is gradient and array.flags.writeable):
+                    buffers.refuse_zeroing(label)
+            held.append(array)
+        if zero:
+            buffers.check_disjoint(zip(labels, held, strict=True))
+        self._held, self._zero = held, zero
+        return sum(g is not None for g in held)
+
+    def _bound(self) -> list[Array | None]:
+        if self._held is None:
+            raise RuntimeError(f"{self.owner}: bind gradients first")
+        return self._held
+
+    def sums_of_squares(self, each: bool, threads: int = 1) -> Array:
+        """Sum the squares of the conditioned gradients: one sum per variable, or one of all.
+
+        In double precision, in fixed blocks and lanes of the concatenation of all variables, so that the
+        result depends neither on threads nor, of all, on how the elements are split into variables.
+        """
+        parts = []
+        with np.errstate(all="ignore"):
+            for g, w, s in zip(self._bound(), self._table.weights, self.stages, strict=True):
+                x = np.zeros(w.size) if g is None else conditioned(g, w, s).astype(np.float64).reshape(-1)
+                parts.append(x)
+            groups = parts if each else [np.concatenate([np.empty(0), *parts])]
+            return np.array([sum_of_squares(x) for x in groups])
+
+    def run(self, scalars: Sequence[Sequence[float]], threads: int = 1) -> None:
+        """Apply the rule with the scalars of each group, and every stage; releases the gradients."""
+        held = self._bound()
+        if len(scalars) != self._table.groups:
+            raise ValueError(
+                f"{self.owner}: must be given scalars for {self._table.groups} groups, got {len(scalars)}"
+            )
+        for row in scalars:
+            if len(row) != self.rule.scalars:
+                raise ValueError(f"{self.owner}: the rule takes {self.rule.scalars} scalars, got {len(row)}")
+        undo = [[a if a is None else a.copy() for a in row] for row in self._table.arrays if self.rule.whole]
+        try:
+            with np.errstate(all="ignore"):
+                for i, g in enumerate(held):
+                    self._advance(i, g, scalars[self._table.group_of[i]])
+        except BaseException:
+            for row, before in zip(self._table.arrays, undo, strict=False):
+                for array, old in zip(row, before, strict=True):
+                    if array is not None:
+                        array[...] = old
+            raise
+        finally:
+            self._held = None
+        if self._zero:
+            for g in held:
+                if g is not None:
+                    g[...] = 0
+
+    def _advance(self, i: int, g: Array | None, scalars: Sequence[float]) -> None:
+        w, average, *slots = self._table.arrays[i]
+        assert w is not None
+        s = self.stages[i]
+        if g is not None:
+            x = conditioned(g, w, s)
+            if s["decay"] != 0:
+                w[...] = w - w.dtype.type(s["decay"]) * w
+            if self.rule.whole:
+                self.rule.block(w, x, slots, scalars)
+            else:
+                self.rule.block(w, x, slots, [w.dtype.type(c) for c in scalars])
+        finish(w, average, s, g is not None)
+
+
+def sum_of_squares(x: Array) -> float:
+    """Return the sum of squares of a flat float64 array, in `LANES` lanes within blocks of `BLOCK`."""
+    blocks = -(-x.size // BLOCK)
+    padded = np.zeros(blocks * BLOCK)
+    padded[: x.size] = x
+    rows = padded.reshape(blocks, BLOCK // LANES, LANES)
+    lanes = np.zeros((blocks, LANES))
+    for k in range(BLOCK // LANES):
+        lanes += rows[:, k] * rows[:, k]
+    return float(sum_in_order(sum_in_order(lanes.T)))
+
+
+def sum_in_order(rows: Array) -> Any:
+    """Sum along the first axis strictly from first to last."""
+    total = np.zeros(rows.shape[1:])
+    for row in rows:
+        total = total + row
+    return total
+
+
+def openmp() -> bool:
+    return False
+
+
+def max_threads() -> int:
+    return 1

@@ -1,0 +1,84 @@
+# What happens around a rule, on one block that fits in L1. A stage is written once and works with every
+# rule; a storage format is one more type in `stored` and works with every stage. Order of a block:
+#
+#     load      x = g * scale                        any stored type to the arithmetic type
+#     regularize x = x + l2*w + l1*sign(w)           clip      x = x * clip      limit   -limit <= x <= limit
+#     decay     w = w - decay*w                      then the rule on (w, x, slots), then
+#     average   a = average*a + (1 - average)*w      overwrite w = a
+#     nonneg    w = 0 where w < 0
+#
+# A field at its neutral value (stages.py) is skipped; reference.py holds the twin of each.
+
+cdef struct Stages:  # the order of the fields is that of stages.STAGES, checked at import
+    double scale
+    double l2
+    double l1
+    double clip
+    double limit
+    double decay
+    double average
+    double overwrite
+    double nonneg
+
+
+cdef inline bint raw_gradient(const Stages* s) noexcept nogil:
+    return s.scale == 1 and s.l2 == 0 and s.l1 == 0 and s.clip == 1 and s.limit == INFINITY
+
+
+cdef void load(real* x, const stored* g, Py_ssize_t n, real scale) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        x[i] = <real> g[i] * scale
+
+
+cdef void condition(real* x, const real* w, Py_ssize_t n, const Stages* s) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef real l2 = s.l2, l1 = s.l1, clip = s.clip, limit = s.limit
+    if l2 != 0:
+        for i in range(n):
+            x[i] = x[i] + l2 * w[i]
+    if l1 != 0:
+        for i in range(n):
+            x[i] = x[i] + (l1 if w[i] > 0 else -l1 if w[i] < 0 else 0)
+    if clip != 1:
+        for i in range(n):
+            x[i] = x[i] * clip
+    if limit != INFINITY:
+        for i in range(n):
+            x[i] = -limit if x[i] < -limit else limit if x[i] > limit else x[i]
+
+
+cdef void shrink(real* w, Py_ssize_t n, real decay) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        w[i] = w[i] - decay * w[i]
+
+
+cdef void finish(real* w, real* average, Py_ssize_t n, const Stages* s, bint updated) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef real keep = s.average, take = 1 - s.average
+    if average != NULL:
+        for i in range(n):
+            average[i] = keep * average[i] + take * w[i]
+        if s.overwrite != 0:
+            for i in range(n):
+                w[i] = average[i]
+    if updated and s.nonneg != 0:
+        for i in range(n):
+            w[i] = 0 if w[i] < 0 else w[i]
+
+
+cdef double sum_of_squares(const stored* x) noexcept nogil:
+    # A block in LANES fixed lanes, then the lanes in order: the same sum on every instruction set.
+    cdef double lanes[LANES]
+    cdef double value
+    cdef Py_ssize_t i, j
+    for j in range(LANES):
+        lanes[j] = 0
+    for i in range(BLOCK // LANES):
+        for j in range(LANES):
+            value = x[i * LANES + j]
+            lanes[j] += value * value
+    for j in range(1, LANES):
+        lanes[0] += lanes[j]
+    return lanes[0]

@@ -1,0 +1,440 @@
+"""The optimizer base (layer 3): options, groups, slots, and the step that a user calls."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from fastvar import buffers, kernels
+from fastvar.engine import Engine
+from fastvar.hyper import Declared, Parameter, flag, integer, number, serialize, text
+from fastvar.kernels.reference import Rule
+from fastvar.module import Module
+from fastvar.variable import Structure, Variable
+
+
+class Group:
+    """Variables of an optimizer with hyperparameters of their own; what is not set here is the optimizer's.
+
+    Any hyperparameter that varies by variable is an attribute that can be read and set, also to a schedule.
+    """
+
+    def __init__(self, optimizer: Optimizer, variables: list[Variable], own: dict[str, Any]) -> None:
+        self.__dict__.update(variables=variables, _optimizer=optimizer, _own={})
+        for name, value in own.items():
+            setattr(self, name, value)
+
+    def _parameter(self, name: str) -> Parameter:
+        parameter = type(self._optimizer).parameters.get(name)
+        if parameter is None or not parameter.per_group:
+            known = [n for n, p in type(self._optimizer).parameters.items() if p.per_group]
+            raise AttributeError(
+                f"{type(self._optimizer).__name__}: a group has no {name!r}; it has {', '.join(known)}"
+            )
+        return parameter
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        parameter = self._parameter(name)
+        value = self._own.get(name, self._optimizer._parameters[name])
+        return self._optimizer._evaluate(parameter, value) if callable(value) else value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._own[name] = self._parameter(name).checked(self._optimizer, value)
+        self._optimizer._changed()
+
+    def __repr__(self) -> str:
+        own = "".join(f", {name}={value!r}" for name, value in self._own.items())
+        return f"<Group of {len(self.variables)} variables{own}>"
+
+
+class Optimizer(Declared):
+    """Base of all optimizers: updates variables in place from gradients, in one pass over memory.
+
+    The options below hold for every optimizer alike. Order of a step, as in Keras: gradients that are None
+    are dropped, the rest unscaled, accumulated, regularised, clipped; weights decay, the rule updates them,
+    moving averages follow, constraints apply, and `iterations` counts up. Everything is checked before the
+    first element is written: a step happens to all variables, or raises and changes nothing.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        Step size, >= 0; or a schedule: a callable of the iteration (from 0) that returns it.
+    weight_decay : float, optional
+        Decoupled decay: `w -= learning_rate * weight_decay * w` before the update, >= 0.
+    clipnorm : float, optional
+        Each variable's gradient is scaled to at most this L2 norm, > 0.
+    clipvalue : float, optional
+        Each gradient element is clipped to [-clipvalue, clipvalue], > 0.
+    global_clipnorm : float, optional
+        All gradients together are scaled to at most this L2 norm, > 0. At most one of the three.
+    use_ema : bool
+        Keep an exponential moving average of every variable: `a = m * a + (1 - m) * w`; the first step
+        copies the weights.
+    ema_momentum : float
+        The `m` of it, in [0, 1].
+    ema_overwrite_frequency : int, optional
+        Overwrite the variables by their averages every so many iterations, >= 1.
+    loss_scale_factor : float, optional
+        Gradients are divided by it, > 0 (`scale_loss` multiplies the loss).
+    gradient_accumulation_steps : int, optional
+        Update once in so many steps, with the mean of their gradients, >= 2.
+    name : str, optional
+        Begins error messages; by default the class name in lower case.
+
+    Notes
+    -----
+    A rule of one's own is a subclass that declares its parameters, names its slots, and writes `update` in
+    plain NumPy; all options above hold for it.
+
+    Examples
+    --------
+    >>> import fastvar as fv, numpy as np
+    >>> from fastvar.hyper import number
+    >>> class Heavy(fv.Optimizer):
+    ...     learning_rate: float = number(default=0.1, low=0, scheduled=True)
+    ...     friction: float = number(default=0.5, low=0, high=1)
+    ...     slots = ("velocity",)
+    ...     def update(self, variable, gradient, slots, hyper):
+    ...         slots.velocity *= hyper.friction
+    ...         slots.velocity -= hyper.learning_rate * gradient
+    ...         variable += slots.velocity
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = Heavy(clipvalue=1.0)
+    >>> optimizer.apply([[3.0, 0.5]], [w])
+    >>> w.value
+    array([0.9 , 1.95])
+    """
+
+    learning_rate: float = number(default=0.001, low=0, scheduled=True)
+    weight_decay: float | None = number(default=None, low=0, optional=True, kw_only=True)
+    clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    clipvalue: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    global_clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    use_ema: bool = flag(default=False, kw_only=True)
+    ema_momentum: float = number(default=0.99, low=0, high=1, kw_only=True, per_group=False)
+    ema_overwrite_frequency: int | None = integer(default=None, low=1, optional=True, kw_only=True)
+    loss_scale_factor: float | None = number(
+        default=None, above=0, optional=True, kw_only=True, per_group=False
+    )
+    gradient_accumulation_steps: int | None = integer(default=None, low=2, optional=True, kw_only=True)
+    name: str | None = text(default=None, kw_only=True)
+
+    # What a subclass says.
+
+    slots: Sequence[str] = ()
+    """Names of the state arrays that the rule keeps for every variable; they start at zero."""
+
+    def rule(self) -> Any:
+        """Return the update rule: a compiled one, or by default `update` of the subclass."""
+        if type(self).update is Optimizer.update:
+            raise NotImplementedError(f"{type(self).__name__}: write update(variable, gradient, slots, hyper)")
+
+        def block(w: buffers.Array, g: buffers.Array, slots: Sequence[buffers.Array], c: Sequence[Any]) -> None:
+            self.update(w, g, SimpleNamespace(**dict(zip(self.slots, slots, strict=True))), c[0])
+
+        return Rule(block, slots=len(self.slots), scalars=1, whole=True)
+
+    def scalars(self, hyper: Any, t: int) -> tuple[Any, ...]:
+        """Return what the compiled rule takes at update number `t` (from 1), from a group's hyperparameters."""
+        return (SimpleNamespace(**vars(hyper), t=t),)
+
+    def update(self, variable: buffers.Array, gradient: buffers.Array, slots: Any, hyper: Any) -> None:
+        """Update one variable in place, in NumPy; to be written by a subclass with a rule of its own.
+
+        Parameters
+        ----------
+        variable : ndarray
+            The weights, to be written in place.
+        gradient : ndarray
+            Its gradient, after scaling, regularisation and clipping.
+        slots : namespace
+            The slots by name, to be written in place.
+        hyper : namespace
+            The hyperparameters of the variable's group as numbers, and `t`, the number of the update, from 1.
+        """
+        raise NotImplementedError
+
+    # Making one.
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups: list[Group] = []
+        self._variables: list[Variable] = []
+        self._index: dict[int, int] = {}
+        self._state: dict[str, list[Variable]] = {}  # slot name -> one per variable
+        self._excluded: tuple[set[int], re.Pattern[str] | None] = (set(), None)
+        self._steps = 0
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+
+    def _validate(self) -> None:
+        p = self._parameters
+        given = [n for n in ("clipnorm", "clipvalue", "global_clipnorm") if p[n] is not None]
+        if len(given) > 1:
+            raise ValueError(f"{type(self).__name__}: only one of {' and '.join(given)} can be set")
+
+    def _set(self, parameter: Parameter, value: Any) -> None:
+        super()._set(parameter, value)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._engine = None  # planned anew at the next step
+
+    def _evaluate(self, parameter: Parameter, value: Callable[[int], float]) -> float:
+        return parameter.check(value(self._steps), f"{self._owner}: {parameter.name} at step {self._steps}")  # type: ignore[no-any-return]
+
+    @property
+    def _owner(self) -> str:
+        return self._parameters["name"] or type(self).__name__
+
+    def build(self, variables: Module | Iterable[Variable | dict[str, Any]]) -> None:
+        """Take the variables to be updated, and make their slots; later calls of the same list do nothing.
+
+        Parameters
+        ----------
+        variables : Module or iterable of Variable or dict
+            Dicts are groups: `{"variables": [...], "learning_rate": 1e-4, ...}`; the variables that stand
+            alone are one group more, with the optimizer's own hyperparameters.
+
+        Raises
+        ------
+        TypeError
+            If one is no variable, or neither float32 nor float64.
+        ValueError
+            If a variable or a name comes twice, memory is shared, or the optimizer is built on others.
+        """
+        entries = variables.variables if isinstance(variables, Module) else list(variables)
+        grouped = [dict(e) for e in entries if isinstance(e, dict)]
+        alone = [e for e in entries if not isinstance(e, dict)]
+        if alone or not grouped:
+            grouped.insert(0, {"variables": alone})
+        for group in grouped:
+            listed = group.get("variables", ())
+            group["variables"] = listed.variables if isinstance(listed, Module) else list(listed)
+        flat = [v for group in grouped for v in group["variables"]]
+        if self._variables:
+            if [*map(id, flat)] != [*map(id, self._variables)]:
+                raise ValueError(f"{self._owner}: is built on other variables; make a new optimizer for these")
+            return
+        self._check_variables(flat)
+        groups = [Group(self, group.pop("variables"), group) for group in grouped]
+        self._variables, self.groups = flat, groups
+        self._index = {id(v): i for i, v in enumerate(flat)}
+        try:
+            self._plan()
+        except BaseException:
+            self._variables, self.groups, self._index, self._state = [], [], {}, {}
+            raise
+
+    def _check_variables(self, variables: list[Any]) -> None:
+        names: set[str] = set()
+        for i, v in enumerate(variables):
+            if not isinstance(v, Variable):
+                raise TypeError(f"{self._owner}: variables must be fastvar.Variable, got {type(v).__name__}")
+            if v.dtype not in buffers.REAL:
+                raise TypeError(f"{self._owner}: {_label(v, i)} must be float32 or float64, got {v.dtype}")
+            if v.name is not None and v.name in names or any(v is w for w in variables[:i]):
+                raise ValueError(f"{self._owner}: {_label(v, i)} comes twice")
+            names |= {v.name} if v.name else set()
+
+    def _plan(self) -> Engine:
+        labels = [_label(v, i) for i, v in enumerate(self._variables)]
+        wanted = {name: True for name in self.slots}
+        wanted |= {"average": True} if self.use_ema else {}
+        wanted |= {"gradient_accumulator": True} if self.gradient_accumulation_steps else {}
+        for name in wanted:
+            if name not in self._state:
+                self._state[name] = [
+                    Variable(buffers.full(v.shape, v.dtype, 0), trainable=False, name=name, copy=False)
+                    for v in self._variables
+                ]
+        self._engine = Engine(self, labels)
+        return self._engine
+
+    # Stepping.
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Iterable[Variable] | None = None) -> None:
+        """Update the variables once from `grads`.
+
+        Parameters
+        ----------
+        grads : sequence of array_like or None
+            One per variable, in their order. None leaves a variable as it is. A gradient that is strided,
+            byte-swapped, misaligned, a list or of another real dtype means what its contiguous copy means.
+        trainable_variables : iterable of Variable, optional
+            The variables of `grads`; by default those of `build`. The first call builds on them. Variables
+            whose `trainable` is False keep their values.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the variable; nothing has changed then.
+        RuntimeError
+            If another thread is in a step of this optimizer.
+        """
+        self._apply(grads, trainable_variables, zero=False)
+
+    def _apply(self, grads: Sequence[Any], variables: Iterable[Variable] | None, zero: bool) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(f"{self._owner}: another thread is in a step of this optimizer; give each its own")
+        try:
+            if variables is not None:
+                grads = self._arranged(grads, variables)
+            if not self._variables:
+                if len(grads) == 0:
+                    return
+                raise ValueError(f"{self._owner}: call build(variables) first, or pass the variables")
+            engine = self._engine
+            if engine is None or engine.version != Structure.version:
+                engine = self._plan()
+            engine.step(grads, self._steps, zero)
+            self._steps += 1
+        finally:
+            self._lock.release()
+
+    def _arranged(self, grads: Sequence[Any], variables: Iterable[Variable]) -> Sequence[Any]:
+        given = list(variables)
+        grads = list(grads)
+        if len(given) != len(grads):
+            raise ValueError(f"{self._owner}: got {len(grads)} gradients for {len(given)} variables")
+        if not self._variables and given:
+            self.build(given)
+        if len(given) == len(self._variables) and all(a is b for a, b in zip(given, self._variables, strict=True)):
+            return grads
+        arranged: list[Any] = [None] * len(self._variables)
+        seen: set[int] = set()
+        for v, gradient in zip(given, grads, strict=True):
+            i = self._index.get(id(v))
+            if i is None:
+                raise ValueError(f"{self._owner}: unknown variable {v!r}; it was built on others")
+            if i in seen:
+                raise ValueError(f"{self._owner}: {_label(v, i)} comes twice")
+            seen.add(i)
+            arranged[i] = gradient
+        return arranged
+
+    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Variable]]) -> int:
+        """Update once from pairs of gradient and variable, and return the number of calls so far."""
+        pairs = list(grads_and_vars)
+        self.apply([gradient for gradient, _ in pairs], [v for _, v in pairs])
+        return self._steps
+
+    def step(self, zero_grad: bool = False) -> None:
+        """Update once from the `grad` of every variable; with `zero_grad`, zero them in the same pass.
+
+        Raises
+        ------
+        ValueError
+            If no variable has a `grad`, or with `zero_grad` one cannot be zeroed in place.
+        """
+        self._apply([v.grad for v in self._variables], None, zero=zero_grad)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the `grad` of every variable, or with `set_to_none=False` fill them with zeros."""
+        for v in self._variables:
+            if set_to_none:
+                v.grad = None
+            elif v.grad is not None:
+                v.grad[...] = 0
+
+    def minimize(
+        self,
+        value_and_grad: Callable[[], tuple[Any, Sequence[Any]]],
+        var_list: Iterable[Variable] | None = None,
+    ) -> Any:
+        """Call `value_and_grad()` for the loss and the gradients of `var_list`, update once, return the loss.
+
+        Examples
+        --------
+        >>> import fastvar as fv
+        >>> w = fv.Variable([4.0])
+        >>> optimizer = fv.optimizers.SGD(0.25)
+        >>> for _ in range(3):
+        ...     loss = optimizer.minimize(lambda: ((w**2).sum(), [2 * w.value]), [w])
+        >>> w.value
+        array([0.5])
+        """
+        loss, grads = value_and_grad()
+        self.apply(grads, var_list)
+        return loss
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Return `loss` times `loss_scale_factor`, to be differentiated."""
+        return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
+
+    # Options by variable.
+
+    def exclude_from_weight_decay(
+        self, var_list: Iterable[Variable] | None = None, var_names: Iterable[str] | None = None
+    ) -> None:
+        """Exempt variables from `weight_decay`: those of `var_list`, and those whose name contains a string.
+
+        Examples
+        --------
+        >>> import fastvar as fv
+        >>> optimizer = fv.optimizers.AdamW()
+        >>> optimizer.exclude_from_weight_decay(var_names=["bias", "norm"])
+        """
+        pattern = re.compile("|".join(var_names)) if var_names else None
+        self._excluded = ({id(v) for v in var_list or ()}, pattern)
+        self._changed()
+
+    def decays(self, variable: Variable) -> bool:
+        """Return whether `weight_decay` concerns the variable."""
+        listed, pattern = self._excluded
+        return id(variable) not in listed and not (pattern and pattern.search(variable.name or ""))
+
+    def finalize_variable_values(self, var_list: Iterable[Variable] | None = None) -> None:
+        """Give the variables the values of their moving averages, if `use_ema`; call it when training ends."""
+        if self.use_ema:
+            for v in self._variables if var_list is None else var_list:
+                v.assign(self.slot(v, "average"))
+
+    # What it keeps.
+
+    @property
+    def iterations(self) -> int:
+        """Number of updates so far (of accumulated gradients: one in `gradient_accumulation_steps` calls)."""
+        return self._steps // (self.gradient_accumulation_steps or 1)
+
+    @property
+    def variables(self) -> list[Variable]:
+        """The slots, moving averages and accumulators, by slot and then by variable."""
+        return [v for of_slot in self._state.values() for v in of_slot]
+
+    def slot(self, variable: Variable, name: str) -> Variable:
+        """Return what the optimizer keeps under `name` for a variable, such as its "momentum".
+
+        Raises
+        ------
+        KeyError
+            If it keeps no such thing.
+        """
+        if name not in self._state or id(variable) not in self._index:
+            raise KeyError(f"{self._owner}: no slot {name!r} of {variable!r}; slots are {[*self._state]}")
+        return self._state[name][self._index[id(variable)]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        listed, pattern = self._excluded
+        excluded = [v for v in self._variables if id(v) in listed]
+        return {**vars(self), "_engine": None, "_lock": None, "_index": None, "_excluded": (excluded, pattern)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
+        self._index = {id(v): i for i, v in enumerate(self._variables)}
+        excluded, pattern = state["_excluded"]
+        self._excluded = ({id(v) for v in excluded}, pattern)
+
+
+def _label(variable: Variable, position: int) -> str:
+    return repr(variable.name) if variable.name else f"variable {position}"

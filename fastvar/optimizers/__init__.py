@@ -1,0 +1,6 @@
+"""Optimizers with Keras's names, defaults and meaning (layer 4)."""
+
+from fastvar.optimizers.adam import Adam, AdamW
+from fastvar.optimizers.sgd import SGD
+
+__all__ = ["SGD", "Adam", "AdamW"]

@@ -1,0 +1,106 @@
+"""Adam and its variants that differ by folded scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+from fastvar import kernels
+from fastvar.hyper import flag, number
+from fastvar.optimizer import Optimizer
+
+
+class Adam(Optimizer):
+    r"""Adam: steps scaled by running moments of the gradient; with `amsgrad`, by the largest second moment.
+
+    At update :math:`t` = 1, 2, ..., with Keras's placement of epsilon (outside the uncorrected root;
+    PyTorch adds it to the corrected one):
+
+    .. math::
+
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        w &\leftarrow w - \eta \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t} \frac{m}{\sqrt{v} + \epsilon}
+
+    With `amsgrad`, :math:`\hat v \leftarrow \max(\hat v, v)` stands in the root.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001.
+    beta_1, beta_2 : float
+        Decay of the moments, in [0, 1), by default 0.9 and 0.999.
+    epsilon : float
+        :math:`\epsilon` >= 0, by default 1e-7 (PyTorch: 1e-8).
+    amsgrad : bool
+        Whether to keep the largest second moment.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "momentum", "velocity" (and "velocity_hat" with `amsgrad`) are float32
+    or float64 of one shape. Moments are set to 0 where their magnitude falls below 1024 times the smallest
+    normal number.
+
+    References
+    ----------
+    Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015 (arXiv:1412.6980), the formulation before
+    section 2.1. Reddi et al., On the Convergence of Adam and Beyond, 2018, for `amsgrad`.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.Adam(0.1)
+    >>> optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([0.9, 2.1])
+    """
+
+    learning_rate: float = number(default=0.001, low=0, scheduled=True)
+    beta_1: float = number(default=0.9, low=0, below=1)
+    beta_2: float = number(default=0.999, low=0, below=1)
+    epsilon: float = number(default=1e-7, low=0)
+    amsgrad: bool = flag(default=False)
+
+    @property
+    def slots(self) -> Sequence[str]:  # type: ignore[override]
+        return ("momentum", "velocity", "velocity_hat") if self.amsgrad else ("momentum", "velocity")
+
+    def rule(self) -> Any:
+        return kernels.RULES["amsgrad" if self.amsgrad else "adam"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        beta_1, beta_2 = hyper.beta_1, hyper.beta_2
+        rate = hyper.learning_rate * sqrt(1 - beta_2**t) / (1 - beta_1**t)
+        return 1 - beta_1, 1 - beta_2, rate, 0.0, hyper.epsilon
+
+
+class AdamW(Adam):
+    r"""Adam with decoupled weight decay, by default 0.004 (PyTorch: 0.01, optax: 1e-4).
+
+    :math:`w \leftarrow w - \eta \lambda w`, and then the update of `Adam`.
+
+    Parameters
+    ----------
+    weight_decay : float or None
+        :math:`\lambda` >= 0.
+    **options
+        Those of `Adam`, and those of every optimizer, see `Optimizer`.
+
+    References
+    ----------
+    Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019 (arXiv:1711.05101).
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0])
+    >>> optimizer = fv.optimizers.AdamW(0.1, weight_decay=0.5)
+    >>> optimizer.apply([[0.0]], [w])
+    >>> w.value
+    array([0.95])
+    """
+
+    weight_decay: float | None = number(default=0.004, low=0, optional=True, kw_only=True)

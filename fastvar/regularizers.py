@@ -1,0 +1,60 @@
+"""Penalties of a variable, added to its gradient in the update's pass (layer 2), with Keras's meaning."""
+
+from __future__ import annotations
+
+from fastvar.buffers import Array
+from fastvar.hyper import Declared, number
+
+
+class Regularizer(Declared):
+    """A penalty `l1 * sum(|w|) + l2 * sum(w**2)`, whose gradient is `l1 * sign(w) + 2 * l2 * w`."""
+
+    l1: float
+    l2: float
+
+    def __call__(self, w: Array) -> float:
+        """Return the penalty, to be added to the loss that is shown."""
+        w = w.astype(float)
+        return float(self.l1 * abs(w).sum() + self.l2 * (w * w).sum())
+
+
+class L1(Regularizer):
+    """L1 penalty `l1 * sum(|w|)`.
+
+    Examples
+    --------
+    >>> import fastvar as fv, numpy as np
+    >>> fv.regularizers.L1(0.5)(np.array([1.0, -2.0]))
+    1.5
+    """
+
+    l1: float = number(default=0.01, low=0)
+    l2 = 0.0
+
+
+class L2(Regularizer):
+    """L2 penalty `l2 * sum(w**2)`.
+
+    Examples
+    --------
+    >>> import fastvar as fv, numpy as np
+    >>> fv.regularizers.L2(0.5)(np.array([1.0, -2.0]))
+    2.5
+    """
+
+    l1 = 0.0
+    l2: float = number(default=0.01, low=0)
+
+
+class L1L2(Regularizer):
+    """Both penalties: `l1 * sum(|w|) + l2 * sum(w**2)`.
+
+    Examples
+    --------
+    >>> import fastvar as fv, numpy as np
+    >>> fv.regularizers.L1L2(l1=1.0, l2=0.5)(np.array([1.0, -2.0]))
+    5.5
+    """
+
+    l1: float = number(default=0.0, low=0)
+    l2: float = number(default=0.0, low=0)

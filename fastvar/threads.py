@@ -1,0 +1,69 @@
+"""How many threads a step uses (layer 2). Results do not depend on it."""
+
+import os
+
+from fastvar import kernels
+
+_default = kernels.active.max_threads()  # OMP_NUM_THREADS, or the processors this process may use
+_chosen: int | None = None
+_forked = False
+
+
+def set_num_threads(count: int) -> None:
+    """Set the number of threads of every later step in this process.
+
+    The start value is `FASTVAR_NUM_THREADS`, else `OMP_NUM_THREADS`, else the number of usable processors.
+    `threadpoolctl` can limit it further. Results are the same bits for any number.
+
+    Parameters
+    ----------
+    count : int
+        At least 1; 1 is serial.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no whole number of at least 1.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> before = fv.get_num_threads()
+    >>> fv.set_num_threads(1)
+    >>> fv.get_num_threads()
+    1
+    >>> fv.set_num_threads(before)
+    """
+    global _chosen  # noqa: PLW0603
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"set_num_threads: count must be an int, got {type(count).__name__}")
+    if count < 1:
+        raise ValueError(f"set_num_threads: count must be at least 1, got {count}")
+    _chosen = count
+
+
+def get_num_threads() -> int:
+    """Return how many threads the next step may use."""
+    if _forked:
+        return 1
+    limit = kernels.active.max_threads()
+    if _chosen is None:
+        return limit
+    return min(_chosen, limit) if limit < _default else _chosen  # lowered since import: by threadpoolctl
+
+
+def _after_fork() -> None:
+    # OpenMP's threads do not survive a fork, and its runtime would wait for them for ever.
+    global _forked  # noqa: PLW0603
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+if "FASTVAR_NUM_THREADS" in os.environ:
+    try:
+        set_num_threads(int(os.environ["FASTVAR_NUM_THREADS"]))
+    except ValueError:
+        value = os.environ["FASTVAR_NUM_THREADS"]
+        raise ImportError(f"fastvar: FASTVAR_NUM_THREADS must be a whole number >= 1, got {value!r}") from None
