@@ -1,55 +1,58 @@
-/* The traffic limit: a loop that only touches the streams that a rule touches. It reads `reads` arrays and
-   reads and writes `writes` arrays, adding them up, so that nothing can be left out; what any fused update
-   does beyond that is arithmetic, which may at best hide behind the traffic. Compiled by limit.py. */
+/* The traffic limit: the least that a fused update can do to memory. Every array that the update writes is
+   read and written once, the gradient is read once (twice with `scan`, as a clip by norm must), by as many
+   threads, over as many elements. One addition per element keeps the compiler from leaving anything out;
+   whatever a real update computes beyond it can at best hide behind the traffic.
+
+   limit.py compiles this with -Dreal=float and with -Dreal=double. Each number of arrays has a loop of its
+   own, because all arrays side by side were the fastest way through memory of those tried (blocks of one
+   array after the other took up to a third longer). */
 
 #include <stddef.h>
 
-#define STREAMS(T, NAME)                                                                      \
-    static void NAME##_2(T *restrict a, const T *restrict g, ptrdiff_t n) {                   \
-        for (ptrdiff_t i = 0; i < n; i++) a[i] += g[i];                                       \
-    }                                                                                         \
-    static void NAME##_3(T *restrict a, T *restrict b, const T *restrict g, ptrdiff_t n) {    \
-        for (ptrdiff_t i = 0; i < n; i++) { a[i] += g[i]; b[i] += g[i]; }                     \
-    }                                                                                         \
-    static void NAME##_4(T *restrict a, T *restrict b, T *restrict c, const T *restrict g,    \
-                         ptrdiff_t n) {                                                       \
-        for (ptrdiff_t i = 0; i < n; i++) { a[i] += g[i]; b[i] += g[i]; c[i] += g[i]; }       \
-    }                                                                                         \
-    static void NAME##_5(T *restrict a, T *restrict b, T *restrict c, T *restrict d,          \
-                         const T *restrict g, ptrdiff_t n) {                                  \
-        for (ptrdiff_t i = 0; i < n; i++) {                                                   \
-            a[i] += g[i]; b[i] += g[i]; c[i] += g[i]; d[i] += g[i];                           \
-        }                                                                                     \
-    }                                                                                         \
-    static T NAME##_sum(const T *g, ptrdiff_t n) {                                            \
-        T lanes[64] = {0}, sum = 0;                                                           \
-        for (ptrdiff_t i = 0; i + 64 <= n; i += 64)                                           \
-            for (int k = 0; k < 64; k++) lanes[k] += g[i + k];                                \
-        for (int k = 0; k < 64; k++) sum += lanes[k];                                         \
-        return sum;                                                                           \
-    }                                                                                         \
-    /* p: `writes` arrays that are updated, then the one that is read; scan: read it once more first */ \
-    double NAME(T **p, int writes, int scan, ptrdiff_t n, int threads, int repeat) {          \
-        double total = 0;                                                                     \
-        for (int r = 0; r < repeat; r++) {                                                    \
-            if (scan) {                                                                       \
-                _Pragma("omp parallel for num_threads(threads) reduction(+ : total)")         \
-                for (int k = 0; k < threads; k++) {                                           \
-                    ptrdiff_t lo = n * k / threads, hi = n * (k + 1) / threads;               \
-                    total += NAME##_sum(p[writes] + lo, hi - lo);                             \
-                }                                                                             \
-            }                                                                                 \
-            _Pragma("omp parallel for num_threads(threads) if (threads > 1)")                 \
-            for (int k = 0; k < threads; k++) {                                               \
-                ptrdiff_t lo = n * k / threads / 16 * 16, hi = k + 1 == threads ? n : n * (k + 1) / threads / 16 * 16, m = hi - lo; \
-                if (writes == 1) NAME##_2(p[0] + lo, p[1] + lo, m);                           \
-                if (writes == 2) NAME##_3(p[0] + lo, p[1] + lo, p[2] + lo, m);                \
-                if (writes == 3) NAME##_4(p[0] + lo, p[1] + lo, p[2] + lo, p[3] + lo, m);     \
-                if (writes == 4) NAME##_5(p[0] + lo, p[1] + lo, p[2] + lo, p[3] + lo, p[4] + lo, m); \
-            }                                                                                 \
-        }                                                                                     \
-        return total;                                                                         \
-    }
+enum { LINE = 16, LANES = 64 };
 
-STREAMS(float, touch_float32)
-STREAMS(double, touch_float64)
+/* Where part k of n elements begins; threads meet on multiples of LINE, so that they share no cache line. */
+static ptrdiff_t part(ptrdiff_t n, int k, int threads)
+{
+    return k == threads ? n : n / LINE * k / threads * LINE;
+}
+
+static void touch(real *const *arrays, int count, const real *restrict g, ptrdiff_t i, ptrdiff_t end)
+{
+    real *restrict a = arrays[0], *restrict b = arrays[1], *restrict c = arrays[2];
+    real *restrict d = arrays[3], *restrict e = arrays[4];
+    switch (count) {
+    case 1: for (; i < end; i++) { a[i] += g[i]; } break;
+    case 2: for (; i < end; i++) { a[i] += g[i]; b[i] += g[i]; } break;
+    case 3: for (; i < end; i++) { a[i] += g[i]; b[i] += g[i]; c[i] += g[i]; } break;
+    case 4: for (; i < end; i++) { a[i] += g[i]; b[i] += g[i]; c[i] += g[i]; d[i] += g[i]; } break;
+    case 5: for (; i < end; i++) { a[i] += g[i]; b[i] += g[i]; c[i] += g[i]; d[i] += g[i]; e[i] += g[i]; } break;
+    }
+}
+
+static double sum(const real *g, ptrdiff_t i, ptrdiff_t end)
+{
+    real lanes[LANES] = {0}; /* many sums side by side: a single one would wait for each addition */
+    double total = 0;
+    for (; i + LANES <= end; i += LANES)
+        for (int k = 0; k < LANES; k++) lanes[k] += g[i + k];
+    for (int k = 0; k < LANES; k++) total += lanes[k];
+    return total;
+}
+
+/* `arrays`: five pointers, of which the first `count` are used. The sum is returned so that it is taken. */
+double limit(real *const *arrays, int count, const real *g, ptrdiff_t n, int scan, int threads, long repeat)
+{
+    double total = 0;
+    while (repeat-- > 0) {
+        if (scan) {
+            #pragma omp parallel for num_threads(threads) if (threads > 1) reduction(+ : total)
+            for (int k = 0; k < threads; k++)
+                total += sum(g, part(n, k, threads), part(n, k + 1, threads));
+        }
+        #pragma omp parallel for num_threads(threads) if (threads > 1)
+        for (int k = 0; k < threads; k++)
+            touch(arrays, count, g, part(n, k, threads), part(n, k + 1, threads));
+    }
+    return total;
+}

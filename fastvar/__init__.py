@@ -1,21 +1,47 @@
 """fastvar: trainable variables, fused compiled optimizers and HDF5 checkpoints for NumPy programs."""
 
+from typing import TYPE_CHECKING, Any
+
 from fastvar import constraints, optimizers, regularizers, schedules
 from fastvar.module import Module
 from fastvar.optimizer import Optimizer
 from fastvar.threads import get_num_threads, set_num_threads
 from fastvar.variable import Variable
 
+if TYPE_CHECKING:
+    from fastvar.checkpoint import (
+        Checkpoint,
+        CheckpointError,
+        CheckpointManager,
+        Saver,
+        list_variables,
+        load_variable,
+    )
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointManager",
     "Module",
     "Optimizer",
+    "Saver",
     "Variable",
     "constraints",
     "get_num_threads",
+    "list_variables",
+    "load_variable",
     "optimizers",
     "regularizers",
     "schedules",
     "set_num_threads",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # what is not here yet comes with h5py, imported when it is first used
+        from fastvar import checkpoint
+
+        return getattr(checkpoint, name)
+    raise AttributeError(f"module 'fastvar' has no attribute {name!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import numpy as np
@@ -56,9 +57,11 @@ def place(array: object, owner: str) -> Array:
         raise TypeError(f"{owner}: must be a NumPy array to be used without a copy, got {type(array).__name__}")
     if not array.dtype.isnative:
         raise TypeError(f"{owner}: dtype must be of native byte order, got {array.dtype.str!r}")
-    for flag, wanted in (("C", "C-contiguous"), ("ALIGNED", "aligned"), ("WRITEABLE", "writable")):
-        if not array.flags[flag]:
-            raise ValueError(f"{owner}: array must be {wanted} to be used without a copy")
+    flags = array.flags
+    wanted = [("C-contiguous", flags.c_contiguous), ("aligned", flags.aligned), ("writable", flags.writeable)]
+    for what, has in wanted:
+        if not has:
+            raise ValueError(f"{owner}: array must be {what} to be used without a copy")
     return array.view(np.ndarray)
 
 
@@ -104,7 +107,7 @@ class Extents:
 
     def __init__(self, arrays: Iterable[tuple[str, Array]]) -> None:
         rows = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, name) for name, a in arrays if a.nbytes)
-        for (_, end, first), (start, _, second) in zip(rows, rows[1:], strict=False):
+        for (_, end, first), (start, _, second) in pairwise(rows):
             if start < end:
                 raise ValueError(f"{first} and {second} must not share memory")
         self.starts = np.array([row[0] for row in rows], np.uintp)
@@ -125,7 +128,7 @@ class PlanTable:
     """What a plan holds, checked: flat weights, the arrays of every variable, groups, written memory."""
 
     weights: list[Array]  # in their shapes, for the gradients to be compared with
-    arrays: list[tuple[Array | None, ...]]  # weights, average or None, slots
+    arrays: list[tuple[Any, ...]]  # weights, average or None, slots
     group_of: list[int]
     groups: int
     extents: Extents
@@ -147,7 +150,7 @@ def plan_table(
         raise ValueError(f"{owner}: names, variables, slots, groups and averages must be equally many")
     if any(group < 0 for group in group_of):
         raise ValueError(f"{owner}: groups must be numbered from 0")
-    rows: list[tuple[Array | None, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     written: list[tuple[str, Array]] = []
     for name, w, average, own_slots in zip(names, weights, averages, slots, strict=True):
         if len(own_slots) != slot_count:

@@ -24,7 +24,8 @@ class Constraint(Declared):
 
 def _rescaled(w: Array, axis: int | tuple[int, ...], wanted: Any) -> Array:
     norms = np.sqrt(np.sum(np.square(w), axis=axis, keepdims=True))
-    return w * (wanted(norms) / (w.dtype.type(EPSILON) + norms)).astype(w.dtype)
+    scales: Array = (wanted(norms) / (w.dtype.type(EPSILON) + norms)).astype(w.dtype)
+    return w * scales
 
 
 class NonNeg(Constraint):
@@ -93,7 +94,5 @@ class MinMaxNorm(Constraint):
         return _rescaled(
             w,
             self.axis,
-            lambda norms: (
-                self.rate * np.clip(norms, self.min_value, self.max_value) + (1 - self.rate) * norms
-            ),
+            lambda norms: self.rate * np.clip(norms, self.min_value, self.max_value) + (1 - self.rate) * norms,
         )

@@ -29,7 +29,7 @@ class Engine:
         variables = optimizer._variables
         self.frozen = [i for i, v in enumerate(variables) if not v.trainable]
         self.parallel = sum(v.size for v in variables) >= PARALLEL
-        self.accumulate = optimizer.gradient_accumulation_steps
+        self.accumulate = optimizer.gradient_accumulation_steps or 1
         index_of = optimizer._index
         group_of = np.empty(len(variables), np.intp)
         for k, group in enumerate(optimizer.groups):
@@ -47,12 +47,10 @@ class Engine:
         self.rule = optimizer.rule()
         plan = reference.Plan if isinstance(self.rule, reference.Rule) else kernels.Plan
         self.plan = plan(optimizer._owner, self.rule, labels, arrays, slots, self.group_of, averages)
-        if self.accumulate:  # adding up is gradient descent with a learning rate of -1
+        if self.accumulate > 1:  # adding up is gradient descent with a learning rate of -1
             self.accumulators = [v._array for v in state["gradient_accumulator"]]
             rule, none = kernels.RULES["gradient_descent"], [()] * len(arrays)
-            self.adding = kernels.Plan(
-                optimizer._owner, rule, labels, self.accumulators, none, [0] * len(arrays)
-            )
+            self.adding = kernels.Plan(optimizer._owner, rule, labels, self.accumulators, none, [0] * len(arrays))
 
     def _resolve(self) -> None:
         """Resolve each group's hyperparameters into a namespace, and note those that follow a schedule."""
@@ -71,7 +69,7 @@ class Engine:
         """Fill in the stages that stay the same from step to step."""
         optimizer, variables, stages = self.optimizer, self.optimizer._variables, self.plan.stages
         unscale = 1 / (optimizer.loss_scale_factor or 1)
-        if self.accumulate:
+        if self.accumulate > 1:
             self.adding.stages["scale"] = unscale
             stages["scale"] = 1 / self.accumulate
         else:
@@ -95,7 +93,7 @@ class Engine:
         for resolved, parameter, schedule in self.scheduled:
             setattr(resolved, parameter.name, self.optimizer._evaluate(parameter, schedule))
         workers = threads.get_num_threads() if self.parallel else 1
-        if self.accumulate:
+        if self.accumulate > 1:
             self._accumulate(grads, calls, zero, workers)
         else:
             if not self.plan.bind(grads, zero) and not self.frozen:
@@ -132,8 +130,8 @@ class Engine:
         """Return what clipping by norm multiplies the gradients with, of each variable or of all."""
         self.plan.stages["clip"] = 1
         each = self.optimizer.clipnorm is not None
-        limit = self.optimizer.clipnorm or self.optimizer.global_clipnorm
-        norms = np.sqrt(self.plan.sums_of_squares(each, workers))
+        limit: Any = self.optimizer.clipnorm or self.optimizer.global_clipnorm
+        norms: Any = np.sqrt(self.plan.sums_of_squares(each, workers))
         if not each and not np.isfinite(norms[0]):
             return math.nan  # as in Keras: nothing may pass for clipped
         return limit / np.maximum(norms, limit)

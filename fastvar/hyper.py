@@ -88,7 +88,7 @@ def integer(*, default: Any = REQUIRED, low: int, optional: bool = False, kw_onl
     def check(value: Any, owner: str) -> int | None:
         if value is None and optional:
             return None
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        if not isinstance(value, numbers.Integral) or value is True or value is False:
             raise TypeError(f"{owner} must be a whole number, got {value!r}")
         if value < low:
             raise ValueError(f"{owner} must be >= {low}, got {value!r}")
@@ -123,7 +123,7 @@ def axes(*, default: int) -> Any:
     """Declare an axis or a list of axes."""
 
     def check(value: Any, owner: str) -> int | tuple[int, ...]:
-        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        if isinstance(value, numbers.Integral) and value is not True and value is not False:
             return int(value)
         try:
             return tuple(int(axis) for axis in value)

@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-
-from fastvar import buffers, kernels
+from fastvar import buffers
 from fastvar.engine import Engine
-from fastvar.hyper import Declared, Parameter, flag, integer, number, serialize, text
+from fastvar.groups import Group
+from fastvar.hyper import Declared, Parameter, flag, integer, number, text
 from fastvar.kernels.reference import Rule
 from fastvar.module import Module
 from fastvar.variable import Structure, Variable
-
-
-class Group:
-    """Variables of an optimizer with hyperparameters of their own; what is not set here is the optimizer's.
-
-    Any hyperparameter that varies by variable is an attribute that can be read and set, also to a schedule.
-    """
-
-    def __init__(self, optimizer: Optimizer, variables: list[Variable], own: dict[str, Any]) -> None:
-        self.__dict__.update(variables=variables, _optimizer=optimizer, _own={})
-        for name, value in own.items():
-            setattr(self, name, value)
-
-    def _parameter(self, name: str) -> Parameter:
-        parameter = type(self._optimizer).parameters.get(name)
-        if parameter is None or not parameter.per_group:
-            known = [n for n, p in type(self._optimizer).parameters.items() if p.per_group]
-            raise AttributeError(
-                f"{type(self._optimizer).__name__}: a group has no {name!r}; it has {', '.join(known)}"
-            )
-        return parameter
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        parameter = self._parameter(name)
-        value = self._own.get(name, self._optimizer._parameters[name])
-        return self._optimizer._evaluate(parameter, value) if callable(value) else value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._own[name] = self._parameter(name).checked(self._optimizer, value)
-        self._optimizer._changed()
-
-    def __repr__(self) -> str:
-        own = "".join(f", {name}={value!r}" for name, value in self._own.items())
-        return f"<Group of {len(self.variables)} variables{own}>"
 
 
 class Optimizer(Declared):
@@ -122,15 +83,13 @@ class Optimizer(Declared):
     use_ema: bool = flag(default=False, kw_only=True)
     ema_momentum: float = number(default=0.99, low=0, high=1, kw_only=True, per_group=False)
     ema_overwrite_frequency: int | None = integer(default=None, low=1, optional=True, kw_only=True)
-    loss_scale_factor: float | None = number(
-        default=None, above=0, optional=True, kw_only=True, per_group=False
-    )
+    loss_scale_factor: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
     gradient_accumulation_steps: int | None = integer(default=None, low=2, optional=True, kw_only=True)
     name: str | None = text(default=None, kw_only=True)
 
     # What a subclass says.
 
-    slots: Sequence[str] = ()
+    slots: ClassVar[Sequence[str]] = ()
     """Names of the state arrays that the rule keeps for every variable; they start at zero."""
 
     def rule(self) -> Any:
@@ -242,15 +201,14 @@ class Optimizer(Declared):
                 raise TypeError(f"{self._owner}: variables must be fastvar.Variable, got {type(v).__name__}")
             if v.dtype not in buffers.REAL:
                 raise TypeError(f"{self._owner}: {_label(v, i)} must be float32 or float64, got {v.dtype}")
-            if v.name is not None and v.name in names or any(v is w for w in variables[:i]):
+            if v.name in names or any(v is w for w in variables[:i]):
                 raise ValueError(f"{self._owner}: {_label(v, i)} comes twice")
             names |= {v.name} if v.name else set()
 
     def _plan(self) -> Engine:
         labels = [_label(v, i) for i, v in enumerate(self._variables)]
-        wanted = {name: True for name in self.slots}
-        wanted |= {"average": True} if self.use_ema else {}
-        wanted |= {"gradient_accumulator": True} if self.gradient_accumulation_steps else {}
+        wanted = [*self.slots, *["average"] * self.use_ema]
+        wanted += ["gradient_accumulator"] * bool(self.gradient_accumulation_steps)
         for name in wanted:
             if name not in self._state:
                 self._state[name] = [

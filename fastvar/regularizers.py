@@ -9,8 +9,8 @@ from fastvar.hyper import Declared, number
 class Regularizer(Declared):
     """A penalty `l1 * sum(|w|) + l2 * sum(w**2)`, whose gradient is `l1 * sign(w) + 2 * l2 * w`."""
 
-    l1: float
-    l2: float
+    l1: float = 0.0
+    l2: float = 0.0
 
     def __call__(self, w: Array) -> float:
         """Return the penalty, to be added to the loss that is shown."""
@@ -29,7 +29,6 @@ class L1(Regularizer):
     """
 
     l1: float = number(default=0.01, low=0)
-    l2 = 0.0
 
 
 class L2(Regularizer):
@@ -42,7 +41,6 @@ class L2(Regularizer):
     2.5
     """
 
-    l1 = 0.0
     l2: float = number(default=0.01, low=0)
 
 

@@ -46,7 +46,7 @@ def get_num_threads() -> int:
     """Return how many threads the next step may use."""
     if _forked:
         return 1
-    limit = kernels.active.max_threads()
+    limit: int = kernels.active.max_threads()
     if _chosen is None:
         return limit
     return min(_chosen, limit) if limit < _default else _chosen  # lowered since import: by threadpoolctl
@@ -65,5 +65,5 @@ if "FASTVAR_NUM_THREADS" in os.environ:
     try:
         set_num_threads(int(os.environ["FASTVAR_NUM_THREADS"]))
     except ValueError:
-        value = os.environ["FASTVAR_NUM_THREADS"]
-        raise ImportError(f"fastvar: FASTVAR_NUM_THREADS must be a whole number >= 1, got {value!r}") from None
+        got = os.environ["FASTVAR_NUM_THREADS"]
+        raise ImportError(f"fastvar: FASTVAR_NUM_THREADS must be a whole number >= 1, got {got!r}") from None

@@ -127,7 +127,8 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
         copy: bool = True,
     ) -> None:
         _check_name(name)
-        self._name, self._path = name, None
+        self._name = name
+        self._path: str | None = None
         label = self._label
         shape = (int(shape),) if isinstance(shape, (int, np.integer)) else shape
         if callable(initial_value) and not isinstance(initial_value, Variable):
@@ -259,15 +260,16 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
         if rows.size == 0:
             rows = rows.astype(np.intp)
         if self.ndim == 0 or rows.dtype.kind not in "iu":
-            raise TypeError(f"{self._label}: rows must be whole numbers of a variable with rows, got {rows.dtype}")
+            raise TypeError(f"{self._label}: rows must be whole numbers, got {rows.dtype} for {self.shape}")
         if rows.size and not (-len(self) <= rows.min() and rows.max() < len(self)):
-            raise IndexError(f"{self._label}: rows must be below {len(self)}, got {rows.min()} to {rows.max()}")
+            got = f"{rows.min()} to {rows.max()}"
+            raise IndexError(f"{self._label}: rows must be below {len(self)}, got {got}")
         wanted = rows.shape + self.shape[1:]
         try:
             return rows, np.broadcast_to(np.asarray(updates), wanted).astype(self.dtype, casting="same_kind")
         except ValueError:
-            got = np.shape(updates)
-            raise ValueError(f"{self._label}: updates must have shape {wanted}, got {got}") from None
+            shape = np.shape(updates)
+            raise ValueError(f"{self._label}: updates must have shape {wanted}, got {shape}") from None
 
     # Being an array.
 
@@ -317,7 +319,7 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
     def __complex__(self) -> complex:
         return complex(self._array)
 
-    def __hash__(self) -> NoReturn:  # type: ignore[override]
+    def __hash__(self) -> NoReturn:
         raise TypeError("a Variable is not hashable, as it compares elementwise; use id(variable) as the key")
 
     sum = _array_method("sum")
@@ -352,7 +354,8 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __copy__(self) -> Self:
         build, arguments = self.__reduce__()
-        return build(*arguments)  # type: ignore[no-any-return]
+        copied: Self = build(*arguments)
+        return copied
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""

@@ -23,7 +23,7 @@ from h5py import (  # type: ignore[import-untyped]
     h5t,
 )
 
-from . import record
+from fastvar.checkpoint import record
 
 Spec = tuple[str, "np.dtype[Any]", tuple[int, ...]]  # a tensor's name, dtype, shape
 
@@ -104,8 +104,7 @@ def layout_of(specs: tuple[Spec, ...], state_length: int) -> Layout:
             )
         ),
         _heads=tuple(
-            _head(spec, place[0] if place[1] else None)
-            for spec, place in zip(specs, tensors, strict=True)
+            _head(spec, place[0] if place[1] else None) for spec, place in zip(specs, tensors, strict=True)
         ),
     )
 

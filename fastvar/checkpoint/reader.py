@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from .record import (
+from fastvar.checkpoint.record import (
     CHUNK,
     MAX_JSON,
     USER_BLOCK,
@@ -67,17 +67,7 @@ class File:
             raise
 
     def _open(self) -> None:
-        status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a file")
-        block = bytearray(min(status.st_size, USER_BLOCK + 8))  # 8: of a foreign HDF5 file
-        self._fill(memoryview(block), 0)
-        record = Record.unpack(bytes(block))
-        if record.length != status.st_size:
-            raise ValueError(
-                f"has {status.st_size} bytes, {record.length} were saved: truncated, or edited "
-                "by another program; use another checkpoint"
-            )
+        record = _read_record(self._descriptor)
         self.step, self.saved = record.step, record.saved
         sections = (record.manifest, record.state)
         uncovered(((part.offset, part.length) for part in sections), record.length)
@@ -171,7 +161,7 @@ class File:
         if section.length > MAX_JSON:
             raise ValueError(f"the {what} is too large")
         data = bytearray(section.length)
-        self._fill(memoryview(data), section.offset)
+        _fill(self._descriptor, memoryview(data), section.offset)
         if xxhash.xxh3_128_hexdigest(data) != section.hash:
             raise ValueError(f"the {what} is damaged; use another checkpoint")
         return bytes(data)
@@ -188,36 +178,68 @@ class File:
             ) from error
         return digest.hexdigest()
 
-    def _hash(
-        self, offset: int, length: int, digest: xxhash.xxh3_128, buffer: memoryview | None = None
-    ) -> None:
+    def _hash(self, offset: int, length: int, digest: xxhash.xxh3_128, buffer: memoryview | None = None) -> None:
         """Update `digest` with a stretch of the file, which stays in `buffer` if that is given."""
         scratch = memoryview(bytearray(min(length, CHUNK))) if buffer is None else buffer
         for start in range(0, length, CHUNK):
             count = min(length - start, CHUNK)
             at = 0 if buffer is None else start
             part = scratch[at : at + count]
-            self._fill(part, offset + start)
+            _fill(self._descriptor, part, offset + start)
             digest.update(part)
-
-    def _fill(self, buffer: memoryview, offset: int) -> None:
-        while buffer.nbytes:
-            count = _pread(self._descriptor, buffer, offset)
-            if count == buffer.nbytes:
-                return
-            if count == 0:
-                raise OSError("the file ends too early")
-            buffer = buffer[count:]
-            offset += count
 
     def _damaged(self, names: list[str]) -> CheckpointError:
         shown = ", ".join(repr(name) for name in names[:10])
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         return CheckpointError(
-            f"{self.path}: damaged tensors: {shown}{more} (not the bytes that were saved); "
-            "use another checkpoint",
+            f"{self.path}: damaged tensors: {shown}{more} (not the bytes that were saved); use another checkpoint",
             damaged=names,
         )
+
+
+def peek(path: str | os.PathLike[str]) -> Record:
+    """The commit record of a file, which has the length that was saved; nothing else is verified.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no whole record, or the length is another.
+    OSError
+        If the file cannot be opened.
+    """
+    descriptor = os.open(path, _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0))
+    try:
+        return _read_record(descriptor)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _read_record(descriptor: int) -> Record:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a file")
+    block = bytearray(min(status.st_size, USER_BLOCK + 8))  # 8: of a foreign HDF5 file
+    _fill(descriptor, memoryview(block), 0)
+    record = Record.unpack(bytes(block))
+    if record.length != status.st_size:
+        raise ValueError(
+            f"has {status.st_size} bytes, {record.length} were saved: truncated, or edited "
+            "by another program; use another checkpoint"
+        )
+    return record
+
+
+def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:
+    while buffer.nbytes:
+        count = _pread(descriptor, buffer, offset)
+        if count == buffer.nbytes:
+            return
+        if count == 0:
+            raise OSError("the file ends too early")
+        buffer = buffer[count:]
+        offset += count
 
 
 def _pread(descriptor: int, buffer: memoryview, offset: int) -> int:

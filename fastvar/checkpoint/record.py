@@ -54,9 +54,7 @@ class CheckpointError(OSError):
         The tensors whose bytes are not those that were saved.
     """
 
-    def __init__(
-        self, message: str, *, errno: int | None = None, damaged: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, message: str, *, errno: int | None = None, damaged: Iterable[str] = ()) -> None:
         super().__init__(message)
         self.errno = errno
         self.damaged = tuple(damaged)
@@ -116,8 +114,7 @@ class Record:
         if not block.startswith(_MAGIC):
             if any(block[at:].startswith(_HDF5_SIGNATURE) for at in (0, 512, 1024, 2048, 4096)):
                 raise ValueError(
-                    "this HDF5 file was not written by fastvar (it has no commit record); "
-                    "import it explicitly"
+                    "this HDF5 file was not written by fastvar (it has no commit record); import it explicitly"
                 )
             raise ValueError("not written by fastvar, or destroyed: there is no commit record")
         body, own_hash = block[:_BODY], block[_BODY:USER_BLOCK]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from .layout import Layout, layout_of
-from .record import CHUNK, LARGE, CheckpointError, Record, Saved, Section
+from fastvar.checkpoint.layout import Layout, layout_of
+from fastvar.checkpoint.record import CHUNK, LARGE, CheckpointError, Record, Saved, Section
 
 # Of a temporary file's name: what is left of a killed writer can be told from all else.
 TEMPORARY_PREFIX = ".fastvar-"
@@ -83,9 +83,7 @@ def write(
     if saved is None:
         run, counter = _process(os.getpid())
         saved = Saved(run, next(counter))
-    temporary = os.path.join(
-        os.path.dirname(path), TEMPORARY_PREFIX + secrets.token_hex(8) + TEMPORARY_SUFFIX
-    )
+    temporary = os.path.join(os.path.dirname(path), TEMPORARY_PREFIX + secrets.token_hex(8) + TEMPORARY_SUFFIX)
     try:
         try:
             _write_file(temporary, layout, arrays, text.ljust(room), step=step, saved=saved)
@@ -187,9 +185,7 @@ def _reserve(descriptor: int, length: int) -> None:
     os.ftruncate(descriptor, length)
 
 
-def _write_tensors(
-    descriptor: int, layout: Layout, arrays: Sequence[np.ndarray[Any, Any]]
-) -> list[str]:
+def _write_tensors(descriptor: int, layout: Layout, arrays: Sequence[np.ndarray[Any, Any]]) -> list[str]:
     """Write the tensors, the small ones gathered; their hashes."""
     hashes = [_NO_BYTES] * len(arrays)
     batch: list[bytes] = []  # neighbours in the file, from `begin` to `end`

@@ -14,9 +14,9 @@ ISAS = ("baseline", "avx2", "avx512")
 
 def supported() -> list[str]:
     """Names of the instruction sets that were built and that this processor runs, the best one last."""
-    from fastvar.kernels import cpu
+    from fastvar.kernels.cpu import supported as runs
 
-    return cpu.supported()
+    return runs()
 
 
 def load(isa: str | None = None) -> tuple[str, ModuleType]:
@@ -34,9 +34,7 @@ def load(isa: str | None = None) -> tuple[str, ModuleType]:
         if isa is None:
             isa = available[-1]
         if isa not in ISAS:
-            raise ImportError(
-                f"fastvar: FASTVAR_ISA must be one of {', '.join(ISAS)}, reference, got {isa!r}"
-            )
+            raise ImportError(f"fastvar: FASTVAR_ISA must be one of {', '.join(ISAS)}, reference, got {isa!r}")
         if isa not in available:
             raise ImportError(
                 f"fastvar: this processor does not run FASTVAR_ISA={isa!r}; it runs {', '.join(available)}"

@@ -71,7 +71,7 @@ RULES = {
 def conditioned(g: Array, w: Array, s: Any) -> Array:
     """Return the gradient in the arithmetic type of `w`, after the stages that come before a rule."""
     real = w.dtype.type
-    x = g.astype(w.dtype) * real(s["scale"])
+    x: Array = g.astype(w.dtype) * real(s["scale"])
     if s["l2"] != 0:
         x = x + real(s["l2"]) * w
     if s["l1"] != 0:
@@ -149,9 +149,7 @@ class Plan:
         self._held = None
         given = list(gradients)
         if len(given) != len(self._table.weights):
-            raise ValueError(
-                f"{self.owner}: must be given {len(self._table.weights)} gradients, got {len(given)}"
-            )
+            raise ValueError(f"{self.owner}: must be given {len(self._table.weights)} gradients, got {len(given)}")
         held: list[Array | None] = []
         labels = [f"{self.owner}: gradient of {name}" for name in self.names]
         for gradient, like, label in zip(given, self._table.weights, labels, strict=True):
@@ -202,9 +200,9 @@ class Plan:
                 for i, g in enumerate(held):
                     self._advance(i, g, scalars[self._table.group_of[i]])
         except BaseException:
-            for row, before in zip(self._table.arrays, undo, strict=False):
-                for array, old in zip(row, before, strict=True):
-                    if array is not None:
+            for arrays, before in zip(self._table.arrays, undo, strict=False):
+                for array, old in zip(arrays, before, strict=True):
+                    if array is not None and old is not None:
                         array[...] = old
             raise
         finally:
@@ -216,7 +214,6 @@ class Plan:
 
     def _advance(self, i: int, g: Array | None, scalars: Sequence[float]) -> None:
         w, average, *slots = self._table.arrays[i]
-        assert w is not None
         s = self.stages[i]
         if g is not None:
             x = conditioned(g, w, s)

@@ -1,0 +1,88 @@
+"""Each rule in NumPy as people write it: one variable after another, a new array for every operation.
+
+Every function takes the weights, which it updates in place, and the gradients, and returns a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Arrays = list[npt.NDArray[np.floating]]
+Step = Callable[[], None]
+
+
+def gradient_descent(ws: Arrays, gs: Arrays) -> Step:
+    def step() -> None:
+        for w, g in zip(ws, gs, strict=True):
+            w -= 0.001 * g
+
+    return step
+
+
+def momentum(ws: Arrays, gs: Arrays) -> Step:
+    ms = [np.zeros_like(w) for w in ws]
+
+    def step() -> None:
+        for i, (w, g) in enumerate(zip(ws, gs, strict=True)):
+            ms[i] = 0.9 * ms[i] - 0.001 * g
+            w += ms[i]
+
+    return step
+
+
+def adam(ws: Arrays, gs: Arrays) -> Step:
+    ms = [np.zeros_like(w) for w in ws]
+    vs = [np.zeros_like(w) for w in ws]
+    t = 0
+
+    def step() -> None:
+        nonlocal t
+        t += 1
+        for i, (w, g) in enumerate(zip(ws, gs, strict=True)):
+            ms[i] = 0.9 * ms[i] + 0.1 * g
+            vs[i] = 0.999 * vs[i] + 0.001 * g**2
+            m_hat = ms[i] / (1 - 0.9**t)
+            v_hat = vs[i] / (1 - 0.999**t)
+            w -= 0.001 * m_hat / (np.sqrt(v_hat) + 1e-8)
+
+    return step
+
+
+def amsgrad(ws: Arrays, gs: Arrays) -> Step:
+    ms = [np.zeros_like(w) for w in ws]
+    vs = [np.zeros_like(w) for w in ws]
+    peaks = [np.zeros_like(w) for w in ws]
+    t = 0
+
+    def step() -> None:
+        nonlocal t
+        t += 1
+        for i, (w, g) in enumerate(zip(ws, gs, strict=True)):
+            ms[i] = 0.9 * ms[i] + 0.1 * g
+            vs[i] = 0.999 * vs[i] + 0.001 * g**2
+            peaks[i] = np.maximum(peaks[i], vs[i])
+            m_hat = ms[i] / (1 - 0.9**t)
+            v_hat = peaks[i] / (1 - 0.999**t)
+            w -= 0.001 * m_hat / (np.sqrt(v_hat) + 1e-8)
+
+    return step
+
+
+def adamw_clip_ema(ws: Arrays, gs: Arrays) -> Step:
+    update = adam(ws, clipped := list(gs))
+    averages = [w.copy() for w in ws]
+
+    def step() -> None:
+        norm = np.sqrt(sum(np.sum(g**2) for g in gs))
+        scale = min(1.0, 1.0 / float(norm))
+        for i, (w, g) in enumerate(zip(ws, gs, strict=True)):
+            clipped[i] = g * scale
+            w -= 0.001 * 0.004 * w
+        update()
+        for i, w in enumerate(ws):
+            averages[i] = 0.99 * averages[i] + 0.01 * w
+
+    return step

@@ -1,0 +1,104 @@
+"""The table of what is measured. A new rule is one row of RULES; `numpy` and `torch` may be left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from bench import as_written, with_out
+from fastvar import Optimizer
+from fastvar.optimizers import SGD, Adam, AdamW
+
+Baseline = Callable[[as_written.Arrays, as_written.Arrays], as_written.Step]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to update; `kernel` is its name in fastvar.kernels.RULES."""
+
+    name: str
+    kernel: str
+    optimizer: Callable[[], Optimizer]
+    numpy: tuple[Baseline, Baseline] | None = None  # as people write it, and with out=
+    torch: dict[str, Any] | None = field(default=None, hash=False)  # the name, and arguments of the optimizer
+    clip_and_average: bool = False  # reads the gradient twice, and updates an average too
+
+
+RULES = (
+    Rule(
+        "sgd",
+        "gradient_descent",
+        lambda: SGD(0.001),
+        (as_written.gradient_descent, with_out.gradient_descent),
+        {"name": "SGD", "lr": 0.001},
+    ),
+    Rule(
+        "momentum",
+        "momentum",
+        lambda: SGD(0.001, momentum=0.9),
+        (as_written.momentum, with_out.momentum),
+        {"name": "SGD", "lr": 0.001, "momentum": 0.9},
+    ),
+    Rule(
+        "adam",
+        "adam",
+        lambda: Adam(0.001, epsilon=1e-8),
+        (as_written.adam, with_out.adam),
+        {"name": "Adam", "lr": 0.001},
+    ),
+    Rule(
+        "amsgrad",
+        "amsgrad",
+        lambda: Adam(0.001, epsilon=1e-8, amsgrad=True),
+        (as_written.amsgrad, with_out.amsgrad),
+        {"name": "Adam", "lr": 0.001, "amsgrad": True},
+    ),
+)
+CLIP_DECAY_EMA = Rule(
+    "adamw+clip+ema",
+    "adam",
+    lambda: AdamW(0.001, epsilon=1e-8, weight_decay=0.004, global_clipnorm=1.0, use_ema=True),
+    (as_written.adamw_clip_ema, with_out.adamw_clip_ema),
+    {"name": "AdamW", "lr": 0.001, "weight_decay": 0.004},
+    clip_and_average=True,
+)
+
+DTYPES = ("float32", "float64")
+SHAPES = ((1, 64), (1000, 64), (200, 1000), (1, 2**16), (1, 2**20), (1, 2**24))  # variables x elements
+THREADS = (1, 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule on so many variables of so many elements."""
+
+    rule: Rule
+    dtype: str
+    shape: tuple[int, int]
+    threads: int
+
+    @property
+    def bytes(self) -> int:
+        """What a fused update moves: everything written is read too, the gradient only read."""
+        return (2 * self.written + 1 + self.rule.clip_and_average) * prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def written(self) -> int:
+        """How many arrays of the size of the weights are updated: they, their slots, their average."""
+        return 1 + len(self.rule.optimizer().slots) + self.rule.clip_and_average
+
+    def __str__(self) -> str:
+        variables, elements = self.shape
+        size = f"2^{elements.bit_length() - 1}" if elements >= 2**16 else f"{elements:,}"
+        return f"{self.rule.name} {self.dtype} {variables:,} x {size}, {self.threads} thr."
+
+
+CASES = [
+    *(Case(*row) for row in product(RULES, DTYPES, SHAPES, THREADS)),
+    Case(CLIP_DECAY_EMA, "float32", (1, 2**24), 2),
+]

@@ -1,0 +1,76 @@
+"""Everyone who runs in a case, on arrays of their own, ready to be measured or compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import repeat
+from math import prod
+
+import numpy as np
+
+import fastvar as fv
+from bench import in_torch, limit
+from bench.as_written import Arrays, Step
+from bench.cases import Case
+from bench.measure import Run
+
+Contender = tuple[Run, Arrays]  # runs so many steps; the weights that they update
+
+FASTVAR, WRITTEN, OUT, LIMIT, TORCH = "fastvar", "NumPy", "NumPy out=", "limit", "torch"
+
+
+def repeated(step: Step) -> Run:
+    def run(number: int) -> None:
+        for _ in repeat(None, number):
+            step()
+
+    return run
+
+
+def arrays(case: Case) -> tuple[Arrays, Arrays]:
+    """Return weights and gradients: of ordinary magnitude, so that no step ever meets a denormal."""
+    count, size = case.shape
+    weights = [np.linspace(0.5, 1, size, dtype=case.dtype) for _ in range(count)]
+    return weights, [np.linspace(0.05, 0.15, size, dtype=case.dtype) for _ in range(count)]
+
+
+def fastvar(case: Case) -> Contender:
+    weights, gradients = arrays(case)
+    variables = [fv.Variable(w) for w in weights]
+    optimizer = case.rule.optimizer()
+    optimizer.build(variables)
+    return repeated(lambda: optimizer.apply(gradients)), [v.value for v in variables]
+
+
+def traffic_limit(case: Case) -> Run | None:
+    """Return the limit over one variable of as many elements: memory does not know of variables."""
+    written = [fv.buffers.full((prod(case.shape),), case.dtype, 0.5) for _ in range(case.written)]
+    return limit.runner(written, np.full_like(written[0], 0.1), case.rule.clip_and_average, case.threads)
+
+
+def contenders(case: Case) -> dict[str, Contender]:
+    """Return those there are; the limit computes nothing that could be compared, and so has no weights."""
+    made = {FASTVAR: fastvar(case)}
+    for name, baseline in zip((WRITTEN, OUT), case.rule.numpy or (), strict=False):
+        ws, gs = arrays(case)
+        made[name] = repeated(baseline(ws, gs)), ws
+    if (touch := traffic_limit(case)) is not None:
+        made[LIMIT] = touch, []
+    if in_torch.INSTALLED and case.rule.torch:
+        ws, gs = arrays(case)
+        made[TORCH] = repeated(in_torch.fused(ws, gs, case.rule.clip_and_average, **case.rule.torch)), ws
+    return made
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let everyone use so many threads."""
+    before = fv.get_num_threads()
+    fv.set_num_threads(count)
+    if in_torch.INSTALLED:
+        in_torch.set_threads(count)
+    try:
+        yield
+    finally:
+        fv.set_num_threads(before)

@@ -1,0 +1,55 @@
+"""Compile and call the traffic limit of limit.c."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating]
+
+MOST = 5  # arrays that limit.c can update
+REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+
+
+@functools.cache
+def compiled(real: str) -> ctypes.CDLL | None:
+    """Return limit.c compiled for this machine, or None (and why, on stderr) if that fails."""
+    with tempfile.TemporaryDirectory() as folder:  # once loaded, the file is no longer needed
+        library = Path(folder, "limit.so")
+        flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", f"-Dreal={real}"]
+        command = [os.environ.get("CC", "cc"), *flags, str(Path(__file__).with_suffix(".c")), "-o", str(library)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            loaded = ctypes.CDLL(str(library))
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"bench: no traffic limit: {getattr(error, 'stderr', '') or error}", file=sys.stderr)
+            return None
+    loaded.limit.restype = ctypes.c_double
+    return loaded
+
+
+def runner(written: Sequence[Array], g: Array, scan: bool, threads: int) -> Callable[[int], None] | None:
+    """Return a function that touches the arrays so many times in one call; None without a compiler."""
+    library = compiled(REAL[g.dtype])
+    if library is None:
+        return None
+    if len(written) > MOST:
+        raise ValueError(f"limit.c: can update {MOST} arrays, got {len(written)}")
+    pointers = (ctypes.c_void_p * MOST)(*(array.ctypes.data for array in written))
+    size = ctypes.c_ssize_t(g.size)
+
+    def run(number: int) -> None:
+        library.limit(
+            pointers, len(written), ctypes.c_void_p(g.ctypes.data), size, scan, threads, ctypes.c_long(number)
+        )
+
+    return run

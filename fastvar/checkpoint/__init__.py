@@ -1,0 +1,46 @@
+"""Checkpoints: verified HDF5 files of variables, optimizers and state (layer 4, the only user of h5py)."""
+
+from __future__ import annotations
+
+import os
+
+from fastvar.buffers import Array
+from fastvar.checkpoint.checkpoint import Checkpoint, Restored
+from fastvar.checkpoint.manager import CheckpointManager
+from fastvar.checkpoint.reader import File
+from fastvar.checkpoint.record import CheckpointError
+from fastvar.checkpoint.saver import Saver
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointManager",
+    "Restored",
+    "Saver",
+    "list_variables",
+    "load_variable",
+]
+
+
+def list_variables(path: str | os.PathLike[str]) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the names and shapes of all tensors in a checkpoint: variables, slots, arrays of the state.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged or not a checkpoint.
+    """
+    with File(path) as file:
+        return [(name, entry.shape) for name, entry in file.entries.items()]
+
+
+def load_variable(path: str | os.PathLike[str], name: str) -> Array:
+    """Return one tensor of a checkpoint, verified: by the name that `list_variables` gives, or a variable's.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none of that name, or it is damaged.
+    """
+    with File(path) as file:
+        return file.read(f"variables/{name}" if f"variables/{name}" in file.entries else name)

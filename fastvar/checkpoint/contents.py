@@ -1,0 +1,185 @@
+"""What a checkpoint is made of: objects resolved into named tensors and JSON state, and back.
+
+Names: a variable's own name, else its path in the module or container, under the keyword (the root has
+none). Tensors are stored as `variables/NAME`, `KEYWORD/NAME/SLOT` for an optimizer given by that keyword,
+and `state/KEYWORD/...` for arrays in other state.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fastvar import buffers, optimizer_state
+from fastvar.buffers import Array
+from fastvar.module import Module, walk
+from fastvar.optimizer import Optimizer
+from fastvar.variable import Variable
+
+RESERVED = ("variables", "state", "manifest", "root")
+ARRAY = "$array"  # in JSON state: the name of the tensor that stands here
+Commit = Callable[[], object]
+
+
+class Named(dict[str, Variable]):
+    """Variables under the names given here, whatever their own names are."""
+
+
+class Contents:
+    """The objects of a checkpoint, sorted by kind and named.
+
+    Attributes
+    ----------
+    variables : dict of str to Variable
+    optimizers : dict of str to Optimizer
+    states : dict of str to object
+        Random generators, dicts, and objects with `state_dict` and `load_state_dict`.
+    """
+
+    def __init__(self, root: Any, objects: Mapping[str, Any]) -> None:
+        self.variables: dict[str, Variable] = {}
+        self.optimizers: dict[str, Optimizer] = {}
+        self.states: dict[str, Any] = {}
+        if root is not None and not isinstance(root, (Module, Variable, list, tuple, dict)):
+            raise TypeError(f"Checkpoint: root must be a Module or hold variables, got {type(root).__name__}")
+        self._add_variables("", root)
+        for keyword, thing in objects.items():
+            self._add(keyword, thing)
+        self._names = {id(v): name for name, v in self.variables.items()}
+
+    def _add(self, keyword: str, thing: Any) -> None:
+        if isinstance(thing, Optimizer):
+            if keyword in RESERVED:
+                raise ValueError(f"Checkpoint: an optimizer cannot be given as {keyword}=")
+            self.optimizers[keyword] = thing
+        elif isinstance(thing, (Module, Variable, list, tuple)) or any(True for _ in walk(thing)):
+            self._add_variables(keyword, thing)
+        elif isinstance(thing, dict) or _kind(thing):
+            self.states[keyword] = thing
+        else:
+            raise TypeError(
+                f"Checkpoint: {keyword}= must be variables, a module, an optimizer, a random generator, a dict, "
+                f"or have state_dict and load_state_dict, got {type(thing).__name__}"
+            )
+
+    def _add_variables(self, keyword: str, thing: Any) -> None:
+        for path, variable in walk(thing, keyword):
+            name = path if isinstance(thing, Named) else variable._name or path
+            if not name:
+                raise ValueError("Checkpoint: give the variable a name, or pass it by keyword")
+            if self.variables.setdefault(name, variable) is not variable:
+                raise ValueError(f"Checkpoint: two variables are named {name!r}")
+
+    def name_of(self, variable: Variable) -> str:
+        """Return the name of a variable here, or its own."""
+        name = self._names.get(id(variable)) or variable._name
+        if name is None:
+            raise ValueError(
+                f"Checkpoint: the optimizer's {variable!r} has no name; pass the variables to the checkpoint too"
+            )
+        return name
+
+    def tensors(self) -> dict[str, Variable]:
+        """Return the places of all tensors by their names in a file."""
+        places = {f"variables/{name}": v for name, v in self.variables.items()}
+        for keyword, optimizer in self.optimizers.items():
+            for slot, of_variable in optimizer._state.items():
+                for owner, place in zip(optimizer._variables, of_variable, strict=True):
+                    places[f"{keyword}/{self.name_of(owner)}/{slot}"] = place
+        return places
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return the state of optimizers, generators and the rest: JSON values, and the arrays among them."""
+        arrays: dict[str, Array] = {}
+        values = {k: optimizer_state.describe(o, self.name_of) for k, o in self.optimizers.items()}
+        for keyword, thing in self.states.items():
+            values[keyword] = _encode(_get_state(thing), f"state/{keyword}", arrays)
+        return values, arrays
+
+    def prepare(self, keyword: str, saved: Any, arrays: Mapping[str, Array]) -> Commit:
+        """Check the saved state of one object, and return what will make the object take it over."""
+        if keyword in self.optimizers:
+            return optimizer_state.prepare(self.optimizers[keyword], saved, self.name_of)
+        return _prepare_state(keyword, self.states[keyword], _decode(saved, arrays))
+
+
+def _kind(thing: Any) -> str:
+    if isinstance(thing, random.Random):
+        return "random"
+    if isinstance(thing, (np.random.Generator, np.random.RandomState, np.random.BitGenerator)):
+        return "numpy"
+    return "object" if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict") else ""
+
+
+def _bits(thing: Any) -> Any:
+    """Return the bit generator of a NumPy generator."""
+    if isinstance(thing, np.random.RandomState):
+        return thing._bit_generator
+    return thing.bit_generator if isinstance(thing, np.random.Generator) else thing
+
+
+def _get_state(thing: Any) -> Any:
+    kind = _kind(thing)
+    if kind == "random":
+        version, numbers, gauss = thing.getstate()
+        return [version, list(numbers), gauss]
+    if kind == "numpy":
+        legacy = thing.get_state(legacy=False) if isinstance(thing, np.random.RandomState) else {}
+        return {**_bits(thing).state, **legacy}
+    return thing.state_dict() if kind else thing
+
+
+def _prepare_state(keyword: str, thing: Any, saved: Any) -> Commit:
+    kind = _kind(thing)
+    try:
+        if kind == "random":
+            state = (saved[0], tuple(saved[1]), saved[2])
+            random.Random().setstate(state)
+            return lambda: thing.setstate(state)
+        if isinstance(thing, np.random.RandomState):
+            np.random.RandomState(type(_bits(thing))()).set_state(saved)
+            return lambda: thing.set_state(saved)
+        if kind == "numpy":
+            type(_bits(thing))().state = saved
+            return lambda: setattr(_bits(thing), "state", saved)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{keyword}: the saved state is not one of a {type(thing).__name__} ({error})") from error
+    if kind:
+        return lambda: thing.load_state_dict(saved)
+    if not isinstance(saved, dict):
+        raise ValueError(f"{keyword}: the saved state is not a dict")
+
+    def refill() -> None:
+        thing.clear()
+        thing.update(saved)
+
+    return refill
+
+
+def _encode(value: Any, path: str, arrays: dict[str, Array]) -> Any:
+    """Move the arrays of a nested state into `arrays`, leaving their names."""
+    if isinstance(value, np.ndarray):
+        arrays[path] = buffers.copy(value)
+        return {ARRAY: path}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _encode(item, f"{path}/{key}", arrays) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encode(item, f"{path}/{i}", arrays) for i, item in enumerate(value)]
+    return value
+
+
+def _decode(value: Any, arrays: Mapping[str, Array]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {ARRAY}:
+            if value[ARRAY] not in arrays:
+                raise ValueError(f"the array {value[ARRAY]!r} of the saved state is missing")
+            return arrays[value[ARRAY]]
+        return {key: _decode(item, arrays) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item, arrays) for item in value]
+    return value

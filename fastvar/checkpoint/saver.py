@@ -1,0 +1,78 @@
+"""TensorFlow 1's `tf.train.Saver`, on the same files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastvar.checkpoint.checkpoint import Checkpoint, Restored
+from fastvar.checkpoint.contents import Named
+from fastvar.variable import Variable
+
+
+class Saver:
+    """Saves and restores a list of variables, with the signature of `tf.train.Saver`.
+
+    Parameters
+    ----------
+    var_list : iterable of Variable, or mapping of str to Variable
+        A mapping gives the names in the file. In a list, variables without a name are called `0`, `1`, ...
+    max_to_keep : int, optional
+        How many of the files that this saver wrote stay; None or 0 keeps all.
+
+    Examples
+    --------
+    >>> import fastvar as fv, tempfile
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> saver = fv.Saver({"w": w})
+    >>> path = saver.save(tempfile.mkdtemp() + "/model", global_step=10)
+    >>> path.endswith("model-10.h5")
+    True
+    >>> w[...] = 0
+    >>> saver.restore(path).step
+    10
+    >>> w.value
+    array([1., 2.])
+    """
+
+    def __init__(self, var_list: Iterable[Variable] | Mapping[str, Variable], max_to_keep: int | None = 5) -> None:
+        if isinstance(var_list, Mapping):
+            named = dict(var_list)
+        else:
+            listed = list(var_list)
+            named = {v.name or str(i): v for i, v in enumerate(listed)}
+            if len(named) != len(listed):
+                raise ValueError("Saver: two variables have one name; pass a mapping of names to variables")
+        if not all(isinstance(v, Variable) for v in named.values()):
+            raise TypeError("Saver: var_list must hold fastvar.Variable only")
+        self._checkpoint = Checkpoint(Named(named))
+        self._max_to_keep = max_to_keep
+        self.last_checkpoints: list[str] = []
+
+    def save(self, path: str | os.PathLike[str], global_step: int | Variable | None = None) -> str:
+        """Write the variables to `PATH-STEP.h5`, or `PATH.h5` without a step, and return that path.
+
+        A file of that name is replaced. The oldest beyond `max_to_keep` are removed after that.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written; older files are untouched.
+        """
+        stem, suffix = os.path.splitext(os.fspath(path))
+        if suffix != ".h5":
+            stem, suffix = stem + suffix, ".h5"
+        step = None if global_step is None else int(global_step)
+        target = stem + (f"-{step}" if step is not None else "") + suffix
+        self._checkpoint.save(target, step=step or 0, overwrite=True)
+        self.last_checkpoints = [p for p in self.last_checkpoints if p != target] + [target]
+        while self._max_to_keep and len(self.last_checkpoints) > self._max_to_keep:
+            oldest = self.last_checkpoints.pop(0)
+            if os.path.exists(oldest):
+                os.unlink(oldest)
+        return target
+
+    def restore(self, path: str | os.PathLike[str], **options: Any) -> Restored:
+        """Read the variables from a file that `save` returned; options as those of `Checkpoint.restore`."""
+        return self._checkpoint.restore(path, **options)

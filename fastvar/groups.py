@@ -1,0 +1,47 @@
+"""Groups of variables with hyperparameters of their own (layer 3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastvar.hyper import Parameter
+from fastvar.variable import Variable
+
+if TYPE_CHECKING:
+    from fastvar.optimizer import Optimizer
+
+
+class Group:
+    """Variables of an optimizer with hyperparameters of their own; what is not set here is the optimizer's.
+
+    Any hyperparameter that varies by variable is an attribute that can be read and set, also to a schedule.
+    """
+
+    def __init__(self, optimizer: Optimizer, variables: list[Variable], own: dict[str, Any]) -> None:
+        self.__dict__.update(variables=variables, _optimizer=optimizer, _own={})
+        for name, value in own.items():
+            setattr(self, name, value)
+
+    def _parameter(self, name: str) -> Parameter:
+        parameter: Parameter | None = type(self._optimizer).parameters.get(name)
+        if parameter is None or not parameter.per_group:
+            known = [n for n, p in type(self._optimizer).parameters.items() if p.per_group]
+            raise AttributeError(
+                f"{type(self._optimizer).__name__}: a group has no {name!r}; it has {', '.join(known)}"
+            )
+        return parameter
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        parameter = self._parameter(name)
+        value = self._own.get(name, self._optimizer._parameters[name])
+        return self._optimizer._evaluate(parameter, value) if callable(value) else value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._own[name] = self._parameter(name).checked(self._optimizer, value)
+        self._optimizer._changed()
+
+    def __repr__(self) -> str:
+        own = "".join(f", {name}={value!r}" for name, value in self._own.items())
+        return f"<Group of {len(self.variables)} variables{own}>"

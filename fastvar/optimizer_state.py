@@ -1,0 +1,91 @@
+"""What an optimizer needs to continue as if it had never stopped, beside its slots (layer 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastvar.hyper import Declared, deserialize, serialize
+from fastvar.optimizer import Optimizer
+from fastvar.variable import Variable
+
+FUNCTION = {"function": True}  # a schedule that is a plain function cannot be stored, only kept
+
+
+def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[str, Any]:
+    """Return the optimizer's counters, hyperparameters and groups as JSON values."""
+    return {
+        "class_name": type(optimizer).__name__,
+        "steps": optimizer._steps,
+        "parameters": _stored({k: v for k, v in optimizer._parameters.items() if k != "name"}),
+        "groups": [
+            {"variables": [name_of(v) for v in group.variables], "own": _stored(group._own)}
+            for group in optimizer.groups
+        ],
+    }
+
+
+def _stored(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: FUNCTION if callable(value) and not isinstance(value, Declared) else serialize(value)
+        for name, value in values.items()
+    }
+
+
+def build(optimizer: Optimizer, saved: dict[str, Any], named: dict[str, Variable]) -> None:
+    """Build the optimizer on the variables, in the order and groups in which it was saved."""
+    groups = [
+        {"variables": [named[name] for name in group["variables"]], **_loaded(group["own"], {}, "group")}
+        for group in saved["groups"]
+    ]
+    optimizer.build(groups)
+
+
+def unbuild(optimizer: Optimizer) -> None:
+    """Forget the variables again: for a restore that fails after `build`."""
+    optimizer._variables, optimizer.groups, optimizer._index, optimizer._state = [], [], {}, {}
+    optimizer._changed()
+
+
+def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Variable], str]) -> Callable[[], None]:
+    """Check what `describe` returned against the optimizer, and return what will take it over.
+
+    Raises
+    ------
+    ValueError
+        If it is of another class, or has other groups, or values out of range.
+    """
+    owner = type(optimizer).__name__
+    if saved["class_name"] != owner:
+        raise ValueError(f"{owner}: the saved optimizer is of class {saved['class_name']}")
+    here = [{name_of(v) for v in group.variables} for group in optimizer.groups]
+    if here != [set(group["variables"]) for group in saved["groups"]]:
+        raise ValueError(f"{owner}: the saved optimizer has other groups of variables")
+    values = _loaded(saved["parameters"], optimizer._parameters, owner)
+    own = [
+        _loaded(g["own"], group._own, owner) for g, group in zip(saved["groups"], optimizer.groups, strict=True)
+    ]
+    for name, value in [(k, v) for d in (values, *own) for k, v in d.items()]:
+        if name not in optimizer.parameters:
+            raise ValueError(f"{owner}: has no parameter {name!r}, which was saved")
+        optimizer.parameters[name].checked(optimizer, value)
+    steps = int(saved["steps"])
+
+    def take_over() -> None:
+        optimizer._parameters.update(values)
+        for group, mine in zip(optimizer.groups, own, strict=True):
+            group._own.clear()
+            group._own.update(mine)
+        optimizer._steps = steps
+        optimizer._changed()
+
+    return take_over
+
+
+def _loaded(stored: dict[str, Any], current: dict[str, Any], owner: str) -> dict[str, Any]:
+    values = {}
+    for name, value in stored.items():
+        values[name] = current.get(name) if value == FUNCTION else deserialize(value)
+        if value == FUNCTION and not callable(values[name]):
+            raise ValueError(f"{owner}: {name} was a function when it was saved; set it before restoring")
+    return values

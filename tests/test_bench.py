@@ -1,0 +1,35 @@
+"""The benchmarks cover every rule, run, and compare things that compute the same."""
+
+import numpy as np
+import pytest
+from bench.cases import CASES, CLIP_DECAY_EMA, RULES, Case
+from bench.contenders import FASTVAR, contenders, threads
+from bench.measure import interleaved, ratio
+
+from fastvar import kernels
+
+SMALLEST = [Case(rule, "float32", (1, 64), 1) for rule in (*RULES, CLIP_DECAY_EMA)]
+
+
+def test_every_rule_has_a_row() -> None:
+    assert {case.rule.kernel for case in CASES} == set(kernels.RULES)
+
+
+@pytest.mark.parametrize("case", SMALLEST, ids=str)
+def test_contenders_compute_the_same(case: Case) -> None:
+    made = contenders(case)
+    (start,) = (w.copy() for w in made[FASTVAR][1])
+    with threads(1):
+        for run, _ in made.values():
+            run(5)
+    expected = made[FASTVAR][1][0] - start
+    for name, (_, weights) in made.items():
+        for w in weights:
+            np.testing.assert_allclose(w - start, expected, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+def test_contenders_can_be_measured() -> None:
+    runs = {name: run for name, (run, _) in contenders(SMALLEST[0]).items()}
+    times = interleaved(runs, rounds=2, seconds=1e-5)
+    assert all(len(took) == 2 and min(took) > 0 for took in times.values())
+    assert ratio(times[FASTVAR], times[FASTVAR]) == 1
