@@ -54,7 +54,14 @@ class BuildKernels(build_ext):
         return True
 
 
-directives = {"boundscheck": DEBUG, "wraparound": False, "cdivision": True, "linetrace": COVERAGE}
+directives = {
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "cdivision": True,
+    "linetrace": COVERAGE,
+    "auto_pickle": False,
+    "autotestdict": False,
+}
 macros = [("NPY_NO_DEPRECATED_API", "NPY_1_22_API_VERSION")] + [("CYTHON_TRACE_NOGIL", "1")] * COVERAGE
 extensions = [
     Extension(f"fastvar.kernels.{name}", [f"fastvar/kernels/{name}.pyx"], [np.get_include()], macros)

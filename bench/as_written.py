@@ -16,8 +16,8 @@ Step = Callable[[], None]
 
 def gradient_descent(ws: Arrays, gs: Arrays) -> Step:
     def step() -> None:
-        for w, g in zip(ws, gs, strict=True):
-            w -= 0.001 * g
+        for i, g in enumerate(gs):
+            ws[i] -= 0.001 * g
 
     return step
 
@@ -26,9 +26,9 @@ def momentum(ws: Arrays, gs: Arrays) -> Step:
     ms = [np.zeros_like(w) for w in ws]
 
     def step() -> None:
-        for i, (w, g) in enumerate(zip(ws, gs, strict=True)):
+        for i, g in enumerate(gs):
             ms[i] = 0.9 * ms[i] - 0.001 * g
-            w += ms[i]
+            ws[i] += ms[i]
 
     return step
 
@@ -41,12 +41,12 @@ def adam(ws: Arrays, gs: Arrays) -> Step:
     def step() -> None:
         nonlocal t
         t += 1
-        for i, (w, g) in enumerate(zip(ws, gs, strict=True)):
+        for i, g in enumerate(gs):
             ms[i] = 0.9 * ms[i] + 0.1 * g
             vs[i] = 0.999 * vs[i] + 0.001 * g**2
             m_hat = ms[i] / (1 - 0.9**t)
             v_hat = vs[i] / (1 - 0.999**t)
-            w -= 0.001 * m_hat / (np.sqrt(v_hat) + 1e-8)
+            ws[i] -= 0.001 * m_hat / (np.sqrt(v_hat) + 1e-8)
 
     return step
 
@@ -60,13 +60,13 @@ def amsgrad(ws: Arrays, gs: Arrays) -> Step:
     def step() -> None:
         nonlocal t
         t += 1
-        for i, (w, g) in enumerate(zip(ws, gs, strict=True)):
+        for i, g in enumerate(gs):
             ms[i] = 0.9 * ms[i] + 0.1 * g
             vs[i] = 0.999 * vs[i] + 0.001 * g**2
             peaks[i] = np.maximum(peaks[i], vs[i])
             m_hat = ms[i] / (1 - 0.9**t)
             v_hat = peaks[i] / (1 - 0.999**t)
-            w -= 0.001 * m_hat / (np.sqrt(v_hat) + 1e-8)
+            ws[i] -= 0.001 * m_hat / (np.sqrt(v_hat) + 1e-8)
 
     return step
 
@@ -78,9 +78,9 @@ def adamw_clip_ema(ws: Arrays, gs: Arrays) -> Step:
     def step() -> None:
         norm = np.sqrt(sum(np.sum(g**2) for g in gs))
         scale = min(1.0, 1.0 / float(norm))
-        for i, (w, g) in enumerate(zip(ws, gs, strict=True)):
+        for i, g in enumerate(gs):
             clipped[i] = g * scale
-            w -= 0.001 * 0.004 * w
+            ws[i] -= 0.001 * 0.004 * ws[i]
         update()
         for i, w in enumerate(ws):
             averages[i] = 0.99 * averages[i] + 0.01 * w

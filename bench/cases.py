@@ -70,7 +70,7 @@ CLIP_DECAY_EMA = Rule(
 
 DTYPES = ("float32", "float64")
 SHAPES = ((1, 64), (1000, 64), (200, 1000), (1, 2**16), (1, 2**20), (1, 2**24))  # variables x elements
-THREADS = (1, 2)
+THREADS = (1, 2)  # the smallest shape is serial anyway
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Case:
     @property
     def bytes(self) -> int:
         """What a fused update moves: everything written is read too, the gradient only read."""
-        return (2 * self.written + 1 + self.rule.clip_and_average) * prod(self.shape) * np.dtype(self.dtype).itemsize
+        streams = 2 * self.written + 1 + self.rule.clip_and_average
+        return streams * prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def written(self) -> int:
@@ -99,6 +100,6 @@ class Case:
 
 
 CASES = [
-    *(Case(*row) for row in product(RULES, DTYPES, SHAPES, THREADS)),
+    *(Case(*row) for row in product(RULES, DTYPES, SHAPES, THREADS) if row[2:] != ((1, 64), 2)),
     Case(CLIP_DECAY_EMA, "float32", (1, 2**24), 2),
 ]

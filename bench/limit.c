@@ -9,7 +9,7 @@
 
 #include <stddef.h>
 
-enum { LINE = 16, LANES = 64 };
+enum { LINE = 16, LANES = 64, SERIAL = 1 << 15 /* fewer elements: threads would only cost */ };
 
 /* Where part k of n elements begins; threads meet on multiples of LINE, so that they share no cache line. */
 static ptrdiff_t part(ptrdiff_t n, int k, int threads)
@@ -44,6 +44,7 @@ static double sum(const real *g, ptrdiff_t i, ptrdiff_t end)
 double limit(real *const *arrays, int count, const real *g, ptrdiff_t n, int scan, int threads, long repeat)
 {
     double total = 0;
+    threads = n < SERIAL ? 1 : threads;
     while (repeat-- > 0) {
         if (scan) {
             #pragma omp parallel for num_threads(threads) if (threads > 1) reduction(+ : total)

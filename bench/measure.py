@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from time import perf_counter
 
+MIN_ROUNDS = 7
 Run = Callable[[int], object]  # does the thing so many times
 
 
@@ -25,18 +26,27 @@ def calibrated(run: Run, seconds: float) -> int:
     return max(1, round(number * seconds / took))
 
 
-def interleaved(runs: Mapping[str, Run], rounds: int = 11, seconds: float = 0.02) -> dict[str, list[float]]:
-    """Return the seconds per time of each run in each round; a round measures every run once, in turn."""
+def interleaved(
+    runs: Mapping[str, Run], rounds: int = 41, seconds: float = 0.005, enough: float = 6.0
+) -> dict[str, list[float]]:
+    """Return the seconds per time of each run in each round; a round measures every run once, in turn.
+
+    Measurements are many and short, so that another process disturbs few of them; slow runs get fewer
+    rounds, but at least MIN_ROUNDS, once `enough` seconds have passed.
+    """
     numbers = {name: calibrated(run, seconds) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
+    end = perf_counter() + enough
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for _ in range(rounds):
+        for done in range(rounds):
+            if done >= MIN_ROUNDS and perf_counter() > end:
+                break
             for name, run in runs.items():
-                # Untimed first: brings its arrays into the caches, and outlasts the spinning of idle threads
+                # Untimed first: it brings the arrays into the caches, and outlasts the spinning of idle threads
                 # that another OpenMP runtime (torch brings its own) leaves on the processors.
-                run(max(1, numbers[name] // 3))
+                run(numbers[name])
                 times[name].append(timed(run, numbers[name]) / numbers[name])
     finally:
         if collecting:

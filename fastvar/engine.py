@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import repeat
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ class Engine:
     def __init__(self, optimizer: Optimizer, labels: list[str]) -> None:
         self.version = Structure.version
         self.optimizer = optimizer
+        self.scalars = optimizer.scalars
         variables = optimizer._variables
         self.frozen = [i for i, v in enumerate(variables) if not v.trainable]
         self.parallel = sum(v.size for v in variables) >= PARALLEL
@@ -53,13 +55,13 @@ class Engine:
             self.adding = kernels.Plan(optimizer._owner, rule, labels, self.accumulators, none, [0] * len(arrays))
 
     def _resolve(self) -> None:
-        """Resolve each group's hyperparameters into a namespace, and note those that follow a schedule."""
+        """Resolve each group's hyperparameters into a namespace (quick to read), and note the scheduled."""
         optimizer = self.optimizer
         self.hyper: list[Any] = []
         self.scheduled: list[tuple[Any, Any, Any]] = []
         for group in optimizer.groups:
             values = {**optimizer._parameters, **group._own}
-            resolved = SimpleNamespace(**values)
+            resolved = SimpleNamespace(**values, slots=optimizer.slots)
             for name, parameter in type(optimizer).parameters.items():
                 if parameter.scheduled and callable(values[name]):
                     self.scheduled.append((resolved, parameter, values[name]))
@@ -85,6 +87,7 @@ class Engine:
         self.decaying = np.array([optimizer.decays(v) for v in variables], float)
         self.decays = any(h.weight_decay for h in self.hyper)
         self.clips = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
+        self.varies = self.decays or self.clips or optimizer.use_ema
 
     def step(self, grads: Sequence[Any], calls: int, zero: bool) -> None:
         """Check everything, then update; `calls` is the number of calls before this one."""
@@ -111,7 +114,13 @@ class Engine:
         return grads
 
     def _update(self, iteration: int, workers: int) -> None:
-        scalars = [self.optimizer.scalars(hyper, iteration + 1) for hyper in self.hyper]
+        scalars = list(map(self.scalars, self.hyper, repeat(iteration + 1)))
+        if self.varies:
+            self._vary_stages(iteration, workers)
+        self.plan.run(scalars, workers)
+
+    def _vary_stages(self, iteration: int, workers: int) -> None:
+        """Fill in the stages that change from step to step."""
         if self.decays:
             rates = np.array([h.learning_rate * (h.weight_decay or 0) for h in self.hyper])
             self.plan.stages["decay"] = rates[self.group_of] * self.decaying
@@ -119,7 +128,6 @@ class Engine:
             self.plan.stages["clip"] = self._coefficients(workers)
         if self.optimizer.use_ema:
             self._average(iteration)
-        self.plan.run(scalars, workers)
 
     def _average(self, iteration: int) -> None:
         every = self.optimizer.ema_overwrite_frequency

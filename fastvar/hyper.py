@@ -17,7 +17,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar, Self, dataclass_transform
 
-Check = Callable[[Any, str], Any]
+Check = Callable[[Any], Any]
 REQUIRED = inspect.Parameter.empty
 
 
@@ -48,7 +48,10 @@ class Parameter:
         """Return `value` in its canonical type, or raise an error that names owner and parameter."""
         if self.scheduled and callable(value):
             return value
-        return self.check(value, f"{type(owner).__name__}: {self.name}")
+        try:
+            return self.check(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{type(owner).__name__}: {self.name} {error}") from None
 
 
 def number(
@@ -67,16 +70,16 @@ def number(
     bounds = [(low, ">="), (above, ">"), (high, "<="), (below, "<")]
     wanted = " and ".join(f"{sign} {bound:g}" for bound, sign in bounds if math.isfinite(bound))
 
-    def check(value: Any, owner: str) -> float | None:
+    def check(value: Any) -> float | None:
         if value is None and optional:
             return None
-        if isinstance(value, bool) or not (isinstance(value, numbers.Real) or _is_real_scalar(value)):
-            raise TypeError(f"{owner} must be a real number, got {value!r}")
+        if type(value) is not float and not _is_real(value):
+            raise TypeError(f"must be a real number, got {value!r}")
         result = float(value)
         if not math.isfinite(result):
-            raise ValueError(f"{owner} must be finite, got {result}")
+            raise ValueError(f"must be finite, got {result}")
         if not (low <= result <= high and above < result < below):
-            raise ValueError(f"{owner} must be {wanted}, got {value!r}")
+            raise ValueError(f"must be {wanted}, got {value!r}")
         return result
 
     return Parameter(default, check, kw_only=kw_only, per_group=per_group, scheduled=scheduled)
@@ -85,13 +88,13 @@ def number(
 def integer(*, default: Any = REQUIRED, low: int, optional: bool = False, kw_only: bool = False) -> Any:
     """Declare a whole number of at least `low`; `optional` admits None."""
 
-    def check(value: Any, owner: str) -> int | None:
+    def check(value: Any) -> int | None:
         if value is None and optional:
             return None
         if not isinstance(value, numbers.Integral) or value is True or value is False:
-            raise TypeError(f"{owner} must be a whole number, got {value!r}")
+            raise TypeError(f"must be a whole number, got {value!r}")
         if value < low:
-            raise ValueError(f"{owner} must be >= {low}, got {value!r}")
+            raise ValueError(f"must be >= {low}, got {value!r}")
         return int(value)
 
     return Parameter(default, check, kw_only=kw_only, per_group=False, scheduled=False)
@@ -100,9 +103,9 @@ def integer(*, default: Any = REQUIRED, low: int, optional: bool = False, kw_onl
 def flag(*, default: bool, kw_only: bool = False) -> Any:
     """Declare True or False."""
 
-    def check(value: Any, owner: str) -> bool:
+    def check(value: Any) -> bool:
         if not isinstance(value, bool):
-            raise TypeError(f"{owner} must be True or False, got {value!r}")
+            raise TypeError(f"must be True or False, got {value!r}")
         return value
 
     return Parameter(default, check, kw_only=kw_only, per_group=False, scheduled=False)
@@ -111,9 +114,9 @@ def flag(*, default: bool, kw_only: bool = False) -> Any:
 def text(*, default: str | None, kw_only: bool = False) -> Any:
     """Declare a string or None."""
 
-    def check(value: Any, owner: str) -> str | None:
+    def check(value: Any) -> str | None:
         if value is not None and not isinstance(value, str):
-            raise TypeError(f"{owner} must be a string, got {value!r}")
+            raise TypeError(f"must be a string, got {value!r}")
         return value
 
     return Parameter(default, check, kw_only=kw_only, per_group=False, scheduled=False)
@@ -122,18 +125,20 @@ def text(*, default: str | None, kw_only: bool = False) -> Any:
 def axes(*, default: int) -> Any:
     """Declare an axis or a list of axes."""
 
-    def check(value: Any, owner: str) -> int | tuple[int, ...]:
+    def check(value: Any) -> int | tuple[int, ...]:
         if isinstance(value, numbers.Integral) and value is not True and value is not False:
             return int(value)
         try:
             return tuple(int(axis) for axis in value)
         except (TypeError, ValueError):
-            raise TypeError(f"{owner} must be an axis or a list of axes, got {value!r}") from None
+            raise TypeError(f"must be an axis or a list of axes, got {value!r}") from None
 
     return Parameter(default, check, kw_only=False, per_group=False, scheduled=False)
 
 
-def _is_real_scalar(value: Any) -> bool:
+def _is_real(value: Any) -> bool:
+    if isinstance(value, numbers.Real):
+        return not isinstance(value, bool)
     return getattr(value, "shape", None) == () and value.dtype.kind in "fiu"
 
 

@@ -148,8 +148,13 @@ class Optimizer(Declared):
     def _changed(self) -> None:
         self._engine = None  # planned anew at the next step
 
-    def _evaluate(self, parameter: Parameter, value: Callable[[int], float]) -> float:
-        return parameter.check(value(self._steps), f"{self._owner}: {parameter.name} at step {self._steps}")  # type: ignore[no-any-return]
+    def _evaluate(self, parameter: Parameter, schedule: Callable[[int], float]) -> float:
+        value = schedule(self._steps)
+        try:
+            return parameter.check(value)  # type: ignore[no-any-return]
+        except (TypeError, ValueError) as error:
+            at = f"{parameter.name} at step {self._steps}"
+            raise type(error)(f"{self._owner}: {at} {error}") from None
 
     @property
     def _owner(self) -> str:
@@ -239,10 +244,10 @@ class Optimizer(Declared):
         RuntimeError
             If another thread is in a step of this optimizer.
         """
-        self._apply(grads, trainable_variables, zero=False)
+        self._apply(grads, trainable_variables, False)
 
     def _apply(self, grads: Sequence[Any], variables: Iterable[Variable] | None, zero: bool) -> None:
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(False):
             raise RuntimeError(f"{self._owner}: another thread is in a step of this optimizer; give each its own")
         try:
             if variables is not None:
@@ -294,7 +299,7 @@ class Optimizer(Declared):
         ValueError
             If no variable has a `grad`, or with `zero_grad` one cannot be zeroed in place.
         """
-        self._apply([v.grad for v in self._variables], None, zero=zero_grad)
+        self._apply([v.grad for v in self._variables], None, zero_grad)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the `grad` of every variable, or with `set_to_none=False` fill them with zeros."""

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+
 from bench.cases import CASES, CLIP_DECAY_EMA, RULES, Case
 from bench.contenders import FASTVAR, contenders, threads
 from bench.measure import interleaved, ratio
-
 from fastvar import kernels
 
 SMALLEST = [Case(rule, "float32", (1, 64), 1) for rule in (*RULES, CLIP_DECAY_EMA)]

@@ -41,7 +41,8 @@ class Restored:
     def __str__(self) -> str:
         lines = [f"{self.path}, step {self.step}: {len(self.taken)} restored"]
         for what, names in (("not in the file", self.missing), ("only in the file", self.skipped)):
-            lines += [f"  {what}: {', '.join(names)}"] * bool(names)
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            lines += [f"  {what}: {', '.join(names[:5])}{more}"] * bool(names)
         return "\n".join(lines)
 
 

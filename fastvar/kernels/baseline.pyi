@@ -1,5 +1,5 @@
 from collections.abc import Iterable, Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,14 @@ class CompiledRule:
 
 @final
 class Plan:
-    rule: CompiledRule
-    stages: npt.NDArray[Any]
-    owner: str
-    def __init__(
-        self,
+    @property
+    def rule(self) -> CompiledRule: ...
+    @property
+    def stages(self) -> npt.NDArray[Any]: ...
+    @property
+    def owner(self) -> str: ...
+    def __new__(
+        cls,
         owner: str,
         rule: CompiledRule,
         names: Sequence[str],
@@ -27,7 +30,7 @@ class Plan:
         slots: Iterable[Sequence[npt.NDArray[Any]]],
         groups: Iterable[int],
         averages: Iterable[npt.NDArray[Any] | None] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def bind(self, gradients: Iterable[Any], zero: bool = False) -> int: ...
     def sums_of_squares(self, each: bool, threads: int = 1) -> npt.NDArray[np.float64]: ...
     def run(self, scalars: Sequence[Sequence[float]], threads: int = 1) -> None: ...

@@ -254,6 +254,8 @@ cdef class Plan:
         cdef Py_ssize_t i, k
         cdef Span* s
         cdef const Stages* records
+        if rule.rule.f32 == NULL:
+            raise ValueError(f"{owner}: rule must be one of RULES")
         self.owner, self.rule, self.names = owner, rule, list(names)
         table = buffers.plan_table(owner, rule.slots, self.names, weights, slots, groups, averages)
         self.weights, self.keep, self.extents = table.weights, table.arrays, table.extents
@@ -290,28 +292,29 @@ cdef class Plan:
 
     def bind(self, gradients, bint zero=False):
         cdef Py_ssize_t i, bound = 0
-        cdef Span* s
         cdef bint moved = not self.zero
-        cdef cnp.ndarray like
+        cdef list held = list(gradients)
+        cdef Span* s
+        if len(held) != self.n:
+            raise ValueError(f"{self.owner}: must be given {self.n} gradients, got {len(held)}")
+        for i in range(self.n):  # may run foreign code (__array__), so no pointer is taken yet
+            gradient = held[i]
+            if gradient is None:
+                continue
+            if not readable(gradient, <cnp.ndarray> self.weights[i]):
+                held[i] = buffers.as_gradient(gradient, self.weights[i], self.label(i))
+            if zero and not (gradient is held[i] and cnp.PyArray_ISWRITEABLE(gradient)):
+                buffers.refuse_zeroing(self.label(i))
+            bound += 1
         if self.running:
             raise RuntimeError(f"{self.owner}: another thread is in a step with it")
-        self.bound = False
-        self.held = list(gradients)
-        if len(self.held) != self.n:
-            raise ValueError(f"{self.owner}: must be given {self.n} gradients, got {len(self.held)}")
+        self.bound, self.held = False, held
         for i in range(self.n):
             s = &self.spans[i]
-            gradient = self.held[i]
+            gradient = held[i]
             if gradient is None:
                 s.g = NULL
                 continue
-            like = <cnp.ndarray> self.weights[i]
-            if not readable(gradient, like):
-                gradient = buffers.as_gradient(gradient, like, self.label(i))
-            if zero and not (gradient is self.held[i] and cnp.PyArray_ISWRITEABLE(gradient)):
-                buffers.refuse_zeroing(self.label(i))
-            self.held[i] = gradient
-            bound += 1
             s.g = cnp.PyArray_BYTES(gradient)
             s.wide_g = cnp.PyArray_TYPE(gradient) == cnp.NPY_DOUBLE
             if s.g != s.clear or s.wide_g != s.wide_clear:
@@ -320,12 +323,11 @@ cdef class Plan:
                 s.clear, s.wide_clear = s.g, s.wide_g
                 moved = True
         if zero and moved:
-            buffers.check_disjoint([(self.label(i), self.held[i]) for i in range(self.n)])
-        self.zero = zero
-        self.bound = True
+            buffers.check_disjoint([(self.label(i), held[i]) for i in range(self.n)])
+        self.zero, self.bound = zero, True
         return bound
 
-    def label(self, Py_ssize_t i):
+    cdef str label(self, Py_ssize_t i):
         return f"{self.owner}: gradient of {self.names[i]}"
 
     cdef bint overlaps(self, uintptr_t start, Py_ssize_t nbytes) noexcept:

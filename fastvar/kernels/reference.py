@@ -72,13 +72,13 @@ def conditioned(g: Array, w: Array, s: Any) -> Array:
     """Return the gradient in the arithmetic type of `w`, after the stages that come before a rule."""
     real = w.dtype.type
     x: Array = g.astype(w.dtype) * real(s["scale"])
-    if s["l2"] != 0:
-        x = x + real(s["l2"]) * w
-    if s["l1"] != 0:
-        l1 = real(s["l1"])
+    l2, l1, clip = real(s["l2"]), real(s["l1"]), real(s["clip"])
+    if l2 != 0:
+        x = x + l2 * w
+    if l1 != 0:
         x = x + np.where(w > 0, l1, np.where(w < 0, -l1, real(0)))
-    if s["clip"] != 1:
-        x = x * real(s["clip"])
+    if clip != 1:
+        x = x * clip
     limit = real(s["limit"])
     return np.where(x < -limit, -limit, np.where(x > limit, limit, x))
 

@@ -67,6 +67,6 @@ class SGD(Optimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         rate, mu = hyper.learning_rate, hyper.momentum
-        if not self.slots:
+        if not hyper.slots:
             return (rate,)
-        return (mu, -rate, mu, -rate) if self.nesterov else (mu, -rate, 1.0, 0.0)
+        return (mu, -rate, mu, -rate) if hyper.nesterov else (mu, -rate, 1.0, 0.0)

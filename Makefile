@@ -1,0 +1,50 @@
+# Every target makes its own virtual environment in .venv and installs what it needs.
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+SOURCES := setup.py pyproject.toml $(wildcard fastvar/kernels/*.pyx fastvar/kernels/*.pxi)
+PYTEST := $(PY) -m pytest -n 2
+
+.PHONY: demo test bench lint format sanitize avx512 clean
+
+demo: $(VENV)/.examples
+	$(PY) examples/digits.py
+	$(PY) examples/fine_tune.py
+
+test: $(VENV)/.test
+	KERAS_BACKEND=numpy $(PYTEST)
+
+bench: $(VENV)/.bench
+	$(PY) -m pytest bench -s
+	$(PY) bench/overhead.py
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/cython-lint fastvar/kernels
+	$(PY) -m mypy.stubtest fastvar.kernels.cpu fastvar.kernels.baseline
+
+format: $(VENV)/.lint
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+# The kernels under the address and undefined-behaviour sanitizers, in a build of their own.
+sanitize: $(VENV)/.test
+	FASTVAR_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize/lib \
+	$(PY) -m pytest -p no:xdist tests/test_bits.py tests/test_bad_input.py
+
+# The AVX-512 kernels on a machine that has none, in an emulated one (Debian, root; some minutes).
+avx512: $(VENV)/.test
+	tools/avx512/bits $(PY)
+
+# The build is editable: Python sources are used where they lie, kernels are built again when they change.
+$(VENV)/.%: $(SOURCES)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info fastvar/kernels/*.c fastvar/kernels/*.so runs

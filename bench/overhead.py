@@ -1,0 +1,140 @@
+"""What a call costs beyond the arithmetic: `python bench/overhead.py`.
+
+One variable of 64 float32 and where its time goes, each further variable, and `import fastvar`.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import repeat
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import fastvar as fv
+
+ROUNDS = 21
+CALLS = 2000
+COUNTS = (1, 2, 10, 100, 300, 1000)  # variables
+
+
+def per_call(*functions: Callable[[], object], calls: int = CALLS) -> list[float]:
+    """Return the microseconds of a call of each: medians over rounds that measure them in turn."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(ROUNDS):
+        for function, took in zip(functions, times, strict=True):
+            function()
+            start = perf_counter()
+            for _ in repeat(None, calls):
+                function()
+            took.append((perf_counter() - start) / calls * 1e6)
+    return [median(took) for took in times]
+
+
+def prepared(count: int) -> tuple[fv.Optimizer, list[Any]]:
+    optimizer = fv.optimizers.Adam()
+    optimizer.build([fv.Variable(np.ones(64, np.float32)) for _ in range(count)])
+    gradients = [np.full(64, 0.1, np.float32) for _ in range(count)]
+    optimizer.apply(gradients)
+    return optimizer, gradients
+
+
+def one_variable(table: Table) -> None:
+    optimizer, gradients = prepared(1)
+    engine, lock = optimizer._engine, optimizer._lock
+    assert engine is not None
+    plan, hyper = engine.plan, engine.hyper
+    scalars = [optimizer.scalars(hyper[0], 1000)]
+
+    def locking() -> None:
+        lock.acquire(blocking=False)
+        lock.release()
+
+    def bound_run() -> None:
+        plan.bind(gradients, False)
+        plan.run(scalars, 1)
+
+    whole, nothing, *parts, both = per_call(
+        lambda: optimizer.apply(gradients),
+        lambda: None,
+        locking,
+        lambda: plan.bind(gradients, False),
+        lambda: [optimizer.scalars(h, 1000) for h in hyper],
+        bound_run,
+    )
+    lock_, bind, compute = (took - nothing for took in parts)
+    run = both - nothing - bind
+    rows = {"lock": lock_, "bind (checks)": bind, "scalars": compute, "run (arithmetic, 64 elements)": run}
+    whole -= nothing
+    table.add_row("apply, 1 variable of 64", f"{whole:.2f} µs")
+    for name, took in {**rows, "rest (Python between them)": whole - sum(rows.values())}.items():
+        table.add_row(f"    {name}", f"{took:.2f} µs")
+
+
+def further_variables(table: Table) -> None:
+    whole, bare = [], []
+    for count in COUNTS:
+        optimizer, gradients = prepared(count)
+        engine = optimizer._engine
+        assert engine is not None
+        scalars = [optimizer.scalars(engine.hyper[0], 1000)]
+
+        def bind(plan: Any = engine.plan, gradients: Any = gradients) -> None:
+            plan.bind(gradients, False)
+
+        def bound_run(plan: Any = engine.plan, gradients: Any = gradients, scalars: Any = scalars) -> None:
+            plan.bind(gradients, False)
+            plan.run(scalars, 1)
+
+        def apply(optimizer: Any = optimizer, gradients: Any = gradients) -> None:
+            optimizer.apply(gradients)
+
+        a, b, c = per_call(apply, bind, bound_run, calls=max(20, CALLS // count))
+        whole.append(a)
+        bare.append(c - b)
+    slope, arithmetic = (float(np.polyfit(COUNTS, took, 1)[0]) * 1e3 for took in (whole, bare))
+    table.add_row(f"each further variable of 64 (slope to {COUNTS[-1]:,})", f"{slope:.0f} ns")
+    table.add_row("    of that, run (arithmetic)", f"{arithmetic:.0f} ns")
+    table.add_row("    of that, the call", f"{slope - arithmetic:.0f} ns")
+
+
+def process(statement: str) -> tuple[float, float]:
+    """Return wall and processor milliseconds of a fresh interpreter that runs `statement`."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), perf_counter()
+    subprocess.run([sys.executable, "-c", statement], check=True)
+    wall, after = perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall * 1e3, used * 1e3
+
+
+def imports(table: Table) -> None:
+    times: dict[str, list[tuple[float, float]]] = {"import numpy": [], "import fastvar": []}
+    for _ in range(ROUNDS):
+        for statement, took in times.items():
+            took.append(process(statement))
+    medians = [[median(column) for column in zip(*took, strict=True)] for took in times.values()]
+    for name, (wall, used) in zip(times, medians, strict=True):
+        table.add_row(f"{name}, fresh process", f"{wall:.0f} ms ({used:.0f} ms of processor)")
+    wall, used = (fastvar - numpy for numpy, fastvar in zip(*medians, strict=True))
+    table.add_row("    fastvar beyond NumPy", f"{wall:.0f} ms ({used:.0f} ms of processor)")
+
+
+def main() -> None:
+    fv.set_num_threads(1)
+    table = Table("Adam float32, 1 thread", title=f"Overhead: medians of {ROUNDS} interleaved rounds")
+    table.add_column("takes", justify="right")
+    one_variable(table)
+    further_variables(table)
+    imports(table)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""The same bits everywhere: compiled rules and stages equal the NumPy reference exactly.
+
+Over instruction sets, threads, sizes, alignments, stages, storage formats and special values; and a
+variable that is split differently is updated alike.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, RULE_CASES, assert_same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastvar import buffers, kernels
+from fastvar.kernels import reference
+
+WIDTH = 16  # elements of the widest vector
+SIZES = range(3 * WIDTH + 2)
+OFFSETS = range(16)  # elements from a 64-byte boundary
+STEPS = 3
+# Neither representable nor neutral, so that an order or a precision that differs shows.
+STAGES = {
+    "scale": 0.3,
+    "l2": 0.07,
+    "l1": 0.013,
+    "clip": 0.7,
+    "limit": 0.11,
+    "decay": 0.021,
+    "overwrite": 1.0,
+    "nonneg": 1.0,
+}
+SPECIAL = [0.0, -0.0, 1e-40, -1e-44, 1e-310, 5e-324, np.inf, -np.inf, np.nan, 3e38, -1e300, 1.2e-35, 1e-20]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One variable of a plan: its size, where its arrays lie, and its stages."""
+
+    size: int
+    dtype: str = "f4"
+    gradient: str | None = "f4"  # how it is stored; None: no gradient
+    offset: int = 0
+    average: bool = False
+    group: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+def instruction_sets() -> list[Any]:
+    supported = kernels.supported()
+    rows = [pytest.param(isa, id=isa) for isa in kernels.ISAS if isa in supported]
+    skip = pytest.mark.skip(reason="built, but this processor does not run it")
+    return rows + [pytest.param(isa, id=isa, marks=skip) for isa in kernels.ISAS if isa not in supported]
+
+
+every_isa = pytest.mark.parametrize("isa", instruction_sets())
+every_rule = pytest.mark.parametrize("rule", sorted(kernels.RULES))
+
+
+def placed(values: Any, dtype: str, offset: int) -> Any:
+    """Copy `values` to `offset` elements after a 64-byte boundary."""
+    room = buffers.empty((values.size + offset % 16,), dtype)
+    array = room[offset % 16 :]
+    with np.errstate(over="ignore"):
+        array[...] = values
+    return array
+
+
+def numbers(rng: np.random.Generator, size: int, special: bool) -> Any:
+    values = rng.standard_normal(size) * 10.0 ** rng.integers(-3, 2, size)
+    if special:
+        values = np.where(rng.random(size) < 0.3, rng.choice(SPECIAL, size), values)
+    return values
+
+
+class Memory:
+    """The arrays of a plan, filled from a seed: two memories of one seed hold the same numbers."""
+
+    def __init__(self, specs: Sequence[Spec], slots: int, seed: int, special: bool, aligned: bool) -> None:
+        rng = np.random.default_rng(seed)
+        self.weights, self.slots, self.averages, self.gradients = [], [], [], []
+        for spec in specs:
+            at = [0] * 9 if aligned else [spec.offset * k + k * k for k in (1, 3, 5, 7, 9, 11, 13, 15, 2)]
+            values = [numbers(rng, spec.size, special) for _ in range(3 + slots)]
+            self.weights.append(placed(values[0], spec.dtype, at[0]))
+            self.averages.append(placed(values[1], spec.dtype, at[1]) if spec.average else None)
+            g = None if spec.gradient is None else placed(values[2], spec.gradient, at[2])
+            self.gradients.append(g)
+            self.slots.append([placed(v, spec.dtype, at[3 + k]) for k, v in enumerate(values[3:])])
+
+    def arrays(self) -> Iterable[Any]:
+        rows = zip(self.weights, self.averages, self.gradients, strict=True)
+        yield from (a for row in [*rows, *self.slots] for a in row if a is not None)
+
+
+def play(
+    module: Any, rule: str, specs: Sequence[Spec], memory: Memory, threads: int = 1, zero: bool = False
+) -> list[Any]:
+    """Run `STEPS` steps; return the norms of every step."""
+    groups = [spec.group for spec in specs]
+    names = [str(i) for i in range(len(specs))]
+    plan = module.Plan(
+        "test", module.RULES[rule], names, memory.weights, memory.slots, groups, memory.averages
+    )
+    for i, spec in enumerate(specs):
+        for stage, value in spec.stages.items():
+            plan.stages[stage][i] = value
+    before = [None if g is None else g.copy() for g in memory.gradients]
+    norms = []
+    for t in range(1, STEPS + 1):
+        for g, values in zip(memory.gradients, before, strict=True):
+            if g is not None:
+                g[...] = values
+        plan.bind(memory.gradients, zero)
+        norms += [plan.sums_of_squares(True, threads), plan.sums_of_squares(False, threads)]
+        plan.run([RULE_CASES[rule].scalars(t + 4 * k) for k in range(max(groups, default=0) + 1)], threads)
+    return norms
+
+
+def assert_equals_reference(
+    isa: str,
+    rule: str,
+    specs: Sequence[Spec],
+    *,
+    seed: int = 0,
+    special: bool = False,
+    threads: int = 1,
+    zero: bool = False,
+) -> None:
+    _, module = kernels.load(isa)
+    slots = reference.RULES[rule].slots
+    compiled = Memory(specs, slots, seed, special, aligned=False)
+    twin = Memory(specs, slots, seed, special, aligned=True)
+    norms = play(module, rule, specs, compiled, threads, zero)
+    for actual, expected in zip(norms, play(reference, rule, specs, twin, zero=zero), strict=True):
+        assert_same_bits(actual, expected, "sums of squares")
+    for actual, expected in zip(compiled.arrays(), twin.arrays(), strict=True):
+        assert_same_bits(actual, expected)
+
+
+def every_stage_combination(size: int) -> list[Spec]:
+    """One variable for every subset of the stages, with and without average, in every pair of formats."""
+    specs = []
+    flags = [[False, True]] * len(STAGES)
+    formats = itertools.product(["f4", "f8"], ["f4", "f8"], [False, True])
+    for dtype, gradient, average in formats:
+        for k, chosen in enumerate(itertools.product(*flags)):
+            stages = {name: STAGES[name] for name, on in zip(STAGES, chosen, strict=True) if on}
+            stages |= {"average": 0.9} if k % 3 else {}
+            specs.append(Spec(size, dtype, gradient, k, average, k % 2, stages))
+    return specs
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {case.rule for case in CASES} == set(kernels.RULES) == set(reference.RULES)
+    for case in CASES:
+        assert case.make().rule() is kernels.RULES[case.rule]
+
+
+def test_rule_and_twin_take_the_same() -> None:
+    for name, rule in kernels.RULES.items():
+        twin = reference.RULES[name]
+        assert (rule.slots, rule.scalars) == (twin.slots, twin.scalars)
+
+
+@every_isa
+@every_rule
+@pytest.mark.parametrize("staged", [False, True])
+@pytest.mark.parametrize("special", [False, True])
+def test_every_small_size_at_every_alignment(isa: str, rule: str, staged: bool, special: bool) -> None:
+    stages = {**STAGES, "average": 0.9} if staged else {}
+    for dtype in ("f4", "f8"):
+        base = Spec(0, dtype, dtype, average=staged, stages=stages)
+        specs = [replace(base, size=n, offset=k) for n in SIZES for k in OFFSETS]
+        assert_equals_reference(isa, rule, specs, special=special)
+
+
+@every_isa
+@every_rule
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("special", [False, True])
+def test_every_stage_combination(isa: str, rule: str, zero: bool, special: bool) -> None:
+    for size in (5, 37) if special else (19,):
+        assert_equals_reference(isa, rule, every_stage_combination(size), special=special, zero=zero)
+
+
+@every_isa
+@every_rule
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("stages", [{}, {**STAGES, "average": 0.9}], ids=["raw", "staged"])
+def test_large_odd_sizes_on_threads(isa: str, rule: str, threads: int, stages: dict[str, float]) -> None:
+    for dtype, gradient in (("f4", "f4"), ("f8", "f8"), ("f4", "f8")):
+        base = Spec(0, dtype, gradient, average=bool(stages), stages=stages)
+        sizes = [70_001, 0, 3, 33_001, 1, 1024, 16_385, 2047]
+        specs = [replace(base, size=n, offset=k, group=k % 2) for k, n in enumerate(sizes)]
+        assert_equals_reference(isa, rule, specs, threads=threads, zero=bool(stages))
+
+
+small = st.integers(0, 3 * WIDTH + 1)
+large = st.sampled_from([1023, 1024, 1025, 4097, 16_383, 33_001, 70_001])
+stage_values = st.fixed_dictionaries(
+    {},
+    optional={
+        "scale": st.sampled_from([0.3, 1e-3, 2.0, 1e300, np.inf]),
+        "l2": st.sampled_from([0.07, 1e-8, 1e-60, 1e60]),
+        "l1": st.sampled_from([0.013, 1e-60, 1e60]),
+        "clip": st.sampled_from([0.7, 0.0, 1 - 1e-12, 1e-60, np.nan]),
+        "limit": st.sampled_from([0.11, 1e-60, 1e60]),
+        "decay": st.sampled_from([0.021, 1.0, 1e-60, 1e60]),
+        "average": st.sampled_from([0.9, 1.0, 1e-60]),
+        "overwrite": st.just(1.0),
+        "nonneg": st.just(1.0),
+    },
+)
+specs = st.builds(
+    Spec,
+    size=small | large,
+    dtype=st.sampled_from(["f4", "f8"]),
+    gradient=st.sampled_from(["f4", "f8", "f4", "f8", None]),
+    offset=st.integers(0, 15),
+    average=st.booleans(),
+    group=st.integers(0, 2),
+    stages=stage_values,
+)
+
+
+@every_isa
+@every_rule
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@settings(max_examples=25)
+@given(
+    specs=st.lists(specs, max_size=6),
+    seed=st.integers(0, 2**32),
+    special=st.booleans(),
+    zero=st.booleans(),
+)
+def test_any_plan_equals_reference(
+    isa: str, rule: str, threads: int, specs: list[Spec], seed: int, special: bool, zero: bool
+) -> None:
+    assert_equals_reference(isa, rule, specs, seed=seed, special=special, threads=threads, zero=zero)
+
+
+def split(memory: Memory, cuts: Sequence[int]) -> Memory:
+    """Return the arrays of the only variable of `memory` as views of the parts between `cuts`."""
+    parts = object.__new__(Memory)
+    ends = [*cuts, memory.weights[0].size]
+    ranges = [slice(lo, hi) for lo, hi in zip([0, *cuts], ends, strict=True)]
+    parts.weights = [memory.weights[0][r] for r in ranges]
+    parts.gradients = [memory.gradients[0][r] for r in ranges]
+    parts.averages = [memory.averages[0][r] for r in ranges]
+    parts.slots = [[slot[r] for slot in memory.slots[0]] for r in ranges]
+    return parts
+
+
+@every_isa
+@every_rule
+@settings(max_examples=10)
+@given(
+    size=st.sampled_from([5000, 70_001]),
+    cuts=st.lists(st.integers(0, 5000), min_size=1, max_size=12).map(sorted),
+    threads=st.integers(1, 3),
+    dtype=st.sampled_from(["f4", "f8"]),
+)
+def test_splitting_a_variable_changes_nothing(
+    isa: str, rule: str, size: int, cuts: list[int], threads: int, dtype: str
+) -> None:
+    _, module = kernels.load(isa)
+    spec = Spec(size, dtype, dtype, average=True, stages={**STAGES, "average": 0.9})
+    slots = reference.RULES[rule].slots
+    whole, parts = (Memory([spec], slots, 1, False, aligned=True) for _ in range(2))
+    norms = play(module, rule, [spec], whole, threads)
+    pieces = split(parts, cuts)
+    part_specs = [replace(spec, size=w.size) for w in pieces.weights]
+    part_norms = play(module, rule, part_specs, pieces, threads)
+    for all_of_one, all_of_parts in zip(norms[1::2], part_norms[1::2], strict=True):
+        assert_same_bits(all_of_parts, all_of_one, "global norm")
+    for actual, expected in zip(parts.arrays(), whole.arrays(), strict=True):
+        assert_same_bits(actual, expected)
+
+
+@every_isa
+@every_rule
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("gradient", ["f4", "f8"])
+def test_nonzero_gradient_changes_every_weight(isa: str, rule: str, dtype: str, gradient: str) -> None:
+    _, module = kernels.load(isa)
+    for size in (*SIZES, 1025, 70_001):
+        memory = Memory([Spec(size, dtype, gradient)], reference.RULES[rule].slots, 3, False, aligned=True)
+        for array in memory.slots[0]:
+            array[...] = 0
+        memory.gradients[0][...] = 0.5
+        before = memory.weights[0].copy()
+        play(module, rule, [Spec(size, dtype, gradient)], memory, threads=2)
+        assert (memory.weights[0] < before).all()
