@@ -1,4 +1,4 @@
-"""The command line (layer 6): `python -m fastvar info`."""
+"""The command line (layer 9): `python -m fastvar info`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an optimizer's step runs (layer 3): its plan, the stages around the rule, clipping, accumulation."""
+"""How an optimizer's step runs (layer 5): its plan, the stages around the rule, clipping, accumulation."""
 
 from __future__ import annotations
 

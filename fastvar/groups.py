@@ -1,4 +1,4 @@
-"""Groups of variables with hyperparameters of their own (layer 3)."""
+"""Groups of variables with hyperparameters of their own (layer 5)."""
 
 from __future__ import annotations
 

@@ -36,12 +36,18 @@ CASES = [
     Case("nesterov", "SGD", "momentum", {"learning_rate": 0.0625, "momentum": 0.9, "nesterov": True}),
     Case("adam", "Adam", "adam", {"learning_rate": 0.03125}),
     Case(
-        "adam-betas", "Adam", "adam", {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-3}
+        "adam-betas",
+        "Adam",
+        "adam",
+        {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-3},
     ),
     Case("amsgrad", "Adam", "amsgrad", {"learning_rate": 0.03125, "beta_2": 0.75, "amsgrad": True}),
     Case("adamw", "AdamW", "adam", {"learning_rate": 0.03125, "weight_decay": 0.125}),
     Case(
-        "adamw-amsgrad", "AdamW", "amsgrad", {"learning_rate": 0.03125, "weight_decay": 0.125, "amsgrad": True}
+        "adamw-amsgrad",
+        "AdamW",
+        "amsgrad",
+        {"learning_rate": 0.03125, "weight_decay": 0.125, "amsgrad": True},
     ),
 ]
 IDS = [case.id for case in CASES]

@@ -1,0 +1,297 @@
+"""Checkpoint, CheckpointManager and Saver: what comes back, what is refused, and that nothing is lost."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, IDS
+
+import fastvar as fv
+
+EVERYTHING = {  # every option that has state or acts in a step
+    "weight_decay": 0.01,
+    "global_clipnorm": 1.5,
+    "use_ema": True,
+    "ema_momentum": 0.9,
+    "ema_overwrite_frequency": 5,
+    "loss_scale_factor": 4.0,
+    "gradient_accumulation_steps": 2,
+}
+
+
+class Job:
+    """A training run with state of every kind; two jobs of one class start alike."""
+
+    def __init__(self, case: Any, schedule: bool = True) -> None:
+        self.w = fv.Variable(
+            np.linspace(-1, 1, 1500, dtype=np.float32),
+            name="w",
+            regularizer=fv.regularizers.L1L2(1e-3, 1e-2),
+            constraint=fv.constraints.NonNeg(),
+        )
+        self.b = fv.Variable(
+            np.ones((3, 4)), regularizer=fv.regularizers.L2(1e-2), constraint=fv.constraints.MaxNorm(1.5)
+        )
+        options = dict(EVERYTHING)
+        if schedule:
+            options["learning_rate"] = fv.schedules.CosineDecay(0.05, 40)
+        self.optimizer = case.make(**options)
+        self.rng = np.random.default_rng(7)
+        self.legacy = np.random.RandomState(3)
+        self.python = random.Random(5)
+        self.data = {"position": 0, "seen": np.zeros(2)}
+        self.checkpoint = fv.Checkpoint(
+            variables=[self.w, self.b],
+            optimizer=self.optimizer,
+            rng=self.rng,
+            legacy=self.legacy,
+            python=self.python,
+            data=self.data,
+        )
+
+    def train(self, steps: int) -> None:
+        if not self.optimizer.groups:
+            self.optimizer.build([self.w, {"variables": [self.b], "weight_decay": 0.5}])
+        for _ in range(steps):
+            scale = self.python.random() + self.legacy.random_sample()
+            self.optimizer.apply(
+                [self.rng.normal(size=v.shape) * scale + v.value for v in (self.w, self.b)], [self.w, self.b]
+            )
+            self.data["position"] += 1
+            self.data["seen"] = self.data["seen"] + scale
+
+    def everything(self) -> list[Any]:
+        arrays = [v.numpy().tobytes() for v in [self.w, self.b, *self.optimizer.variables]]
+        return [*arrays, self.optimizer._steps, self.rng.random(), self.python.random(), str(self.data)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("steps", np.random.default_rng().integers(0, 24, 3).tolist(), ids=lambda _: "random")
+def test_a_resumed_run_equals_the_uninterrupted_one(case: Any, steps: int, tmp_path: Path) -> None:
+    whole, first, second = Job(case), Job(case), Job(case)
+    whole.train(24)
+    first.train(steps)
+    path = first.checkpoint.save(tmp_path / "run.h5")
+    second.checkpoint.restore(path, partial=steps == 0)  # nothing is built yet at step 0
+    second.train(24 - steps)
+    assert second.everything() == whole.everything(), f"interrupted after {steps} steps"
+
+
+def test_a_changed_learning_rate_comes_back(tmp_path: Path) -> None:
+    first, second = (Job(CASES[0], schedule=False) for _ in range(2))
+    first.train(2)
+    first.optimizer.learning_rate = 0.5
+    first.optimizer.groups[1].learning_rate = 0.25
+    second.checkpoint.restore(first.checkpoint.save(tmp_path / "a.h5"))
+    assert second.optimizer.learning_rate == 0.5
+    assert second.optimizer.groups[1].learning_rate == 0.25
+
+
+def test_a_schedule_that_is_a_function_stays_that_of_the_program(tmp_path: Path) -> None:
+    w = fv.Variable([1.0], name="w")
+    optimizer = fv.optimizers.SGD(lambda step: 1 / (1 + step))
+    optimizer.apply([[1.0]], [w])
+    path = fv.Checkpoint(w=w, optimizer=optimizer).save(tmp_path / "a.h5")
+    again = fv.optimizers.SGD(lambda step: 1 / (1 + step))
+    fv.Checkpoint(w=w, optimizer=again).restore(path)
+    assert again.learning_rate == 0.5
+    with pytest.raises(ValueError, match="learning_rate was a function"):
+        fv.Checkpoint(w=w, optimizer=fv.optimizers.SGD(0.1)).restore(path)
+
+
+def snapshot(job: Job) -> list[Any]:
+    return [
+        *(v.numpy().tobytes() for v in [job.w, job.b, *job.optimizer.variables]),
+        job.optimizer._steps,
+        job.rng.bit_generator.state,
+        job.python.getstate(),
+        str(job.data),
+    ]
+
+
+def test_a_damaged_file_changes_nothing(tmp_path: Path) -> None:
+    first, second = Job(CASES[3]), Job(CASES[3])
+    first.train(3)
+    second.train(1)
+    path = Path(first.checkpoint.save(tmp_path / "a.h5"))
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1
+    path.write_bytes(data)
+    before = snapshot(second)
+    with pytest.raises(fv.CheckpointError, match=r"a\.h5"):
+        second.checkpoint.restore(path)
+    assert snapshot(second) == before
+
+
+def test_one_error_lists_all_that_does_not_match(tmp_path: Path) -> None:
+    saved = fv.Checkpoint(kernel=fv.Variable(np.ones(3)), bias=fv.Variable(1.0), old=fv.Variable(1.0))
+    path = saved.save(tmp_path / "a.h5")
+    kernel, bias = fv.Variable(np.zeros((3, 2))), fv.Variable(np.float32(0))
+    with pytest.raises(ValueError, match="nothing was changed") as caught:
+        fv.Checkpoint(kernel=kernel, bias=bias, kernels=fv.Variable(0.0)).restore(path)
+    message = str(caught.value)
+    assert "variables/kernel: float64[3, 2] here, float64[3] in the file" in message
+    assert "variables/bias: float32[] here, float64[] in the file" in message
+    assert "missing in the file: variables/kernels (it has variables/kernel)" in message
+    assert "unexpected in the file: variables/old" in message
+    assert not kernel.any()
+
+
+def test_partial_takes_what_fits_but_never_another_shape(tmp_path: Path) -> None:
+    path = fv.Checkpoint(a=fv.Variable([1.0]), b=fv.Variable([2.0])).save(tmp_path / "a.h5")
+    a, c = fv.Variable([0.0]), fv.Variable([0.0])
+    restored = fv.Checkpoint(a=a, c=c).restore(path, partial=True)
+    assert (restored.taken, restored.missing, restored.skipped) == (
+        ["variables/a"],
+        ["variables/c"],
+        ["variables/b"],
+    )
+    assert (a[0], c[0]) == (1.0, 0.0)
+    with pytest.raises(ValueError, match="mismatched: variables/a"):
+        fv.Checkpoint(a=fv.Variable([0.0, 0.0])).restore(path, partial=True)
+
+
+@pytest.mark.parametrize(
+    "name_map",
+    [{"encoder": "body"}, {"encoder/kernel": "body/kernel"}, lambda name: name.replace("encoder", "body")],
+    ids=["prefix", "name", "callable"],
+)
+def test_names_can_be_mapped_and_slots_follow(name_map: Any, tmp_path: Path) -> None:
+    body, encoder = {"kernel": fv.Variable([1.0])}, {"kernel": fv.Variable([0.0])}
+    optimizer, other = fv.optimizers.SGD(momentum=0.9), fv.optimizers.SGD(momentum=0.9)
+    optimizer.apply([[1.0]], [body["kernel"]])
+    other.build([encoder["kernel"]])
+    path = fv.Checkpoint(body=body, optimizer=optimizer).save(tmp_path / "a.h5")
+    fv.Checkpoint(encoder=encoder, optimizer=other).restore(path, partial=True, name_map=name_map)
+    assert encoder["kernel"] == body["kernel"]
+    assert other.variables[0] == optimizer.variables[0]
+
+
+def test_an_unbuilt_optimizer_stays_unbuilt_if_the_restore_fails(tmp_path: Path) -> None:
+    w = fv.Variable([1.0], name="w")
+    optimizer = fv.optimizers.Adam()
+    optimizer.apply([[1.0]], [w])
+    path = fv.Checkpoint(variables=[w], optimizer=optimizer).save(tmp_path / "a.h5")
+    fresh = fv.optimizers.Adam()
+    with pytest.raises(ValueError, match="missing in the file: variables/x"):
+        fv.Checkpoint(variables=[w], x=fv.Variable(1.0), optimizer=fresh).restore(path)
+    assert not fresh.variables
+    fresh.build([fv.Variable([1.0])])
+
+
+def test_two_of_one_name_are_an_error() -> None:
+    twins = [fv.Variable(1.0, name="w"), fv.Variable(2.0, name="w")]
+    with pytest.raises(ValueError, match="two variables are named 'w'"):
+        fv.Checkpoint(variables=twins)
+    same = twins[0]
+    fv.Checkpoint(a=same, b=[same])  # one variable, twice
+
+
+@pytest.mark.parametrize("thing", [3, "text", object(), np.zeros(2)], ids=str)
+def test_what_cannot_be_saved_is_refused(thing: Any) -> None:
+    with pytest.raises(TypeError, match="thing= must be"):
+        fv.Checkpoint(thing=thing)
+
+
+def manager(folder: Path, w: fv.Variable, **options: Any) -> fv.CheckpointManager:
+    return fv.CheckpointManager(fv.Checkpoint(w=w), folder, **options)
+
+
+def test_the_manager_keeps_the_newest_and_finds_the_latest_by_record(tmp_path: Path) -> None:
+    w = fv.Variable([0.0])
+    one = manager(tmp_path, w, max_to_keep=2)
+    (tmp_path / "notes.txt").write_text("mine")
+    for step in range(5):
+        w[...] = step
+        one.save(step)
+    assert [Path(p).name for p in one.checkpoints] == ["ckpt-4.h5", "ckpt-5.h5"]
+    (tmp_path / "ckpt-5.h5").rename(tmp_path / "ckpt-0.h5")  # a name proves nothing
+    again = manager(tmp_path, w, max_to_keep=2)
+    w[...] = -1
+    assert Path(str(again.restore_or_initialize())).name == "ckpt-0.h5"
+    assert w[0] == 4
+    assert Path(str(again.save(9))).name == "ckpt-6.h5"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_the_manager_keeps_some_for_ever(tmp_path: Path, monkeypatch: Any) -> None:
+    import os
+    import time
+
+    w = fv.Variable([0.0])
+    one = manager(tmp_path, w, max_to_keep=2, keep_checkpoint_every_n_hours=2)
+    for hour in range(8):
+        now = 1e9 + 3600 * hour
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        path = one.save(hour)
+        os.utime(str(path), (now, now))
+    assert [Path(p).name for p in one.checkpoints] == [f"ckpt-{k}.h5" for k in (1, 3, 5, 7, 8)]
+
+
+def test_the_manager_saves_by_interval(tmp_path: Path) -> None:
+    step = fv.Variable(0, trainable=False)
+    one = manager(tmp_path, fv.Variable([0.0]), step_counter=step, checkpoint_interval=10)
+    saved = []
+    for _ in range(25):
+        saved.append(one.save() is not None)
+        step.assign_add(1)
+    assert [k for k, done in enumerate(saved) if done] == [0, 10, 20]
+    assert one.save(check_interval=False) is not None
+
+
+def test_the_manager_initializes_only_where_nothing_is(tmp_path: Path) -> None:
+    called = []
+    one = manager(tmp_path, fv.Variable([0.0]), init_fn=lambda: called.append(1))
+    assert one.restore_or_initialize() is None
+    assert called == [1]
+    path = Path(str(one.save()))
+    assert one.restore_or_initialize() == str(path)
+    assert called == [1]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(fv.CheckpointError, match="no checkpoint is whole"):
+        one.restore_or_initialize()
+    assert called == [1]
+
+
+def test_the_manager_passes_over_a_damaged_one_loudly(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    one = manager(tmp_path, w)
+    good = one.save()
+    w[...] = 2
+    bad = Path(str(one.save()))
+    data = bytearray(bad.read_bytes())
+    data[-4] ^= 16
+    bad.write_bytes(data)
+    with pytest.warns(RuntimeWarning, match=r"ckpt-2\.h5.*restored .*ckpt-1\.h5 instead"):
+        assert one.restore_or_initialize() == good
+    assert w[0] == 1
+
+
+def test_saver_has_the_signature_of_tensorflow_1(tmp_path: Path) -> None:
+    w, b = fv.Variable([1.0], name="w"), fv.Variable([2.0])
+    saver = fv.Saver([w, b], max_to_keep=2)
+    paths = [saver.save(tmp_path / "model", global_step=step) for step in (1, 2, 3)]
+    assert [Path(p).name for p in paths] == ["model-1.h5", "model-2.h5", "model-3.h5"]
+    assert saver.last_checkpoints == paths[1:]
+    assert not Path(paths[0]).exists()
+    renamed = fv.Variable([0.0], name="other")
+    fv.Saver({"w": renamed}).restore(paths[2], partial=True)
+    assert renamed[0] == 1
+    assert fv.list_variables(paths[2]) == [("variables/w", (1,)), ("variables/1", (1,))]
+    assert fv.load_variable(paths[2], "w") == [1.0] == fv.load_variable(paths[2], "variables/w")
+    assert Path(saver.save(tmp_path / "v1.5")).name == "v1.5.h5"
+
+
+def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    checkpoint = fv.Checkpoint(w=w)
+    path = checkpoint.save(tmp_path / "new" / "folder" / "a.h5")
+    with pytest.raises(FileExistsError, match=r"a\.h5"):
+        checkpoint.save(path)
+    w[...] = 2
+    checkpoint.save(path, overwrite=True)
+    assert fv.load_variable(path, "w") == 2

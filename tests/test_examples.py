@@ -1,0 +1,93 @@
+"""The examples and the README as a new user runs them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastvar as fv
+
+ROOT = Path(__file__).parent.parent
+EPOCHS = "12"
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(script: str, *arguments: str) -> str:
+    process = start(script, *arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def latest(folder: Path) -> str:
+    checkpoint = fv.Checkpoint(w=fv.Variable(0.0))
+    return str(fv.CheckpointManager(checkpoint, folder).latest_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A whole run of examples/digits.py, and what it printed."""
+    folder = tmp_path_factory.mktemp("digits")
+    return folder, run("digits.py", "--folder", str(folder), "--epochs", EPOCHS)
+
+
+def test_digits_are_learnt(trained: tuple[Path, str]) -> None:
+    folder, out = trained
+    accuracy = float(re.search(r"Held-out accuracy ([\d.]+)%", out)[1])  # type: ignore[index]
+    assert accuracy >= 97
+    assert re.search(r"In the optimizer: [\d.]+ s with fastvar, [\d.]+ s with NumPy", out)
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(trained: tuple[Path, str], tmp_path: Path) -> None:
+    process = start("digits.py", "--folder", str(tmp_path), "--epochs", EPOCHS)
+    while len(list(tmp_path.glob("ckpt-*.h5"))) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert "run the same command again to resume" in out
+    assert "Resumed after epoch" in run("digits.py", "--folder", str(tmp_path), "--epochs", EPOCHS)
+    whole, resumed = latest(trained[0]), latest(tmp_path)
+    names = [name for name, _ in fv.list_variables(whole)]
+    assert names == [name for name, _ in fv.list_variables(resumed)]
+    for name in names:
+        np.testing.assert_array_equal(fv.load_variable(whole, name), fv.load_variable(resumed, name))
+
+
+def test_fine_tuning_takes_the_body_by_name(trained: tuple[Path, str]) -> None:
+    out = run("fine_tune.py", "--folder", str(trained[0]), "--epochs", "8")
+    assert "4 restored" in out
+    frozen, unfrozen = map(float, re.findall(r"([\d.]+)%", out))
+    assert 85 < frozen < unfrozen
+
+
+def test_the_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+
+
+def test_info_tells_what_runs_here() -> None:
+    command = [sys.executable, "-m", "fastvar", "info"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"instruction set +\w+ \(this processor runs baseline", out)
+    assert re.search(r"threads +\d+, by (OpenMP|none)", out)
