@@ -93,10 +93,18 @@ class Case:
         """How many arrays of the size of the weights are updated: they, their slots, their average."""
         return 1 + len(self.rule.optimizer().slots) + self.rule.clip_and_average
 
+    @property
+    def id(self) -> str:
+        """Name for `-k`."""
+        variables, elements = self.shape
+        return f"{self.rule.name}-{self.dtype}-{variables}x{elements}-{self.threads}thr"
+
     def __str__(self) -> str:
         variables, elements = self.shape
         size = f"2^{elements.bit_length() - 1}" if elements >= 2**16 else f"{elements:,}"
-        return f"{self.rule.name} {self.dtype} {variables:,} x {size}, {self.threads} thr."
+        return (
+            f"{self.rule.name} {self.dtype} {variables:,} x {size}, {self.threads} thread{'s'[: self.threads - 1]}"
+        )
 
 
 CASES = [

@@ -12,7 +12,7 @@ from bench.contenders import FASTVAR, contenders, threads
 from bench.measure import calibrated, interleaved, ratio
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_speed(case: Case, benchmark: Any, report: dict[Case, dict[str, float]]) -> None:
     with threads(case.threads):
         runs = {name: run for name, (run, _) in contenders(case).items()}

@@ -148,8 +148,8 @@ def plan_table(
     averages = [None] * len(weights) if averages is None else list(averages)
     if not len(weights) == len(slots) == len(group_of) == len(averages) == len(names):
         raise ValueError(f"{owner}: names, variables, slots, groups and averages must be equally many")
-    if any(group < 0 for group in group_of):
-        raise ValueError(f"{owner}: groups must be numbered from 0")
+    if not all(0 <= group < len(weights) for group in group_of):
+        raise ValueError(f"{owner}: groups must be numbered from 0, and be no more than the variables")
     rows: list[tuple[Any, ...]] = []
     written: list[tuple[str, Array]] = []
     for name, w, average, own_slots in zip(names, weights, averages, slots, strict=True):

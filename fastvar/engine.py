@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import repeat
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +27,7 @@ class Engine:
         self.optimizer = optimizer
         self.scalars = optimizer.scalars
         variables = optimizer._variables
-        self.frozen = [i for i, v in enumerate(variables) if not v.trainable]
+        self.frozen = {i for i, v in enumerate(variables) if not v.trainable}
         self.parallel = sum(v.size for v in variables) >= PARALLEL
         self.accumulate = optimizer.gradient_accumulation_steps or 1
         index_of = optimizer._index
@@ -37,9 +35,15 @@ class Engine:
         for k, group in enumerate(optimizer.groups):
             group_of[[index_of[id(v)] for v in group.variables]] = k
         self.group_of = group_of
+        self.shape = self.shape_of(optimizer)
         self._plan(labels)
-        self._resolve()
-        self._set_stages()
+        self._set_stages_of_variables()
+        self.read_hyperparameters()
+
+    @staticmethod
+    def shape_of(optimizer: Optimizer) -> tuple[object, ...]:
+        """Return what the plan depends on; while it stays the same, hyperparameters may change freely."""
+        return tuple(optimizer.slots), optimizer.use_ema, optimizer.gradient_accumulation_steps
 
     def _plan(self, labels: list[str]) -> None:
         optimizer, state = self.optimizer, self.optimizer._state
@@ -54,8 +58,18 @@ class Engine:
             rule, none = kernels.RULES["gradient_descent"], [()] * len(arrays)
             self.adding = kernels.Plan(optimizer._owner, rule, labels, self.accumulators, none, [0] * len(arrays))
 
-    def _resolve(self) -> None:
-        """Resolve each group's hyperparameters into a namespace (quick to read), and note the scheduled."""
+    def _set_stages_of_variables(self) -> None:
+        variables, stages = self.optimizer._variables, self.plan.stages
+        penalties = [v.regularizer for v in variables]
+        stages["l1"] = [p.l1 if p else 0 for p in penalties]
+        stages["l2"] = [2 * p.l2 if p else 0 for p in penalties]
+        stages["nonneg"] = [type(v.constraint) is NonNeg for v in variables]
+        self.constrained = [i for i, v in enumerate(variables) if v.constraint]
+        self.constrained_after = [i for i in self.constrained if not stages["nonneg"][i]]
+        self.decaying = np.array([self.optimizer.decays(v) for v in variables], float)
+
+    def read_hyperparameters(self) -> None:
+        """Resolve each group's hyperparameters into a namespace (quick to read); note the scheduled ones."""
         optimizer = self.optimizer
         self.hyper: list[Any] = []
         self.scheduled: list[tuple[Any, Any, Any]] = []
@@ -66,55 +80,41 @@ class Engine:
                 if parameter.scheduled and callable(values[name]):
                     self.scheduled.append((resolved, parameter, values[name]))
             self.hyper.append(resolved)
-
-    def _set_stages(self) -> None:
-        """Fill in the stages that stay the same from step to step."""
-        optimizer, variables, stages = self.optimizer, self.optimizer._variables, self.plan.stages
         unscale = 1 / (optimizer.loss_scale_factor or 1)
         if self.accumulate > 1:
             self.adding.stages["scale"] = unscale
-            stages["scale"] = 1 / self.accumulate
-        else:
-            stages["scale"] = unscale
-        penalties = [v.regularizer for v in variables]
-        stages["l1"] = [p.l1 if p else 0 for p in penalties]
-        stages["l2"] = [2 * p.l2 if p else 0 for p in penalties]
-        stages["limit"] = math.inf if optimizer.clipvalue is None else optimizer.clipvalue
-        stages["nonneg"] = [type(v.constraint) is NonNeg for v in variables]
-        self.constrained = [
-            i for i, v in enumerate(variables) if v.constraint and type(v.constraint) is not NonNeg
-        ]
-        self.decaying = np.array([optimizer.decays(v) for v in variables], float)
+        self.plan.stages["scale"] = 1 / self.accumulate if self.accumulate > 1 else unscale
+        self.plan.stages["limit"] = math.inf if optimizer.clipvalue is None else optimizer.clipvalue
+        self.plan.stages["clip"] = 1
+        self.plan.stages["decay"] = 0
         self.decays = any(h.weight_decay for h in self.hyper)
         self.clips = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
         self.varies = self.decays or self.clips or optimizer.use_ema
 
-    def step(self, grads: Sequence[Any], calls: int, zero: bool) -> None:
+    def step(self, grads: list[Any], calls: int, zero: bool) -> None:
         """Check everything, then update; `calls` is the number of calls before this one."""
-        if self.frozen:
-            grads = self._without_frozen(grads)
-        for resolved, parameter, schedule in self.scheduled:
-            setattr(resolved, parameter.name, self.optimizer._evaluate(parameter, schedule))
+        if self.frozen and len(grads) == len(self.group_of):
+            grads = [None if i in self.frozen else g for i, g in enumerate(grads)]
+        if self.scheduled:
+            for resolved, parameter, schedule in self.scheduled:
+                setattr(resolved, parameter.name, self.optimizer._evaluate(parameter, schedule))
         workers = threads.get_num_threads() if self.parallel else 1
+        constrained = self.constrained_after
         if self.accumulate > 1:
-            self._accumulate(grads, calls, zero, workers)
+            if not self._accumulate(grads, calls, zero, workers):
+                constrained = self.constrained  # as in Keras, which constrains at every call
         else:
             if not self.plan.bind(grads, zero) and not self.frozen:
                 raise ValueError(f"{self.optimizer._owner}: no variable has a gradient")
             self._update(calls, workers)
-        for i in self.constrained:
+        for i in constrained:
             if grads[i] is not None:
                 self._constrain(i)
 
-    def _without_frozen(self, grads: Sequence[Any]) -> list[Any]:
-        grads = list(grads)
-        if len(grads) == len(self.group_of):
-            for i in self.frozen:
-                grads[i] = None
-        return grads
-
     def _update(self, iteration: int, workers: int) -> None:
-        scalars = list(map(self.scalars, self.hyper, repeat(iteration + 1)))
+        scalars = []
+        for hyper in self.hyper:  # a plain loop: this is the hot path of small models
+            scalars.append(self.scalars(hyper, iteration + 1))
         if self.varies:
             self._vary_stages(iteration, workers)
         self.plan.run(scalars, workers)
@@ -144,8 +144,8 @@ class Engine:
             return math.nan  # as in Keras: nothing may pass for clipped
         return limit / np.maximum(norms, limit)
 
-    def _accumulate(self, grads: Sequence[Any], calls: int, zero: bool, workers: int) -> None:
-        """Add the gradients up; at the last of `accumulate` calls update with their mean."""
+    def _accumulate(self, grads: list[Any], calls: int, zero: bool, workers: int) -> bool:
+        """Add the gradients up, and return whether this was the call that updates with their mean."""
         updates = (calls + 1) % self.accumulate == 0
         if not self.adding.bind(grads, zero) and not self.frozen:
             raise ValueError(f"{self.optimizer._owner}: no variable has a gradient")
@@ -163,6 +163,7 @@ class Engine:
             for g, array in zip(grads, self.accumulators, strict=True):
                 if g is None:
                     array[...] = 0
+        return updates
 
     def _constrain(self, i: int) -> None:
         variable = self.optimizer._variables[i]

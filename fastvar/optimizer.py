@@ -133,6 +133,7 @@ class Optimizer(Declared):
         self._excluded: tuple[set[int], re.Pattern[str] | None] = (set(), None)
         self._steps = 0
         self._engine: Engine | None = None
+        self._stale = False  # hyperparameters have changed since the engine read them
         self._lock = threading.Lock()
 
     def _validate(self) -> None:
@@ -146,7 +147,7 @@ class Optimizer(Declared):
         self._changed()
 
     def _changed(self) -> None:
-        self._engine = None  # planned anew at the next step
+        self._stale = True
 
     def _evaluate(self, parameter: Parameter, schedule: Callable[[int], float]) -> float:
         value = schedule(self._steps)
@@ -200,15 +201,15 @@ class Optimizer(Declared):
             raise
 
     def _check_variables(self, variables: list[Any]) -> None:
-        names: set[str] = set()
+        seen: set[Any] = set()
         for i, v in enumerate(variables):
             if not isinstance(v, Variable):
                 raise TypeError(f"{self._owner}: variables must be fastvar.Variable, got {type(v).__name__}")
             if v.dtype not in buffers.REAL:
                 raise TypeError(f"{self._owner}: {_label(v, i)} must be float32 or float64, got {v.dtype}")
-            if v.name in names or any(v is w for w in variables[:i]):
+            if id(v) in seen or v._name in seen:
                 raise ValueError(f"{self._owner}: {_label(v, i)} comes twice")
-            names |= {v.name} if v.name else set()
+            seen |= {id(v), v._name} if v._name else {id(v)}
 
     def _plan(self) -> Engine:
         labels = [_label(v, i) for i, v in enumerate(self._variables)]
@@ -220,8 +221,17 @@ class Optimizer(Declared):
                     Variable(buffers.full(v.shape, v.dtype, 0), trainable=False, name=name, copy=False)
                     for v in self._variables
                 ]
-        self._engine = Engine(self, labels)
+        self._engine, self._stale = Engine(self, labels), False
         return self._engine
+
+    def _refreshed(self) -> Engine:
+        """Return an engine that knows the present hyperparameters, anew only if the plan itself must change."""
+        engine = self._engine
+        if engine is None or engine.version != Structure.version or engine.shape != Engine.shape_of(self):
+            return self._plan()
+        engine.read_hyperparameters()
+        self._stale = False
+        return engine
 
     # Stepping.
 
@@ -250,6 +260,7 @@ class Optimizer(Declared):
         if not self._lock.acquire(False):
             raise RuntimeError(f"{self._owner}: another thread is in a step of this optimizer; give each its own")
         try:
+            grads = list(grads)
             if variables is not None:
                 grads = self._arranged(grads, variables)
             if not self._variables:
@@ -257,16 +268,15 @@ class Optimizer(Declared):
                     return
                 raise ValueError(f"{self._owner}: call build(variables) first, or pass the variables")
             engine = self._engine
-            if engine is None or engine.version != Structure.version:
-                engine = self._plan()
+            if self._stale or engine is None or engine.version != Structure.version:
+                engine = self._refreshed()
             engine.step(grads, self._steps, zero)
             self._steps += 1
         finally:
             self._lock.release()
 
-    def _arranged(self, grads: Sequence[Any], variables: Iterable[Variable]) -> Sequence[Any]:
+    def _arranged(self, grads: list[Any], variables: Iterable[Variable]) -> list[Any]:
         given = list(variables)
-        grads = list(grads)
         if len(given) != len(grads):
             raise ValueError(f"{self._owner}: got {len(grads)} gradients for {len(given)} variables")
         if not self._variables and given:
@@ -349,7 +359,7 @@ class Optimizer(Declared):
         """
         pattern = re.compile("|".join(var_names)) if var_names else None
         self._excluded = ({id(v) for v in var_list or ()}, pattern)
-        self._changed()
+        self._engine = None
 
     def decays(self, variable: Variable) -> bool:
         """Return whether `weight_decay` concerns the variable."""

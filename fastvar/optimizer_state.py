@@ -44,7 +44,7 @@ def build(optimizer: Optimizer, saved: dict[str, Any], named: dict[str, Variable
 def unbuild(optimizer: Optimizer) -> None:
     """Forget the variables again: for a restore that fails after `build`."""
     optimizer._variables, optimizer.groups, optimizer._index, optimizer._state = [], [], {}, {}
-    optimizer._changed()
+    optimizer._engine = None
 
 
 def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Variable], str]) -> Callable[[], None]:

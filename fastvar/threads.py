@@ -4,6 +4,7 @@ import os
 
 from fastvar import kernels
 
+MOST = 1024  # more than any machine has; OpenMP ends the process if it cannot have as many as it is told
 _default = kernels.active.max_threads()  # OMP_NUM_THREADS, or the processors this process may use
 _chosen: int | None = None
 _forked = False
@@ -18,12 +19,12 @@ def set_num_threads(count: int) -> None:
     Parameters
     ----------
     count : int
-        At least 1; 1 is serial.
+        From 1, which is serial, to 1,024.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no whole number of at least 1.
+        If it is no such number.
 
     Examples
     --------
@@ -37,8 +38,8 @@ def set_num_threads(count: int) -> None:
     global _chosen  # noqa: PLW0603
     if isinstance(count, bool) or not isinstance(count, int):
         raise TypeError(f"set_num_threads: count must be an int, got {type(count).__name__}")
-    if count < 1:
-        raise ValueError(f"set_num_threads: count must be at least 1, got {count}")
+    if not 1 <= count <= MOST:
+        raise ValueError(f"set_num_threads: count must be from 1 to {MOST}, got {count}")
     _chosen = count
 
 

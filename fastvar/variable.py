@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Self
 
@@ -15,12 +16,17 @@ from fastvar.regularizers import Regularizer
 
 
 class Structure:
-    """Counts changes of what optimizers build their plans on, so that a step checks one number."""
+    """A number that changes with what optimizers build their plans on, so that a step checks no more."""
 
     version = 0
+    _numbers = itertools.count(1)  # each is taken once, also by threads
+
+    @classmethod
+    def change(cls) -> None:
+        cls.version = next(cls._numbers)
 
 
-def _fixed(name: str) -> Any:
+def _planned(name: str, doc: str) -> Any:
     """Make a settable attribute whose change makes every optimizer plan anew."""
     private = f"_{name}"
 
@@ -29,9 +35,9 @@ def _fixed(name: str) -> Any:
 
     def set_(self: Any, value: Any) -> None:
         setattr(self, private, _CHECKS[name](value, self._label))
-        Structure.version += 1
+        Structure.change()
 
-    return property(get, set_)
+    return property(get, set_, doc=doc)
 
 
 def _check_trainable(value: Any, owner: str) -> bool:
@@ -139,9 +145,9 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
         self._regularizer = _check_regularizer(regularizer, label)
         self._constraint = _check_constraint(constraint, label)
 
-    trainable: bool = _fixed("trainable")
-    regularizer: Regularizer | None = _fixed("regularizer")
-    constraint: Callable[[Array], npt.ArrayLike] | None = _fixed("constraint")
+    trainable: bool = _planned("trainable", "Whether optimizers update it, from their next step on.")
+    regularizer: Regularizer | None = _planned("regularizer", "The penalty in its gradient, or None.")
+    constraint: Callable[[Array], npt.ArrayLike] | None = _planned("constraint", "Its projection, or None.")
 
     @property
     def _label(self) -> str:
@@ -274,7 +280,7 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
     # Being an array.
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self._array, dtype=dtype, copy=copy)
+        return np.array(self.value, dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         out = kwargs.get("out", ())

@@ -15,7 +15,7 @@ def test_every_rule_has_a_row() -> None:
     assert {case.rule.kernel for case in CASES} == set(kernels.RULES)
 
 
-@pytest.mark.parametrize("case", SMALLEST, ids=str)
+@pytest.mark.parametrize("case", SMALLEST, ids=lambda case: case.id)
 def test_contenders_compute_the_same(case: Case) -> None:
     made = contenders(case)
     (start,) = (w.copy() for w in made[FASTVAR][1])

@@ -228,7 +228,7 @@ specs = st.builds(
 
 
 @every_rule
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     specs=st.lists(specs, max_size=6),
     seed=st.integers(0, 2**32),
@@ -254,7 +254,7 @@ def split(memory: Memory, cuts: Sequence[int]) -> Memory:
 
 
 @every_rule
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     size=st.sampled_from([5000, 70_001]),
     cuts=st.lists(st.integers(0, 5000), min_size=1, max_size=12).map(sorted),

@@ -44,6 +44,7 @@ cdef enum:
     TASK = 16 * BLOCK  # what a thread takes at a time: large enough to hide the taking, small enough to balance
     SERIAL = 2 * TASK  # below this many elements a parallel region costs more than it saves
     MAX_SLOTS = 8
+    MOST_THREADS = 1024
     ROOM = 8 * BLOCK + 64  # bytes of a block of doubles, however it is aligned
 
 ctypedef fused real:  # what rules compute in
@@ -343,17 +344,18 @@ cdef class Plan:
     def sums_of_squares(self, bint each, int threads=1):
         cdef Py_ssize_t i, b, size = self.own_total if each else self.total
         cdef Py_ssize_t blocks = (size + BLOCK - 1) // BLOCK
+        cdef int workers = min(threads, blocks, MOST_THREADS)
         partials, totals = np.empty(blocks), np.zeros(self.n if each else 1)
         cdef double* partial = <double*> cnp.PyArray_DATA(partials)
         cdef double* sums = <double*> cnp.PyArray_DATA(totals)
         self.enter()
         try:
             with nogil:
-                if threads <= 1 or size < SERIAL:
+                if workers <= 1 or size < SERIAL:
                     for b in range(blocks):
                         partial[b] = block_sum(self.spans, self.n, b * BLOCK, each)
                 else:
-                    for b in prange(blocks, num_threads=threads, schedule="dynamic", chunksize=16):
+                    for b in prange(blocks, num_threads=workers, schedule="dynamic", chunksize=16):
                         partial[b] = block_sum(self.spans, self.n, b * BLOCK, each)
                 i = 0
                 for b in range(blocks):
@@ -366,6 +368,7 @@ cdef class Plan:
 
     def run(self, scalars, int threads=1):
         cdef Py_ssize_t i, k, tasks = (self.total + TASK - 1) // TASK
+        cdef int workers = min(threads, tasks, MOST_THREADS)
         cdef int width = self.rule.rule.scalars
         if len(scalars) != self.groups:
             raise ValueError(f"{self.owner}: must be given scalars for {self.groups} groups, got {len(scalars)}")
@@ -379,11 +382,11 @@ cdef class Plan:
         self.enter()
         try:
             with nogil:
-                if threads <= 1 or self.total < SERIAL:
+                if workers <= 1 or self.total < SERIAL:
                     for i in range(self.n):
                         advance_any(&self.rule.rule, &self.spans[i], 0, self.spans[i].n, self.zero)
                 else:
-                    for i in prange(tasks, num_threads=threads, schedule="dynamic"):
+                    for i in prange(tasks, num_threads=workers, schedule="dynamic"):
                         run_task(&self.rule.rule, self.spans, self.n, i * TASK, self.zero)
         finally:
             self.running = False

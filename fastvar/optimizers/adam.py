@@ -84,7 +84,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    weight_decay : float or None
+    weight_decay : float
         :math:`\lambda` >= 0.
     **options
         Those of `Adam`, and those of every optimizer, see `Optimizer`.
@@ -103,4 +103,4 @@ class AdamW(Adam):
     array([0.95])
     """
 
-    weight_decay: float | None = number(default=0.004, low=0, optional=True, kw_only=True)
+    weight_decay: float | None = number(default=0.004, low=0, kw_only=True)
