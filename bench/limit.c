@@ -46,12 +46,17 @@ double limit(real *const *arrays, int count, const real *g, ptrdiff_t n, int sca
     double total = 0;
     threads = n < SERIAL ? 1 : threads;
     while (repeat-- > 0) {
+        if (threads == 1) { /* even a region of one thread would cost more than a small array */
+            total += scan ? sum(g, 0, n) : 0;
+            touch(arrays, count, g, 0, n);
+            continue;
+        }
         if (scan) {
-            #pragma omp parallel for num_threads(threads) if (threads > 1) reduction(+ : total)
+            #pragma omp parallel for num_threads(threads) reduction(+ : total)
             for (int k = 0; k < threads; k++)
                 total += sum(g, part(n, k, threads), part(n, k + 1, threads));
         }
-        #pragma omp parallel for num_threads(threads) if (threads > 1)
+        #pragma omp parallel for num_threads(threads)
         for (int k = 0; k < threads; k++)
             touch(arrays, count, g, part(n, k, threads), part(n, k + 1, threads));
     }

@@ -96,3 +96,6 @@ class MinMaxNorm(Constraint):
             self.axis,
             lambda norms: self.rate * np.clip(norms, self.min_value, self.max_value) + (1 - self.rate) * norms,
         )
+
+
+BUILTIN = (NonNeg, MaxNorm, UnitNorm, MinMaxNorm)  # exactly these cannot fail in the middle of a step

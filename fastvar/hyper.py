@@ -10,7 +10,6 @@ and gets a constructor, validation whenever one is set, `get_config`, `from_conf
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import numbers
@@ -168,6 +167,8 @@ class Declared:
         cls = type(self)
         for name in kwargs:
             if name not in cls.parameters:
+                import difflib
+
                 close = difflib.get_close_matches(name, [*cls.parameters, *_ALIASES], n=1, cutoff=0.5)
                 hint = f", did you mean {_ALIASES.get(close[0], close[0])!r}?" if close else ""
                 raise TypeError(f"{cls.__name__}: unknown argument {name!r}{hint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -130,11 +129,11 @@ class Optimizer(Declared):
         self._variables: list[Variable] = []
         self._index: dict[int, int] = {}
         self._state: dict[str, list[Variable]] = {}  # slot name -> one per variable
-        self._excluded: tuple[set[int], re.Pattern[str] | None] = (set(), None)
+        self._excluded: tuple[list[Variable], re.Pattern[str] | None] = ([], None)
         self._steps = 0
         self._engine: Engine | None = None
         self._stale = False  # hyperparameters have changed since the engine read them
-        self._lock = threading.Lock()
+        self._idle = ["token"]  # whoever has taken it is in a step
 
     def _validate(self) -> None:
         p = self._parameters
@@ -217,8 +216,9 @@ class Optimizer(Declared):
         wanted += ["gradient_accumulator"] * bool(self.gradient_accumulation_steps)
         for name in wanted:
             if name not in self._state:
+                late = name == "average" and self._steps > 0  # it begins where the weights are
                 self._state[name] = [
-                    Variable(buffers.full(v.shape, v.dtype, 0), trainable=False, name=name, copy=False)
+                    Variable(v if late else buffers.full(v.shape, v.dtype, 0), False, name, copy=late)
                     for v in self._variables
                 ]
         self._engine, self._stale = Engine(self, labels), False
@@ -257,10 +257,15 @@ class Optimizer(Declared):
         self._apply(grads, trainable_variables, False)
 
     def _apply(self, grads: Sequence[Any], variables: Iterable[Variable] | None, zero: bool) -> None:
-        if not self._lock.acquire(False):
-            raise RuntimeError(f"{self._owner}: another thread is in a step of this optimizer; give each its own")
         try:
-            grads = list(grads)
+            token = self._idle.pop()  # atomic, and half the price of a lock
+        except IndexError:
+            raise RuntimeError(
+                f"{self._owner}: another thread is in a step of this optimizer; give each its own"
+            ) from None
+        try:
+            if type(grads) is not list:
+                grads = list(grads)
             if variables is not None:
                 grads = self._arranged(grads, variables)
             if not self._variables:
@@ -273,7 +278,7 @@ class Optimizer(Declared):
             engine.step(grads, self._steps, zero)
             self._steps += 1
         finally:
-            self._lock.release()
+            self._idle.append(token)
 
     def _arranged(self, grads: list[Any], variables: Iterable[Variable]) -> list[Any]:
         given = list(variables)
@@ -309,6 +314,8 @@ class Optimizer(Declared):
         ValueError
             If no variable has a `grad`, or with `zero_grad` one cannot be zeroed in place.
         """
+        if not self._variables:
+            raise ValueError(f"{self._owner}: call build(variables) first")
         self._apply([v.grad for v in self._variables], None, zero_grad)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -358,13 +365,13 @@ class Optimizer(Declared):
         >>> optimizer.exclude_from_weight_decay(var_names=["bias", "norm"])
         """
         pattern = re.compile("|".join(var_names)) if var_names else None
-        self._excluded = ({id(v) for v in var_list or ()}, pattern)
+        self._excluded = (list(var_list or ()), pattern)
         self._engine = None
 
     def decays(self, variable: Variable) -> bool:
         """Return whether `weight_decay` concerns the variable."""
         listed, pattern = self._excluded
-        return id(variable) not in listed and not (pattern and pattern.search(variable.name or ""))
+        return not any(v is variable for v in listed) and not (pattern and pattern.search(variable.name or ""))
 
     def finalize_variable_values(self, var_list: Iterable[Variable] | None = None) -> None:
         """Give the variables the values of their moving averages, if `use_ema`; call it when training ends."""
@@ -397,16 +404,11 @@ class Optimizer(Declared):
         return self._state[name][self._index[id(variable)]]
 
     def __getstate__(self) -> dict[str, Any]:
-        listed, pattern = self._excluded
-        excluded = [v for v in self._variables if id(v) in listed]
-        return {**vars(self), "_engine": None, "_lock": None, "_index": None, "_excluded": (excluded, pattern)}
+        return {**vars(self), "_engine": None, "_idle": ["token"]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock = threading.Lock()
         self._index = {id(v): i for i, v in enumerate(self._variables)}
-        excluded, pattern = state["_excluded"]
-        self._excluded = ({id(v) for v in excluded}, pattern)
 
 
 def _label(variable: Variable, position: int) -> str:

@@ -271,11 +271,13 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
             got = f"{rows.min()} to {rows.max()}"
             raise IndexError(f"{self._label}: rows must be below {len(self)}, got {got}")
         wanted = rows.shape + self.shape[1:]
+        values = np.asarray(updates)
         try:
-            return rows, np.broadcast_to(np.asarray(updates), wanted).astype(self.dtype, casting="same_kind")
-        except ValueError:
-            shape = np.shape(updates)
-            raise ValueError(f"{self._label}: updates must have shape {wanted}, got {shape}") from None
+            return rows, np.broadcast_to(values, wanted).astype(self.dtype, casting="same_kind")
+        except (ValueError, TypeError) as error:
+            must = f"be castable to {self.dtype} and of shape {wanted}"
+            got = f"{values.dtype} of shape {values.shape}"
+            raise type(error)(f"{self._label}: updates must {must}, got {got}") from None
 
     # Being an array.
 
@@ -287,7 +289,11 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
         if out:
             kwargs["out"] = tuple(_unwrapped(x) for x in out)
         result = getattr(ufunc, method)(*map(_unwrapped, inputs), **kwargs)
-        return out[0] if len(out) == 1 and out[0] is not None else out or result
+        if not any(isinstance(x, Variable) for x in out):
+            return result
+        if len(out) == 1:
+            return out[0]
+        return tuple(x if x is not None else y for x, y in zip(out, result, strict=True))
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self.value.__dlpack__(**kwargs)

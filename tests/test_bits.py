@@ -84,9 +84,7 @@ class Memory:
             self.averages.append(placed(values[1], spec.dtype, at[1]) if spec.average else None)
             g = None if spec.gradient is None else placed(values[2], spec.gradient, at[2])
             self.gradients.append(g)
-            own = (
-                values[3:] if special else np.abs(values[3:])
-            )  # no roots of negative numbers: NaN hides much
+            own = values[3:] if special else np.abs(values[3:])  # no roots of negative numbers: NaN hides much
             self.slots.append([placed(v, spec.dtype, at[3 + k]) for k, v in enumerate(own)])
 
     def arrays(self) -> Iterable[Any]:
@@ -100,9 +98,7 @@ def play(
     """Run `STEPS` steps; return the norms of the first, of each variable and of all."""
     groups = [spec.group for spec in specs]
     names = [str(i) for i in range(len(specs))]
-    plan = module.Plan(
-        "test", module.RULES[rule], names, memory.weights, memory.slots, groups, memory.averages
-    )
+    plan = module.Plan("test", module.RULES[rule], names, memory.weights, memory.slots, groups, memory.averages)
     for i, spec in enumerate(specs):
         for stage, value in spec.stages.items():
             plan.stages[stage][i] = value
@@ -235,9 +231,7 @@ specs = st.builds(
     special=st.booleans(),
     zero=st.booleans(),
 )
-def test_any_plan_equals_reference(
-    rule: str, specs: list[Spec], seed: int, special: bool, zero: bool
-) -> None:
+def test_any_plan_equals_reference(rule: str, specs: list[Spec], seed: int, special: bool, zero: bool) -> None:
     assert_equals_reference(rule, specs, seed=seed, special=special, threads=(1, 2, 3), zero=zero)
 
 

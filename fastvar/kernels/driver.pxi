@@ -1,6 +1,7 @@
 # Applies any rule to any list of variables: one call, one parallel region, the GIL released.
 # Compiled once per instruction set (baseline.pyx, avx2.pyx, avx512.pyx), each with its own flags.
 
+cimport cython
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, fabs, sqrt
 from libc.stdint cimport uintptr_t
@@ -246,7 +247,7 @@ cdef class Plan:
     cdef float* c32
     cdef double* c64
     cdef Py_ssize_t n, groups, total, own_total
-    cdef bint bound, zero, running
+    cdef bint bound, zero, disjoint, running
     cdef const uintptr_t* starts
     cdef const uintptr_t* ends
     cdef Py_ssize_t written
@@ -293,7 +294,8 @@ cdef class Plan:
 
     def bind(self, gradients, bint zero=False):
         cdef Py_ssize_t i, bound = 0
-        cdef bint moved = not self.zero
+        cdef bint wide
+        cdef char* g
         cdef list held = list(gradients)
         cdef Span* s
         if len(held) != self.n:
@@ -316,15 +318,17 @@ cdef class Plan:
             if gradient is None:
                 s.g = NULL
                 continue
-            s.g = cnp.PyArray_BYTES(gradient)
-            s.wide_g = cnp.PyArray_TYPE(gradient) == cnp.NPY_DOUBLE
-            if s.g != s.clear or s.wide_g != s.wide_clear:
-                if self.overlaps(<uintptr_t> s.g, s.n * (sizeof(double) if s.wide_g else sizeof(float))):
+            g, wide = cnp.PyArray_BYTES(gradient), cnp.PyArray_TYPE(gradient) == cnp.NPY_DOUBLE
+            if g != s.clear or wide != s.wide_clear:
+                if self.overlaps(<uintptr_t> g, s.n * (sizeof(double) if wide else sizeof(float))):
                     self.extents.refuse(gradient, self.label(i))
-                s.clear, s.wide_clear = s.g, s.wide_g
-                moved = True
-        if zero and moved:
+                s.clear, s.wide_clear = g, wide
+            if g != s.g or wide != s.wide_g:
+                self.disjoint = False
+            s.g, s.wide_g = g, wide
+        if zero and not self.disjoint:
             buffers.check_disjoint([(self.label(i), held[i]) for i in range(self.n)])
+            self.disjoint = True
         self.zero, self.bound = zero, True
         return bound
 
@@ -366,6 +370,7 @@ cdef class Plan:
             self.running = False
         return totals
 
+    @cython.boundscheck(True)
     def run(self, scalars, int threads=1):
         cdef Py_ssize_t i, k, tasks = (self.total + TASK - 1) // TASK
         cdef int workers = min(threads, tasks, MOST_THREADS)
@@ -373,7 +378,7 @@ cdef class Plan:
         if len(scalars) != self.groups:
             raise ValueError(f"{self.owner}: must be given scalars for {self.groups} groups, got {len(scalars)}")
         for i in range(self.groups):
-            row = scalars[i]
+            row = tuple(scalars[i])
             if len(row) != width:
                 raise ValueError(f"{self.owner}: the rule takes {width} scalars, got {len(row)}")
             for k in range(width):

@@ -24,7 +24,7 @@ class Rule(NamedTuple):
     block: Block
     slots: int
     scalars: int
-    whole: bool = False  # sees arrays in their shapes, not flat; may fail, and is then undone
+    whole: bool = False  # a user's own: takes the scalars as they are, not in the arithmetic type
 
 
 def flush(x: Array) -> Array:
@@ -32,7 +32,8 @@ def flush(x: Array) -> Array:
 
 
 def towards(x: Array, target: Array, rate: Any) -> Array:
-    return flush(x + (target - x) * rate)
+    moved: Array = x + (target - x) * rate
+    return moved
 
 
 def gradient_descent(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
@@ -41,23 +42,24 @@ def gradient_descent(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any
 
 def momentum(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     (m,) = slots
-    m[...] = flush(c[0] * m + c[1] * g)
-    w[...] = w + c[2] * m + c[3] * g
+    first = c[0] * m + c[1] * g
+    m[...] = flush(first)
+    w[...] = w + c[2] * first + c[3] * g
 
 
 def adam(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     m, v = slots
-    m[...] = towards(m, g, c[0])
-    v[...] = towards(v, g * g, c[1])
-    w[...] = w - (c[2] * m + c[3] * g) / (np.sqrt(v) + c[4])
+    first, second = towards(m, g, c[0]), towards(v, g * g, c[1])
+    m[...], v[...] = flush(first), flush(second)
+    w[...] = w - (c[2] * first + c[3] * g) / (np.sqrt(second) + c[4])
 
 
 def amsgrad(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     m, v, peak = slots
-    m[...] = towards(m, g, c[0])
-    v[...] = towards(v, g * g, c[1])
-    peak[...] = np.where(v > peak, v, peak)
-    w[...] = w - (c[2] * m + c[3] * g) / (np.sqrt(peak) + c[4])
+    first, second = towards(m, g, c[0]), towards(v, g * g, c[1])
+    m[...], v[...] = flush(first), flush(second)
+    peak[...] = np.where(second > peak, second, peak)
+    w[...] = w - (c[2] * first + c[3] * g) / (np.sqrt(peak) + c[4])
 
 
 RULES = {
@@ -194,19 +196,10 @@ class Plan:
         for row in scalars:
             if len(row) != self.rule.scalars:
                 raise ValueError(f"{self.owner}: the rule takes {self.rule.scalars} scalars, got {len(row)}")
-        undo = [[a if a is None else a.copy() for a in row] for row in self._table.arrays if self.rule.whole]
-        try:
-            with np.errstate(all="ignore"):
-                for i, g in enumerate(held):
-                    self._advance(i, g, scalars[self._table.group_of[i]])
-        except BaseException:
-            for arrays, before in zip(self._table.arrays, undo, strict=False):
-                for array, old in zip(arrays, before, strict=True):
-                    if array is not None and old is not None:
-                        array[...] = old
-            raise
-        finally:
-            self._held = None
+        self._held = None
+        with np.errstate(all="ignore"):
+            for i, g in enumerate(held):
+                self._advance(i, g, scalars[self._table.group_of[i]])
         if self._zero:
             for g in held:
                 if g is not None:

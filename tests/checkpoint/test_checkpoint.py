@@ -191,7 +191,7 @@ def test_two_of_one_name_are_an_error() -> None:
     fv.Checkpoint(a=same, b=[same])  # one variable, twice
 
 
-@pytest.mark.parametrize("thing", [3, "text", object(), np.zeros(2)], ids=str)
+@pytest.mark.parametrize("thing", [3, "text", object(), np.zeros(2)], ids=["int", "str", "object", "array"])
 def test_what_cannot_be_saved_is_refused(thing: Any) -> None:
     with pytest.raises(TypeError, match="thing= must be"):
         fv.Checkpoint(thing=thing)

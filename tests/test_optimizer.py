@@ -1,0 +1,443 @@
+"""What an optimizer promises beyond arithmetic: groups, freezing, schedules, copies, rules of one's own."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, Case, assert_same_bits, contents
+
+import fastvar as fv
+from fastvar.hyper import number
+from fastvar.kernels import reference
+
+SHAPES = [(7, 5), (5,), (), (70, 31), (0, 3)]
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+ALL_OPTIONS: dict[str, Any] = {
+    "weight_decay": 0.3,
+    "use_ema": True,
+    "ema_momentum": 0.9,
+    "ema_overwrite_frequency": 3,
+    "loss_scale_factor": 7.0,
+}
+COMBINATIONS = [
+    {},
+    {**ALL_OPTIONS, "clipnorm": 0.7},
+    {**ALL_OPTIONS, "clipvalue": 0.1},
+    {**ALL_OPTIONS, "global_clipnorm": 0.7, "gradient_accumulation_steps": 3},
+]
+
+
+def variables(dtype: str = "float32", **options: Any) -> list[fv.Variable]:
+    rng = np.random.default_rng(1)
+    return [
+        fv.Variable(rng.standard_normal(s), dtype=dtype, name=f"v{i}", **options) for i, s in enumerate(SHAPES)
+    ]
+
+
+def gradients(t: int = 0, dtype: str = "float32") -> list[Any]:
+    rng = np.random.default_rng(100 + t)
+    return [np.asarray(rng.standard_normal(s), dtype) for s in SHAPES]
+
+
+def train(optimizer: fv.Optimizer, of: list[fv.Variable], steps: int = 5, start: int = 0) -> list[Any]:
+    for t in range(start, start + steps):
+        optimizer.apply(gradients(t, str(of[0].dtype)), of)
+    return [v.numpy() for v in of]
+
+
+def assert_all_same_bits(actual: Any, expected: Any) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        assert_same_bits(np.asarray(a), np.asarray(e))
+
+
+def state(optimizer: fv.Optimizer) -> list[Any]:
+    return [v.numpy() for v in optimizer.variables]
+
+
+# Groups.
+
+
+def test_group_has_its_own_hyperparameters() -> None:
+    grouped, alone = variables(), variables()
+    optimizer = fv.optimizers.Adam(0.5, weight_decay=0.25)
+    optimizer.build([*grouped[:2], {"variables": grouped[2:], "learning_rate": 0.125, "beta_1": 0.5}])
+    train(optimizer, grouped)
+    first, second = (
+        fv.optimizers.Adam(0.5, weight_decay=0.25),
+        fv.optimizers.Adam(0.125, 0.5, weight_decay=0.25),
+    )
+    for t in range(5):
+        first.apply(gradients(t)[:2], alone[:2])
+        second.apply(gradients(t)[2:], alone[2:])
+    assert_all_same_bits(grouped, alone)
+
+
+def test_group_hyperparameters_are_settable_also_to_a_schedule() -> None:
+    grouped, alone = variables(), variables()
+    optimizer = fv.optimizers.SGD(0.5)
+    optimizer.build([{"variables": grouped[:2]}, {"variables": grouped[2:], "learning_rate": 0.25}])
+    train(optimizer, grouped, 2)
+    optimizer.groups[1].learning_rate = lambda step: 1.0 / (1 + step)
+    optimizer.groups[0].learning_rate = 0.125
+    assert [group.learning_rate for group in optimizer.groups] == [0.125, 1 / 3]
+    train(optimizer, grouped, 2, start=2)
+    rates = [(0.5, 0.25), (0.5, 0.25), (0.125, 1 / 3), (0.125, 1 / 4)]
+    for t, (first, second) in enumerate(rates):
+        fv.optimizers.SGD(first).apply(gradients(t)[:2], alone[:2])
+        fv.optimizers.SGD(second).apply(gradients(t)[2:], alone[2:])
+    assert_all_same_bits(grouped, alone)
+
+
+def test_group_follows_what_it_does_not_set() -> None:
+    optimizer = fv.optimizers.SGD(0.5)
+    optimizer.build([{"variables": variables()}])
+    optimizer.learning_rate = 0.25
+    assert optimizer.groups[0].learning_rate == 0.25
+
+
+def test_group_momentum_alone_makes_slots() -> None:
+    grouped, alone = variables(), variables()
+    optimizer = fv.optimizers.SGD(0.5)
+    optimizer.build([*grouped[:2], {"variables": grouped[2:], "momentum": 0.9}])
+    train(optimizer, grouped)
+    plain, heavy = fv.optimizers.SGD(0.5), fv.optimizers.SGD(0.5, momentum=0.9)
+    for t in range(5):
+        plain.apply(gradients(t)[:2], alone[:2])
+        heavy.apply(gradients(t)[2:], alone[2:])
+    for a, e in zip(grouped, alone, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.parametrize("name", ["lr", "clipnorm", "use_ema", "variables_", "nesterov"])
+def test_group_refuses_what_cannot_vary(name: str) -> None:
+    optimizer = fv.optimizers.SGD(0.5)
+    with pytest.raises(AttributeError, match=f"a group has no '{name}'.*learning_rate"):
+        optimizer.build([{"variables": variables(), name: 1}])
+    assert optimizer.variables == [] == optimizer.groups
+
+
+def test_a_module_can_be_built_on() -> None:
+    model = fv.Module()
+    model.a, model.b = fv.Variable([1.0]), fv.Variable([2.0])
+    optimizer = fv.optimizers.SGD(0.5)
+    optimizer.build(model)
+    optimizer.apply([[1.0], [1.0]])
+    assert [float(v[0]) for v in model.variables] == [0.5, 1.5]
+
+
+# Freezing.
+
+
+@every_case
+@pytest.mark.parametrize("options", COMBINATIONS, ids=range(len(COMBINATIONS)))
+def test_frozen_variable_keeps_its_value_at_every_step(case: Case, options: dict[str, Any]) -> None:
+    given = variables(constraint=fv.constraints.NonNeg())
+    optimizer = case.make(**options)
+    train(optimizer, given, 4)
+    given[0].trainable = False
+    before, slots = given[0].numpy(), [optimizer.slot(given[0], name).numpy() for name in optimizer.slots]
+    train(optimizer, given, 5, start=4)
+    assert_same_bits(given[0].numpy(), before)
+    assert_all_same_bits([optimizer.slot(given[0], name).numpy() for name in optimizer.slots], slots)
+    given[0].trainable = True
+    train(optimizer, given, 3, start=9)
+    assert (given[0].value != before).any()
+
+
+def test_all_frozen_is_a_step_that_changes_nothing() -> None:
+    given = variables(trainable=False)
+    before = [v.numpy() for v in given]
+    optimizer = fv.optimizers.Adam()
+    assert_all_same_bits(train(optimizer, given), before)
+    assert optimizer.iterations == 5
+
+
+# Configuration.
+
+
+@every_case
+def test_config_round_trip(case: Case) -> None:
+    schedule = fv.schedules.CosineDecay(0.5, 7, warmup_target=0.75, warmup_steps=2)
+    optimizer = case.make(learning_rate=schedule, clipnorm=0.5, use_ema=True, name="mine", weight_decay=0.125)
+    twin = type(optimizer).from_config(pickle.loads(pickle.dumps(optimizer.get_config())))
+    assert twin.get_config() == optimizer.get_config()
+    assert_all_same_bits(train(twin, variables()), train(optimizer, variables()))
+
+
+@every_case
+def test_repr_can_be_evaluated(case: Case) -> None:
+    optimizer = case.make(learning_rate=fv.schedules.CosineDecay(0.5, 7), clipvalue=0.5)
+    names = {**vars(fv.optimizers), **vars(fv.schedules)}
+    assert eval(repr(optimizer), names).get_config() == optimizer.get_config()
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("lr", "learning_rate"),
+        ("eps", "epsilon"),
+        ("betas", "beta_1"),
+        ("weight_decy", "weight_decay"),
+        ("max_grad_norm", "global_clipnorm"),
+    ],
+)
+def test_unknown_argument_is_hinted_at(argument: str, hint: str) -> None:
+    with pytest.raises(TypeError, match=f"Adam: unknown argument '{argument}', did you mean '{hint}'"):
+        fv.optimizers.Adam(**{argument: 1})
+
+
+@every_case
+def test_learning_rate_is_settable_between_steps(case: Case) -> None:
+    stepped, scheduled = variables(), variables()
+    optimizer = case.make(learning_rate=0.5)
+    for t, rate in enumerate([0.5, 0.25, 0.125]):
+        optimizer.learning_rate = rate
+        train(optimizer, stepped, 1, start=t)
+    train(case.make(learning_rate=lambda step: [0.5, 0.25, 0.125][step]), scheduled, 3)
+    assert_all_same_bits(stepped, scheduled)
+
+
+def test_learning_rate_reads_as_the_schedule_now() -> None:
+    optimizer = fv.optimizers.SGD(lambda step: 0.5**step)
+    assert optimizer.learning_rate == 1
+    train(optimizer, variables(), 3)
+    assert optimizer.learning_rate == 0.125
+
+
+def test_moving_average_started_later_begins_at_the_weights() -> None:
+    given = variables()
+    optimizer = fv.optimizers.SGD(0.125)
+    train(optimizer, given, 2)
+    optimizer.use_ema = True
+    train(optimizer, given, 1, start=2)
+    assert_all_same_bits([optimizer.slot(v, "average").numpy() for v in given], [v.numpy() for v in given])
+
+
+# Copies.
+
+
+@every_case
+@pytest.mark.parametrize("options", COMBINATIONS, ids=range(len(COMBINATIONS)))
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+def test_copy_continues_bit_for_bit_and_apart(case: Case, options: dict[str, Any], how: str) -> None:
+    given = variables(regularizer=fv.regularizers.L2(0.25))
+    optimizer = case.make(**options)
+    optimizer.exclude_from_weight_decay([given[0]], ["v1"])
+    optimizer.build([*given[:2], {"variables": given[2:], "learning_rate": 0.25}])
+    train(optimizer, given, 4)
+    pair = (given, optimizer)
+    ours, twin = pickle.loads(pickle.dumps(pair)) if how == "pickle" else copy.deepcopy(pair)
+    before = contents(optimizer, given)
+    train(twin, ours, 4, start=4)
+    assert contents(optimizer, given) == before
+    train(optimizer, given, 4, start=4)
+    assert contents(twin, ours) == contents(optimizer, given)
+
+
+def test_exclusions_before_build_survive_a_copy() -> None:
+    given, optimizer = variables(), fv.optimizers.SGD(0.5, weight_decay=0.25)
+    optimizer.exclude_from_weight_decay(given[:2])
+    ours, twin = copy.deepcopy((given, optimizer))
+    assert_all_same_bits(train(twin, ours), train(optimizer, given))
+
+
+# Ways to step.
+
+
+@every_case
+def test_every_way_to_step_is_the_same_step(case: Case) -> None:
+    expected = train(case.make(), variables())
+    for way in (by_pairs, by_grad, by_grad_and_zero, by_minimize, by_build, in_other_order):
+        given = variables()
+        optimizer = case.make()
+        for t in range(5):
+            way(optimizer, given, gradients(t))
+        assert optimizer.iterations == 5
+        assert_all_same_bits(given, expected)
+
+
+def by_pairs(optimizer: fv.Optimizer, given: list[fv.Variable], grads: list[Any]) -> None:
+    before = optimizer.iterations
+    assert optimizer.apply_gradients(zip(grads, given, strict=True)) == before + 1
+
+
+def by_grad(optimizer: fv.Optimizer, given: list[fv.Variable], grads: list[Any]) -> None:
+    optimizer.build(given)
+    for v, g in zip(given, grads, strict=True):
+        v.grad = g
+    before = [g.copy() for g in grads]
+    optimizer.step()
+    assert_all_same_bits(grads, before)
+    optimizer.zero_grad()
+    assert all(v.grad is None for v in given)
+
+
+def by_grad_and_zero(optimizer: fv.Optimizer, given: list[fv.Variable], grads: list[Any]) -> None:
+    optimizer.build(given)
+    for v, g in zip(given, grads, strict=True):
+        v.grad = g
+    optimizer.step(zero_grad=True)
+    assert all(v.grad is g and not g.any() for v, g in zip(given, grads, strict=True))
+
+
+def by_minimize(optimizer: fv.Optimizer, given: list[fv.Variable], grads: list[Any]) -> None:
+    assert optimizer.minimize(lambda: (3.0, grads), given) == 3.0
+
+
+def by_build(optimizer: fv.Optimizer, given: list[fv.Variable], grads: list[Any]) -> None:
+    optimizer.build(given)
+    optimizer.apply(tuple(grads))
+
+
+def in_other_order(optimizer: fv.Optimizer, given: list[fv.Variable], grads: list[Any]) -> None:
+    optimizer.build(given)
+    optimizer.apply(grads[::-1], given[::-1])
+
+
+@every_case
+def test_subset_of_the_variables_is_the_rest_without_gradients(case: Case) -> None:
+    expected, given = variables(), variables()
+    without, subset = case.make(), case.make()
+    for optimizer, of in ((without, expected), (subset, given)):
+        train(optimizer, of, 2)
+    g = gradients(2)
+    without.apply([None, g[1], None, g[3], None])
+    subset.apply([g[3], g[1]], [given[3], given[1]])
+    assert_all_same_bits(given, expected)
+    assert_all_same_bits(state(subset), state(without))
+
+
+def test_zero_grad_can_fill_with_zeros() -> None:
+    given = variables()
+    optimizer = fv.optimizers.SGD()
+    optimizer.build(given)
+    for v, g in zip(given, gradients(), strict=True):
+        v.grad = g
+    kept = [v.grad for v in given]
+    optimizer.zero_grad(set_to_none=False)
+    assert all(v.grad is g and not g.any() for v, g in zip(given, kept, strict=True))
+
+
+def test_step_without_gradients_or_variables_says_so() -> None:
+    optimizer = fv.optimizers.SGD()
+    with pytest.raises(ValueError, match=r"build\(variables\)"):
+        optimizer.step()
+    optimizer.build(variables())
+    with pytest.raises(ValueError, match="no variable has a gradient"):
+        optimizer.step()
+    assert optimizer.iterations == 0
+
+
+def test_slot_of_unknown_name_or_variable() -> None:
+    given = variables()
+    optimizer = fv.optimizers.SGD(momentum=0.5)
+    optimizer.build(given)
+    assert optimizer.slot(given[0], "momentum").shape == given[0].shape
+    for variable, name in ((given[0], "velocity"), (fv.Variable([1.0]), "momentum")):
+        with pytest.raises(KeyError, match=r"slots are.*momentum"):
+            optimizer.slot(variable, name)
+
+
+# Rules of one's own.
+
+
+def handwritten(case: Case) -> type[fv.Optimizer]:
+    """A subclass in plain NumPy with the formula of a compiled rule."""
+    compiled = type(case.make())
+
+    class Handwritten(compiled):  # type: ignore[misc, valid-type]
+        rule = fv.Optimizer.rule
+
+        def scalars(self, hyper: Any, t: int) -> Any:
+            return fv.Optimizer.scalars(self, hyper, t)
+
+        def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> None:
+            block = reference.RULES[case.rule].block
+            numbers = [variable.dtype.type(c) for c in compiled.scalars(self, hyper, hyper.t)]
+            assert variable.shape == gradient.shape
+            block(variable, gradient, [getattr(slots, name) for name in self.slots], numbers)
+
+    return Handwritten
+
+
+@every_case
+@pytest.mark.parametrize("options", COMBINATIONS, ids=range(len(COMBINATIONS)))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_handwritten_rule_equals_the_compiled_one(case: Case, options: dict[str, Any], dtype: str) -> None:
+    results = []
+    for make in (type(case.make()), handwritten(case)):
+        given = variables(dtype, regularizer=fv.regularizers.L1L2(0.125, 0.25), constraint=fv.constraints.NonNeg())
+        optimizer = make(**{**case.options, **options})
+        optimizer.exclude_from_weight_decay(var_names=["v1"])
+        optimizer.build([*given[:2], {"variables": given[2:], "learning_rate": lambda step: 0.5 / (1 + step)}])
+        for t in range(7):
+            for v, g in zip(given, gradients(t, dtype), strict=True):
+                v.grad = None if t == 4 and v.ndim == 1 else g
+            optimizer.step(zero_grad=True)
+        results.append([*given, *optimizer.variables])
+    assert_all_same_bits(*results)
+
+
+class Fails(fv.Optimizer):
+    learning_rate: float = number(default=0.1, low=0, scheduled=True)
+    slots = ("seen",)
+    failing = True
+
+    def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> None:
+        slots.seen += gradient
+        variable -= hyper.learning_rate * gradient
+        if self.failing and variable.ndim == 0:
+            raise ArithmeticError("too bad")
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=range(len(COMBINATIONS)))
+@pytest.mark.parametrize("calls_before", [0, 2])
+def test_failing_update_rolls_everything_back(options: dict[str, Any], calls_before: int) -> None:
+    given, optimizer = variables(), Fails(**options)
+    optimizer.build(given)
+    optimizer.failing = False
+    train(optimizer, given, calls_before)
+    optimizer.failing = True
+    for v, g in zip(given, gradients(9), strict=True):
+        v.grad = g
+    for _ in range(3):  # accumulation calls the update at the third
+        before, kept = contents(optimizer, given), [v.grad.copy() for v in given]
+        try:
+            optimizer.step(zero_grad=True)
+        except ArithmeticError:
+            break
+        for v, g in zip(given, gradients(9), strict=True):
+            v.grad = g
+    else:
+        pytest.fail("never raised")
+    assert contents(optimizer, given) == before
+    assert_all_same_bits([v.grad for v in given], kept)
+
+
+@every_case
+@pytest.mark.parametrize("outcome", [ArithmeticError, "wrong shape", "complex"])
+def test_failing_constraint_rolls_everything_back(case: Case, outcome: Any) -> None:
+    def constraint(w: Any) -> Any:
+        if outcome is ArithmeticError:
+            raise ArithmeticError("too bad")
+        return w * 1j if outcome == "complex" else np.zeros(3)
+
+    given, optimizer = variables(), case.make(use_ema=True)
+    train(optimizer, given, 2)
+    given[3].constraint = constraint
+    before = contents(optimizer, given)
+    with pytest.raises((ArithmeticError, ValueError, TypeError)):
+        train(optimizer, given, 1)
+    assert contents(optimizer, given) == before
+
+
+def test_rule_without_update_says_what_to_write() -> None:
+    class Empty(fv.Optimizer):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Empty: write update"):
+        Empty().build(variables())

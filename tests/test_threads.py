@@ -1,0 +1,359 @@
+"""Threads and processes: no hang, no crash, no torn state, the same bits; and what an import costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, Case, assert_same_bits
+
+import fastvar as fv
+from fastvar import kernels
+
+LARGE = 200_003  # elements: enough for a parallel region
+needs_openmp = pytest.mark.skipif(
+    not getattr(kernels.active, "openmp", bool)(), reason="these kernels were built without OpenMP"
+)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process of its own, with nothing set about threads but `environment`."""
+    env = {k: v for k, v in os.environ.items() if "NUM_THREADS" not in k and k != "FASTVAR_ISA"}
+    command = [sys.executable, "-W", "error", "-c", code]
+    env |= {"PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+
+
+def output(code: str, **environment: str) -> str:
+    done = run(code, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def train(case: Case, steps: int = 5, size: int = LARGE, seed: int = 0) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    w = fv.Variable(rng.standard_normal(size).astype(np.float32))
+    optimizer = case.make(use_ema=True, global_clipnorm=1.0)
+    for _ in range(steps):
+        optimizer.apply([rng.standard_normal(size).astype(np.float32)], [w])
+    return [w.numpy(), *(v.numpy() for v in optimizer.variables)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_thread_count_changes_no_bit(case: Case) -> None:
+    fv.set_num_threads(1)
+    expected = train(case)
+    for count in (2, 3, 7):
+        fv.set_num_threads(count)
+        for a, e in zip(train(case), expected, strict=True):
+            assert_same_bits(a, e)
+
+
+def in_threads(act: Any, count: int) -> list[BaseException | None]:
+    """Call `act(k)` in `count` threads that start together; return what each raised."""
+    errors: list[BaseException | None] = [None] * count
+    barrier = threading.Barrier(count)
+
+    def work(k: int) -> None:
+        barrier.wait()
+        try:
+            act(k)
+        except Exception as error:
+            errors[k] = error
+
+    workers = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+        assert not worker.is_alive(), "hangs"
+    return errors
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_many_threads_step_optimizers_of_their_own(case: Case) -> None:
+    fv.set_num_threads(2)
+    sizes = [LARGE, 5, 40_000, 1000, LARGE, 64]
+    expected = [train(case, 10, size, k) for k, size in enumerate(sizes)]
+    results: list[Any] = [None] * len(sizes)
+
+    def act(k: int) -> None:
+        results[k] = train(case, 10, sizes[k], k)
+
+    assert in_threads(act, len(sizes)) == [None] * len(sizes)
+    for got, wanted in zip(results, expected, strict=True):
+        for a, e in zip(got, wanted, strict=True):
+            assert_same_bits(a, e)
+
+
+def test_threads_that_step_the_same_optimizer_get_a_clear_error_or_their_turn() -> None:
+    size, steps, count = LARGE, 40, 4
+    w = fv.Variable(np.zeros(size))
+    optimizer = fv.optimizers.SGD(1.0)
+    optimizer.build([w])
+    done = [0] * count
+
+    def act(k: int) -> None:
+        for _ in range(steps):
+            try:
+                optimizer.apply([np.full(size, -1.0)])
+                done[k] += 1
+            except RuntimeError as error:
+                assert "another thread is in a step of this optimizer" in str(error)  # noqa: PT017
+
+    assert in_threads(act, count) == [None] * count
+    assert 0 < sum(done) == optimizer.iterations
+    assert (w.value == sum(done)).all()  # whole steps, and all of them
+
+
+def test_step_within_a_step_is_refused_and_undone() -> None:
+    class Nested(fv.Optimizer):
+        def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> None:
+            variable -= gradient
+            self.apply([gradient])
+
+    w = fv.Variable([1.0, 2.0])
+    optimizer = Nested()
+    with pytest.raises(RuntimeError, match="is in a step of this optimizer"):
+        optimizer.apply([[1.0, 1.0]], [w])
+    assert w.value.tolist() == [1, 2]
+    assert optimizer.iterations == 0
+
+
+def test_compiled_plan_is_refused_to_a_second_thread() -> None:
+    """Without the optimizer's lock: an error or a whole step, never torn."""
+    w, g = np.zeros(LARGE), np.full(LARGE, -1.0)
+    module = kernels.load(kernels.supported()[-1])[1]
+    plan = module.Plan("test", module.RULES["gradient_descent"], ["w"], [w], [()], [0])
+    done = [0] * 4
+
+    def act(k: int) -> None:
+        for _ in range(30):
+            try:
+                plan.bind([g])
+                plan.run([(1.0,)], 2)
+                done[k] += 1
+            except RuntimeError:
+                pass
+
+    assert in_threads(act, 4) == [None] * 4
+    assert sum(done) > 0
+    assert (w == sum(done)).all()
+
+
+# Processes.
+
+FORK = """
+import os, sys, signal
+import numpy as np
+import fastvar as fv
+
+fv.set_num_threads(2)
+w = fv.Variable(np.zeros(200_003, np.float32))
+optimizer = fv.optimizers.Adam(0.1, global_clipnorm=1.0)
+g = np.ones(200_003, np.float32)
+optimizer.apply([g], [w])  # starts OpenMP's threads
+"""
+CHILD = """
+def child():
+    for _ in range(3):
+        optimizer.apply([g])
+    return int(optimizer.iterations == 4 and w[0] == w[-1] and fv.get_num_threads() == 1)
+"""
+
+
+@needs_fork
+def test_fork_after_threads_works_and_does_not_hang() -> None:
+    code = """
+for _ in range(3):
+    pid = os.fork()
+    if not pid:
+        signal.alarm(60)
+        os._exit(10 + child())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 11
+    assert optimizer.iterations == 1 and fv.get_num_threads() == 2
+optimizer.apply([g])
+print(w[0] == w[-1])
+"""
+    assert output(FORK + CHILD + code) == "True"
+
+
+@needs_fork
+def test_multiprocessing_by_fork_gives_the_same_bits() -> None:
+    code = """
+import multiprocessing
+
+def work(k):
+    child()
+    return w.numpy().tobytes()
+
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    results = pool.map_async(work, range(2), chunksize=1).get(timeout=60)
+for _ in range(3):
+    optimizer.apply([g])
+print({w.numpy().tobytes()} == set(results[:1]))
+"""
+    assert output(FORK + CHILD + code) == "True"
+
+
+@needs_fork
+def test_fork_of_a_fork_and_from_a_thread() -> None:
+    code = """
+import threading
+
+def forks():
+    pid = os.fork()
+    if not pid:
+        signal.alarm(60)
+        fine = child()
+        again = os.fork()
+        if not again:
+            optimizer.apply([g])
+            os._exit(3)
+        fine += os.waitstatus_to_exitcode(os.waitpid(again, 0)[1])
+        os._exit(fine)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+codes = []
+forks()
+thread = threading.Thread(target=forks)
+thread.start()
+thread.join(90)
+print(codes)
+"""
+    assert output(FORK + CHILD + code) == "[4, 4]"
+
+
+# How many threads.
+
+COUNT = "import fastvar; print(fastvar.get_num_threads())"
+
+
+@needs_openmp
+def test_thread_count_comes_from_the_environment() -> None:
+    assert output(COUNT) == str(len(os.sched_getaffinity(0)))
+    assert output(COUNT, OMP_NUM_THREADS="3") == "3"
+    assert output(COUNT, FASTVAR_NUM_THREADS="5") == "5"
+    assert output(COUNT, FASTVAR_NUM_THREADS="1", OMP_NUM_THREADS="3") == "1"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "", "100000000"])
+def test_bad_thread_count_in_the_environment_is_an_import_error(value: str) -> None:
+    done = run(COUNT, FASTVAR_NUM_THREADS=value)
+    assert done.returncode == 1
+    assert f"ImportError: fastvar: FASTVAR_NUM_THREADS must be a whole number >= 1, got {value!r}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("count", "error"),
+    [(0, ValueError), (-1, ValueError), (2**40, ValueError), (1.5, TypeError), (True, TypeError)],
+)
+def test_bad_thread_count_is_refused_and_kept(count: Any, error: type[Exception]) -> None:
+    before = fv.get_num_threads()
+    with pytest.raises(error, match="set_num_threads: count must be"):
+        fv.set_num_threads(count)
+    assert fv.get_num_threads() == before
+
+
+def test_more_threads_than_processors_are_survived() -> None:
+    code = FORK + "fv.set_num_threads(threads.MOST); optimizer.apply([g]); print(optimizer.iterations)"
+    assert output("from fastvar import threads\n" + code) == "2"
+
+
+@needs_openmp
+def test_threadpoolctl_sees_and_limits() -> None:
+    code = """
+import fastvar as fv, threadpoolctl
+assert any(pool["user_api"] == "openmp" for pool in threadpoolctl.threadpool_info())
+counts = []
+for chosen in (None, 4):
+    if chosen:
+        fv.set_num_threads(chosen)
+    for limit in (1, 2, 3):
+        with threadpoolctl.threadpool_limits(limit):
+            counts.append(fv.get_num_threads())
+    counts.append(fv.get_num_threads())
+print(counts)
+"""
+    assert output(code, OMP_NUM_THREADS="3") == "[1, 2, 3, 3, 1, 2, 4, 4]"
+
+
+def test_get_returns_what_was_set() -> None:
+    for count in (1, 2, 3):
+        fv.set_num_threads(count)
+        assert fv.get_num_threads() == count
+
+
+# Instruction sets.
+
+STEP = """
+import numpy as np, fastvar as fv
+from fastvar import kernels
+w = fv.Variable(np.linspace(-1, 1, 70_001), dtype="f4")
+optimizer = fv.optimizers.AdamW(0.1, global_clipnorm=1.0, use_ema=True)
+for _ in range(3):
+    optimizer.apply([np.cos(np.arange(70_001.0))], [w])
+print(kernels.isa, hash(w.numpy().tobytes()))
+"""
+
+
+def test_every_instruction_set_can_be_forced_and_gives_the_same_bits() -> None:
+    results = {}
+    for isa in ("reference", *kernels.supported()):
+        name, results[isa] = output(STEP, FASTVAR_ISA=isa, PYTHONHASHSEED="0").split()
+        assert name == isa
+    assert len(set(results.values())) == 1
+    assert output(STEP, FASTVAR_ISA="").split()[0] == kernels.supported()[-1]
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "sse9", "avx2 ", "cpu", "../avx2"])
+def test_unknown_instruction_set_is_an_import_error(isa: str) -> None:
+    done = run("import fastvar", FASTVAR_ISA=isa)
+    assert done.returncode == 1
+    assert (
+        f"ImportError: fastvar: FASTVAR_ISA must be one of baseline, avx2, avx512, reference, got {isa!r}"
+        in done.stderr
+    )
+
+
+def test_unsupported_instruction_set_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "supported", lambda: ["baseline"])
+    with pytest.raises(ImportError, match="this processor does not run FASTVAR_ISA='avx2'; it runs baseline"):
+        kernels.load("avx2")
+    missing = (
+        [isa for isa in kernels.ISAS if isa not in kernels.cpu.supported()] if hasattr(kernels, "cpu") else []
+    )
+    for isa in missing:
+        done = run("import fastvar", FASTVAR_ISA=isa)
+        assert done.returncode == 1
+        assert f"ImportError: fastvar: this processor does not run FASTVAR_ISA={isa!r}" in done.stderr
+
+
+def test_missing_kernels_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastvar.kernels.baseline", None)
+    with pytest.raises(ImportError, match=r"compiled kernels are missing.*pip install"):
+        kernels.load("baseline")
+
+
+@pytest.mark.parametrize("act", ["", "; fastvar.optimizers.Adam(0.1).apply([[1.0]], [fastvar.Variable([1.0])])"])
+def test_import_brings_in_nothing_but_numpy(act: str) -> None:
+    code = f"import sys, fastvar{act}; print(sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    loaded = set(eval(output(code)))
+    assert not loaded & {
+        "h5py",
+        "scipy",
+        "torch",
+        "keras",
+        "ml_dtypes",
+        "xxhash",
+        "sklearn",
+        "matplotlib",
+        "tqdm",
+    }
+    assert "fastvar" in loaded
