@@ -1,6 +1,6 @@
 """Train a network on real handwritten digits; interrupt it, start it again, and it continues bit for bit.
 
-    python examples/digits.py [--epochs 60] [--folder runs/digits]
+python examples/digits.py [--epochs 60] [--folder runs/digits]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tqdm import tqdm
 import fastvar as fv
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 BATCH, LEARNING_RATE, L2 = 32, 2e-3, 1e-4
 

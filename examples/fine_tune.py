@@ -1,6 +1,6 @@
 """Fine-tune: take the trained body of the digits network, train a new head on another task, then all of it.
 
-    python examples/digits.py && python examples/fine_tune.py
+python examples/digits.py && python examples/fine_tune.py
 
 The task: is the digit at least five? The new network calls its body `features`, so a name map finds it.
 """

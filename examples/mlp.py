@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from sklearn.datasets import load_digits
 
@@ -14,9 +16,7 @@ class Dense(fv.Module):
     def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, relu: bool, l2: float = 0.0):
         scale = np.sqrt(2 / inputs)
         penalty = fv.regularizers.L2(l2) if l2 else None
-        self.kernel = fv.Variable(
-            rng.normal(0, scale, (inputs, outputs)).astype(np.float32), regularizer=penalty
-        )
+        self.kernel = fv.Variable(rng.normal(0, scale, (inputs, outputs)).astype(np.float32), regularizer=penalty)
         self.bias = fv.Variable(np.zeros(outputs, np.float32))
         self.relu = relu
 
@@ -40,8 +40,7 @@ class MLP(fv.Module):
     """`body` of ReLU layers and a linear `head`."""
 
     def __init__(self, sizes: list[int], classes: int, rng: np.random.Generator, l2: float = 0.0):
-        pairs = zip(sizes, sizes[1:], strict=False)
-        self.body = [Dense(n, m, rng, relu=True, l2=l2) for n, m in pairs]
+        self.body = [Dense(n, m, rng, relu=True, l2=l2) for n, m in pairwise(sizes)]
         self.head = Dense(sizes[-1], classes, rng, relu=False, l2=l2)
 
     def forward(self, x):

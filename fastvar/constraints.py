@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from fastvar.buffers import Array
-from fastvar.hyper import Declared, axes, number
+from fastvar.hyper import Fixed, axes, number
 
 EPSILON = 1e-7  # keras.config.epsilon(): keeps a zero norm from dividing
 
 
-class Constraint(Declared):
+class Constraint(Fixed):
     """Base of constraints: subclasses write `__call__(w)`, which returns the projected array."""
 
     def __call__(self, w: Array) -> Array:

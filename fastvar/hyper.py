@@ -219,6 +219,14 @@ class Declared:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+class Fixed(Declared):
+    """Base of declared classes whose objects do not change: what is planned on them stays true."""
+
+    def _set(self, parameter: Parameter, value: Any) -> None:
+        name = type(self).__name__
+        raise AttributeError(f"{name}: {parameter.name} is fixed; assign a new {name} to the variable instead")
+
+
 _ALIASES = {  # what users of other libraries write
     "lr": "learning_rate",
     "betas": "beta_1",

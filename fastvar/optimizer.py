@@ -97,7 +97,12 @@ class Optimizer(Declared):
             raise NotImplementedError(f"{type(self).__name__}: write update(variable, gradient, slots, hyper)")
 
         def block(w: buffers.Array, g: buffers.Array, slots: Sequence[buffers.Array], c: Sequence[Any]) -> None:
-            self.update(w, g, SimpleNamespace(**dict(zip(self.slots, slots, strict=True))), c[0])
+            places = dict(zip(self.slots, slots, strict=True))
+            namespace = SimpleNamespace(**places)
+            self.update(w, g, namespace, c[0])
+            for name, place in places.items():  # `slots.velocity = ...` is as good as writing into it
+                if (value := getattr(namespace, name)) is not place:
+                    place[...] = value
 
         return Rule(block, slots=len(self.slots), scalars=1, whole=True)
 
@@ -115,7 +120,7 @@ class Optimizer(Declared):
         gradient : ndarray
             Its gradient, after scaling, regularisation and clipping.
         slots : namespace
-            The slots by name, to be written in place.
+            The slots by name, to be written in place or assigned.
         hyper : namespace
             The hyperparameters of the variable's group as numbers, and `t`, the number of the update, from 1.
         """

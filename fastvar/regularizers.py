@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fastvar.buffers import Array
-from fastvar.hyper import Declared, number
+from fastvar.hyper import Fixed, number
 
 
-class Regularizer(Declared):
+class Regularizer(Fixed):
     """A penalty `l1 * sum(|w|) + l2 * sum(w**2)`, whose gradient is `l1 * sign(w) + 2 * l2 * w`."""
 
     l1: float = 0.0

@@ -232,6 +232,7 @@ specs = st.builds(
     zero=st.booleans(),
 )
 def test_any_plan_equals_reference(rule: str, specs: list[Spec], seed: int, special: bool, zero: bool) -> None:
+    specs = [replace(spec, group=spec.group % len(specs)) for spec in specs]  # never more than variables
     assert_equals_reference(rule, specs, seed=seed, special=special, threads=(1, 2, 3), zero=zero)
 
 

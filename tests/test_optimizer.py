@@ -212,9 +212,48 @@ def test_moving_average_started_later_begins_at_the_weights() -> None:
     given = variables()
     optimizer = fv.optimizers.SGD(0.125)
     train(optimizer, given, 2)
-    optimizer.use_ema = True
+    before = [v.numpy() for v in given]
+    optimizer.use_ema, optimizer.ema_momentum = True, 0.75
     train(optimizer, given, 1, start=2)
-    assert_all_same_bits([optimizer.slot(v, "average").numpy() for v in given], [v.numpy() for v in given])
+    for v, old in zip(given, before, strict=True):
+        np.testing.assert_allclose(optimizer.slot(v, "average"), 0.75 * old + 0.25 * v.value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("thing", [fv.regularizers.L2(0.25), fv.constraints.MaxNorm(5.0)], ids=["L2", "MaxNorm"])
+def test_penalties_and_projections_are_fixed_but_can_be_replaced(thing: Any) -> None:
+    name = next(iter(thing.get_config()))
+    with pytest.raises(AttributeError, match=f"{name} is fixed; assign a new"):
+        setattr(thing, name, 0.5)
+    v, plain = fv.Variable(np.full(4, 8.0)), fv.Variable(np.full(4, 8.0))
+    optimizer = fv.optimizers.SGD(0.125)
+    optimizer.apply([np.zeros(4)] * 2, [v, plain])
+    setattr(v, "regularizer" if isinstance(thing, fv.regularizers.L2) else "constraint", thing)
+    optimizer.apply([np.zeros(4)] * 2)
+    assert (v < plain).all()
+
+
+def test_constraint_that_does_not_fit_changes_nothing() -> None:
+    given, optimizer = variables()[:2], fv.optimizers.SGD(0.125)
+    optimizer.apply(gradients()[:2], given)
+    given[1].constraint = fv.constraints.MaxNorm(1.0, axis=3)
+    before = contents(optimizer, given)
+    with pytest.raises(ValueError, match="axis"):
+        optimizer.apply(gradients(1)[:2], given)
+    assert contents(optimizer, given) == before
+
+
+def test_a_slot_may_be_assigned_as_well_as_written() -> None:
+    class Assigns(fv.Optimizer):
+        slots = ("total",)
+
+        def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> None:
+            slots.total = slots.total + gradient
+            variable -= slots.total
+
+    w, optimizer = fv.Variable([8.0]), Assigns()
+    for _ in range(3):
+        optimizer.apply([[1.0]], [w])
+    assert (w[0], optimizer.slot(w, "total")[0]) == (2.0, 3.0)
 
 
 # Copies.

@@ -285,9 +285,7 @@ def test_hostile_manifest(change, small):
 
     forge(small, edit)
     tracemalloc.start()
-    with pytest.raises(
-        record.CheckpointError, match=r"tensor 'variables/b': |overlap|end at|metad"
-    ):
+    with pytest.raises(record.CheckpointError, match=r"tensor 'variables/b': |overlap|end at|metad"):
         reader.File(small)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
