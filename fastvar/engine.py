@@ -73,13 +73,11 @@ class Engine:
         stages["nonneg"] = [type(v.constraint) is NonNeg for v in variables]
         self.thawed = np.array([v.trainable for v in variables], float)
         self.constrained = [i for i, v in enumerate(variables) if v.constraint]
+        self.constrained_after = [i for i in self.constrained if not stages["nonneg"][i]]
         for i in self.constrained:
             if type(variables[i].constraint) in BUILTIN:  # an axis that is not there shows here
                 self._projected(variables[i])
-        self.fragile = isinstance(self.rule, reference.Rule) or any(
-            type(variables[i].constraint) not in BUILTIN for i in self.constrained
-        )
-        self.constrained_after = [i for i in self.constrained if not stages["nonneg"][i]]
+        self.fragile = isinstance(self.rule, reference.Rule) or bool(self.constrained_after)
         self.decaying = np.array([self.optimizer.decays(v) for v in variables], float)
 
     def read_hyperparameters(self) -> None:
@@ -105,13 +103,14 @@ class Engine:
         self.clips = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
         self.varies = self.decays or self.clips or optimizer.use_ema
 
-    def step(self, grads: list[Any], calls: int, zero: bool) -> None:
-        """Check everything, then update; `calls` is the number of calls before this one."""
+    def step(self, grads: list[Any], count: list[int], zero: bool) -> None:
+        """Check everything, then update; `count[0]` is the number of calls before this one, counted up."""
         if self.frozen and len(grads) == len(self.group_of):
             grads = [None if i in self.frozen else g for i, g in enumerate(grads)]
         if self.scheduled:
             for resolved, parameter, schedule in self.scheduled:
                 setattr(resolved, parameter.name, self.optimizer._evaluate(parameter, schedule))
+        calls = count[0]
         iteration = calls // self.accumulate
         scalars = []
         for hyper in self.hyper:  # a plain loop: this is the hot path of small models
@@ -119,26 +118,32 @@ class Engine:
         workers = threads.get_num_threads() if self.parallel else 1
         if not self.plan.bind(grads, zero) and not self.frozen:
             raise ValueError(f"{self.optimizer._owner}: no variable has a gradient")
-        constrained = self.constrained_after
-        undo = self._snapshot(grads if zero else []) if self.fragile else []
+        undo = self._snapshot(calls, grads if zero else [])
         try:
-            if self.accumulate > 1 and not self._accumulate(grads, calls, zero, workers):
-                constrained = self.constrained  # as in Keras, which constrains at every call
+            if self.accumulate > 1:
+                self._accumulate(grads, calls, zero, workers)
             if self.varies:
                 self._vary_stages(iteration, workers)
-            self.plan.run(scalars, workers)
-            for i in constrained:
-                if grads[i] is not None:
-                    self._constrain(i)
+            self.plan.run(scalars, workers, count)
+            if self.constrained:
+                self._constrain(grads, calls)
         except BaseException:
-            for array, before in undo:
-                array[...] = before
+            if self.fragile or count[0] == calls:
+                count[0] = calls
+                for array, before in undo:
+                    array[...] = before
             raise
 
-    def _snapshot(self, grads: list[Any]) -> list[tuple[Any, Any]]:
-        """Copy all that a step writes, where users' code in it may fail."""
-        places = [v._array for v in [*self.optimizer._variables, *self.optimizer.variables]]
-        return [(array, array.copy()) for array in [*places, *(g for g in grads if g is not None)]]
+    def _snapshot(self, calls: int, grads: list[Any]) -> list[tuple[Any, Any]]:
+        """Copy what would be left half-done by Ctrl-C or a user's own code that fails in a step."""
+        if self.fragile:
+            places = [v._array for v in [*self.optimizer._variables, *self.optimizer.variables]]
+            places += [g for g in grads if g is not None]
+        elif self.accumulate > 1:
+            places = self.accumulators
+        else:
+            return []
+        return [(array, array.copy()) for array in places]
 
     def _vary_stages(self, iteration: int, workers: int) -> None:
         """Fill in the stages that change from step to step."""
@@ -166,9 +171,9 @@ class Engine:
             return math.nan  # as in Keras: nothing may pass for clipped
         return limit / np.maximum(norms, limit)
 
-    def _accumulate(self, grads: list[Any], calls: int, zero: bool, workers: int) -> bool:
-        """Add the gradients up; bind their mean at the call that updates, else nothing; tell which it was."""
-        updates = (calls + 1) % self.accumulate == 0
+    def _accumulate(self, grads: list[Any], calls: int, zero: bool, workers: int) -> None:
+        """Add the gradients up; bind their mean at the call that updates, else nothing."""
+        updates = self._updates(calls)
         self.adding.bind(grads, zero)
         self.adding.run([(-1.0,)], workers)
         pairs = list(zip(grads, self.accumulators, strict=True))
@@ -176,11 +181,16 @@ class Engine:
         for g, array in pairs:
             if updates and g is None:
                 array[...] = 0
-        return updates
 
-    def _constrain(self, i: int) -> None:
-        variable = self.optimizer._variables[i]
-        variable.value[...] = self._projected(variable)
+    def _updates(self, calls: int) -> bool:
+        return (calls + 1) % self.accumulate == 0
+
+    def _constrain(self, grads: list[Any], calls: int) -> None:
+        """Project the variables that had a gradient; NonNeg has run inside the pass, if that was an update."""
+        for i in self.constrained_after if self._updates(calls) else self.constrained:
+            if grads[i] is not None:  # as in Keras, which constrains at every call
+                variable = self.optimizer._variables[i]
+                variable.value[...] = self._projected(variable)
 
     def _projected(self, variable: Variable) -> Any:
         projected = np.asarray(variable.constraint(variable.value))  # type: ignore[misc]

@@ -141,6 +141,11 @@ def _is_real(value: Any) -> bool:
     return getattr(value, "shape", None) == () and value.dtype.kind in "fiu"
 
 
+def _key(cls: type) -> str:
+    """Return the name under which a class is stored: a user's class cannot take that of one of ours."""
+    return cls.__name__ if cls.__module__.startswith("fastvar.") else f"{cls.__module__}.{cls.__qualname__}"
+
+
 @dataclass_transform(field_specifiers=(number, integer, flag, text, axes))
 class Declared:
     """Base of classes with declared parameters."""
@@ -152,7 +157,12 @@ class Declared:
         super().__init_subclass__(**kwargs)
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Parameter)}
         cls.parameters = {**cls.parameters, **own}
-        cls.registry[cls.__name__] = cls
+        cls.registry[_key(cls)] = cls
+        if "__init__" in vars(cls) and not cls.__module__.startswith("fastvar."):
+            raise TypeError(
+                f"{cls.__name__}: instead of writing __init__, declare each parameter in the class body: "
+                "`rate: float = number(default=0.1, low=0)` (fastvar.hyper)"
+            )
         signature = [
             inspect.Parameter(
                 name,
@@ -182,6 +192,11 @@ class Declared:
             parameter = cls.parameters[name]
             self._parameters[name] = parameter.checked(self, value)
         self._validate()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ALIASES and name not in type(self).parameters:
+            raise AttributeError(f"{type(self).__name__}: no attribute {name!r}, did you mean {_ALIASES[name]!r}?")
+        super().__setattr__(name, value)
 
     def _validate(self) -> None:
         """Check what concerns several parameters at once; runs on every change, before it takes effect."""
@@ -238,7 +253,7 @@ _ALIASES = {  # what users of other libraries write
 def serialize(value: Any) -> Any:
     """Return a declared object as `{"class_name": ..., "config": ...}`, anything else as it is."""
     if isinstance(value, Declared):
-        return {"class_name": type(value).__name__, "config": value.get_config()}
+        return {"class_name": _key(type(value)), "config": value.get_config()}
     return value
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from fastvar import buffers
 from fastvar.engine import Engine
 from fastvar.groups import Group
 from fastvar.hyper import Declared, Parameter, flag, integer, number, text
 from fastvar.kernels.reference import Rule
+from fastvar.kernels.turn import Turn
 from fastvar.module import Module
 from fastvar.variable import Structure, Variable
 
@@ -48,7 +49,7 @@ class Optimizer(Declared):
     gradient_accumulation_steps : int, optional
         Update once in so many steps, with the mean of their gradients, >= 2.
     name : str, optional
-        Begins error messages; by default the class name in lower case.
+        Begins error messages; by default the class name.
 
     Notes
     -----
@@ -135,10 +136,10 @@ class Optimizer(Declared):
         self._index: dict[int, int] = {}
         self._state: dict[str, list[Variable]] = {}  # slot name -> one per variable
         self._excluded: tuple[list[Variable], re.Pattern[str] | None] = ([], None)
-        self._steps = 0
+        self._count = [0]  # of calls; in a list, for compiled code to count
         self._engine: Engine | None = None
         self._stale = False  # hyperparameters have changed since the engine read them
-        self._idle = ["token"]  # whoever has taken it is in a step
+        self._turn = Turn(type(self).__name__)
 
     def _validate(self) -> None:
         p = self._parameters
@@ -147,6 +148,14 @@ class Optimizer(Declared):
             raise ValueError(f"{type(self).__name__}: only one of {' and '.join(given)} can be set")
 
     def _set(self, parameter: Parameter, value: Any) -> None:
+        if (
+            parameter.name == "gradient_accumulation_steps"
+            and self._steps
+            and value != self._parameters[parameter.name]
+        ):
+            raise ValueError(
+                f"{self._owner}: {parameter.name} is fixed once training has begun: it counts in calls"
+            )
         super()._set(parameter, value)
         self._changed()
 
@@ -181,14 +190,14 @@ class Optimizer(Declared):
         ValueError
             If a variable or a name comes twice, memory is shared, or the optimizer is built on others.
         """
-        entries = variables.variables if isinstance(variables, Module) else list(variables)
+        entries = _of_module(variables) if isinstance(variables, Module) else list(variables)
         grouped = [dict(e) for e in entries if isinstance(e, dict)]
         alone = [e for e in entries if not isinstance(e, dict)]
         if alone or not grouped:
             grouped.insert(0, {"variables": alone})
         for group in grouped:
             listed = group.get("variables", ())
-            group["variables"] = listed.variables if isinstance(listed, Module) else list(listed)
+            group["variables"] = _of_module(listed) if isinstance(listed, Module) else list(listed)
         flat = [v for group in grouped for v in group["variables"]]
         if self._variables:
             if [*map(id, flat)] != [*map(id, self._variables)]:
@@ -219,11 +228,13 @@ class Optimizer(Declared):
         labels = [_label(v, i) for i, v in enumerate(self._variables)]
         wanted = [*self.slots, *["average"] * self.use_ema]
         wanted += ["gradient_accumulator"] * bool(self.gradient_accumulation_steps)
+        if len(set(wanted)) != len(wanted):
+            raise ValueError(f"{self._owner}: slots must have names of their own, got {', '.join(wanted)}")
         for name in wanted:
             if name not in self._state:
-                late = name == "average" and self._steps > 0  # it begins where the weights are
+                copied = name == "average"  # it begins where the weights are
                 self._state[name] = [
-                    Variable(v if late else buffers.full(v.shape, v.dtype, 0), False, name, copy=late)
+                    Variable(v if copied else buffers.full(v.shape, v.dtype, 0), False, name, copy=copied)
                     for v in self._variables
                 ]
         self._engine, self._stale = Engine(self, labels), False
@@ -262,13 +273,7 @@ class Optimizer(Declared):
         self._apply(grads, trainable_variables, False)
 
     def _apply(self, grads: Sequence[Any], variables: Iterable[Variable] | None, zero: bool) -> None:
-        try:
-            token = self._idle.pop()  # atomic, and half the price of a lock
-        except IndexError:
-            raise RuntimeError(
-                f"{self._owner}: another thread is in a step of this optimizer; give each its own"
-            ) from None
-        try:
+        with self._turn:
             if type(grads) is not list:
                 grads = list(grads)
             if variables is not None:
@@ -280,10 +285,7 @@ class Optimizer(Declared):
             engine = self._engine
             if self._stale or engine is None or engine.version != Structure.version:
                 engine = self._refreshed()
-            engine.step(grads, self._steps, zero)
-            self._steps += 1
-        finally:
-            self._idle.append(token)
+            engine.step(grads, self._count, zero)
 
     def _arranged(self, grads: list[Any], variables: Iterable[Variable]) -> list[Any]:
         given = list(variables)
@@ -322,6 +324,10 @@ class Optimizer(Declared):
         if not self._variables:
             raise ValueError(f"{self._owner}: call build(variables) first")
         self._apply([v.grad for v in self._variables], None, zero_grad)
+        if zero_grad:
+            for v in self._variables:
+                if not v.trainable and v.grad is not None:
+                    v.grad[...] = 0
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the `grad` of every variable, or with `set_to_none=False` fill them with zeros."""
@@ -361,7 +367,14 @@ class Optimizer(Declared):
     def exclude_from_weight_decay(
         self, var_list: Iterable[Variable] | None = None, var_names: Iterable[str] | None = None
     ) -> None:
-        """Exempt variables from `weight_decay`: those of `var_list`, and those whose name contains a string.
+        """Exempt variables from `weight_decay`: those of `var_list`, and those whose name matches.
+
+        Parameters
+        ----------
+        var_list : iterable of Variable, optional
+            The variables themselves.
+        var_names : iterable of str, optional
+            Regular expressions, searched for anywhere in a name, as in Keras.
 
         Examples
         --------
@@ -369,6 +382,8 @@ class Optimizer(Declared):
         >>> optimizer = fv.optimizers.AdamW()
         >>> optimizer.exclude_from_weight_decay(var_names=["bias", "norm"])
         """
+        if isinstance(var_names, str):
+            raise TypeError(f"{self._owner}: var_names must be a list of strings, got {var_names!r}")
         pattern = re.compile("|".join(var_names)) if var_names else None
         self._excluded = (list(var_list or ()), pattern)
         self._engine = None
@@ -385,6 +400,10 @@ class Optimizer(Declared):
                 v.assign(self.slot(v, "average"))
 
     # What it keeps.
+
+    @property
+    def _steps(self) -> int:
+        return self._count[0]
 
     @property
     def iterations(self) -> int:
@@ -408,12 +427,21 @@ class Optimizer(Declared):
             raise KeyError(f"{self._owner}: no slot {name!r} of {variable!r}; slots are {[*self._state]}")
         return self._state[name][self._index[id(variable)]]
 
+    def __copy__(self) -> NoReturn:
+        raise TypeError(f"{self._owner}: use copy.deepcopy((variables, optimizer)), which keeps them together")
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_engine": None, "_idle": ["token"]}
+        return {**vars(self), "_engine": None, "_turn": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._turn = Turn(type(self).__name__)
         self._index = {id(v): i for i, v in enumerate(self._variables)}
+
+
+def _of_module(module: Module) -> list[Variable]:
+    """Return the variables that can ever be trained: a module may hold frozen counters, too."""
+    return [v for v in module.variables if v.trainable or v.dtype in buffers.REAL]
 
 
 def _label(variable: Variable, position: int) -> str:

@@ -34,8 +34,9 @@ def _stored(values: dict[str, Any]) -> dict[str, Any]:
 
 def build(optimizer: Optimizer, saved: dict[str, Any], named: dict[str, Variable]) -> None:
     """Build the optimizer on the variables, in the order and groups in which it was saved."""
+    owner = type(optimizer).__name__
     groups = [
-        {"variables": [named[name] for name in group["variables"]], **_loaded(group["own"], {}, "group")}
+        {"variables": [named[name] for name in group["variables"]], **_loaded(group["own"], {}, owner)}
         for group in saved["groups"]
     ]
     optimizer.build(groups)
@@ -76,7 +77,7 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
         for group, mine in zip(optimizer.groups, own, strict=True):
             group._own.clear()
             group._own.update(mine)
-        optimizer._steps = steps
+        optimizer._count[0] = steps
         optimizer._changed()
 
     return take_over
@@ -87,5 +88,5 @@ def _loaded(stored: dict[str, Any], current: dict[str, Any], owner: str) -> dict
     for name, value in stored.items():
         values[name] = current.get(name) if value == FUNCTION else deserialize(value)
         if value == FUNCTION and not callable(values[name]):
-            raise ValueError(f"{owner}: {name} was a function when it was saved; set it before restoring")
+            raise ValueError(f"{owner}: {name} was a function when it was saved; set it (in a group: build first)")
     return values

@@ -1,5 +1,6 @@
 """How many threads a step uses (layer 2). Results do not depend on it."""
 
+import operator
 import os
 
 from fastvar import kernels
@@ -36,8 +37,9 @@ def set_num_threads(count: int) -> None:
     >>> fv.set_num_threads(before)
     """
     global _chosen  # noqa: PLW0603
-    if isinstance(count, bool) or not isinstance(count, int):
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
         raise TypeError(f"set_num_threads: count must be an int, got {type(count).__name__}")
+    count = operator.index(count)
     if not 1 <= count <= MOST:
         raise ValueError(f"set_num_threads: count must be from 1 to {MOST}, got {count}")
     _chosen = count

@@ -286,8 +286,9 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         out = kwargs.get("out", ())
+        kwargs = {name: _unwrapped(value) for name, value in kwargs.items()}
         if out:
-            kwargs["out"] = tuple(_unwrapped(x) for x in out)
+            kwargs["out"] = tuple(map(_unwrapped, out))
         result = getattr(ufunc, method)(*map(_unwrapped, inputs), **kwargs)
         if not any(isinstance(x, Variable) for x in out):
             return result
@@ -331,6 +332,9 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
     def __complex__(self) -> complex:
         return complex(self._array)
 
+    def __format__(self, spec: str) -> str:
+        return format(self._array, spec) if spec else str(self)
+
     def __hash__(self) -> NoReturn:
         raise TypeError("a Variable is not hashable, as it compares elementwise; use id(variable) as the key")
 
@@ -355,6 +359,10 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
     flatten = _array_method("flatten")
     squeeze = _array_method("squeeze")
     astype = _array_method("astype")
+    copy = _array_method("copy")
+    fill = _array_method("fill")
+    sort = _array_method("sort")
+    take = _array_method("take")
     item = _array_method("item")
     tolist = _array_method("tolist")
 
@@ -362,12 +370,7 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = (self._trainable, self._name, None, None, self._regularizer, self._constraint)
-        return type(self), (self._array.copy(), *options)
-
-    def __copy__(self) -> Self:
-        build, arguments = self.__reduce__()
-        copied: Self = build(*arguments)
-        return copied
+        return type(self), (self._array.copy(), *options), {"_path": self._path}
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""

@@ -480,3 +480,77 @@ def test_rule_without_update_says_what_to_write() -> None:
 
     with pytest.raises(NotImplementedError, match="Empty: write update"):
         Empty().build(variables())
+
+
+# What a reviewer as a new user fell over.
+
+
+def test_finalizing_before_the_first_step_keeps_the_weights() -> None:
+    w, optimizer = fv.Variable([1.0, 2.0]), fv.optimizers.SGD(use_ema=True)
+    optimizer.build([w])
+    optimizer.finalize_variable_values()
+    np.testing.assert_array_equal(w, [1, 2])
+
+
+def test_a_copied_module_is_excluded_by_name_like_the_original() -> None:
+    net = fv.Module()
+    net.bias = fv.Variable([1.0, 2.0])
+    optimizer = fv.optimizers.SGD(0.5, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    optimizer.build(net)
+    twin, its = copy.deepcopy((net, optimizer))
+    for n, o in ((net, optimizer), (twin, its)):
+        o.apply([[1.0, 1.0]], n.variables)
+    assert_same_bits(twin.bias.numpy(), net.bias.numpy())
+    with pytest.raises(TypeError, match="list of strings"):
+        optimizer.exclude_from_weight_decay(var_names="bias")
+
+
+def test_a_module_may_hold_frozen_counters() -> None:
+    net = fv.Module()
+    net.w, net.steps = fv.Variable([1.0]), fv.Variable(0, trainable=False)
+    optimizer = fv.optimizers.SGD()
+    optimizer.build(net)
+    assert optimizer._variables == [net.w]
+
+
+def test_names_of_other_libraries_are_pointed_out_when_set() -> None:
+    with pytest.raises(AttributeError, match="learning_rate"):
+        fv.optimizers.Adam().lr = 0.1
+
+
+def test_accumulation_is_fixed_once_training_has_begun() -> None:
+    optimizer = fv.optimizers.SGD()
+    optimizer.gradient_accumulation_steps = 2
+    train(optimizer, variables(), 2)
+    with pytest.raises(ValueError, match="fixed once training has begun"):
+        optimizer.gradient_accumulation_steps = 4
+
+
+def test_a_subclass_with_its_own_init_is_told_what_to_do() -> None:
+    with pytest.raises(TypeError, match="instead of writing __init__, declare"):
+
+        class Mine(fv.Optimizer):
+            def __init__(self, rate: float) -> None: ...
+
+
+def test_a_users_class_does_not_take_the_place_of_ours() -> None:
+    class CosineDecay(fv.schedules.LearningRateSchedule):
+        def __call__(self, step: int) -> float:
+            return 0.5
+
+    ours = fv.optimizers.SGD(fv.schedules.CosineDecay(0.25, 10))
+    again = fv.optimizers.SGD.from_config(ours.get_config())
+    assert again.learning_rate == 0.25
+    assert fv.optimizers.SGD.from_config(fv.optimizers.SGD(CosineDecay()).get_config()).learning_rate == 0.5
+
+
+def test_zeroing_reaches_frozen_variables() -> None:
+    given = variables()
+    given[0].trainable = False
+    optimizer = fv.optimizers.SGD()
+    optimizer.build(given)
+    for v, g in zip(given, gradients(), strict=True):
+        v.grad = g
+    optimizer.step(zero_grad=True)
+    assert not any(v.grad.any() for v in given)

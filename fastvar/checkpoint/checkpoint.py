@@ -5,18 +5,18 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastvar import optimizer_state
 from fastvar.buffers import Array
-from fastvar.checkpoint.contents import Commit, Contents
+from fastvar.checkpoint.contents import Commit, Contents, Rename
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import Saved
 from fastvar.checkpoint.writer import write
 
-NameMap = Mapping[str, str | None] | Callable[[str], str | None]
+NameMap = Mapping[str, str | None] | Rename
 
 
 @dataclass
@@ -30,6 +30,8 @@ class Restored:
         The step at which the file was saved.
     taken, missing, skipped : list of str
         Names that were restored, that the file lacks, and that only the file has.
+    refused : list of str
+        With `partial`, why an optimizer or another object did not take its saved state.
     """
 
     path: str
@@ -37,10 +39,12 @@ class Restored:
     taken: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{self.path}, step {self.step}: {len(self.taken)} restored"]
-        for what, names in (("not in the file", self.missing), ("only in the file", self.skipped)):
+        parts = ("not in the file", self.missing), ("only in the file", self.skipped), ("refused", self.refused)
+        for what, names in parts:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             lines += [f"  {what}: {', '.join(names[:5])}{more}"] * bool(names)
         return "\n".join(lines)
@@ -73,7 +77,7 @@ class Checkpoint:
     >>> w[...] = 0
     >>> progress["epoch"] = 0
     >>> checkpoint.restore(path).taken
-    ['variables/w', 'progress']
+    ['progress', 'variables/w']
     >>> w.value, progress
     (array([1., 2.]), {'epoch': 3})
     """
@@ -126,12 +130,20 @@ class Checkpoint:
         """Return the `iterations` of the only optimizer, else 0."""
         return _step_of(self._contents())
 
+    @property
+    def has_step(self) -> bool:
+        """Whether there is just one optimizer, whose iterations count the steps."""
+        return len(self._contents().optimizers) == 1
+
     def restore(
         self, path: str | os.PathLike[str], *, partial: bool = False, name_map: NameMap | None = None
     ) -> Restored:
         """Read a file, verify all of it, and only then give every object its saved state.
 
-        An optimizer that is not built yet is built as it was.
+        An optimizer that is not built yet is built as it was. Hyperparameters come back as they were saved,
+        also those given otherwise to the constructor (a schedule that is a plain function stays the program's):
+        set after the restore what is to differ. The streams of random generators come back, the count of
+        children that they have spawned does not.
 
         Parameters
         ----------
@@ -157,9 +169,10 @@ class Checkpoint:
         """
         with File(path) as file:
             contents = self._contents()
-            built = _build_optimizers(contents, file.state)
+            rename = _mapper(name_map)
+            built = _build_optimizers(contents, file.state, rename)
             try:
-                restored, commits = _prepared(contents, file, partial, _mapper(name_map))
+                restored, commits = _prepared(contents, file, partial, rename)
             except BaseException:
                 for optimizer in built:
                     optimizer_state.unbuild(optimizer)
@@ -179,19 +192,20 @@ def _step_of(contents: Contents) -> int:
     return optimizers[0].iterations if len(optimizers) == 1 else 0
 
 
-def _build_optimizers(contents: Contents, state: dict[str, Any]) -> list[Any]:
+def _build_optimizers(contents: Contents, state: dict[str, Any], rename: Rename) -> list[Any]:
     """Build those that are not built yet on the variables they were saved with, if all are here."""
     built = []
+    named = {str(rename(name)): v for name, v in contents.variables.items()}
     for keyword, optimizer in contents.optimizers.items():
-        saved = state.get(keyword, {"groups": []})
-        names = [n for group in saved["groups"] for n in group["variables"]]
-        if not optimizer._variables and names and all(n in contents.variables for n in names):
-            optimizer_state.build(optimizer, saved, contents.variables)
+        saved = state.get(keyword, {})
+        names = [n for group in saved.get("groups", ()) for n in group["variables"]]
+        if not optimizer._variables and names and all(n in named for n in names):
+            optimizer_state.build(optimizer, saved, named)
             built.append(optimizer)
     return built
 
 
-def _mapper(name_map: NameMap | None) -> Callable[[str], str | None]:
+def _mapper(name_map: NameMap | None) -> Rename:
     if name_map is None:
         return lambda name: name
     if callable(name_map):
@@ -211,7 +225,7 @@ def _mapper(name_map: NameMap | None) -> Callable[[str], str | None]:
     return by_longest_prefix
 
 
-def _source(name: str, rename: Callable[[str], str | None]) -> str | None:
+def _source(name: str, rename: Rename) -> str | None:
     """Return the name in the file of a tensor here; slots follow their variables."""
     kind, _, rest = name.partition("/")
     variable, slot = (rest, "") if kind == "variables" else rest.rsplit("/", 1)
@@ -219,17 +233,16 @@ def _source(name: str, rename: Callable[[str], str | None]) -> str | None:
     return None if target is None else "/".join([kind, target, slot]).rstrip("/")
 
 
-def _prepared(
-    contents: Contents, file: File, partial: bool, rename: Callable[[str], str | None]
-) -> tuple[Restored, list[Commit]]:
+def _prepared(contents: Contents, file: File, partial: bool, rename: Rename) -> tuple[Restored, list[Commit]]:
     """Check and read everything; return the report and the assignments to be made."""
     restored = Restored(file.path, file.step)
-    commits: list[Commit] = []
     wrong: list[str] = []
+    arrays = {name: file.read(name) for name in file.entries if name.startswith("state/")}
+    commits, refused = _prepare_states(contents, file, arrays, rename, restored, wrong)
     used: set[str] = set()
     for name, place in contents.tensors().items():
         source = _source(name, rename)
-        if source is None:
+        if source is None or name.partition("/")[0] in refused:  # slots without their optimizer mean nothing
             continue
         entry = file.entries.get(source)
         if entry is None:
@@ -242,37 +255,33 @@ def _prepared(
             continue
         commits.append(functools.partial(place.assign, file.read(source)))
         restored.taken.append(name)
-    arrays = {name: file.read(name) for name in file.entries if name.startswith("state/")}
-    _prepare_states(contents, file, arrays, partial, restored, commits, wrong)
     restored.skipped += [n for n in file.entries if n not in used and not n.startswith("state/")]
+    if not partial:
+        wrong += restored.refused
     if wrong or (not partial and (restored.missing or restored.skipped)):
         raise ValueError(_mismatch(restored, wrong, list(file.entries)))
     return restored, commits
 
 
 def _prepare_states(
-    contents: Contents,
-    file: File,
-    arrays: dict[str, Array],
-    partial: bool,
-    restored: Restored,
-    commits: list[Commit],
-    wrong: list[str],
-) -> None:
-    for keyword in [*contents.optimizers, *contents.states]:
+    contents: Contents, file: File, arrays: dict[str, Array], rename: Rename, restored: Restored, wrong: list[str]
+) -> tuple[list[Commit], set[str]]:
+    """Prepare generators, users' objects and optimizers, in the order in which they may still fail."""
+    commits: list[Commit] = []
+    refused: set[str] = set()
+    for keyword in [*contents.states, *contents.optimizers]:
         if keyword not in file.state:
             restored.missing.append(keyword)
             continue
         try:
-            commits.append(contents.prepare(keyword, file.state[keyword], arrays))
+            commits.append(contents.prepare(keyword, file.state[keyword], arrays, rename))
             restored.taken.append(keyword)
         except ValueError as error:
-            if partial:
-                restored.missing.append(keyword)
-            else:
-                wrong.append(str(error))
+            restored.refused.append(str(error))
+            refused.add(keyword)
     known = {*contents.optimizers, *contents.states}
     restored.skipped += [keyword for keyword in file.state if keyword not in known]
+    return commits, refused
 
 
 def _mismatch(restored: Restored, wrong: list[str], names: list[str]) -> str:
@@ -282,4 +291,8 @@ def _mismatch(restored: Restored, wrong: list[str], names: list[str]) -> str:
         close = difflib.get_close_matches(name, names, n=1)
         lines.append(f"  missing in the file: {name}" + (f" (it has {close[0]})" if close else ""))
     lines += [f"  unexpected in the file: {name}" for name in restored.skipped]
-    return "\n".join([*lines, "  (partial=True takes what fits; name_map= renames)"])
+    if wrong:
+        advice = "name_map={NAME: None} leaves a variable as it is"
+    else:
+        advice = "partial=True takes what is there; name_map= renames"
+    return "\n".join([*lines, f"  ({advice})"])

@@ -2,7 +2,7 @@
 
 Names: a variable's own name, else its path in the module or container, under the keyword (the root has
 none). Tensors are stored as `variables/NAME`, `KEYWORD/NAME/SLOT` for an optimizer given by that keyword,
-and `state/KEYWORD/...` for arrays in other state.
+and `state/arrays/0`, ... for arrays in other state.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from fastvar import buffers, optimizer_state
 from fastvar.buffers import Array
+from fastvar.checkpoint.record import check_names
 from fastvar.module import Module, walk
 from fastvar.optimizer import Optimizer
 from fastvar.variable import Variable
@@ -22,6 +23,7 @@ from fastvar.variable import Variable
 RESERVED = ("variables", "state", "manifest", "root")
 ARRAY = "$array"  # in JSON state: the name of the tensor that stands here
 Commit = Callable[[], object]
+Rename = Callable[[str], str | None]  # from a variable's name here to that in the file; None: not restored
 
 
 class Named(dict[str, Variable]):
@@ -49,6 +51,7 @@ class Contents:
         for keyword, thing in objects.items():
             self._add(keyword, thing)
         self._names = {id(v): name for name, v in self.variables.items()}
+        check_names(self.tensors())
 
     def _add(self, keyword: str, thing: Any) -> None:
         if isinstance(thing, Optimizer):
@@ -56,6 +59,11 @@ class Contents:
                 raise ValueError(f"Checkpoint: an optimizer cannot be given as {keyword}=")
             self.optimizers[keyword] = thing
         elif isinstance(thing, (Module, Variable, list, tuple)) or any(True for _ in walk(thing)):
+            if not _only_variables(thing):
+                raise TypeError(
+                    f"Checkpoint: {keyword}= must hold either variables and modules only, or no variable and be a "
+                    "dict of state; pass the two by keywords of their own"
+                )
             self._add_variables(keyword, thing)
         elif isinstance(thing, dict) or _kind(thing):
             self.states[keyword] = thing
@@ -71,11 +79,11 @@ class Contents:
             if not name:
                 raise ValueError("Checkpoint: give the variable a name, or pass it by keyword")
             if self.variables.setdefault(name, variable) is not variable:
-                raise ValueError(f"Checkpoint: two variables are named {name!r}")
+                raise ValueError(f"Checkpoint: two variables are named {name!r}; give each another name")
 
     def name_of(self, variable: Variable) -> str:
         """Return the name of a variable here, or its own."""
-        name = self._names.get(id(variable)) or variable._name
+        name = self._names.get(id(variable)) or variable.name
         if name is None:
             raise ValueError(
                 f"Checkpoint: the optimizer's {variable!r} has no name; pass the variables to the checkpoint too"
@@ -88,7 +96,11 @@ class Contents:
         for keyword, optimizer in self.optimizers.items():
             for slot, of_variable in optimizer._state.items():
                 for owner, place in zip(optimizer._variables, of_variable, strict=True):
-                    places[f"{keyword}/{self.name_of(owner)}/{slot}"] = place
+                    name = f"{keyword}/{self.name_of(owner)}/{slot}"
+                    if places.setdefault(name, place) is not place:
+                        raise ValueError(
+                            f"Checkpoint: two variables of {keyword} are named {self.name_of(owner)!r}"
+                        )
         return places
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -96,13 +108,18 @@ class Contents:
         arrays: dict[str, Array] = {}
         values = {k: optimizer_state.describe(o, self.name_of) for k, o in self.optimizers.items()}
         for keyword, thing in self.states.items():
-            values[keyword] = _encode(_get_state(thing), f"state/{keyword}", arrays)
+            values[keyword] = _encode(_get_state(thing), arrays)
         return values, arrays
 
-    def prepare(self, keyword: str, saved: Any, arrays: Mapping[str, Array]) -> Commit:
+    def prepare(self, keyword: str, saved: Any, arrays: Mapping[str, Array], rename: Rename) -> Commit:
         """Check the saved state of one object, and return what will make the object take it over."""
         if keyword in self.optimizers:
-            return optimizer_state.prepare(self.optimizers[keyword], saved, self.name_of)
+            try:
+                return optimizer_state.prepare(
+                    self.optimizers[keyword], saved, lambda v: str(rename(self.name_of(v)))
+                )
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{keyword}: the saved state is not one of an optimizer") from error
         return _prepare_state(keyword, self.states[keyword], _decode(saved, arrays))
 
 
@@ -147,7 +164,7 @@ def _prepare_state(keyword: str, thing: Any, saved: Any) -> Commit:
             return lambda: setattr(_bits(thing), "state", saved)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{keyword}: the saved state is not one of a {type(thing).__name__} ({error})") from error
-    if kind:
+    if kind == "object":
         return lambda: thing.load_state_dict(saved)
     if not isinstance(saved, dict):
         raise ValueError(f"{keyword}: the saved state is not a dict")
@@ -159,17 +176,27 @@ def _prepare_state(keyword: str, thing: Any, saved: Any) -> Commit:
     return refill
 
 
-def _encode(value: Any, path: str, arrays: dict[str, Array]) -> Any:
+def _only_variables(thing: Any) -> bool:
+    if isinstance(thing, (Variable, Module)):
+        return True
+    children = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple)) else [None]
+    return all(child is not thing and _only_variables(child) for child in children)
+
+
+def _encode(value: Any, arrays: dict[str, Array]) -> Any:
     """Move the arrays of a nested state into `arrays`, leaving their names."""
     if isinstance(value, np.ndarray):
-        arrays[path] = buffers.copy(value)
-        return {ARRAY: path}
+        name = f"state/arrays/{len(arrays)}"
+        arrays[name] = buffers.copy(value)
+        return {ARRAY: name}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
-        return {key: _encode(item, f"{path}/{key}", arrays) for key, item in value.items()}
+        if ARRAY in value:
+            raise ValueError(f"Checkpoint: the key {ARRAY!r} is reserved; state cannot have it")
+        return {key: _encode(item, arrays) for key, item in value.items()}
     if isinstance(value, list):
-        return [_encode(item, f"{path}/{i}", arrays) for i, item in enumerate(value)]
+        return [_encode(item, arrays) for item in value]
     return value
 
 

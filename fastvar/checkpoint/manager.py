@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 import warnings
@@ -88,13 +89,18 @@ class CheckpointManager:
         self.init_fn = init_fn
         self._step_counter = step_counter
         self._run = secrets.token_hex(16)
+        self._last_step: int | None = None
+        if checkpoint_interval is not None and step_counter is None and not checkpoint.has_step:
+            raise ValueError(
+                "CheckpointManager: checkpoint_interval needs a step_counter, as there is not just one optimizer"
+            )
         os.makedirs(self.directory, exist_ok=True)
 
     def _scan(self) -> tuple[list[Found], list[str]]:
         """Return the checkpoints, oldest first, and messages about files that look like damaged ones."""
         found, damaged = [], []
         for entry in os.scandir(self.directory):
-            if not entry.name.startswith(f"{self.checkpoint_name}-") or not entry.name.endswith(".h5"):
+            if not self._number(entry.name):
                 continue
             try:
                 record = peek(entry.path)
@@ -102,6 +108,11 @@ class CheckpointManager:
             except (CheckpointError, FileNotFoundError) as error:
                 damaged.append(str(error))
         return sorted(found), damaged
+
+    def _number(self, name: str) -> int:
+        """Return the number in the name of a file of ours; 0 for any other file."""
+        match = re.fullmatch(re.escape(self.checkpoint_name) + r"-(\d+)\.h5", name)
+        return int(match[1]) + 1 if match else 0
 
     @property
     def checkpoints(self) -> list[str]:
@@ -137,11 +148,13 @@ class CheckpointManager:
         found, _ = self._scan()
         step = self._step() if step is None else step
         interval = self.checkpoint_interval if check_interval else None
-        if interval and found and step - found[-1].step < interval:
+        if interval and self._last_step is not None and step - self._last_step < interval:
             return None
-        counter = found[-1].counter + 1 if found else 1
+        numbers = [found[-1].counter + 1] if found else [1]  # and beyond the names of damaged ones
+        counter = max(numbers + [self._number(name) for name in os.listdir(self.directory)])
         path = os.path.join(self.directory, f"{self.checkpoint_name}-{counter}.h5")
         self.checkpoint.save(path, step=step, saved=Saved(self._run, counter))
+        self._last_step = step
         self._sweep([*found, Found(counter, step, time.time(), path)])
         return path
 
@@ -174,7 +187,7 @@ class CheckpointManager:
         found, damaged = self._scan()
         for checkpoint in reversed(found):
             try:
-                self.checkpoint.restore(checkpoint.path)
+                self._last_step = self.checkpoint.restore(checkpoint.path).step
             except CheckpointError as error:
                 damaged.append(str(error))
                 continue

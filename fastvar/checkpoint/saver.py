@@ -41,11 +41,13 @@ class Saver:
             named = dict(var_list)
         else:
             listed = list(var_list)
-            named = {v.name or str(i): v for i, v in enumerate(listed)}
+            named = {getattr(v, "name", None) or str(i): v for i, v in enumerate(listed)}
             if len(named) != len(listed):
                 raise ValueError("Saver: two variables have one name; pass a mapping of names to variables")
         if not all(isinstance(v, Variable) for v in named.values()):
             raise TypeError("Saver: var_list must hold fastvar.Variable only")
+        if len({id(v) for v in named.values()}) != len(named):
+            raise ValueError("Saver: a variable is listed twice")
         self._checkpoint = Checkpoint(Named(named))
         self._max_to_keep = max_to_keep
         self.last_checkpoints: list[str] = []
@@ -74,5 +76,9 @@ class Saver:
         return target
 
     def restore(self, path: str | os.PathLike[str], **options: Any) -> Restored:
-        """Read the variables from a file that `save` returned; options as those of `Checkpoint.restore`."""
-        return self._checkpoint.restore(path, **options)
+        """Read the variables from a file that `save` returned, with or without its `.h5`.
+
+        Options are those of `Checkpoint.restore`.
+        """
+        path = os.fspath(path)
+        return self._checkpoint.restore(path if path.endswith(".h5") else f"{path}.h5", **options)

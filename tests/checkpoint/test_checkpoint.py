@@ -295,3 +295,105 @@ def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
     w[...] = 2
     checkpoint.save(path, overwrite=True)
     assert fv.load_variable(path, "w") == 2
+
+
+def test_training_continues_after_falling_back(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    one = manager(tmp_path, w)
+    one.save()
+    bad = Path(str(one.save()))
+    bad.write_bytes(bad.read_bytes()[:100])
+    with pytest.warns(RuntimeWarning, match=r"ckpt-2\.h5"):
+        one.restore_or_initialize()
+    assert Path(str(one.save())).name == "ckpt-3.h5"
+
+
+def test_retention_touches_only_its_own_files(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    checkpoint = fv.Checkpoint(w=w)
+    checkpoint.save(tmp_path / "ckpt-mine.h5")
+    best = manager(tmp_path, w, max_to_keep=1, checkpoint_name="ckpt-best")
+    newest = manager(tmp_path, w, max_to_keep=1)
+    for _ in range(3):
+        best.save()
+        newest.save()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt-3.h5", "ckpt-best-3.h5", "ckpt-mine.h5"]
+
+
+def test_an_interval_needs_steps_and_starts_with_the_manager(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    with pytest.raises(ValueError, match="step_counter"):
+        manager(tmp_path, w, checkpoint_interval=5)
+    manager(tmp_path, w).save(50)
+    fresh = manager(tmp_path, w, step_counter=lambda: 0, checkpoint_interval=10)
+    assert fresh.save() is not None
+
+
+def test_state_is_kept_apart_whatever_its_keys_are(tmp_path: Path) -> None:
+    state = {"a/b": np.zeros(2), "a": {"b": np.ones(2), "": np.full(2, 2.0)}, "n": np.float32(3)}
+    checkpoint = fv.Checkpoint(state=state)
+    path = checkpoint.save(tmp_path / "a.h5")
+    state.clear()
+    checkpoint.restore(path)
+    assert [state["a/b"][0], state["a"]["b"][0], state["a"][""][0], state["n"]] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="reserved"):
+        fv.Checkpoint(state={"x": {"$array": "hello"}}).save(tmp_path / "b.h5")
+
+
+@pytest.mark.parametrize("thing", [[1, 2], {"epoch": 7, "ema": fv.Variable(1.0)}], ids=["list", "mixed"])
+def test_state_that_would_be_dropped_is_refused(thing: Any) -> None:
+    with pytest.raises(TypeError, match="history= must hold either variables"):
+        fv.Checkpoint(history=thing)
+
+
+def test_partial_never_mixes_two_optimizers(tmp_path: Path) -> None:
+    w = fv.Variable([1.0], name="w")
+    adam, sgd = fv.optimizers.Adam(), fv.optimizers.SGD(momentum=0.9)
+    adam.apply([[1.0]], [w])
+    sgd.build([w])
+    path = fv.Checkpoint(w=w, optimizer=adam).save(tmp_path / "a.h5")
+    restored = fv.Checkpoint(w=w, optimizer=sgd).restore(path, partial=True)
+    assert restored.taken == ["variables/w"]
+    assert "class Adam" in restored.refused[0]
+    assert not sgd.slot(w, "momentum").any()
+
+
+@pytest.mark.parametrize("build", [True, False])
+def test_a_name_map_reaches_the_optimizer(build: bool, tmp_path: Path) -> None:
+    w, kernel = fv.Variable([1.0]), fv.Variable([0.0])
+    first, second = fv.optimizers.Adam(), fv.optimizers.Adam()
+    first.apply([[1.0]], [w])
+    if build:
+        second.build([kernel])
+    path = fv.Checkpoint(w=w, optimizer=first).save(tmp_path / "a.h5")
+    fv.Checkpoint(kernel=kernel, optimizer=second).restore(path, name_map={"kernel": "w"})
+    assert second.iterations == 1
+    assert second.slot(kernel, "momentum") == first.slot(w, "momentum")
+
+
+def test_an_object_that_refuses_its_state_leaves_all_as_it_was(tmp_path: Path) -> None:
+    class Stubborn:
+        def state_dict(self) -> dict[str, Any]:
+            return {"x": 1}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            raise RuntimeError("no")
+
+    w = fv.Variable([1.0])
+    checkpoint = fv.Checkpoint(w=w, stubborn=Stubborn())
+    path = checkpoint.save(tmp_path / "a.h5")
+    w[...] = 9
+    with pytest.raises(RuntimeError, match="no"):
+        checkpoint.restore(path)
+    assert w[0] == 9
+
+
+def test_saver_takes_the_path_without_its_ending(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    saver = fv.Saver({"w": w})
+    saver.save(tmp_path / "model", global_step=3)
+    assert saver.restore(tmp_path / "model-3").step == 3
+    with pytest.raises(ValueError, match="listed twice"):
+        fv.Saver({"a": w, "b": w})
+    with pytest.raises(TypeError, match=r"fastvar\.Variable"):
+        fv.Saver([w, 3])  # type: ignore[list-item]

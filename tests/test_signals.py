@@ -1,0 +1,50 @@
+"""Ctrl-C at any instant of a step: the step has happened and is counted, or it has not."""
+
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import fastvar as fv
+
+
+class Numpy(fv.Optimizer):
+    """Gradient descent in NumPy, so that Python code runs in the middle of the step."""
+
+    slots = ("total",)
+
+    def update(self, variable, gradient, slots, hyper):
+        slots.total += gradient
+        variable -= gradient
+
+
+def interrupted(signum, frame):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on this system")
+@pytest.mark.parametrize("steps", [None, 2], ids=["every", "accumulating"])
+@pytest.mark.parametrize("make", [lambda **o: fv.optimizers.SGD(1.0, **o), Numpy], ids=["compiled", "numpy"])
+def test_an_interrupted_step_is_whole_or_nothing(make, steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer, w = make(gradient_accumulation_steps=steps), fv.Variable(np.zeros(20_000))
+    gradients = [np.ones(20_000)]
+    optimizer.apply(gradients, [w])
+    before = signal.signal(signal.SIGALRM, interrupted)
+    interrupts, end = 0, time.monotonic() + 2
+    try:
+        while time.monotonic() < end or interrupts == 0:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-3))
+                while True:
+                    optimizer.apply(gradients)
+            except KeyboardInterrupt:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            interrupts += 1
+            assert (w.value == -optimizer.iterations).all()
+            if steps:
+                assert (optimizer.slot(w, "gradient_accumulator").value == optimizer._steps % 2).all()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
