@@ -6,6 +6,7 @@ that names it, before anything is written.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +18,11 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 ALIGNMENT = 64  # bytes: a cache line and the widest vector; NumPy itself gives 16
+PAGE = 4096
+LARGE = 16 * PAGE
+# Large arrays that a step writes begin at different places of a page, and none just behind that of NumPy's own
+# (gradients): loads that match a store under way in the last 12 bits of the address wait for it (4K aliasing).
+_places = itertools.cycle(range(0, PAGE, PAGE // 4))
 REAL = (np.dtype(np.float32), np.dtype(np.float64))  # what the rules compute in
 
 
@@ -24,8 +30,9 @@ def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """Return an uninitialised C-contiguous array on a 64-byte boundary."""
     dtype = np.dtype(dtype)
     nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    boundary, place = (PAGE, next(_places)) if nbytes >= LARGE else (ALIGNMENT, 0)
+    raw = np.empty(nbytes + boundary + place, np.uint8)
+    start = -raw.ctypes.data % boundary + place
     return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
