@@ -51,14 +51,14 @@ def prepared(count: int) -> tuple[fv.Optimizer, list[Any]]:
 
 def one_variable(table: Table) -> None:
     optimizer, gradients = prepared(1)
-    engine, lock = optimizer._engine, optimizer._lock
+    engine, turn = optimizer._engine, optimizer._turn
     assert engine is not None
     plan, hyper = engine.plan, engine.hyper
     scalars = [optimizer.scalars(hyper[0], 1000)]
 
-    def locking() -> None:
-        lock.acquire(blocking=False)
-        lock.release()
+    def take_turn() -> None:
+        with turn:
+            pass
 
     def bound_run() -> None:
         plan.bind(gradients, False)
@@ -67,14 +67,19 @@ def one_variable(table: Table) -> None:
     whole, nothing, *parts, both = per_call(
         lambda: optimizer.apply(gradients),
         lambda: None,
-        locking,
+        take_turn,
         lambda: plan.bind(gradients, False),
         lambda: [optimizer.scalars(h, 1000) for h in hyper],
         bound_run,
     )
-    lock_, bind, compute = (took - nothing for took in parts)
+    taken, bind, compute = (took - nothing for took in parts)
     run = both - nothing - bind
-    rows = {"lock": lock_, "bind (checks)": bind, "scalars": compute, "run (arithmetic, 64 elements)": run}
+    rows = {
+        "turn (one thread at a time)": taken,
+        "bind (checks)": bind,
+        "scalars": compute,
+        "run (arithmetic, 64 elements)": run,
+    }
     whole -= nothing
     table.add_row("apply, 1 variable of 64", f"{whole:.2f} µs")
     for name, took in {**rows, "rest (Python between them)": whole - sum(rows.values())}.items():

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from rich.table import Table
 
+from bench import overhead
 from bench.cases import CASES, CLIP_DECAY_EMA, RULES, Case
 from bench.contenders import FASTVAR, contenders, threads
 from bench.measure import interleaved, ratio
@@ -33,3 +35,11 @@ def test_contenders_can_be_measured() -> None:
     times = interleaved(runs, rounds=2, seconds=1e-5)
     assert all(len(took) == 2 and min(took) > 0 for took in times.values())
     assert ratio(times[FASTVAR], times[FASTVAR]) == 1
+
+
+def test_overhead_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "ROUNDS", 1)
+    table = Table()
+    overhead.one_variable(table)
+    overhead.further_variables(table)
+    assert table.row_count > 6
