@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn
 
 from fastvar import buffers
 from fastvar.engine import Engine
-from fastvar.groups import Group
+from fastvar.groups import Group, check_variables, label, parsed
 from fastvar.hyper import Declared, Parameter, flag, integer, number, text
 from fastvar.kernels.reference import Rule
 from fastvar.kernels.turn import Turn
@@ -190,20 +190,13 @@ class Optimizer(Declared):
         ValueError
             If a variable or a name comes twice, memory is shared, or the optimizer is built on others.
         """
-        entries = _of_module(variables) if isinstance(variables, Module) else list(variables)
-        grouped = [dict(e) for e in entries if isinstance(e, dict)]
-        alone = [e for e in entries if not isinstance(e, dict)]
-        if alone or not grouped:
-            grouped.insert(0, {"variables": alone})
-        for group in grouped:
-            listed = group.get("variables", ())
-            group["variables"] = _of_module(listed) if isinstance(listed, Module) else list(listed)
+        grouped = parsed(variables)
         flat = [v for group in grouped for v in group["variables"]]
         if self._variables:
             if [*map(id, flat)] != [*map(id, self._variables)]:
                 raise ValueError(f"{self._owner}: is built on other variables; make a new optimizer for these")
             return
-        self._check_variables(flat)
+        check_variables(self._owner, flat)
         groups = [Group(self, group.pop("variables"), group) for group in grouped]
         self._variables, self.groups = flat, groups
         self._index = {id(v): i for i, v in enumerate(flat)}
@@ -213,19 +206,8 @@ class Optimizer(Declared):
             self._variables, self.groups, self._index, self._state = [], [], {}, {}
             raise
 
-    def _check_variables(self, variables: list[Any]) -> None:
-        seen: set[Any] = set()
-        for i, v in enumerate(variables):
-            if not isinstance(v, Variable):
-                raise TypeError(f"{self._owner}: variables must be fastvar.Variable, got {type(v).__name__}")
-            if v.dtype not in buffers.REAL:
-                raise TypeError(f"{self._owner}: {_label(v, i)} must be float32 or float64, got {v.dtype}")
-            if id(v) in seen or v._name in seen:
-                raise ValueError(f"{self._owner}: {_label(v, i)} comes twice")
-            seen |= {id(v), v._name} if v._name else {id(v)}
-
     def _plan(self) -> Engine:
-        labels = [_label(v, i) for i, v in enumerate(self._variables)]
+        labels = [label(v, i) for i, v in enumerate(self._variables)]
         wanted = [*self.slots, *["average"] * self.use_ema]
         wanted += ["gradient_accumulator"] * bool(self.gradient_accumulation_steps)
         if len(set(wanted)) != len(wanted):
@@ -302,7 +284,7 @@ class Optimizer(Declared):
             if i is None:
                 raise ValueError(f"{self._owner}: unknown variable {v!r}; it was built on others")
             if i in seen:
-                raise ValueError(f"{self._owner}: {_label(v, i)} comes twice")
+                raise ValueError(f"{self._owner}: {label(v, i)} comes twice")
             seen.add(i)
             arranged[i] = gradient
         return arranged
@@ -437,12 +419,3 @@ class Optimizer(Declared):
         vars(self).update(state)
         self._turn = Turn(type(self).__name__)
         self._index = {id(v): i for i, v in enumerate(self._variables)}
-
-
-def _of_module(module: Module) -> list[Variable]:
-    """Return the variables that can ever be trained: a module may hold frozen counters, too."""
-    return [v for v in module.variables if v.trainable or v.dtype in buffers.REAL]
-
-
-def _label(variable: Variable, position: int) -> str:
-    return repr(variable.name) if variable.name else f"variable {position}"
