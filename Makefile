@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(wildcard fastvar/kernels/*.pyx fastvar/kernels/*.pxi)
-PYTEST := $(PY) -m pytest -n 2
+PYTEST := $(PY) -m pytest -n 2 --timeout 600
 
 .PHONY: demo test bench lint format sanitize avx512 clean
 
