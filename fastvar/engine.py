@@ -118,7 +118,7 @@ class Engine:
         workers = threads.get_num_threads() if self.parallel else 1
         if not self.plan.bind(grads, zero) and not self.frozen:
             raise ValueError(f"{self.optimizer._owner}: no variable has a gradient")
-        undo = self._snapshot(calls, grads if zero else [])
+        undo = self._snapshot(grads if zero else [])
         try:
             if self.accumulate > 1:
                 self._accumulate(grads, calls, zero, workers)
@@ -134,7 +134,7 @@ class Engine:
                     array[...] = before
             raise
 
-    def _snapshot(self, calls: int, grads: list[Any]) -> list[tuple[Any, Any]]:
+    def _snapshot(self, grads: list[Any]) -> list[tuple[Any, Any]]:
         """Copy what would be left half-done by Ctrl-C or a user's own code that fails in a step."""
         if self.fragile:
             places = [v._array for v in [*self.optimizer._variables, *self.optimizer.variables]]
