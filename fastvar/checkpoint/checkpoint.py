@@ -238,7 +238,7 @@ def _prepared(contents: Contents, file: File, partial: bool, rename: Rename) -> 
     restored = Restored(file.path, file.step)
     wrong: list[str] = []
     arrays = {name: file.read(name) for name in file.entries if name.startswith("state/")}
-    commits, refused = _prepare_states(contents, file, arrays, rename, restored, wrong)
+    commits, refused = _prepare_states(contents, file, arrays, rename, restored)
     used: set[str] = set()
     for name, place in contents.tensors().items():
         source = _source(name, rename)
@@ -264,7 +264,7 @@ def _prepared(contents: Contents, file: File, partial: bool, rename: Rename) -> 
 
 
 def _prepare_states(
-    contents: Contents, file: File, arrays: dict[str, Array], rename: Rename, restored: Restored, wrong: list[str]
+    contents: Contents, file: File, arrays: dict[str, Array], rename: Rename, restored: Restored
 ) -> tuple[list[Commit], set[str]]:
     """Prepare generators, users' objects and optimizers, in the order in which they may still fail."""
     commits: list[Commit] = []

@@ -100,7 +100,7 @@ class CheckpointManager:
         """Return the checkpoints, oldest first, and messages about files that look like damaged ones."""
         found, damaged = [], []
         for entry in os.scandir(self.directory):
-            if not self._number(entry.name):
+            if not self._number_after(entry.name):
                 continue
             try:
                 record = peek(entry.path)
@@ -109,8 +109,8 @@ class CheckpointManager:
                 damaged.append(str(error))
         return sorted(found), damaged
 
-    def _number(self, name: str) -> int:
-        """Return the number in the name of a file of ours; 0 for any other file."""
+    def _number_after(self, name: str) -> int:
+        """Return the number that follows the one in the name of a file of ours; 0 for any other file."""
         match = re.fullmatch(re.escape(self.checkpoint_name) + r"-(\d+)\.h5", name)
         return int(match[1]) + 1 if match else 0
 
@@ -151,7 +151,7 @@ class CheckpointManager:
         if interval and self._last_step is not None and step - self._last_step < interval:
             return None
         numbers = [found[-1].counter + 1] if found else [1]  # and beyond the names of damaged ones
-        counter = max(numbers + [self._number(name) for name in os.listdir(self.directory)])
+        counter = max(numbers + [self._number_after(name) for name in os.listdir(self.directory)])
         path = os.path.join(self.directory, f"{self.checkpoint_name}-{counter}.h5")
         self.checkpoint.save(path, step=step, saved=Saved(self._run, counter))
         self._last_step = step
