@@ -83,25 +83,30 @@ class Engine:
     def read_hyperparameters(self) -> None:
         """Resolve the hyperparameters of each group; note the scheduled ones."""
         optimizer = self.optimizer
-        self.hyper: list[Any] = []
         self.scheduled: list[tuple[Any, Any, Any]] = []
-        for group in optimizer.groups:
-            values = {**optimizer._parameters, **group._own}
-            resolved = Resolved(values | {"slots": optimizer.slots})
-            for name, parameter in type(optimizer).parameters.items():
-                if parameter.scheduled and callable(values[name]):
-                    self.scheduled.append((resolved, parameter, values[name]))
-            self.hyper.append(resolved)
-        unscale = 1 / (optimizer.loss_scale_factor or 1)
-        if self.accumulate > 1:
-            self.adding.stages["scale"] = unscale
-        self.plan.stages["scale"] = 1 / self.accumulate if self.accumulate > 1 else unscale
-        self.plan.stages["limit"] = math.inf if optimizer.clipvalue is None else optimizer.clipvalue
+        self.own: Any = self._resolved(optimizer._parameters)
+        self.hyper = [self._resolved({**optimizer._parameters, **group._own}) for group in optimizer.groups]
+        self.changing = any(resolved is self.own and not p.per_group for resolved, p, _ in self.scheduled)
+        self._set_stages_of_optimizer()
         self.plan.stages["clip"] = 1
         self.plan.stages["decay"] = 0
         self.decays = any(h.weight_decay for h in self.hyper)
-        self.clips = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
-        self.varies = self.decays or self.clips or optimizer.use_ema
+        self.clips = self.own.clipnorm is not None or self.own.global_clipnorm is not None
+        self.varies = self.changing or self.decays or self.clips or self.own.use_ema
+
+    def _set_stages_of_optimizer(self) -> None:
+        unscale = 1 / (self.own.loss_scale_factor or 1)
+        if self.accumulate > 1:
+            self.adding.stages["scale"] = unscale
+        self.plan.stages["scale"] = 1 / self.accumulate if self.accumulate > 1 else unscale
+        self.plan.stages["limit"] = math.inf if self.own.clipvalue is None else self.own.clipvalue
+
+    def _resolved(self, values: dict[str, Any]) -> Any:
+        resolved = Resolved(values | {"slots": self.optimizer.slots})
+        for name, parameter in type(self.optimizer).parameters.items():
+            if parameter.scheduled and callable(values[name]):
+                self.scheduled.append((resolved, parameter, values[name]))
+        return resolved
 
     def step(self, grads: list[Any], count: list[int], zero: bool) -> None:
         """Check everything, then update; `count[0]` is the number of calls before this one, counted up."""
@@ -110,6 +115,8 @@ class Engine:
         if self.scheduled:
             for resolved, parameter, schedule in self.scheduled:
                 setattr(resolved, parameter.name, self.optimizer._evaluate(parameter, schedule))
+            if self.changing:
+                self._set_stages_of_optimizer()
         calls = count[0]
         iteration = calls // self.accumulate
         scalars = []
@@ -152,20 +159,20 @@ class Engine:
             self.plan.stages["decay"] = rates[self.group_of] * self.decaying
         if self.clips:
             self.plan.stages["clip"] = self._coefficients(workers)
-        if self.optimizer.use_ema:
+        if self.own.use_ema:
             self._average(iteration)
 
     def _average(self, iteration: int) -> None:
-        every = self.optimizer.ema_overwrite_frequency
-        self.plan.stages["average"] = self.optimizer.ema_momentum if iteration else 0  # first: a copy
+        every = self.own.ema_overwrite_frequency
+        self.plan.stages["average"] = self.own.ema_momentum if iteration else 0  # first: a copy
         due = every is not None and (iteration + 1) % every == 0
         self.plan.stages["overwrite"] = self.thawed if due else 0
 
     def _coefficients(self, workers: int) -> Any:
         """Return what clipping by norm multiplies the gradients with, of each variable or of all."""
         self.plan.stages["clip"] = 1
-        each = self.optimizer.clipnorm is not None
-        limit: Any = self.optimizer.clipnorm or self.optimizer.global_clipnorm
+        each = self.own.clipnorm is not None
+        limit: Any = self.own.clipnorm or self.own.global_clipnorm
         norms: Any = np.sqrt(self.plan.sums_of_squares(each, workers))
         if not each and not np.isfinite(norms[0]):
             return math.nan  # as in Keras: nothing may pass for clipped

@@ -23,16 +23,18 @@ REQUIRED = inspect.Parameter.empty
 class Parameter:
     """One declared parameter: a data descriptor that validates on every assignment."""
 
-    def __init__(self, default: Any, check: Check, *, kw_only: bool, per_group: bool, scheduled: bool) -> None:
+    def __init__(self, default: Any, check: Check, *, kw_only: bool, per_group: bool, numeric: bool) -> None:
         self.default = default
         self.check = check
         self.kw_only = kw_only
         self.per_group = per_group
-        self.scheduled = scheduled  # may be a callable of the iteration
+        self.numeric = numeric
+        self.scheduled = False  # may be a callable of the iteration
         self.name = ""
 
-    def __set_name__(self, owner: type, name: str) -> None:
+    def __set_name__(self, owner: type[Declared], name: str) -> None:
         self.name = name
+        self.scheduled = self.numeric and owner.schedulable
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -63,7 +65,6 @@ def number(
     optional: bool = False,
     kw_only: bool = False,
     per_group: bool = True,
-    scheduled: bool = False,
 ) -> Any:
     """Declare a finite real number with `low <= x <= high` and `above < x < below`; `optional` admits None."""
     bounds = [(low, ">="), (above, ">"), (high, "<="), (below, "<")]
@@ -81,7 +82,7 @@ def number(
             raise ValueError(f"must be {wanted}, got {value!r}")
         return result
 
-    return Parameter(default, check, kw_only=kw_only, per_group=per_group, scheduled=scheduled)
+    return Parameter(default, check, kw_only=kw_only, per_group=per_group, numeric=True)
 
 
 def integer(*, default: Any = REQUIRED, low: int, optional: bool = False, kw_only: bool = False) -> Any:
@@ -96,7 +97,7 @@ def integer(*, default: Any = REQUIRED, low: int, optional: bool = False, kw_onl
             raise ValueError(f"must be >= {low}, got {value!r}")
         return int(value)
 
-    return Parameter(default, check, kw_only=kw_only, per_group=False, scheduled=False)
+    return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
 
 
 def flag(*, default: bool, kw_only: bool = False) -> Any:
@@ -107,7 +108,7 @@ def flag(*, default: bool, kw_only: bool = False) -> Any:
             raise TypeError(f"must be True or False, got {value!r}")
         return value
 
-    return Parameter(default, check, kw_only=kw_only, per_group=False, scheduled=False)
+    return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
 
 
 def text(*, default: str | None, kw_only: bool = False) -> Any:
@@ -118,7 +119,7 @@ def text(*, default: str | None, kw_only: bool = False) -> Any:
             raise TypeError(f"must be a string, got {value!r}")
         return value
 
-    return Parameter(default, check, kw_only=kw_only, per_group=False, scheduled=False)
+    return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
 
 
 def axes(*, default: int) -> Any:
@@ -132,7 +133,7 @@ def axes(*, default: int) -> Any:
         except (TypeError, ValueError):
             raise TypeError(f"must be an axis or a list of axes, got {value!r}") from None
 
-    return Parameter(default, check, kw_only=False, per_group=False, scheduled=False)
+    return Parameter(default, check, kw_only=False, per_group=False, numeric=False)
 
 
 def _is_real(value: Any) -> bool:
@@ -152,6 +153,8 @@ class Declared:
 
     parameters: ClassVar[dict[str, Parameter]] = {}
     registry: ClassVar[dict[str, type[Declared]]] = {}
+    schedulable: ClassVar[bool] = False
+    """Whether a callable of the iteration may stand for any number declared."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -61,7 +61,7 @@ class Optimizer(Declared):
     >>> import fastvar as fv, numpy as np
     >>> from fastvar.hyper import number
     >>> class Heavy(fv.Optimizer):
-    ...     learning_rate: float = number(default=0.1, low=0, scheduled=True)
+    ...     learning_rate: float = number(default=0.1, low=0)
     ...     friction: float = number(default=0.5, low=0, high=1)
     ...     slots = ("velocity",)
     ...     def update(self, variable, gradient, slots, hyper):
@@ -75,7 +75,7 @@ class Optimizer(Declared):
     array([0.9 , 1.95])
     """
 
-    learning_rate: float = number(default=0.001, low=0, scheduled=True)
+    learning_rate: float = number(default=0.001, low=0)
     weight_decay: float | None = number(default=None, low=0, optional=True, kw_only=True)
     clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
     clipvalue: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
@@ -89,8 +89,14 @@ class Optimizer(Declared):
 
     # What a subclass says.
 
+    schedulable: ClassVar[bool] = True
+
     slots: ClassVar[Sequence[str]] = ()
-    """Names of the state arrays that the rule keeps for every variable; they start at zero."""
+    """Names of the state arrays that the rule keeps for every variable."""
+
+    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+        """Return what a slot of a variable holds at first, from its group's hyperparameters: by default zeros."""
+        return 0
 
     def rule(self) -> Any:
         """Return the update rule: a compiled one, or by default `update` of the subclass."""
@@ -214,13 +220,22 @@ class Optimizer(Declared):
             raise ValueError(f"{self._owner}: slots must have names of their own, got {', '.join(wanted)}")
         for name in wanted:
             if name not in self._state:
-                copied = name == "average"  # it begins where the weights are
-                self._state[name] = [
-                    Variable(v if copied else buffers.full(v.shape, v.dtype, 0), False, name, copy=copied)
-                    for v in self._variables
-                ]
+                made = {
+                    id(v): Variable(self._first(name, v, group), False, name, copy=False)
+                    for group in self.groups
+                    for v in group.variables
+                }
+                self._state[name] = [made[id(v)] for v in self._variables]
         self._engine, self._stale = Engine(self, labels), False
         return self._engine
+
+    def _first(self, slot: str, variable: Variable, group: Group) -> buffers.Array:
+        array = buffers.empty(variable.shape, variable.dtype)
+        if slot == "average":  # it begins where the weights are
+            array[...] = variable.value
+        else:
+            array[...] = self.initial(slot, variable, group) if slot in self.slots else 0
+        return array
 
     def _refreshed(self) -> Engine:
         """Return an engine that knows the present hyperparameters, anew only if the plan itself must change."""

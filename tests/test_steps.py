@@ -151,7 +151,7 @@ def test_handwritten_rule_equals_the_compiled_one(case: Case, options: dict[str,
 
 
 class Fails(fv.Optimizer):
-    learning_rate: float = number(default=0.1, low=0, scheduled=True)
+    learning_rate: float = number(default=0.1, low=0)
     slots = ("seen",)
     failing = True
 

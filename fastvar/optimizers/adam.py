@@ -58,7 +58,7 @@ class Adam(Optimizer):
     array([0.9, 2.1])
     """
 
-    learning_rate: float = number(default=0.001, low=0, scheduled=True)
+    learning_rate: float = number(default=0.001, low=0)
     beta_1: float = number(default=0.9, low=0, below=1)
     beta_2: float = number(default=0.999, low=0, below=1)
     epsilon: float = number(default=1e-7, low=0)

@@ -51,7 +51,7 @@ class SGD(Optimizer):
     array([0.71, 2.  ])
     """
 
-    learning_rate: float = number(default=0.01, low=0, scheduled=True)
+    learning_rate: float = number(default=0.01, low=0)
     momentum: float = number(default=0.0, low=0, high=1)
     nesterov: bool = flag(default=False)
 
