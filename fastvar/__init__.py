@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fastvar import constraints, optimizers, regularizers, schedules
 from fastvar.module import Module
 from fastvar.optimizer import Optimizer
+from fastvar.slices import IndexedSlices
 from fastvar.threads import get_num_threads, set_num_threads
 from fastvar.variable import Variable
 
@@ -24,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointManager",
+    "IndexedSlices",
     "Module",
     "Optimizer",
     "Saver",

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from fastvar.slices import IndexedSlices, Rows
+
 Array = npt.NDArray[Any]
 
 ALIGNMENT = 64  # bytes: a cache line and the widest vector; NumPy itself gives 16
@@ -83,30 +85,65 @@ def check_update(array: Array, like: Array, owner: str) -> None:
         )
 
 
-def as_gradient(gradient: Any, like: Array, owner: str) -> Array:
+def as_gradient(gradient: Any, like: Array, owner: str, rows: bool = True) -> Any:
     """Return `gradient` as a contiguous native float32 or float64 array of the shape of `like`.
 
     Whatever NumPy can read as real numbers is accepted (lists, integers, strided, byte-swapped, misaligned,
     half precision, array protocols, DLPack exporters), and copied only if a kernel cannot read it in place.
+    With `rows`, `IndexedSlices` are returned as `Rows`.
 
     Raises
     ------
     TypeError
-        If it does not hold real numbers.
+        If it does not hold real numbers, or is sparse without `rows`.
     ValueError
         If its shape is another one.
     """
+    if not isinstance(gradient, IndexedSlices):
+        return as_real(gradient, like.dtype, like.shape, owner)
+    if not rows:
+        raise TypeError(f"{owner}: must be dense for this rule, which needs all of it; got {gradient!r}")
+    return as_rows(gradient, like, owner)
+
+
+def as_rows(gradient: IndexedSlices, like: Array, owner: str) -> Rows:
+    """Return a sparse gradient of `like` with every row once, in rising order; values of one row are summed."""
+    if like.ndim == 0 or gradient.dense_shape not in (None, like.shape):
+        raise ValueError(f"{owner}: must be rows of an array of shape {like.shape}, got {gradient!r}")
+    indices = gradient.indices
+    values = as_real(gradient.values, like.dtype, (len(indices), *like.shape[1:]), owner)
+    if not len(indices):
+        return Rows(np.empty(0, np.intp), values)
+    if indices.min() < 0 or indices.max() >= len(like):
+        raise ValueError(
+            f"{owner}: indices must be from 0 to {len(like) - 1}, got {indices.min()} to {indices.max()}"
+        )
+    touched = indices.astype(np.intp)  # a copy, which nobody else can change
+    if (touched[1:] > touched[:-1]).all():
+        return Rows(touched, values)
+    order = np.argsort(touched, kind="stable")
+    touched = touched[order]
+    begins = np.append(True, touched[1:] > touched[:-1])
+    if begins.all():
+        return Rows(touched, values[order])
+    summed = values[order[begins]]
+    np.add.at(summed, np.cumsum(begins)[~begins] - 1, values[order[~begins]])
+    return Rows(touched[begins], summed)
+
+
+def as_real(gradient: Any, arithmetic: np.dtype[Any], shape: tuple[int, ...], owner: str) -> Array:
+    """Return a contiguous native float32 or float64 array of `shape`, by default of the `arithmetic` dtype."""
     try:
         array = np.asarray(gradient)
     except Exception as error:  # whatever a foreign __array__ raises
         raise TypeError(f"{owner}: cannot be read as an array ({error})") from error
     if array.dtype.kind not in "fiub" and not array.dtype.name.startswith(("bfloat", "float")):  # ml_dtypes
         raise TypeError(f"{owner}: must hold real numbers, got dtype {array.dtype}")
-    if array.shape != like.shape:
-        raise ValueError(f"{owner}: must have shape {like.shape}, got {array.shape}")
+    if array.shape != shape:
+        raise ValueError(f"{owner}: must have shape {shape}, got {array.shape}")
     dtype = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
     with np.errstate(over="ignore"):
-        return np.require(array, dtype if dtype in REAL else like.dtype, ["C", "A", "E"])
+        return np.require(array, dtype if dtype in REAL else arithmetic, ["C", "A", "E"])
 
 
 class Extents:
@@ -135,41 +172,61 @@ class PlanTable:
     """What a plan holds, checked: flat weights, the arrays of every variable, groups, written memory."""
 
     weights: list[Array]  # in their shapes, for the gradients to be compared with
-    arrays: list[tuple[Any, ...]]  # weights, average or None, slots
+    arrays: list[tuple[Any, ...]]  # weights, average or None, direction or None, slots
     group_of: list[int]
-    groups: int
+    rules: list[Any]  # one per group
     extents: Extents
 
 
 def plan_table(
     owner: str,
-    slot_count: int,
+    rule: Any,
     names: Sequence[str],
     weights: Iterable[Array],
     slots: Iterable[Sequence[Array]],
     group_of: Iterable[int],
     averages: Iterable[Array | None] | None,
+    directions: Iterable[Array] | None,
 ) -> PlanTable:
     """Check everything a plan will write, so that compiled code may trust its pointers."""
     weights, slots, group_of = list(weights), list(slots), [int(group) for group in group_of]
-    averages = [None] * len(weights) if averages is None else list(averages)
-    if not len(weights) == len(slots) == len(group_of) == len(averages) == len(names):
+    nothing: list[Any] = [None] * len(weights)
+    averages = nothing if averages is None else list(averages)
+    directions = nothing if directions is None else list(directions)
+    lengths = {len(each) for each in (names, weights, slots, group_of, averages, directions)}
+    if len(lengths) != 1:
         raise ValueError(f"{owner}: names, variables, slots, groups and averages must be equally many")
     if not all(0 <= group < len(weights) for group in group_of):
         raise ValueError(f"{owner}: groups must be numbered from 0, and be no more than the variables")
+    groups = max(group_of, default=0) + 1
+    rules = [rule] * groups if hasattr(rule, "slots") else list(rule)
+    if len(rules) != groups:
+        raise ValueError(f"{owner}: must be given a rule for each of {groups} groups, got {len(rules)}")
     rows: list[tuple[Any, ...]] = []
     written: list[tuple[str, Array]] = []
-    for name, w, average, own_slots in zip(names, weights, averages, slots, strict=True):
-        if len(own_slots) != slot_count:
-            raise ValueError(f"{owner}: {name} must have {slot_count} slots, got {len(own_slots)}")
+    for name, w, average, direction, own_slots, group in zip(
+        names, weights, averages, directions, slots, group_of, strict=True
+    ):
+        if len(own_slots) != rules[group].slots:
+            raise ValueError(f"{owner}: {name} must have {rules[group].slots} slots, got {len(own_slots)}")
         parts = [(f"{owner}: {name}", w)]
         parts += [(f"{owner}: average of {name}", average)] if average is not None else []
+        parts += [(f"{owner}: direction of {name}", direction)] if direction is not None else []
         parts += [(f"{owner}: slot {k} of {name}", slot) for k, slot in enumerate(own_slots)]
         for label, array in parts:
             check_update(array, w, label)
         written += parts
-        rows.append((w, average, *own_slots))
-    return PlanTable(weights, rows, group_of, max(group_of, default=0) + 1, Extents(written))
+        rows.append((w, average, direction, *own_slots))
+    return PlanTable(weights, rows, group_of, rules, Extents(written))
+
+
+def check_vectors(owner: str, x: object, y: object) -> None:
+    """Check that a kernel may read both as equally long vectors of one real dtype."""
+    for array in (x, y):
+        if not (isinstance(array, np.ndarray) and array.dtype in REAL and array.flags.c_contiguous):
+            raise TypeError(f"{owner}: must be given contiguous float32 or float64 arrays")
+    if x.dtype != y.dtype or x.size != y.size:  # type: ignore[attr-defined]
+        raise ValueError(f"{owner}: must be given arrays of one dtype and size")
 
 
 def refuse_zeroing(owner: str) -> NoReturn:
@@ -177,6 +234,6 @@ def refuse_zeroing(owner: str) -> NoReturn:
     raise ValueError(f"{owner}: must be a writable contiguous array to be zeroed in place")
 
 
-def check_disjoint(arrays: Iterable[tuple[str, Array | None]]) -> None:
+def check_disjoint(arrays: Iterable[tuple[str, Any]]) -> None:
     """Raise ValueError if two of the named arrays share memory."""
     Extents((name, array) for name, array in arrays if array is not None)

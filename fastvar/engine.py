@@ -1,4 +1,4 @@
-"""How an optimizer's step runs (layer 5): its plan, the stages around the rule, clipping, accumulation."""
+"""How an optimizer's step runs (layer 6): its passes, the stages around the rules, clipping, accumulation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastvar import kernels, threads
+from fastvar.buffers import Array
 from fastvar.constraints import BUILTIN, NonNeg
 from fastvar.kernels import reference
+from fastvar.passes import Between, clip_units, copying, scratch
 from fastvar.variable import Structure, Variable
 
 if TYPE_CHECKING:
     from fastvar.optimizer import Optimizer
 
 PARALLEL = 2**15  # elements below which a step is serial anyway, so that threads need not be asked for
+TRIES = 100  # of completing a step that signals keep interrupting
+RATES = ("learning_rate", "lr")  # what may change without changing how gradients are conditioned
+DOWN = 2.0**-600  # squares of float64 numbers that are times this cannot overflow
 
 
 class Resolved:
@@ -32,119 +37,252 @@ class Engine:
     def __init__(self, optimizer: Optimizer, labels: list[str]) -> None:
         self.version = Structure.version
         self.optimizer = optimizer
-        self.scalars = optimizer.scalars
-        variables = optimizer._variables
-        self.frozen = {i for i, v in enumerate(variables) if not v.trainable}
-        self.parallel = sum(v.size for v in variables) >= PARALLEL
+        self.variables = optimizer._variables
+        self.labels = labels
+        self.frozen = {i for i, v in enumerate(self.variables) if not v.trainable}
+        self.parallel = sum(v.size for v in self.variables) >= PARALLEL
         self.accumulate = optimizer.gradient_accumulation_steps or 1
-        index_of = optimizer._index
-        group_of = np.empty(len(variables), np.intp)
-        for k, group in enumerate(optimizer.groups):
-            group_of[[index_of[id(v)] for v in group.variables]] = k
-        self.group_of = group_of
+        self.adaptive = optimizer.adaptive_clipnorm is not None
         self.shape = self.shape_of(optimizer)
-        self._plan(labels)
+        self._number_groups()
+        self._plan()
         self._set_stages_of_variables()
         self.read_hyperparameters()
 
     @staticmethod
     def shape_of(optimizer: Optimizer) -> tuple[object, ...]:
-        """Return what the plan depends on; while it stays the same, hyperparameters may change freely."""
-        return tuple(optimizer.slots), optimizer.use_ema, optimizer.gradient_accumulation_steps
+        """Return what the plans depend on; while it stays the same, hyperparameters may change freely."""
+        adaptive = optimizer.adaptive_clipnorm is not None
+        return tuple(optimizer.slots), optimizer.use_ema, optimizer.gradient_accumulation_steps, adaptive
 
-    def _plan(self, labels: list[str]) -> None:
-        optimizer, state = self.optimizer, self.optimizer._state
-        arrays = [v._array for v in optimizer._variables]
-        slots = [[state[name][i]._array for name in optimizer.slots] for i in range(len(arrays))]
+    # Planning.
+
+    def _number_groups(self) -> None:
+        """Number the pairs of group and kind that there are: the variables of one share their scalars."""
+        number_of: dict[tuple[int, str], int] = {}
+        self.group_of = np.zeros(len(self.variables), np.intp)
+        for k, group in enumerate(self.optimizer.groups):
+            for v in group.variables:
+                number = number_of.setdefault((k, self.optimizer.kind(v)), len(number_of))
+                self.group_of[self.optimizer._index[id(v)]] = number
+        self.numbered = [*number_of]
+
+    def _plan(self) -> None:
+        optimizer = self.optimizer
+        state: dict[str, Any] = optimizer._state
+        of_group = [[copying()] * self.adaptive + [*optimizer.passes(kind)] for _, kind in self.numbered]
+        arrays = [v._array for v in self.variables]
         averages = [v._array for v in state["average"]] if optimizer.use_ema else None
-        self.rule = optimizer.rule()
-        plan = reference.Plan if isinstance(self.rule, reference.Rule) else kernels.Plan
-        self.plan = plan(optimizer._owner, self.rule, labels, arrays, slots, self.group_of, averages)
+        self.plans: list[Any] = []
+        self.formulas: list[list[Any]] = []
+        self.directions: list[list[Array]] = []
+        passes = [*zip(*of_group, strict=True)]
+        for k, of_pass in enumerate(passes):
+            last = k == len(passes) - 1
+            if not last:
+                self.directions.append(scratch(self.variables))
+            slots = [
+                [state[name][i]._array for name in of_pass[self.group_of[i]].slots] for i in range(len(arrays))
+            ]
+            rules = [one.rule for one in of_pass]
+            plan = reference.Plan if isinstance(rules[0], reference.Rule) else kernels.Plan
+            self.plans.append(
+                plan(
+                    optimizer._owner,
+                    rules,
+                    self.labels,
+                    arrays,
+                    slots,
+                    self.group_of,
+                    averages if last else None,
+                    None if last else self.directions[k],
+                )
+            )
+            self.formulas.append([one.scalars for one in of_pass])
+        self.first, self.last, self.several = self.plans[0], self.plans[-1], len(passes) > 1
+        self.clipped = scratch(self.variables) if self.adaptive else []
+        self.own_rule = isinstance(rules[0], reference.Rule)
         if self.accumulate > 1:  # adding up is gradient descent with a learning rate of -1
             self.accumulators = [v._array for v in state["gradient_accumulator"]]
             rule, none = kernels.RULES["gradient_descent"], [()] * len(arrays)
-            self.adding = kernels.Plan(optimizer._owner, rule, labels, self.accumulators, none, [0] * len(arrays))
+            self.adding = kernels.Plan(
+                optimizer._owner, rule, self.labels, self.accumulators, none, [0] * len(arrays)
+            )
 
     def _set_stages_of_variables(self) -> None:
-        variables, stages = self.optimizer._variables, self.plan.stages
-        penalties = [v.regularizer for v in variables]
-        stages["l1"] = [p.l1 if p else 0 for p in penalties]
-        stages["l2"] = [2 * p.l2 if p else 0 for p in penalties]
-        stages["nonneg"] = [type(v.constraint) is NonNeg for v in variables]
-        self.thawed = np.array([v.trainable for v in variables], float)
-        self.constrained = [i for i, v in enumerate(variables) if v.constraint]
-        self.constrained_after = [i for i in self.constrained if not stages["nonneg"][i]]
+        penalties = [v.regularizer for v in self.variables]
+        self.first.stages["l1"] = [p.l1 if p else 0 for p in penalties]
+        self.l2 = np.array([2 * p.l2 if p else 0 for p in penalties])
+        self.last.stages["nonneg"] = [type(v.constraint) is NonNeg for v in self.variables]
+        self.thawed = np.array([v.trainable for v in self.variables], float)
+        self.constrained = [i for i, v in enumerate(self.variables) if v.constraint]
+        self.constrained_after = [i for i in self.constrained if not self.last.stages["nonneg"][i]]
         for i in self.constrained:
-            if type(variables[i].constraint) in BUILTIN:  # an axis that is not there shows here
-                self._projected(variables[i])
-        self.fragile = isinstance(self.rule, reference.Rule) or bool(self.constrained_after)
-        self.decaying = np.array([self.optimizer.decays(v) for v in variables], float)
+            if type(self.variables[i].constraint) in BUILTIN:  # an axis that is not there shows here
+                self._projected(self.variables[i])
+        self.fragile = self.own_rule or bool(self.constrained_after)
+        self.decaying = np.array([self.optimizer.decays(v) for v in self.variables], float)
 
     def read_hyperparameters(self) -> None:
         """Resolve the hyperparameters of each group; note the scheduled ones."""
         optimizer = self.optimizer
         self.scheduled: list[tuple[Any, Any, Any]] = []
-        self.own: Any = self._resolved(optimizer._parameters)
-        self.hyper = [self._resolved({**optimizer._parameters, **group._own}) for group in optimizer.groups]
-        self.changing = any(resolved is self.own and not p.per_group for resolved, p, _ in self.scheduled)
-        self._set_stages_of_optimizer()
-        self.plan.stages["clip"] = 1
-        self.plan.stages["decay"] = 0
-        self.decays = any(h.weight_decay for h in self.hyper)
+        self.own: Any = self._resolved(optimizer._parameters, "")
+        self.hyper = [
+            self._resolved({**optimizer._parameters, **optimizer.groups[k]._own}, kind)
+            for k, kind in self.numbered
+        ]
         self.clips = self.own.clipnorm is not None or self.own.global_clipnorm is not None
-        self.varies = self.changing or self.decays or self.clips or self.own.use_ema
+        self.watches = self.own.nonfinite != "ignore"
+        self.changing = any(p.name not in RATES for _, p, _ in self.scheduled)
+        decays = any(getattr(h, n) for h in self.hyper for n in vars(h) if n.endswith("weight_decay"))
+        self.decay_varies = bool(self.scheduled) and decays
+        self.varies = self.changing or self.decay_varies or self.clips or self.own.use_ema
+        self.first.stages["clip"] = 1
+        if not self.changing:
+            self._set_conditions()
+        if not self.scheduled:
+            self._set_decay()
 
-    def _set_stages_of_optimizer(self) -> None:
-        unscale = 1 / (self.own.loss_scale_factor or 1)
-        if self.accumulate > 1:
-            self.adding.stages["scale"] = unscale
-        self.plan.stages["scale"] = 1 / self.accumulate if self.accumulate > 1 else unscale
-        self.plan.stages["limit"] = math.inf if self.own.clipvalue is None else self.own.clipvalue
-
-    def _resolved(self, values: dict[str, Any]) -> Any:
-        resolved = Resolved(values | {"slots": self.optimizer.slots})
+    def _resolved(self, values: dict[str, Any], kind: str) -> Any:
+        resolved = Resolved(values | {"slots": tuple(self.optimizer.slots), "kind": kind})
         for name, parameter in type(self.optimizer).parameters.items():
             if parameter.scheduled and callable(values[name]):
                 self.scheduled.append((resolved, parameter, values[name]))
         return resolved
+
+    def _set_conditions(self) -> None:
+        unscale = self.optimizer.sign / (self.own.loss_scale_factor or 1)
+        if self.accumulate > 1:
+            self.adding.stages["scale"] = unscale
+        self.first.stages["scale"] = 1 / self.accumulate if self.accumulate > 1 else unscale
+        self.first.stages["limit"] = math.inf if self.own.clipvalue is None else self.own.clipvalue
+        self.first.stages["l2"] = self.l2 + self._of_variables(self.optimizer.penalty)
+
+    def _set_decay(self) -> None:
+        self.last.stages["decay"] = self._of_variables(self.optimizer.decay)
+
+    def _of_variables(self, rate: Any) -> Array:
+        rates: Array = np.array([rate(h) for h in self.hyper] or [0.0])[self.group_of] * self.decaying
+        return rates
+
+    # Stepping.
 
     def step(self, grads: list[Any], count: list[int], zero: bool) -> None:
         """Check everything, then update; `count[0]` is the number of calls before this one, counted up."""
         if self.frozen and len(grads) == len(self.group_of):
             grads = [None if i in self.frozen else g for i, g in enumerate(grads)]
         if self.scheduled:
-            for resolved, parameter, schedule in self.scheduled:
-                setattr(resolved, parameter.name, self.optimizer._evaluate(parameter, schedule))
-            if self.changing:
-                self._set_stages_of_optimizer()
+            self._follow_schedules()
         calls = count[0]
         iteration = calls // self.accumulate
         scalars = []
-        for hyper in self.hyper:  # a plain loop: this is the hot path of small models
-            scalars.append(self.scalars(hyper, iteration + 1))
+        for hyper, formula in zip(self.hyper, self.formulas[0], strict=True):  # the hot path of small models
+            scalars.append(formula(hyper, iteration + 1))
         workers = threads.get_num_threads() if self.parallel else 1
-        if not self.plan.bind(grads, zero) and not self.frozen:
+        if not self.first.bind(grads, zero) and not self.frozen:
             raise ValueError(f"{self.optimizer._owner}: no variable has a gradient")
+        if self.watches and self._refused(grads, zero, workers):
+            return
         undo = self._snapshot(grads if zero else [])
+        done = [0]
         try:
             if self.accumulate > 1:
                 self._accumulate(grads, calls, zero, workers)
             if self.varies:
                 self._vary_stages(iteration, workers)
-            self.plan.run(scalars, workers, count)
+            if self.several:
+                self.present = [g is not None and self._updates(calls) for g in grads]
+                self.first.run(scalars, workers, done)
+                self._finish(iteration, workers, done, count)
+            else:
+                self.first.run(scalars, workers, count)
             if self.constrained:
                 self._constrain(grads, calls)
         except BaseException:
-            if self.fragile or count[0] == calls:
-                count[0] = calls
-                for array, before in undo:
-                    array[...] = before
+            self._recover(undo, iteration, workers, done, count, calls)
             raise
+
+    def _follow_schedules(self) -> None:
+        for resolved, parameter, schedule in self.scheduled:
+            setattr(resolved, parameter.name, self.optimizer._evaluate(parameter, schedule))
+
+    def _finish(self, iteration: int, workers: int, done: list[int], count: list[int]) -> None:
+        """Run the passes behind the first; all that is decided between them follows from what they left."""
+        while done[0] < len(self.plans):
+            k = done[0]
+            between = self._between(k, iteration + 1, workers)
+            plan = self.plans[k]
+            plan.stages["scale"] = between.sizes
+            plan.bind(between.directions)
+            scalars = [f(h, iteration + 1) for h, f in zip(self.hyper, self.formulas[k], strict=True)]
+            if plan is self.last:
+                plan.run(scalars, workers, count, between.commits)
+                return
+            plan.run(scalars, workers, done)
+
+    def _recover(
+        self, undo: Any, iteration: int, workers: int, done: list[int], count: list[int], calls: int
+    ) -> None:
+        """Make an interrupted step whole or undone: complete it, also if Ctrl-C comes again, or go back."""
+        if self.fragile or (count[0] == calls and not done[0]):
+            for array, before in undo:
+                array[...] = before
+            count[0] = calls
+        for _ in range(TRIES):
+            if not done[0] or self.fragile or count[0] != calls:
+                return
+            try:
+                self._finish(iteration, workers, done, count)
+            except BaseException:
+                continue
+
+    def _between(self, k: int, t: int, workers: int) -> Between:
+        """Return what the optimizer makes of the directions that pass k - 1 has written."""
+        directions = [d if there else None for d, there in zip(self.directions[k - 1], self.present, strict=True)]
+        hyper, decay = [self.hyper[g] for g in self.group_of], self.last.stages["decay"]
+        between = Between(k - self.adaptive, t, self.variables, hyper, self.hyper, directions, decay, workers)
+        if self.adaptive and k == 1:
+            for i, g in enumerate(directions):
+                if g is not None:
+                    clip_units(self.own.adaptive_clipnorm, self.variables[i]._array, g, self.clipped[i])
+                    between.directions[i] = self.clipped[i]
+        elif any(self.present):
+            self.optimizer.between(between)
+        return between
+
+    def _refused(self, grads: list[Any], zero: bool, workers: int) -> bool:
+        """Return whether the step is skipped for a gradient that is not finite, or raise."""
+        plan = self.first
+        if self.accumulate > 1:
+            plan = self.adding
+            plan.bind(grads)
+        stages = plan.stages.copy()
+        plan.stages["clip"], plan.stages["limit"] = 1, math.inf
+        try:
+            if np.isfinite(plan.sums_of_squares(False, workers)).all():
+                return False
+            wide = [v.dtype == np.float64 for v in self.variables]  # numbers may be finite, their squares not
+            for field in ("scale", "l2", "l1"):
+                plan.stages[field][wide] *= DOWN
+            sums = plan.sums_of_squares(True, workers)
+        finally:
+            plan.stages[...] = stages
+        bad = [name for name, total in zip(self.labels, sums, strict=True) if not np.isfinite(total)]
+        if bad and self.own.nonfinite == "raise":
+            raise ValueError(f"{self.optimizer._owner}: gradient of {', '.join(bad)} must be finite")
+        if bad:
+            self.optimizer._numbers["skipped"] += 1
+            for g in grads if zero else []:
+                if g is not None:
+                    g[...] = 0
+        return bool(bad)
 
     def _snapshot(self, grads: list[Any]) -> list[tuple[Any, Any]]:
         """Copy what would be left half-done by Ctrl-C or a user's own code that fails in a step."""
         if self.fragile:
-            places = [v._array for v in [*self.optimizer._variables, *self.optimizer.variables]]
+            places = [v._array for v in [*self.variables, *self.optimizer.variables]]
+            places += self.optimizer._numbers.values()
             places += [g for g in grads if g is not None]
         elif self.accumulate > 1:
             places = self.accumulators
@@ -154,26 +292,27 @@ class Engine:
 
     def _vary_stages(self, iteration: int, workers: int) -> None:
         """Fill in the stages that change from step to step."""
-        if self.decays:
-            rates = np.array([h.learning_rate * (h.weight_decay or 0) for h in self.hyper])
-            self.plan.stages["decay"] = rates[self.group_of] * self.decaying
+        if self.changing:
+            self._set_conditions()
+        if self.decay_varies:
+            self._set_decay()
         if self.clips:
-            self.plan.stages["clip"] = self._coefficients(workers)
+            self.first.stages["clip"] = self._coefficients(workers)
         if self.own.use_ema:
             self._average(iteration)
 
     def _average(self, iteration: int) -> None:
         every = self.own.ema_overwrite_frequency
-        self.plan.stages["average"] = self.own.ema_momentum if iteration else 0  # first: a copy
+        self.last.stages["average"] = self.own.ema_momentum if iteration else 0  # first: a copy
         due = every is not None and (iteration + 1) % every == 0
-        self.plan.stages["overwrite"] = self.thawed if due else 0
+        self.last.stages["overwrite"] = self.thawed if due else 0
 
     def _coefficients(self, workers: int) -> Any:
         """Return what clipping by norm multiplies the gradients with, of each variable or of all."""
-        self.plan.stages["clip"] = 1
+        self.first.stages["clip"] = 1
         each = self.own.clipnorm is not None
         limit: Any = self.own.clipnorm or self.own.global_clipnorm
-        norms: Any = np.sqrt(self.plan.sums_of_squares(each, workers))
+        norms: Any = np.sqrt(self.first.sums_of_squares(each, workers))
         if not each and not np.isfinite(norms[0]):
             return math.nan  # as in Keras: nothing may pass for clipped
         return limit / np.maximum(norms, limit)
@@ -184,7 +323,7 @@ class Engine:
         self.adding.bind(grads, zero)
         self.adding.run([(-1.0,)], workers)
         pairs = list(zip(grads, self.accumulators, strict=True))
-        self.plan.bind([a if updates and g is not None else None for g, a in pairs], True)
+        self.first.bind([a if updates and g is not None else None for g, a in pairs], True)
         for g, array in pairs:
             if updates and g is None:
                 array[...] = 0
@@ -196,7 +335,7 @@ class Engine:
         """Project the variables that had a gradient; NonNeg has run inside the pass, if that was an update."""
         for i in self.constrained_after if self._updates(calls) else self.constrained:
             if grads[i] is not None:  # as in Keras, which constrains at every call
-                variable = self.optimizer._variables[i]
+                variable = self.variables[i]
                 variable.value[...] = self._projected(variable)
 
     def _projected(self, variable: Variable) -> Any:

@@ -122,6 +122,30 @@ def text(*, default: str | None, kw_only: bool = False) -> Any:
     return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
 
 
+def texts(*, kw_only: bool = False) -> Any:
+    """Declare a list of strings, by default empty; None is the empty one too."""
+
+    def check(value: Any) -> list[str]:
+        if value is None:
+            return []
+        if isinstance(value, str) or not all(isinstance(each, str) for each in value):
+            raise TypeError(f"must be a list of strings, got {value!r}")
+        return list(value)
+
+    return Parameter(None, check, kw_only=kw_only, per_group=False, numeric=False)
+
+
+def choice(*options: str, kw_only: bool = False) -> Any:
+    """Declare one of some strings, by default the first."""
+
+    def check(value: Any) -> str:
+        if value not in options:
+            raise ValueError(f"must be one of {', '.join(map(repr, options))}, got {value!r}")
+        return str(value)
+
+    return Parameter(options[0], check, kw_only=kw_only, per_group=False, numeric=False)
+
+
 def axes(*, default: int) -> Any:
     """Declare an axis or a list of axes."""
 
@@ -147,7 +171,7 @@ def _key(cls: type) -> str:
     return cls.__name__ if cls.__module__.startswith("fastvar.") else f"{cls.__module__}.{cls.__qualname__}"
 
 
-@dataclass_transform(field_specifiers=(number, integer, flag, text, axes))
+@dataclass_transform(field_specifiers=(number, integer, flag, text, texts, choice, axes))
 class Declared:
     """Base of classes with declared parameters."""
 
@@ -159,7 +183,8 @@ class Declared:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Parameter)}
-        cls.parameters = {**cls.parameters, **own}
+        inherited = {name: p for name, p in cls.parameters.items() if vars(cls).get(name, p) is not None}
+        cls.parameters = {**inherited, **own}  # `name = None` in a class drops what it would inherit
         cls.registry[_key(cls)] = cls
         if "__init__" in vars(cls) and not cls.__module__.startswith("fastvar."):
             raise TypeError(

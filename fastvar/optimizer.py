@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
 
+import numpy as np
+
 from fastvar import buffers
 from fastvar.engine import Engine
 from fastvar.groups import Group, check_variables, label, parsed
-from fastvar.hyper import Declared, Parameter, flag, integer, number, text
+from fastvar.hyper import Declared, Parameter, choice, flag, integer, number, text
 from fastvar.kernels.reference import Rule
 from fastvar.kernels.turn import Turn
 from fastvar.module import Module
+from fastvar.passes import Between, Pass
+from fastvar.slices import IndexedSlices
 from fastvar.variable import Structure, Variable
 
 
@@ -36,7 +40,11 @@ class Optimizer(Declared):
     clipvalue : float, optional
         Each gradient element is clipped to [-clipvalue, clipvalue], > 0.
     global_clipnorm : float, optional
-        All gradients together are scaled to at most this L2 norm, > 0. At most one of the three.
+        All gradients together are scaled to at most this L2 norm, > 0.
+    adaptive_clipnorm : float, optional
+        Adaptive gradient clipping: the gradient of each unit (what one output depends on: a column of a kernel,
+        a whole vector) is scaled to at most this times the norm of the unit's weights, > 0. At most one of
+        these four. It takes a pass of its own.
     use_ema : bool
         Keep an exponential moving average of every variable: `a = m * a + (1 - m) * w`; the first step
         copies the weights.
@@ -48,6 +56,9 @@ class Optimizer(Declared):
         Gradients are divided by it, > 0 (`scale_loss` multiplies the loss).
     gradient_accumulation_steps : int, optional
         Update once in so many steps, with the mean of their gradients, >= 2.
+    nonfinite : {"ignore", "skip", "raise"}
+        What a step does if a gradient holds infinity or NaN: update all the same, change nothing and count it
+        in `skipped`, or change nothing and raise ValueError. The last two read the gradients twice.
     name : str, optional
         Begins error messages; by default the class name.
 
@@ -80,11 +91,13 @@ class Optimizer(Declared):
     clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
     clipvalue: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
     global_clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    adaptive_clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
     use_ema: bool = flag(default=False, kw_only=True)
     ema_momentum: float = number(default=0.99, low=0, high=1, kw_only=True, per_group=False)
     ema_overwrite_frequency: int | None = integer(default=None, low=1, optional=True, kw_only=True)
     loss_scale_factor: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
     gradient_accumulation_steps: int | None = integer(default=None, low=2, optional=True, kw_only=True)
+    nonfinite: str = choice("ignore", "skip", "raise", kw_only=True)
     name: str | None = text(default=None, kw_only=True)
 
     # What a subclass says.
@@ -117,6 +130,42 @@ class Optimizer(Declared):
         """Return what the compiled rule takes at update number `t` (from 1), from a group's hyperparameters."""
         return (SimpleNamespace(**vars(hyper), t=t),)
 
+    # What a rule says that needs more than that.
+
+    sign: ClassVar[float] = 1.0
+    """-1 for an optimizer that maximizes."""
+
+    def kind(self, variable: Variable) -> str:
+        """Return the kind of a variable, if `passes` treats some in another way than others."""
+        return ""
+
+    def passes(self, kind: str) -> Sequence[Pass]:
+        """Return the passes of a step: one, of `rule`, or several that hand directions on (see `between`)."""
+        return [Pass(self.rule(), self.slots, self.scalars)]
+
+    def between(self, step: Between) -> None:
+        """Look at the directions of a pass, and replace or scale them for the next, changing nothing else."""
+
+    def keeps(self, slot: str, variable: Variable) -> bool:
+        """Return whether there is such a slot for the variable."""
+        return True
+
+    def slot_shape(self, slot: str, variable: Variable) -> tuple[int, ...]:
+        """Return the shape of a slot that no rule takes; those of rules are like the variable."""
+        return variable.shape
+
+    def numbers(self) -> dict[str, float]:
+        """Return the numbers that the optimizer keeps for all variables together, and their first values."""
+        return {}
+
+    def decay(self, hyper: Any) -> float:
+        """Return what part of the weights decays before the update."""
+        return hyper.learning_rate * (hyper.weight_decay or 0.0)  # type: ignore[no-any-return]
+
+    def penalty(self, hyper: Any) -> float:
+        """Return what multiple of the weights is added to their gradients."""
+        return 0.0
+
     def update(self, variable: buffers.Array, gradient: buffers.Array, slots: Any, hyper: Any) -> None:
         """Update one variable in place, in NumPy; to be written by a subclass with a rule of its own.
 
@@ -140,8 +189,9 @@ class Optimizer(Declared):
         self.groups: list[Group] = []
         self._variables: list[Variable] = []
         self._index: dict[int, int] = {}
-        self._state: dict[str, list[Variable]] = {}  # slot name -> one per variable
+        self._state: dict[str, list[Variable | None]] = {}  # slot name -> one per variable that keeps it
         self._excluded: tuple[list[Variable], re.Pattern[str] | None] = ([], None)
+        self._numbers = {"skipped": np.zeros(())}
         self._count = [0]  # of calls; in a list, for compiled code to count
         self._engine: Engine | None = None
         self._stale = False  # hyperparameters have changed since the engine read them
@@ -149,7 +199,7 @@ class Optimizer(Declared):
 
     def _validate(self) -> None:
         p = self._parameters
-        given = [n for n in ("clipnorm", "clipvalue", "global_clipnorm") if p[n] is not None]
+        given = [n for n in ("clipnorm", "clipvalue", "global_clipnorm", "adaptive_clipnorm") if p[n] is not None]
         if len(given) > 1:
             raise ValueError(f"{type(self).__name__}: only one of {' and '.join(given)} can be set")
 
@@ -205,6 +255,7 @@ class Optimizer(Declared):
         check_variables(self._owner, flat)
         groups = [Group(self, group.pop("variables"), group) for group in grouped]
         self._variables, self.groups = flat, groups
+        self._numbers |= {name: np.array(float(value)) for name, value in self.numbers().items()}
         self._index = {id(v): i for i, v in enumerate(flat)}
         try:
             self._plan()
@@ -220,22 +271,22 @@ class Optimizer(Declared):
             raise ValueError(f"{self._owner}: slots must have names of their own, got {', '.join(wanted)}")
         for name in wanted:
             if name not in self._state:
-                made = {
-                    id(v): Variable(self._first(name, v, group), False, name, copy=False)
-                    for group in self.groups
-                    for v in group.variables
-                }
+                made = {id(v): self._first(name, v, group) for group in self.groups for v in group.variables}
                 self._state[name] = [made[id(v)] for v in self._variables]
         self._engine, self._stale = Engine(self, labels), False
         return self._engine
 
-    def _first(self, slot: str, variable: Variable, group: Group) -> buffers.Array:
-        array = buffers.empty(variable.shape, variable.dtype)
+    def _first(self, slot: str, variable: Variable, group: Group) -> Variable | None:
+        """Make a slot of a variable."""
+        ours = slot in self.slots
+        if ours and not self.keeps(slot, variable):
+            return None
+        array = buffers.empty(self.slot_shape(slot, variable) if ours else variable.shape, variable.dtype)
         if slot == "average":  # it begins where the weights are
             array[...] = variable.value
         else:
-            array[...] = self.initial(slot, variable, group) if slot in self.slots else 0
-        return array
+            array[...] = self.initial(slot, variable, group) if ours else 0
+        return Variable(array, False, slot, copy=False)
 
     def _refreshed(self) -> Engine:
         """Return an engine that knows the present hyperparameters, anew only if the plan itself must change."""
@@ -253,8 +304,9 @@ class Optimizer(Declared):
 
         Parameters
         ----------
-        grads : sequence of array_like or None
-            One per variable, in their order. None leaves a variable as it is. A gradient that is strided,
+        grads : sequence of array_like, IndexedSlices or None
+            One per variable, in their order. None leaves a variable as it is; `IndexedSlices` update the rows
+            that they name. A gradient that is strided,
             byte-swapped, misaligned, a list or of another real dtype means what its contiguous copy means.
         trainable_variables : iterable of Variable, optional
             The variables of `grads`; by default those of `build`. The first call builds on them. Variables
@@ -323,16 +375,16 @@ class Optimizer(Declared):
         self._apply([v.grad for v in self._variables], None, zero_grad)
         if zero_grad:
             for v in self._variables:
-                if not v.trainable and v.grad is not None:
-                    v.grad[...] = 0
+                if not v.trainable:
+                    _zero(v)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the `grad` of every variable, or with `set_to_none=False` fill them with zeros."""
         for v in self._variables:
             if set_to_none:
                 v.grad = None
-            elif v.grad is not None:
-                v.grad[...] = 0
+            else:
+                _zero(v)
 
     def minimize(
         self,
@@ -408,9 +460,14 @@ class Optimizer(Declared):
         return self._steps // (self.gradient_accumulation_steps or 1)
 
     @property
+    def skipped(self) -> int:
+        """Number of steps that `nonfinite="skip"` has left out."""
+        return int(self._numbers["skipped"])
+
+    @property
     def variables(self) -> list[Variable]:
         """The slots, moving averages and accumulators, by slot and then by variable."""
-        return [v for of_slot in self._state.values() for v in of_slot]
+        return [v for of_slot in self._state.values() for v in of_slot if v is not None]
 
     def slot(self, variable: Variable, name: str) -> Variable:
         """Return what the optimizer keeps under `name` for a variable, such as its "momentum".
@@ -420,9 +477,11 @@ class Optimizer(Declared):
         KeyError
             If it keeps no such thing.
         """
-        if name not in self._state or id(variable) not in self._index:
+        slots = self._state.get(name)
+        found = slots[self._index[id(variable)]] if slots and id(variable) in self._index else None
+        if found is None:
             raise KeyError(f"{self._owner}: no slot {name!r} of {variable!r}; slots are {[*self._state]}")
-        return self._state[name][self._index[id(variable)]]
+        return found
 
     def __copy__(self) -> NoReturn:
         raise TypeError(f"{self._owner}: use copy.deepcopy((variables, optimizer)), which keeps them together")
@@ -434,3 +493,11 @@ class Optimizer(Declared):
         vars(self).update(state)
         self._turn = Turn(type(self).__name__)
         self._index = {id(v): i for i, v in enumerate(self._variables)}
+
+
+def _zero(variable: Variable) -> None:
+    """Fill the gradient of a variable with zeros; a sparse one is zero without rows."""
+    if isinstance(variable.grad, IndexedSlices):
+        variable.grad = None
+    elif variable.grad is not None:
+        variable.grad[...] = 0

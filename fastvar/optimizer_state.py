@@ -17,6 +17,7 @@ def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[s
     return {
         "class_name": type(optimizer).__name__,
         "steps": optimizer._steps,
+        "numbers": {name: float(value) for name, value in optimizer._numbers.items()},
         "parameters": _stored({k: v for k, v in optimizer._parameters.items() if k != "name"}),
         "groups": [
             {"variables": [name_of(v) for v in group.variables], "own": _stored(group._own)}
@@ -70,7 +71,11 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
         if name not in optimizer.parameters:
             raise ValueError(f"{owner}: has no parameter {name!r}, which was saved")
         optimizer.parameters[name].checked(optimizer, value)
-    steps = int(saved["steps"])
+    steps, numbers = int(saved["steps"]), {k: float(v) for k, v in saved.get("numbers", {}).items()}
+    if not numbers.keys() <= optimizer._numbers.keys():
+        raise ValueError(
+            f"{owner}: keeps no {', '.join(numbers.keys() - optimizer._numbers.keys())}, as was saved"
+        )
 
     def take_over() -> None:
         optimizer._parameters.update(values)
@@ -78,6 +83,8 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
             group._own.clear()
             group._own.update(mine)
         optimizer._count[0] = steps
+        for name, number in numbers.items():
+            optimizer._numbers[name][...] = number
         optimizer._changed()
 
     return take_over

@@ -13,6 +13,7 @@ from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.constraints import Constraint
 from fastvar.regularizers import Regularizer
+from fastvar.slices import IndexedSlices
 
 
 class Structure:
@@ -171,12 +172,12 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def grad(self) -> Any:
-        """The gradient that `Optimizer.step` will use: an array of the variable's shape, or None."""
+        """The gradient that `Optimizer.step` will use: an array of its shape, IndexedSlices, or None."""
         return self._grad
 
     @grad.setter
     def grad(self, gradient: Any) -> None:
-        if gradient is not None and np.shape(gradient) != self.shape:
+        if not (gradient is None or isinstance(gradient, IndexedSlices)) and np.shape(gradient) != self.shape:
             raise ValueError(f"{self._label}: grad must have shape {self.shape}, got {np.shape(gradient)}")
         self._grad = gradient
 

@@ -223,9 +223,9 @@ def test_every_option_matters(case: Case) -> None:
 def test_defaults_are_keras_defaults(name: str) -> None:
     ours = getattr(fv.optimizers, name)().get_config()
     theirs = getattr(keras.optimizers, name)().get_config()
-    for option, value in ours.items():
+    for option, value in theirs.items():
         if option != "name":
-            assert theirs[option] == pytest.approx(value), option
+            assert ours[option] == pytest.approx(value), option
 
 
 @pytest.mark.parametrize("arguments", [COSINE, WARMUP, {**COSINE, "alpha": 0.0}])

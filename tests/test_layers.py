@@ -8,11 +8,12 @@ import pytest
 import fastvar
 
 LAYERS = [
-    {"buffers", "hyper"},
+    {"hyper", "slices"},
+    {"buffers"},
     {"kernels"},
     {"constraints", "regularizers", "schedules", "threads"},
     {"variable"},
-    {"module"},
+    {"module", "passes"},
     {"engine", "groups"},
     {"optimizer"},
     {"optimizer_state", "optimizers"},

@@ -96,6 +96,8 @@ class Contents:
         for keyword, optimizer in self.optimizers.items():
             for slot, of_variable in optimizer._state.items():
                 for owner, place in zip(optimizer._variables, of_variable, strict=True):
+                    if place is None:
+                        continue
                     name = f"{keyword}/{self.name_of(owner)}/{slot}"
                     if places.setdefault(name, place) is not place:
                         raise ValueError(

@@ -49,3 +49,5 @@ def load(isa: str | None = None) -> tuple[str, ModuleType]:
 isa, active = load(os.environ.get("FASTVAR_ISA") or None)
 RULES = active.RULES
 Plan = active.Plan
+dot = active.dot
+unit_sums = active.unit_sums

@@ -16,26 +16,34 @@ class CompiledRule:
 @final
 class Plan:
     @property
-    def rule(self) -> CompiledRule: ...
-    @property
     def stages(self) -> npt.NDArray[Any]: ...
     @property
     def owner(self) -> str: ...
     def __new__(
         cls,
         owner: str,
-        rule: CompiledRule,
+        rule: CompiledRule | Sequence[CompiledRule],
         names: Sequence[str],
         weights: Iterable[npt.NDArray[Any]],
         slots: Iterable[Sequence[npt.NDArray[Any]]],
         groups: Iterable[int],
         averages: Iterable[npt.NDArray[Any] | None] | None = None,
+        directions: Iterable[npt.NDArray[Any]] | None = None,
+        rows: bool = True,
     ) -> Self: ...
     def bind(self, gradients: Iterable[Any], zero: bool = False) -> int: ...
     def sums_of_squares(self, each: bool, threads: int = 1) -> npt.NDArray[np.float64]: ...
     def run(
-        self, scalars: Sequence[Sequence[float]], threads: int = 1, count: list[int] | None = None
+        self,
+        scalars: Sequence[Sequence[float]],
+        threads: int = 1,
+        count: list[int] | None = None,
+        commits: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] | None = None,
     ) -> None: ...
 
+def dot(x: npt.NDArray[Any], y: npt.NDArray[Any], threads: int = 1) -> float: ...
+def unit_sums(
+    x: npt.NDArray[Any], rows: int, columns: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
 def openmp() -> bool: ...
 def max_threads() -> int: ...

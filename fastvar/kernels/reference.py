@@ -14,6 +14,7 @@ import numpy as np
 from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.kernels.stages import BLOCK, LANES, TINY, neutral
+from fastvar.slices import Rows
 
 Block = Callable[[Array, Array, Sequence[Array], Sequence[Any]], None]
 
@@ -103,8 +104,8 @@ class Plan:
     ----------
     owner : str
         Begins every error message.
-    rule : Rule
-        From `RULES`, or a user's own.
+    rule : Rule or sequence of Rule
+        From `RULES`, or a user's own; one for all, or one per group.
     names : sequence of str
         One per variable, for error messages.
     weights : sequence of ndarray
@@ -115,6 +116,11 @@ class Plan:
         The group of each variable, whose scalars it takes.
     averages : sequence of (ndarray or None), optional
         Where the moving averages of the weights are kept.
+    directions : sequence of ndarray, optional
+        The rules write here what they would have added to the weights; these stay as they are, and the stages
+        behind a rule (decay, average, ...) do not run.
+    rows : bool
+        Whether gradients may be `IndexedSlices`; not with `directions`.
 
     Attributes
     ----------
@@ -125,16 +131,19 @@ class Plan:
     def __init__(
         self,
         owner: str,
-        rule: Rule,
+        rule: Rule | Sequence[Rule],
         names: Sequence[str],
         weights: Iterable[Array],
         slots: Iterable[Sequence[Array]],
         groups: Iterable[int],
         averages: Iterable[Array | None] | None = None,
+        directions: Iterable[Array] | None = None,
+        rows: bool = True,
     ) -> None:
-        self.owner, self.rule, self.names = owner, rule, list(names)
-        self._table = buffers.plan_table(owner, rule.slots, self.names, weights, slots, groups, averages)
-        self._held: list[Array | None] | None = None
+        self.owner, self.names = owner, list(names)
+        self._rows = rows and directions is None
+        self._table = buffers.plan_table(owner, rule, self.names, weights, slots, groups, averages, directions)
+        self._held: list[Array | Rows | None] | None = None
         self._zero = False
         self.stages = neutral(len(self._table.weights))
 
@@ -152,13 +161,13 @@ class Plan:
         given = list(gradients)
         if len(given) != len(self._table.weights):
             raise ValueError(f"{self.owner}: must be given {len(self._table.weights)} gradients, got {len(given)}")
-        held: list[Array | None] = []
+        held: list[Array | Rows | None] = []
         labels = [f"{self.owner}: gradient of {name}" for name in self.names]
         for gradient, like, label in zip(given, self._table.weights, labels, strict=True):
             array = None
             if gradient is not None:
-                array = buffers.as_gradient(gradient, like, label)
-                self._table.extents.refuse(array, label)
+                array = buffers.as_gradient(gradient, like, label, self._rows)
+                self._table.extents.refuse(array.values if isinstance(array, Rows) else array, label)
                 if zero and not (array is gradient and array.flags.writeable):
                     buffers.refuse_zeroing(label)
             held.append(array)
@@ -167,7 +176,7 @@ class Plan:
         self._held, self._zero = held, zero
         return sum(g is not None for g in held)
 
-    def _bound(self) -> list[Array | None]:
+    def _bound(self) -> list[Array | Rows | None]:
         if self._held is None:
             raise RuntimeError(f"{self.owner}: bind gradients first")
         return self._held
@@ -181,59 +190,109 @@ class Plan:
         parts = []
         with np.errstate(all="ignore"):
             for g, w, s in zip(self._bound(), self._table.weights, self.stages, strict=True):
-                x = np.zeros(w.size) if g is None else conditioned(g, w, s).astype(np.float64).reshape(-1)
-                parts.append(x)
+                if g is None:
+                    parts.append(np.zeros(w.size))
+                    continue
+                x = conditioned(g.values, w[g.rows], s) if isinstance(g, Rows) else conditioned(g, w, s)
+                parts.append(x.astype(np.float64).reshape(-1))
             groups = parts if each else [np.concatenate([np.empty(0), *parts])]
-            return np.array([sum_of_squares(x) for x in groups])
+            return np.array([block_dot(x, x) for x in groups])
 
-    def run(self, scalars: Sequence[Sequence[float]], threads: int = 1, count: list[int] | None = None) -> None:
-        """Apply the rule with the scalars of each group, and every stage; release the gradients.
+    def run(
+        self,
+        scalars: Sequence[Sequence[float]],
+        threads: int = 1,
+        count: list[int] | None = None,
+        commits: Sequence[tuple[Array, Array]] | None = None,
+    ) -> None:
+        """Apply the rules with the scalars of each group, and every stage; release the gradients.
 
-        `count[0]` is counted up in the same breath: no signal can come between in the compiled twin.
+        Each of `commits` is an array and what it becomes, and `count[0]` is counted up, in the same breath: no
+        signal can come between in the compiled twin.
         """
         held = self._bound()
-        if len(scalars) != self._table.groups:
-            raise ValueError(
-                f"{self.owner}: must be given scalars for {self._table.groups} groups, got {len(scalars)}"
-            )
-        for row in scalars:
-            if len(row) != self.rule.scalars:
-                raise ValueError(f"{self.owner}: the rule takes {self.rule.scalars} scalars, got {len(row)}")
+        rules = self._table.rules
+        if len(scalars) != len(rules):
+            raise ValueError(f"{self.owner}: must be given scalars for {len(rules)} groups, got {len(scalars)}")
+        for row, rule in zip(scalars, rules, strict=True):
+            if len(row) != rule.scalars:
+                raise ValueError(f"{self.owner}: the rule takes {rule.scalars} scalars, got {len(row)}")
+        for place, value in commits or ():
+            buffers.check_update(place, value, f"{self.owner}: state")
         self._held = None
         with np.errstate(all="ignore"):
             for i, g in enumerate(held):
                 self._advance(i, g, scalars[self._table.group_of[i]])
         if self._zero:
             for g in held:
-                if g is not None:
+                if isinstance(g, np.ndarray):
                     g[...] = 0
+        for place, value in commits or ():
+            place[...] = value
         if count is not None:
             count[0] += 1
 
-    def _advance(self, i: int, g: Array | None, scalars: Sequence[float]) -> None:
-        w, average, *slots = self._table.arrays[i]
-        s = self.stages[i]
+    def _advance(self, i: int, g: Array | Rows | None, scalars: Sequence[float]) -> None:
+        rule, arrays = self._table.rules[self._table.group_of[i]], self._table.arrays[i]
+        if not isinstance(g, Rows):
+            update(rule, g, arrays, self.stages[i], scalars)
+            return
+        touched = [array if array is None else array[g.rows] for array in arrays]
+        update(rule, g.values, touched, self.stages[i], scalars)
+        for array, part in zip(arrays, touched, strict=True):
+            if array is not None:
+                array[g.rows] = part
+
+
+def update(rule: Rule, g: Array | None, arrays: Sequence[Any], s: Any, scalars: Sequence[float]) -> None:
+    """Update weights, average, direction and slots of one variable, or of some of its rows."""
+    w, average, direction, *slots = arrays
+    numbers = scalars if rule.whole else [w.dtype.type(c) for c in scalars]
+    if direction is not None:
         if g is not None:
             x = conditioned(g, w, s)
-            if s["decay"] != 0:
-                w[...] = w - w.dtype.type(s["decay"]) * w
-            if self.rule.whole:
-                self.rule.block(w, x, slots, scalars)
-            else:
-                self.rule.block(w, x, slots, [w.dtype.type(c) for c in scalars])
-        finish(w, average, s, g is not None)
+            direction[...] = 0
+            rule.block(direction, x, slots, numbers)
+        return
+    if g is not None:
+        x = conditioned(g, w, s)
+        if s["decay"] != 0:
+            w[...] = w - w.dtype.type(s["decay"]) * w
+        rule.block(w, x, slots, numbers)
+    finish(w, average, s, g is not None)
 
 
-def sum_of_squares(x: Array) -> float:
-    """Return the sum of squares of a flat float64 array, in `LANES` lanes within blocks of `BLOCK`."""
+def block_dot(x: Array, y: Array) -> float:
+    """Return the dot product of flat float64 arrays, in `LANES` lanes within blocks of `BLOCK`."""
     blocks = -(-x.size // BLOCK)
-    padded = np.zeros(blocks * BLOCK)
-    padded[: x.size] = x
-    rows = padded.reshape(blocks, BLOCK // LANES, LANES)
+    rows = [np.append(v, np.zeros(blocks * BLOCK - v.size)).reshape(blocks, BLOCK // LANES, LANES) for v in (x, y)]
     lanes = np.zeros((blocks, LANES))
     for k in range(BLOCK // LANES):
-        lanes += rows[:, k] * rows[:, k]
+        lanes += rows[0][:, k] * rows[1][:, k]
     return float(sum_in_order(sum_in_order(lanes.T)))
+
+
+def dot(x: Array, y: Array, threads: int = 1) -> float:
+    """Return the sum of the products of two arrays, in double precision and a fixed order."""
+    buffers.check_vectors("dot", x, y)
+    with np.errstate(all="ignore"):
+        return block_dot(x.reshape(-1).astype(np.float64), y.reshape(-1).astype(np.float64))
+
+
+def unit_sums(x: Array, rows: int, columns: int) -> tuple[Array, Array]:
+    """Return the sums of the squares of each row and of each column of the matrices that `x` holds.
+
+    In double precision: a column in the order of the rows, a row in `LANES` lanes.
+    """
+    buffers.check_vectors("unit_sums", x, x)
+    if rows < 1 or columns < 1 or x.size % (rows * columns):
+        raise ValueError(f"unit_sums: {x.size} elements must be matrices of {rows} x {columns}")
+    with np.errstate(all="ignore"):
+        squares = np.square(x.reshape(-1, rows, columns).astype(np.float64))
+        of_columns = sum_in_order(squares.transpose(1, 0, 2))
+        padded = np.concatenate([squares, np.zeros((*squares.shape[:2], -columns % LANES))], axis=2)
+        lanes = sum_in_order(padded.reshape(*squares.shape[:2], -1, LANES).transpose(2, 0, 1, 3))
+        return sum_in_order(lanes.transpose(2, 0, 1)), of_columns
 
 
 def sum_in_order(rows: Array) -> Any:

@@ -66,19 +66,3 @@ cdef void finish(real* w, real* average, Py_ssize_t n, const Stages* s, bint upd
     if updated and s.nonneg != 0:
         for i in range(n):
             w[i] = 0 if w[i] < 0 else w[i]
-
-
-cdef double sum_of_squares(const stored* x) noexcept nogil:
-    # A block in LANES fixed lanes, then the lanes in order: the same sum on every instruction set.
-    cdef double lanes[LANES]
-    cdef double value
-    cdef Py_ssize_t i, j
-    for j in range(LANES):
-        lanes[j] = 0
-    for i in range(BLOCK // LANES):
-        for j in range(LANES):
-            value = x[i * LANES + j]
-            lanes[j] += value * value
-    for j in range(1, LANES):
-        lanes[0] += lanes[j]
-    return lanes[0]

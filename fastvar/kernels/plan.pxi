@@ -1,0 +1,247 @@
+# A plan: what a step works on, checked once; each step binds its gradients and runs.
+
+cdef class Plan:
+    """All variables of a step and their rules; see reference.Plan for what each method means."""
+
+    cdef readonly object stages
+    cdef readonly str owner
+    cdef bint rows
+    cdef list rules, names, weights, held, keep
+    cdef object extents
+    cdef Span* spans  # one per variable
+    cdef Span* active  # those of this step: the same, or a copy with one per touched row of sparse gradients
+    cdef float* c32
+    cdef double* c64
+    cdef Py_ssize_t n, count
+    cdef bint bound, zero, disjoint, running
+    cdef const uintptr_t* starts
+    cdef const uintptr_t* ends
+    cdef Py_ssize_t written
+
+    def __cinit__(self, str owner, rule not None, names, weights, slots, groups, averages=None, directions=None,
+                  bint rows=True):
+        cdef Py_ssize_t i, k, width = 0
+        cdef Span* s
+        cdef const Stages* records
+        self.owner, self.rows, self.names = owner, rows and directions is None, list(names)
+        table = buffers.plan_table(owner, rule, self.names, weights, slots, groups, averages, directions)
+        self.rules = table.rules
+        for given in self.rules:
+            if type(given) is not CompiledRule or (<CompiledRule> given).rule.f32 == NULL:
+                raise TypeError(f"{owner}: rule must be one of RULES, got {given!r}")
+            width += (<CompiledRule> given).rule.scalars
+        self.weights, self.keep, self.extents = table.weights, table.arrays, table.extents
+        self.n = len(self.weights)
+        self.starts = <const uintptr_t*> cnp.PyArray_DATA(table.extents.starts)
+        self.ends = <const uintptr_t*> cnp.PyArray_DATA(table.extents.ends)
+        self.written = len(table.extents.names)
+        self.stages = _stages.neutral(self.n)
+        records = <const Stages*> cnp.PyArray_DATA(self.stages)
+        self.spans = <Span*> calloc(max(self.n, 1), sizeof(Span))
+        self.c32 = <float*> calloc(max(width, 1), sizeof(float))
+        self.c64 = <double*> calloc(max(width, 1), sizeof(double))
+        if self.spans == NULL or self.c32 == NULL or self.c64 == NULL:
+            raise MemoryError
+        self.active, self.count = self.spans, self.n
+        places = list(itertools.accumulate([given.scalars for given in self.rules], initial=0))
+        for i in range(self.n):
+            s = &self.spans[i]
+            arrays = self.keep[i]
+            s.w = cnp.PyArray_BYTES(arrays[0])
+            s.average = NULL if arrays[1] is None else cnp.PyArray_BYTES(arrays[1])
+            s.direction = NULL if arrays[2] is None else cnp.PyArray_BYTES(arrays[2])
+            s.rule = &(<CompiledRule> self.rules[table.group_of[i]]).rule
+            for k in range(s.rule.slots):
+                s.slots[k] = cnp.PyArray_BYTES(arrays[3 + k])
+            s.n, s.wide, s.variable = arrays[0].size, arrays[0].itemsize == sizeof(double), i
+            k = places[table.group_of[i]]
+            s.c32, s.c64 = self.c32 + k, self.c64 + k
+            s.stages = &records[i]
+            place(s, NULL if i == 0 else s - 1)
+
+    def __dealloc__(self):
+        if self.active != self.spans:
+            free(self.active)
+        free(self.spans)
+        free(self.c32)
+        free(self.c64)
+
+    def bind(self, gradients, bint zero=False):
+        cdef Py_ssize_t i, bound = 0
+        cdef bint wide, sparse = False
+        cdef char* g
+        cdef list held = list(gradients)
+        cdef Span* s
+        if len(held) != self.n:
+            raise ValueError(f"{self.owner}: must be given {self.n} gradients, got {len(held)}")
+        for i in range(self.n):  # may run foreign code (__array__), so no pointer is taken yet
+            gradient = held[i]
+            if gradient is None:
+                continue
+            if not readable(gradient, <cnp.ndarray> self.weights[i]):
+                held[i] = buffers.as_gradient(gradient, self.weights[i], self.label(i), self.rows)
+                sparse |= type(held[i]) is Rows
+            if zero and not (gradient is held[i] and cnp.PyArray_ISWRITEABLE(gradient)):
+                buffers.refuse_zeroing(self.label(i))
+            bound += 1
+        if self.running:
+            raise RuntimeError(f"{self.owner}: another thread is in a step with it")
+        self.bound, self.held = False, held
+        for i in range(self.n):
+            s = &self.spans[i]
+            gradient = held[i]
+            if gradient is None:
+                s.g = NULL
+                continue
+            if type(gradient) is Rows:
+                gradient = gradient.values
+                s.clear = NULL  # as many bytes as it has rows: what was clear says nothing of the next time
+            g, wide = cnp.PyArray_BYTES(gradient), cnp.PyArray_TYPE(gradient) == cnp.NPY_DOUBLE
+            if g != s.clear or wide != s.wide_clear:
+                if self.overlaps(<uintptr_t> g, gradient.nbytes):
+                    self.extents.refuse(gradient, self.label(i))
+                s.clear, s.wide_clear = g, wide
+            if type(held[i]) is Rows:
+                s.clear = NULL
+            if g != s.g or wide != s.wide_g:
+                self.disjoint = False
+            s.g, s.wide_g = g, wide
+        if zero and not self.disjoint:
+            buffers.check_disjoint([(self.label(i), held[i]) for i in range(self.n)])
+            self.disjoint = True
+        self.activate(sparse)
+        self.zero, self.bound = zero, True
+        return bound
+
+    cdef int activate(self, bint sparse) except -1:
+        # Choose the spans of this step: those of the variables, or with one per touched row in their place.
+        cdef Py_ssize_t i, k, n, count = 0
+        cdef Span* s
+        cdef const cnp.npy_intp* touched
+        if self.active != self.spans:
+            free(self.active)
+        self.active, self.count = self.spans, self.n
+        if not sparse:
+            return 0
+        for gradient in self.held:
+            count += len(gradient.rows) if type(gradient) is Rows else 1
+        s = <Span*> calloc(max(count, 1), sizeof(Span))
+        if s == NULL:
+            raise MemoryError
+        self.active, self.count, count = s, count, 0
+        for i in range(self.n):
+            gradient = self.held[i]
+            if type(gradient) is not Rows:
+                s[count] = self.spans[i]
+                place(&s[count], NULL if count == 0 else &s[count - 1])
+                count += 1
+                continue
+            n = self.spans[i].n // max(len(self.weights[i]), 1)
+            touched = <const cnp.npy_intp*> cnp.PyArray_DATA(gradient.rows)
+            for k in range(len(gradient.rows)):
+                s[count] = self.spans[i]
+                narrow(&s[count], touched[k], k, n)
+                place(&s[count], NULL if count == 0 else &s[count - 1])
+                count += 1
+        return 0
+
+    cdef str label(self, Py_ssize_t i):
+        return f"{self.owner}: gradient of {self.names[i]}"
+
+    cdef bint overlaps(self, uintptr_t start, Py_ssize_t nbytes) noexcept:
+        cdef Py_ssize_t low = 0, high = self.written, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.ends[middle] <= start:
+                low = middle + 1
+            else:
+                high = middle
+        return nbytes != 0 and low < self.written and self.starts[low] < start + nbytes
+
+    cdef Py_ssize_t size(self, bint own) noexcept:
+        cdef const Span* last = self.active + self.count - 1
+        return 0 if self.count == 0 else (last.own if own else last.start) + last.n
+
+    def sums_of_squares(self, bint each, int threads=1):
+        cdef Py_ssize_t i, b, size = self.size(each)
+        cdef Py_ssize_t blocks = (size + BLOCK - 1) // BLOCK
+        cdef int workers = min(threads, blocks, MOST_THREADS)
+        partials, totals = np.empty(blocks), np.zeros(self.n if each else 1)
+        cdef double* partial = <double*> cnp.PyArray_DATA(partials)
+        cdef double* sums = <double*> cnp.PyArray_DATA(totals)
+        self.enter()
+        try:
+            with nogil:
+                if workers <= 1 or size < SERIAL:
+                    for b in range(blocks):
+                        partial[b] = block_sum(self.active, self.count, b * BLOCK, each)
+                else:
+                    for b in prange(blocks, num_threads=workers, schedule="dynamic", chunksize=16):
+                        partial[b] = block_sum(self.active, self.count, b * BLOCK, each)
+                i = 0
+                for b in range(blocks):
+                    while each and i + 1 < self.count and self.active[i + 1].own <= b * BLOCK:
+                        i += 1
+                    sums[self.active[i].variable if each else 0] += partial[b]
+        finally:
+            self.running = False
+        return totals
+
+    @cython.boundscheck(True)
+    def run(self, scalars, int threads=1, list count=None, list commits=None):
+        cdef Py_ssize_t i, k, at = 0, size = self.size(False), tasks = (size + TASK - 1) // TASK
+        cdef int workers = min(threads, tasks, MOST_THREADS)
+        if len(scalars) != len(self.rules):
+            raise ValueError(
+                f"{self.owner}: must be given scalars for {len(self.rules)} groups, got {len(scalars)}")
+        for i in range(len(self.rules)):
+            row = tuple(scalars[i])
+            if len(row) != (<CompiledRule> self.rules[i]).rule.scalars:
+                raise ValueError(
+                    f"{self.owner}: the rule takes {self.rules[i].scalars} scalars, got {len(row)}")
+            for k in range(len(row)):
+                self.c64[at] = row[k]
+                self.c32[at] = <float> self.c64[at]
+                at += 1
+        for kept, value in commits or ():
+            buffers.check_update(kept, value, f"{self.owner}: state")
+        self.enter()
+        try:
+            with nogil:
+                if workers <= 1 or size < SERIAL:
+                    for i in range(self.count):
+                        run_span(&self.active[i], 0, self.active[i].n, self.zero)
+                else:
+                    for i in prange(tasks, num_threads=workers, schedule="dynamic"):
+                        run_task(self.active, self.count, i * TASK, self.zero)
+            for kept, value in commits or ():
+                cnp.PyArray_CopyInto(kept, value)
+            if count is not None:
+                count[0] += 1  # here, where no signal can come between the update and its count
+        finally:
+            self.running = False
+            self.bound = False
+            self.held = None
+
+    cdef int enter(self) except -1:
+        if self.running:
+            raise RuntimeError(f"{self.owner}: another thread is in a step with it")
+        if not self.bound:
+            raise RuntimeError(f"{self.owner}: bind gradients first")
+        self.running = True
+        return 0
+
+
+cdef inline bint readable(object gradient, cnp.ndarray like) noexcept:
+    # Whether kernels can read it in place; otherwise buffers.as_gradient converts or refuses it.
+    cdef int kind
+    if not cnp.PyArray_CheckExact(gradient):
+        return False
+    kind = cnp.PyArray_TYPE(gradient)
+    return (
+        (kind == cnp.NPY_FLOAT or kind == cnp.NPY_DOUBLE)
+        and cnp.PyArray_ISCARRAY_RO(gradient)
+        and cnp.PyArray_NDIM(gradient) == cnp.PyArray_NDIM(like)
+        and memcmp(cnp.PyArray_DIMS(gradient), cnp.PyArray_DIMS(like),
+                   cnp.PyArray_NDIM(like) * sizeof(cnp.npy_intp)) == 0
+    )

@@ -1,0 +1,279 @@
+"""Optimizers whose step sizes follow the norms of whole variables: Lamb, Lars, Prodigy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from fastvar import kernels
+from fastvar.hyper import flag, number
+from fastvar.optimizer import Optimizer
+from fastvar.passes import Between, Pass, copying
+from fastvar.variable import Variable
+
+
+class Lamb(Optimizer):
+    r"""Adam whose step is scaled, per variable, to the norm of the weights.
+
+    .. math::
+
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        r &= \frac{m / (1-\beta_1^t)}{\sqrt{v / (1-\beta_2^t)} + \epsilon}, \qquad
+        w \leftarrow w - \eta \frac{\lVert w \rVert}{\lVert r \rVert} r
+
+    The ratio of norms is 1 where either is 0.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001.
+    beta_1, beta_2 : float
+        Decay of the moments, in [0, 1), by default 0.9 and 0.999.
+    epsilon : float
+        :math:`\epsilon` >= 0, outside the corrected root, by default 1e-7 (optax: 1e-6).
+    **options
+        Those of every optimizer, see `Optimizer`. Weight decay is decoupled, outside the ratio, as in Keras;
+        optax has it inside.
+
+    Notes
+    -----
+    Variables and the slots "momentum" and "velocity" are float32 or float64 of one shape. Gradients must be dense.
+
+    References
+    ----------
+    You et al., Large Batch Optimization for Deep Learning: Training BERT in 76 minutes, 2020
+    (arXiv:1904.00962), algorithm 2.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([3.0, 4.0])
+    >>> optimizer = fv.optimizers.Lamb(0.1)
+    >>> optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([2.6464, 4.3536])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    beta_1: float = number(default=0.9, low=0, below=1)
+    beta_2: float = number(default=0.999, low=0, below=1)
+    epsilon: float = number(default=1e-7, low=0)
+    slots = ("momentum", "velocity")
+
+    def passes(self, kind: str) -> Sequence[Pass]:
+        return [
+            Pass(kernels.RULES["adam"], self.slots, self.scalars),
+            Pass(kernels.RULES["gradient_descent"], (), lambda hyper, t: (-hyper.learning_rate,)),
+        ]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        beta_1, beta_2 = hyper.beta_1, hyper.beta_2
+        return 1 - beta_1, 1 - beta_2, 1 / (1 - beta_1**t), 0.0, 1 / sqrt(1 - beta_2**t), hyper.epsilon
+
+    def between(self, step: Between) -> None:
+        for i, direction in enumerate(step.directions):
+            if direction is not None:
+                step.sizes[i] = ratio(step.weight_norm(i), step.norm(direction))
+
+
+class Lars(Optimizer):
+    r"""Momentum whose gradient is scaled, per variable, to the norm of the weights.
+
+    .. math::
+
+        m \leftarrow \mu m - \eta\, c \frac{\lVert w \rVert}{\lVert g \rVert + \epsilon} g, \qquad
+        w \leftarrow w + m
+
+    and with `nesterov`, :math:`w \leftarrow w + \mu m - \eta c \ldots g`. The ratio with :math:`c` is 1 where
+    either norm is 0. The meaning is that of optax.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001.
+    momentum : float
+        :math:`\mu` in [0, 1], by default 0.9.
+    nesterov : bool
+        Whether to look ahead.
+    trust_coefficient : float
+        :math:`c` > 0, by default 0.001.
+    epsilon : float
+        :math:`\epsilon` >= 0, by default 0.
+    **options
+        Those of every optimizer, see `Optimizer`. `weight_decay` is decoupled; the decay of the paper and of
+        optax, inside the ratio, is `regularizers.L2(decay / 2)` on the variables.
+
+    Notes
+    -----
+    Variables and the slot "momentum" are float32 or float64 of one shape. Gradients must be dense.
+
+    References
+    ----------
+    You, Gitman and Ginsburg, Large Batch Training of Convolutional Networks, 2017 (arXiv:1708.03888), algorithm 1.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([3.0, 4.0])
+    >>> optimizer = fv.optimizers.Lars(0.5, trust_coefficient=0.1)
+    >>> optimizer.apply([[0.0, 2.0]], [w])
+    >>> w.value
+    array([3.  , 3.75])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    momentum: float = number(default=0.9, low=0, high=1)
+    nesterov: bool = flag(default=False)
+    trust_coefficient: float = number(default=0.001, above=0)
+    epsilon: float = number(default=0.0, low=0)
+    slots = ("momentum",)
+
+    def passes(self, kind: str) -> Sequence[Pass]:
+        return [copying(), Pass(kernels.RULES["momentum"], self.slots, self.scalars)]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        rate, mu = hyper.learning_rate, hyper.momentum
+        return (mu, -rate, mu, -rate) if self.nesterov else (mu, -rate, 1.0, 0.0)
+
+    def between(self, step: Between) -> None:
+        for i, gradient in enumerate(step.directions):
+            if gradient is not None:
+                w, g, hyper = step.weight_norm(i), step.norm(gradient), step.hyper[i]
+                scaled = hyper.trust_coefficient * w / (g + hyper.epsilon) if g != 0 else 0.0
+                step.sizes[i] = scaled if w != 0 and g != 0 else 1.0
+
+
+class Prodigy(Optimizer):
+    r"""Adam that estimates its learning rate: the distance :math:`d` to the solution, from below.
+
+    With :math:`\lambda = \eta d \sqrt{1-\beta_2^t} / (1-\beta_1^t)`, sums and products over all variables, and
+    :math:`w_0` the weights at the start:
+
+    .. math::
+
+        n &\leftarrow \beta_3 n + \tfrac{d}{d_0} \lambda \langle g, w_0 - w \rangle, \qquad
+        s \leftarrow \beta_3 s + \tfrac{d}{d_0} \lambda g, \qquad
+        d' = \max\left(d, c \frac{n}{\lVert s \rVert_1}\right) \\
+        m &\leftarrow m + (1-\beta_1)(d g - m), \qquad v \leftarrow v + (1-\beta_2)(d^2 g^2 - v), \qquad
+        w \leftarrow w - \lambda \frac{m}{\sqrt{v} + d' \epsilon}
+
+    and then :math:`d \leftarrow d'`. The meaning and the defaults are those of optax.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 1: a factor of what it finds; schedules should start from 1.
+    beta_1, beta_2 : float
+        Decay of the moments, in [0, 1), by default 0.9 and 0.999.
+    beta_3 : float, optional
+        Decay of the estimate, in [0, 1), by default the root of `beta_2`.
+    epsilon : float
+        :math:`\epsilon` >= 0, by default 1e-8.
+    initial_distance : float
+        :math:`d_0` > 0, by default 1e-6: the first :math:`d`, far below the true one.
+    distance_coefficient : float
+        :math:`c` > 0, by default 1: multiplies what it finds.
+    **options
+        Those of every optimizer, see `Optimizer`. Weight decay is :math:`\eta d \lambda_w w` and so follows the
+        estimate, as in optax but for the bias correction.
+
+    Notes
+    -----
+    Variables and the slots "momentum", "velocity", "gradient_sum" and "start" are float32 or float64 of one shape.
+    Gradients must be dense. One estimate is shared by all groups, whose first gives its parameters.
+
+    References
+    ----------
+    Mishchenko and Defazio, Prodigy: An Expeditiously Adaptive Parameter-Free Learner, 2024 (arXiv:2306.06101),
+    algorithm 4.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([3.0, 4.0])
+    >>> optimizer = fv.optimizers.Prodigy()
+    >>> for _ in range(100):
+    ...     optimizer.apply([w.value], [w])
+    >>> bool((abs(w) < 3).all()), optimizer.distance > 1e-3
+    (True, True)
+    """
+
+    learning_rate: float = number(default=1.0, low=0)
+    beta_1: float = number(default=0.9, low=0, below=1)
+    beta_2: float = number(default=0.999, low=0, below=1)
+    beta_3: float | None = number(default=None, low=0, below=1, optional=True)
+    epsilon: float = number(default=1e-8, low=0)
+    initial_distance: float = number(default=1e-6, above=0, per_group=False)
+    distance_coefficient: float = number(default=1.0, above=0, per_group=False)
+    slots = ("momentum", "velocity", "gradient_sum", "start")
+
+    @property
+    def distance(self) -> float:
+        """The present estimate of the distance to the solution."""
+        return float(self._numbers["distance"]) if "distance" in self._numbers else self.initial_distance
+
+    def numbers(self) -> dict[str, float]:
+        return {"distance": self.initial_distance, "numerator": 0.0}
+
+    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+        return variable.value if slot == "start" else 0
+
+    def passes(self, kind: str) -> Sequence[Pass]:
+        return [
+            Pass(kernels.RULES["momentum"], ("gradient_sum",), self._summing),
+            Pass(kernels.RULES["adam"], ("momentum", "velocity"), self.scalars),
+        ]
+
+    def decay(self, hyper: Any) -> float:
+        return super().decay(hyper) * self.distance
+
+    def _rate(self, hyper: Any, t: int) -> float:
+        return hyper.learning_rate * self.distance * sqrt(1 - hyper.beta_2**t) / (1 - hyper.beta_1**t)  # type: ignore[no-any-return]
+
+    def _weight(self, hyper: Any, t: int) -> float:
+        return self.distance / self.initial_distance * self._rate(hyper, t)
+
+    def _summing(self, hyper: Any, t: int) -> tuple[float, ...]:
+        return self._fading(hyper), self._weight(hyper, t), 0.0, 1.0  # the direction is the gradient itself
+
+    @staticmethod
+    def _fading(hyper: Any) -> float:
+        return sqrt(hyper.beta_2) if hyper.beta_3 is None else hyper.beta_3
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        return 1 - hyper.beta_1, 1 - hyper.beta_2, self._rate(hyper, t), 0.0, 1.0, hyper.epsilon * hyper.distance
+
+    def between(self, step: Between) -> None:
+        first = step.groups[0]
+        correlation = total = 0.0
+        for i, gradient in enumerate(step.directions):
+            variable = step.variables[i]
+            total += absolute_sum(step, self.slot(variable, "gradient_sum")._array)
+            if gradient is not None:
+                start = self.slot(variable, "start")._array
+                correlation += step.dot(gradient, start) - step.dot(gradient, variable._array)
+        numerator = (
+            self._fading(first) * float(self._numbers["numerator"]) + self._weight(first, step.t) * correlation
+        )
+        estimate = self.distance_coefficient * numerator / total if total else 0.0
+        distance = self.distance if self.distance >= estimate else estimate  # NaN passes
+        for hyper in step.groups:
+            hyper.distance = distance
+        step.sizes[:] = self.distance
+        step.commits += [
+            (self._numbers["distance"], np.array(distance)),
+            (self._numbers["numerator"], np.array(numerator)),
+        ]
+
+
+def ratio(w: float, r: float) -> float:
+    """Return w / r, or 1 if either is 0."""
+    return w / r if w != 0 and r != 0 else 1.0
+
+
+def absolute_sum(step: Between, x: Any) -> float:
+    """Return the sum of absolute values."""
+    return step.dot(x, np.sign(x))

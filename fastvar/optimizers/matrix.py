@@ -1,0 +1,266 @@
+"""Optimizers that treat matrices as matrices: Adafactor, Muon."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from fastvar import kernels
+from fastvar.buffers import Array
+from fastvar.hyper import flag, integer, number, texts
+from fastvar.optimizer import Optimizer
+from fastvar.passes import Between, Pass, copying
+from fastvar.variable import Variable
+
+MATRIX, OTHER = "matrix", "other"
+
+
+class Adafactor(Optimizer):
+    r"""Steps scaled by second moments of which only the means of rows and columns are kept.
+
+    With :math:`\hat\beta = 1 - t^{\text{beta\_2\_decay}}`, for a variable of two dimensions or more (of the last
+    two):
+
+    .. math::
+
+        r &\leftarrow \hat\beta r + (1-\hat\beta)(\operatorname{mean}_{columns} g^2 + \epsilon_1), \qquad
+        c \leftarrow \hat\beta c + (1-\hat\beta)(\operatorname{mean}_{rows} g^2 + \epsilon_1), \qquad
+        v = \frac{r c^\top}{\operatorname{mean} r} \\
+        u &= g / \sqrt v, \qquad
+        w \leftarrow w - \min(\eta, 1/\sqrt t) \max(\epsilon_2, \operatorname{rms} w)
+        \frac{u}{\max(1, \operatorname{rms}(u) / d)}
+
+    Other variables keep :math:`v \leftarrow \hat\beta v + (1-\hat\beta)(g^2 + \epsilon_1)` itself.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001 (PyTorch: 0.01).
+    beta_2_decay : float
+        At most 0, by default -0.8.
+    epsilon_1, epsilon_2 : float
+        >= 0, by default 1e-30 and 1e-3.
+    clip_threshold : float
+        :math:`d` > 0, by default 1.
+    relative_step : bool
+        Accepted as Keras does; in Keras 3.15 as here the rate is at most :math:`1/\sqrt t` either way.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables are float32 or float64. A matrix has the slots "row" and "column", of the shape of it without its
+    last and its last but one dimension, others have "velocity". Gradients must be dense.
+
+    References
+    ----------
+    Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018 (arXiv:1804.04235),
+    algorithms 4 and 5.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([[1.0, 2.0], [3.0, 4.0]])
+    >>> optimizer = fv.optimizers.Adafactor(0.1)
+    >>> optimizer.apply([[[0.5, -0.5], [0.5, 0.5]]], [w])
+    >>> w.value.round(3)
+    array([[0.726, 2.274],
+           [2.726, 3.726]])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    beta_2_decay: float = number(default=-0.8, high=0)
+    epsilon_1: float = number(default=1e-30, low=0)
+    epsilon_2: float = number(default=1e-3, low=0)
+    clip_threshold: float = number(default=1.0, above=0)
+    relative_step: bool = flag(default=True)
+    slots = ("velocity", "row", "column")
+
+    def kind(self, variable: Variable) -> str:
+        return MATRIX if variable.ndim >= 2 else OTHER
+
+    def keeps(self, slot: str, variable: Variable) -> bool:
+        return (slot == "velocity") == (self.kind(variable) == OTHER)
+
+    def slot_shape(self, slot: str, variable: Variable) -> tuple[int, ...]:
+        shape = variable.shape
+        return {"row": shape[:-1], "column": shape[:-2] + shape[-1:]}.get(slot, shape)
+
+    def passes(self, kind: str) -> Sequence[Pass]:
+        scaled = Pass(kernels.RULES["rmsprop"], ("velocity",), self.scalars)
+        return [
+            copying() if kind == MATRIX else scaled,
+            Pass(kernels.RULES["gradient_descent"], (), lambda hyper, t: (1.0,)),
+        ]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        keep = 1 - t**hyper.beta_2_decay
+        return keep, 1 - keep, -1.0, hyper.epsilon_1, 0.0  # the direction is the scaled gradient
+
+    def between(self, step: Between) -> None:
+        for i, gradient in enumerate(step.directions):
+            variable, hyper = step.variables[i], step.hyper[i]
+            if gradient is None or not gradient.size:
+                continue
+            direction = gradient
+            if hyper.kind == MATRIX:
+                direction = step.directions[i] = self._scaled(step, hyper, variable, gradient)
+            size = 1 / sqrt(variable.size)
+            rate = min(hyper.learning_rate, 1 / sqrt(step.t)) * max(hyper.epsilon_2, step.weight_norm(i) * size)
+            excess = step.norm(direction) * size / hyper.clip_threshold
+            step.sizes[i] = rate / excess if not excess <= 1 else rate  # NaN passes
+
+    def _scaled(self, step: Between, hyper: Any, variable: Variable, gradient: Array) -> Array:
+        rows, columns = variable.shape[-2:]
+        of_rows, of_columns = kernels.unit_sums(gradient, rows, columns)
+        keep = 1 - step.t**hyper.beta_2_decay
+        new = {}
+        for slot, means in (("row", of_rows / columns), ("column", of_columns / rows)):
+            place = self.slot(variable, slot)._array
+            moved = keep * place + (1 - keep) * (means.reshape(place.shape) + hyper.epsilon_1)
+            new[slot] = moved.astype(place.dtype)
+            step.commits.append((place, new[slot]))
+        row, column = (new[slot].astype(np.float64) for slot in ("row", "column"))
+        mean = np.cumsum(row, axis=-1)[..., -1:] / rows  # in order: the same on every processor
+        with np.errstate(all="ignore"):
+            by_row, by_column = 1 / np.sqrt(row / mean), 1 / np.sqrt(column)
+            scaled = gradient * by_row[..., None].astype(gradient.dtype)
+            scaled *= by_column[..., None, :].astype(gradient.dtype)
+        return np.ascontiguousarray(scaled)
+
+
+class Muon(Optimizer):
+    r"""Momentum whose matrices are made nearly orthogonal; Adam for everything else.
+
+    For matrices, with :math:`O` five steps of a Newton-Schulz iteration towards :math:`U V^\top` of the singular
+    value decomposition:
+
+    .. math::
+
+        m &\leftarrow \mu m + g, \qquad
+        w \leftarrow w - \eta\, \kappa \sqrt{\max(\text{rows}, \text{columns})}\; O(g + \mu m) \\
+        O(x) &: \quad x \leftarrow x / \lVert x \rVert, \quad A = x x^\top, \quad
+        x \leftarrow a x + (b A + c A^2) x
+
+    and :math:`O(m)` without `nesterov`. Variables that are no matrix, embeddings and those excluded follow `AdamW`
+    with the learning rate times `adam_lr_ratio`.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001.
+    adam_beta_1, adam_beta_2, epsilon : float
+        Those of Adam, by default 0.9, 0.999 and 1e-7.
+    adam_weight_decay, weight_decay : float, optional
+        Decoupled decay of Adam's variables, and of matrices, by default 0.004 (PyTorch: 0.1).
+    exclude_layers : list of str, optional
+        Regular expressions: variables whose name matches one are Adam's.
+    exclude_embeddings : bool
+        Whether variables with "embedding" in their name are Adam's, by default True.
+    muon_a, muon_b, muon_c : float
+        Coefficients of the iteration, by default 3.4445, -4.775, 2.0315.
+    adam_lr_ratio : float
+        What Adam's variables take of the learning rate, by default 1.
+    momentum : float
+        :math:`\mu` in [0, 1], by default 0.95.
+    ns_steps : int
+        Steps of the iteration, by default 5.
+    nesterov : bool
+        Whether to look ahead, by default True.
+    rms_rate : float, optional
+        :math:`\kappa`, by default 0.2, so that the rate of Adam fits; None leaves out the factor.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables and the slots "momentum" and, of Adam's, "velocity" are float32 or float64 of one shape. Gradients
+    must be dense. The products of matrices are NumPy's, and so BLAS's: alone among fastvar's optimizers, results
+    may differ in the last bits between processors and numbers of BLAS threads.
+
+    References
+    ----------
+    Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024. Liu et al., Muon is Scalable for
+    LLM Training, 2025 (arXiv:2502.16982), for the factor of the rate.
+
+    Examples
+    --------
+    >>> import fastvar as fv, numpy as np
+    >>> w = fv.Variable(np.eye(2))
+    >>> optimizer = fv.optimizers.Muon(0.1, weight_decay=0.0)
+    >>> optimizer.apply([[[0.5, 0.0], [0.0, -0.5]]], [w])
+    >>> w.value.round(2)
+    array([[0.97, 0.  ],
+           [0.  , 1.03]])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    adam_beta_1: float = number(default=0.9, low=0, below=1)
+    adam_beta_2: float = number(default=0.999, low=0, below=1)
+    adam_weight_decay: float | None = number(default=0.004, low=0, optional=True)
+    epsilon: float = number(default=1e-7, low=0)
+    weight_decay: float | None = number(default=0.004, low=0, optional=True, kw_only=True)
+    exclude_layers: list[str] = texts(kw_only=True)
+    exclude_embeddings: bool = flag(default=True, kw_only=True)
+    muon_a: float = number(default=3.4445, kw_only=True)
+    muon_b: float = number(default=-4.7750, kw_only=True)
+    muon_c: float = number(default=2.0315, kw_only=True)
+    adam_lr_ratio: float = number(default=1.0, low=0, kw_only=True)
+    momentum: float = number(default=0.95, low=0, high=1, kw_only=True)
+    ns_steps: int = integer(default=5, low=1, kw_only=True)
+    nesterov: bool = flag(default=True, kw_only=True)
+    rms_rate: float | None = number(default=0.2, low=0, optional=True, kw_only=True)
+    slots = ("momentum", "velocity")
+
+    def kind(self, variable: Variable) -> str:
+        name = variable.name or ""
+        embeds = self.exclude_embeddings and "embedding" in name.lower()
+        excluded = embeds or any(re.search(pattern, name) for pattern in self.exclude_layers)
+        return MATRIX if variable.ndim == 2 and not excluded else OTHER
+
+    def keeps(self, slot: str, variable: Variable) -> bool:
+        return slot == "momentum" or self.kind(variable) == OTHER
+
+    def passes(self, kind: str) -> Sequence[Pass]:
+        if kind == MATRIX:
+            first = Pass(kernels.RULES["momentum"], ("momentum",), self._momentum)
+        else:
+            first = Pass(kernels.RULES["adam"], self.slots, self.scalars)
+        return [first, Pass(kernels.RULES["gradient_descent"], (), self._rate)]
+
+    def decay(self, hyper: Any) -> float:
+        rate = hyper.weight_decay if hyper.kind == MATRIX else hyper.adam_weight_decay
+        return hyper.learning_rate * (rate or 0.0)  # type: ignore[no-any-return]
+
+    def _momentum(self, hyper: Any, t: int) -> tuple[float, ...]:
+        mu = hyper.momentum
+        return (mu, 1.0, mu, 1.0) if self.nesterov else (mu, 1.0, 1.0, 0.0)
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        beta_1, beta_2 = hyper.adam_beta_1, hyper.adam_beta_2
+        rate = hyper.learning_rate * hyper.adam_lr_ratio * sqrt(1 - beta_2**t) / (1 - beta_1**t)
+        return 1 - beta_1, 1 - beta_2, rate, 0.0, 1.0, hyper.epsilon
+
+    def _rate(self, hyper: Any, t: int) -> tuple[float, ...]:
+        return (hyper.learning_rate if hyper.kind == MATRIX else -1.0,)
+
+    def between(self, step: Between) -> None:
+        for i, direction in enumerate(step.directions):
+            hyper = step.hyper[i]
+            if direction is None or hyper.kind != MATRIX or not direction.size:
+                continue
+            step.directions[i] = self._orthogonal(direction, step.norm(direction), hyper)
+            if hyper.rms_rate is not None:
+                step.sizes[i] = sqrt(max(direction.shape)) * hyper.rms_rate
+
+    def _orthogonal(self, x: Array, norm: float, hyper: Any) -> Array:
+        tall = x.shape[0] > x.shape[1]
+        x = (x.T if tall else x) / x.dtype.type(norm + 1e-7)
+        for _ in range(self.ns_steps):
+            square = x @ x.T
+            x = hyper.muon_a * x + (hyper.muon_b * square + hyper.muon_c * square @ square) @ x
+        return np.ascontiguousarray(x.T if tall else x)

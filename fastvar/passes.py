@@ -1,0 +1,116 @@
+"""What stands between two passes of a step, for rules that need norms or matrices (layer 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastvar import buffers, kernels
+from fastvar.buffers import Array
+from fastvar.variable import Variable
+
+SMALL_WEIGHTS = 1e-3  # adaptive clipping takes the norm of a unit's weights to be at least this, as in the paper
+SMALL_GRADIENT = 1e-6
+
+
+class Pass(NamedTuple):
+    """One pass over all variables: a rule, the slots it keeps, and what it takes at update number t.
+
+    All but the last pass of a step write directions (what they would have added to the weights), which are the
+    gradients of the next.
+    """
+
+    rule: Any
+    slots: Sequence[str]
+    scalars: Callable[[Any, int], Sequence[Any]]
+
+
+def copying() -> Pass:
+    """Return the pass whose direction is the gradient itself, as the options have conditioned it."""
+    return Pass(kernels.RULES["gradient_descent"], (), lambda hyper, t: (-1.0,))
+
+
+class Between:
+    """The directions that one pass has written, to be looked at, replaced and scaled before the next.
+
+    Attributes
+    ----------
+    number : int
+        How many passes of the optimizer have run.
+    t : int
+        Number of the update, from 1.
+    variables : list of Variable
+        Those of the optimizer.
+    hyper : list
+        The hyperparameters of each.
+    groups : list
+        The hyperparameters of each group, on which scalars of later passes may be left as attributes.
+    directions : list of (ndarray or None)
+        What the pass wrote, None where there was no gradient. May be replaced, but not written into: an
+        interrupted step looks at them again.
+    sizes : ndarray
+        What the next pass multiplies them with, at first 1.
+    commits : list of (ndarray, ndarray)
+        State, and what it becomes with the last pass.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        t: int,
+        variables: list[Variable],
+        hyper: list[Any],
+        groups: list[Any],
+        directions: list[Any],
+        decays: Array,
+        threads: int,
+    ) -> None:
+        self.number, self.t = number, t
+        self.variables, self.hyper, self.groups, self.directions = variables, hyper, groups, directions
+        self.sizes = np.ones(len(variables))
+        self.commits: list[tuple[Array, Array]] = []
+        self._decays, self._threads = decays, threads
+
+    def dot(self, x: Array, y: Array) -> float:
+        """Return the sum of products, in double precision, the same on any number of threads."""
+        return float(kernels.dot(x, y, self._threads))
+
+    def norm(self, x: Array) -> float:
+        """Return the L2 norm of an array."""
+        return float(np.sqrt(self.dot(x, x)))
+
+    def weight_norm(self, i: int) -> float:
+        """Return the L2 norm that the weights of a variable will have once they have decayed."""
+        return self.norm(self.variables[i]._array) * abs(1 - float(self._decays[i]))
+
+
+def clip_units(clipping: float, w: Array, g: Array, out: Array) -> None:
+    """Write `g` into `out`, each unit's part scaled to at most `clipping` times the norm of its weights.
+
+    Brock et al., High-Performance Large-Scale Image Recognition Without Normalization, 2021 (arXiv:2102.06171),
+    equation 3. A unit is what one output depends on: kernels are (inputs, outputs), or (height, width, inputs,
+    outputs); a vector is one unit.
+    """
+    rows, columns = units(w.shape)
+    if not g.size:
+        return
+    (g_squares,), (w_squares,) = (kernels.unit_sums(x, rows, columns)[1] for x in (g, w))
+    g_norms, most = np.sqrt(g_squares), clipping * np.maximum(np.sqrt(w_squares), SMALL_WEIGHTS)
+    scale = np.where(g_norms < most, 1.0, most / np.maximum(g_norms, SMALL_GRADIENT)).astype(g.dtype)
+    np.multiply(g.reshape(rows, columns), scale, out=out.reshape(rows, columns))
+
+
+def units(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many elements a unit of an array has, and how many units there are."""
+    if sum(n != 1 for n in shape) <= 1:
+        return prod(shape), 1
+    inputs = shape[:1] if len(shape) <= 3 else shape[:-1]
+    return prod(inputs), prod(shape[len(inputs) :])
+
+
+def scratch(variables: Sequence[Variable]) -> list[Array]:
+    """Return an array like each variable."""
+    return [buffers.empty(v.shape, v.dtype) for v in variables]

@@ -1,0 +1,79 @@
+"""Sparse gradients: some rows of an array (layer 0)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+class IndexedSlices:
+    """Some rows of an array, as the gradient of a table of which a step touched few rows.
+
+    Handed to an optimizer in the place of a gradient, it stands for zeros but for `values[k]` in the row
+    `indices[k]`; values of one row are summed, in their order. The update is *lazy*, as that of PyTorch's
+    `SparseAdam`: rows that are not named keep their values, and so do their slots and averages; weight decay,
+    penalties and moving averages concern the named rows only. It costs time in proportion to those rows.
+
+    Parameters
+    ----------
+    values : array_like
+        The rows, of shape `(k, *row_shape)`.
+    indices : array_like of int
+        The row each is for, of shape `(k,)`, from 0.
+    dense_shape : tuple of int, optional
+        The shape of the whole array; needed for `np.asarray` only.
+
+    Examples
+    --------
+    >>> import fastvar as fv, numpy as np
+    >>> table = fv.Variable(np.zeros((1000, 2)))
+    >>> gradient = fv.IndexedSlices(values=[[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]], indices=[7, 500, 7])
+    >>> fv.optimizers.SGD(0.5).apply([gradient], [table])
+    >>> table[7], table[500]
+    (array([-2., -2.]), array([-1., -1.]))
+    """
+
+    def __init__(
+        self, values: npt.ArrayLike, indices: npt.ArrayLike, dense_shape: tuple[int, ...] | None = None
+    ) -> None:
+        self.values = np.asarray(values)
+        self.indices = np.asarray(indices)
+        if self.indices.size == 0:
+            self.indices = self.indices.astype(np.intp)
+        self.dense_shape = None if dense_shape is None else tuple(int(n) for n in dense_shape)
+        if self.indices.ndim != 1 or self.indices.dtype.kind not in "iu":
+            raise TypeError(
+                f"IndexedSlices: indices must be whole numbers in one dimension, got {self.indices.dtype} "
+                f"of shape {self.indices.shape}"
+            )
+        if self.values.shape[:1] != self.indices.shape:
+            raise ValueError(
+                f"IndexedSlices: values must have one row per index, got {self.values.shape} for "
+                f"{len(self.indices)} indices"
+            )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if self.dense_shape is None:
+            raise ValueError("IndexedSlices: dense_shape must be given to make an array of it")
+        if copy is False:
+            raise ValueError("IndexedSlices: an array of it is always a copy")
+        dense = np.zeros(self.dense_shape, self.dtype if dtype is None else dtype)
+        np.add.at(dense, self.indices, self.values)
+        return dense
+
+    def __repr__(self) -> str:
+        whole = "" if self.dense_shape is None else f", dense_shape={self.dense_shape}"
+        return f"<fastvar.IndexedSlices of {len(self.indices)} rows, values {self.values.shape}{whole}>"
+
+
+class Rows(NamedTuple):
+    """What a kernel reads of a sparse gradient: checked, every row once, in rising order."""
+
+    rows: npt.NDArray[np.intp]
+    values: npt.NDArray[Any]
