@@ -122,6 +122,17 @@ def text(*, default: str | None, kw_only: bool = False) -> Any:
     return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
 
 
+def nested(of: type) -> Any:
+    """Declare an object of a class whose parameters are declared."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, of):
+            raise TypeError(f"must be of class {of.__name__}, got {value!r}")
+        return value
+
+    return Parameter(REQUIRED, check, kw_only=False, per_group=False, numeric=False)
+
+
 def texts(*, kw_only: bool = False) -> Any:
     """Declare a list of strings, by default empty; None is the empty one too."""
 
@@ -171,7 +182,7 @@ def _key(cls: type) -> str:
     return cls.__name__ if cls.__module__.startswith("fastvar.") else f"{cls.__module__}.{cls.__qualname__}"
 
 
-@dataclass_transform(field_specifiers=(number, integer, flag, text, texts, choice, axes))
+@dataclass_transform(field_specifiers=(number, integer, flag, text, texts, choice, nested, axes))
 class Declared:
     """Base of classes with declared parameters."""
 
@@ -183,7 +194,7 @@ class Declared:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Parameter)}
-        inherited = {name: p for name, p in cls.parameters.items() if vars(cls).get(name, p) is not None}
+        inherited = {name: p for name, p in cls.parameters.items() if name not in vars(cls)}
         cls.parameters = {**inherited, **own}  # `name = None` in a class drops what it would inherit
         cls.registry[_key(cls)] = cls
         if "__init__" in vars(cls) and not cls.__module__.startswith("fastvar."):

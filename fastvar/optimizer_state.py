@@ -17,7 +17,7 @@ def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[s
     return {
         "class_name": type(optimizer).__name__,
         "steps": optimizer._steps,
-        "numbers": {name: float(value) for name, value in optimizer._numbers.items()},
+        "numbers": {name: value.tolist() for name, value in optimizer._numbers.items()},
         "parameters": _stored({k: v for k, v in optimizer._parameters.items() if k != "name"}),
         "groups": [
             {"variables": [name_of(v) for v in group.variables], "own": _stored(group._own)}
@@ -71,7 +71,7 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
         if name not in optimizer.parameters:
             raise ValueError(f"{owner}: has no parameter {name!r}, which was saved")
         optimizer.parameters[name].checked(optimizer, value)
-    steps, numbers = int(saved["steps"]), {k: float(v) for k, v in saved.get("numbers", {}).items()}
+    steps, numbers = int(saved["steps"]), saved.get("numbers", {})
     if not numbers.keys() <= optimizer._numbers.keys():
         raise ValueError(
             f"{owner}: keeps no {', '.join(numbers.keys() - optimizer._numbers.keys())}, as was saved"

@@ -12,6 +12,12 @@ import fastvar as fv
 
 SHAPES = [(7, 5), (5,), (), (70, 31), (0, 3)]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+elementwise, several_passes = (
+    pytest.mark.parametrize(
+        "case", [c for c in CASES if (len(c.make().passes("")) > 1) == several], ids=lambda case: case.id
+    )
+    for several in (False, True)
+)
 ALL_OPTIONS: dict[str, Any] = {
     "weight_decay": 0.3,
     "use_ema": True,

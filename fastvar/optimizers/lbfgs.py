@@ -1,0 +1,160 @@
+"""L-BFGS, by SciPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastvar import buffers
+from fastvar.constraints import NonNeg
+from fastvar.hyper import integer, number
+from fastvar.optimizer import Optimizer
+from fastvar.slices import Rows
+from fastvar.variable import Variable
+
+
+class LBFGS(Optimizer):
+    """The limited-memory BFGS method with a line search, for smooth losses of whole data sets.
+
+    Each `minimize` runs SciPy's L-BFGS-B from the present weights, in double precision, and evaluates the loss as
+    often as it needs to; `apply` and `step`, which have one gradient, cannot do that and raise TypeError. Frozen
+    variables stay, penalties are added to the loss, `NonNeg` becomes a bound.
+
+    Parameters
+    ----------
+    max_iter : int
+        Iterations of one `minimize`, >= 1, by default 20 (as PyTorch's `LBFGS.step`).
+    max_evaluations : int, optional
+        Evaluations of the loss in one `minimize`, >= 1, by default 1.25 times `max_iter` (SciPy's line search may
+        go beyond by one search).
+    history_size : int
+        Updates from which the Hessian is approximated, >= 1, by default 10.
+    tolerance_grad : float
+        Ends when no element of the (projected) gradient is larger, >= 0, by default 1e-7.
+    tolerance_change : float
+        Ends when the loss falls by less than this fraction of itself, >= 0, by default 1e-9.
+    name : str, optional
+        Begins error messages; by default the class name.
+
+    Notes
+    -----
+    Needs SciPy: `pip install "fastvar[lbfgs]"`. It keeps nothing between calls, so that a resumed run continues
+    with the next call as if never stopped.
+
+    References
+    ----------
+    Zhu et al., Algorithm 778: L-BFGS-B, ACM Transactions on Mathematical Software 23, 1997.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([4.0, -2.0])
+    >>> optimizer = fv.optimizers.LBFGS()
+    >>> loss = optimizer.minimize(lambda: ((w**2).sum(), [2 * w.value]), [w])
+    >>> bool(loss < 1e-10), optimizer.iterations
+    (True, 1)
+    """
+
+    learning_rate = weight_decay = clipnorm = clipvalue = global_clipnorm = None  # type: ignore[assignment]
+    adaptive_clipnorm = use_ema = ema_momentum = ema_overwrite_frequency = None  # type: ignore[assignment]
+    loss_scale_factor = gradient_accumulation_steps = nonfinite = None  # type: ignore[assignment]
+    max_iter: int = integer(default=20, low=1)
+    max_evaluations: int | None = integer(default=None, low=1, optional=True)
+    history_size: int = integer(default=10, low=1)
+    tolerance_grad: float = number(default=1e-7, low=0)
+    tolerance_change: float = number(default=1e-9, low=0)
+    schedulable = False
+
+    def _plan(self) -> Any:
+        """There are no slots, and nothing to plan."""
+
+    def _apply(self, grads: Sequence[Any], variables: Iterable[Variable] | None, zero: bool) -> None:
+        raise TypeError(
+            f"{self._owner}: evaluates the loss several times; call minimize(value_and_grad, variables)"
+        )
+
+    def minimize(
+        self,
+        value_and_grad: Callable[[], tuple[Any, Sequence[Any]]],
+        var_list: Iterable[Variable] | None = None,
+    ) -> Any:
+        """Call `value_and_grad()`, for the loss and the gradients of `var_list`, until it has found a minimum.
+
+        Returns
+        -------
+        float
+            The loss, with penalties, at the weights that it leaves. If anything fails, these are the old ones.
+        """
+        with self._turn:
+            if var_list is not None:
+                self.build(var_list)
+            if not self._variables:
+                raise ValueError(f"{self._owner}: call build(variables) first, or pass the variables")
+            return self._minimize(value_and_grad)
+
+    def _minimize(self, value_and_grad: Callable[[], tuple[Any, Sequence[Any]]]) -> float:
+        try:
+            from scipy.optimize import minimize
+        except ImportError:
+            raise ImportError(f"{self._owner}: needs SciPy; run `pip install 'fastvar[lbfgs]'`") from None
+        variables = [v for v in self._variables if v.trainable]
+        before = [v.numpy() for v in variables]
+        bounds = [bound for v in variables for bound in [self._bound(v)] * v.size]
+
+        def evaluate(x: Any) -> tuple[float, Any]:
+            _write(variables, x)
+            loss, grads = value_and_grad()
+            if len(grads) != len(self._variables):
+                raise ValueError(f"{self._owner}: got {len(grads)} gradients for {len(self._variables)} variables")
+            of_trainable = [g for g, v in zip(grads, self._variables, strict=True) if v.trainable]
+            loss = float(loss) + sum(v.regularizer(v.value) for v in variables if v.regularizer)
+            return loss, np.concatenate([[], *map(self._gradient, of_trainable, variables)])
+
+        options = {
+            "maxiter": self.max_iter,
+            "maxfun": self.max_evaluations or max(self.max_iter * 5 // 4, 1),
+            "maxcor": self.history_size,
+            "gtol": self.tolerance_grad,
+            "ftol": self.tolerance_change,
+        }
+        try:
+            start = np.concatenate([[], *(v.value.reshape(-1) for v in variables)])
+            found = minimize(evaluate, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+            if not np.isfinite(found.fun):
+                raise ValueError(f"{self._owner}: loss must be finite, got {found.fun}")
+            _write(variables, found.x)
+        except BaseException:
+            for v, value in zip(variables, before, strict=True):
+                v.value[...] = value
+            raise
+        self._count[0] += 1
+        return float(found.fun)
+
+    def _bound(self, variable: Variable) -> tuple[float | None, None]:
+        if variable.constraint is None:
+            return None, None
+        if type(variable.constraint) is NonNeg:
+            return 0.0, None
+        raise ValueError(f"{self._owner}: constraint of {variable!r} must be NonNeg or None")
+
+    def _gradient(self, gradient: Any, variable: Variable) -> Any:
+        dense = np.zeros(variable.shape)
+        if gradient is not None:
+            read = buffers.as_gradient(gradient, variable._array, f"{self._owner}: gradient of {variable!r}")
+            if isinstance(read, Rows):
+                dense[read.rows] = read.values
+            else:
+                dense[...] = read
+        if variable.regularizer:
+            w = variable.value.astype(np.float64)
+            dense += 2 * variable.regularizer.l2 * w + variable.regularizer.l1 * np.sign(w)
+        return dense.reshape(-1)
+
+
+def _write(variables: list[Variable], x: Any) -> None:
+    """Give the variables the values of one vector."""
+    ends = np.cumsum([v.size for v in variables])
+    for v, part in zip(variables, np.split(x, ends[:-1]), strict=True):
+        v.value[...] = part.reshape(v.shape)

@@ -1,0 +1,140 @@
+"""Loss scaling that finds its factor by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastvar.hyper import Declared, integer, nested, number
+from fastvar.kernels.turn import Turn
+from fastvar.module import Module
+from fastvar.optimizer import Optimizer
+from fastvar.variable import Variable
+
+
+def _inner(name: str) -> Any:
+    """Make an attribute that is the inner optimizer's."""
+    return property(
+        lambda self: getattr(self.inner_optimizer, name),
+        lambda self, value: setattr(self.inner_optimizer, name, value),
+    )
+
+
+class LossScaleOptimizer(Optimizer):
+    """Scales the loss so that gradients of half precision neither vanish nor overflow.
+
+    The loss that is differentiated is `scale_loss(loss)`. A step divides the gradients by the scale and updates by
+    the inner optimizer. If one of them is infinite or NaN the step changes nothing, and the scale is halved; after
+    `dynamic_growth_steps` good steps in a row it is doubled.
+
+    Parameters
+    ----------
+    inner_optimizer : Optimizer
+        What updates. Its `loss_scale_factor` and `nonfinite` are set here.
+    initial_scale : float
+        The scale at first, > 0, by default 32768.
+    dynamic_growth_steps : int
+        Good steps before the scale is doubled, >= 1, by default 2000.
+    name : str, optional
+        Begins error messages; by default the class name.
+
+    References
+    ----------
+    Micikevicius et al., Mixed Precision Training, 2018 (arXiv:1710.03740), section 3.2.
+
+    Examples
+    --------
+    >>> import fastvar as fv, numpy as np
+    >>> w = fv.Variable([1.0])
+    >>> optimizer = fv.optimizers.LossScaleOptimizer(fv.optimizers.SGD(0.5))
+    >>> optimizer.apply([np.float16([np.inf])], [w])  # overflowed: halves the scale
+    >>> optimizer.scale_loss(2.0), optimizer.skipped
+    (32768.0, 1)
+    >>> optimizer.apply([[16384.0]])
+    >>> w.value
+    array([0.5])
+    """
+
+    learning_rate = _inner("learning_rate")
+    weight_decay = clipnorm = clipvalue = global_clipnorm = adaptive_clipnorm = None  # type: ignore[assignment]
+    use_ema = ema_momentum = ema_overwrite_frequency = None  # type: ignore[assignment]
+    loss_scale_factor = gradient_accumulation_steps = nonfinite = None  # type: ignore[assignment]
+    inner_optimizer: Optimizer = nested(Optimizer)
+    initial_scale: float = number(default=2.0**15, above=0)
+    dynamic_growth_steps: int = integer(default=2000, low=1)
+
+    schedulable = False
+    groups = _inner("groups")
+    slots = _inner("slots")
+    iterations = _inner("iterations")
+    _variables = _inner("_variables")
+    _index = _inner("_index")
+    _state = _inner("_state")
+    _count = _inner("_count")
+    _engine = _inner("_engine")
+    _numbers = _inner("_numbers")
+    _excluded = _inner("_excluded")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        Declared.__init__(self, *args, **kwargs)
+        # The scale, and how many steps were made and skipped when it became that: written at once, by one copy.
+        self._numbers["loss_scale"] = np.array([self.initial_scale, 0.0, 0.0])
+        self._turn = Turn(type(self).__name__)
+        self._install(self.initial_scale)
+
+    def _install(self, scale: float) -> None:
+        inner = self.inner_optimizer
+        if inner.nonfinite != "skip":
+            inner.nonfinite = "skip"
+        if inner.loss_scale_factor != scale:
+            inner.loss_scale_factor = scale
+
+    def _validate(self) -> None:
+        if isinstance(self._parameters["inner_optimizer"], LossScaleOptimizer):
+            raise ValueError("LossScaleOptimizer: inner_optimizer must not be one itself")
+
+    def _changed(self) -> None:
+        self.inner_optimizer._changed()
+
+    @property
+    def dynamic_scale(self) -> float:
+        """The present scale."""
+        scale, steps, skips = (float(x) for x in self._numbers["loss_scale"])
+        made, skipped = self._steps, self.skipped
+        if skipped > skips:
+            scale = scale * 0.5 ** (skipped - skips)
+        elif made - steps >= self.dynamic_growth_steps:
+            scale = scale * 2.0
+        else:
+            return scale
+        self._numbers["loss_scale"][...] = (scale, made, skipped)
+        return scale
+
+    def build(self, variables: Module | Iterable[Variable | dict[str, Any]]) -> None:
+        self.inner_optimizer.build(variables)
+
+    def _apply(self, grads: Sequence[Any], variables: Iterable[Variable] | None, zero: bool) -> None:
+        with self._turn:
+            self._install(self.dynamic_scale)
+            self.inner_optimizer._apply(grads, variables, zero)
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Return `loss` times the present scale, to be differentiated."""
+        return loss * self.dynamic_scale
+
+    def exclude_from_weight_decay(
+        self, var_list: Iterable[Variable] | None = None, var_names: Iterable[str] | None = None
+    ) -> None:
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def finalize_variable_values(self, var_list: Iterable[Variable] | None = None) -> None:
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_turn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._turn = Turn(type(self).__name__)
