@@ -148,7 +148,7 @@ def test_a_scalar_has_no_rows() -> None:
     ("values", "indices"), [([[1.0]], [[0]]), ([[1.0]], [0.5]), ([[1.0]], [True]), ([[1.0]], [0, 1]), (1.0, [0])]
 )
 def test_slices_that_do_not_fit_together(values: Any, indices: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="IndexedSlices: (indices|values) must"):
+    with pytest.raises((TypeError, ValueError), match=r"IndexedSlices: (indices|values) must"):
         fv.IndexedSlices(values, indices)
 
 

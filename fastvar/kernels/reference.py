@@ -291,7 +291,9 @@ def unit_sums(x: Array, rows: int, columns: int) -> tuple[Array, Array]:
         squares = np.square(x.reshape(-1, rows, columns).astype(np.float64))
         of_columns = sum_in_order(squares.transpose(1, 0, 2))
         padded = np.concatenate([squares, np.zeros((*squares.shape[:2], -columns % LANES))], axis=2)
-        lanes = sum_in_order(padded.reshape(*squares.shape[:2], -1, LANES).transpose(2, 0, 1, 3))
+        lanes = sum_in_order(
+            padded.reshape(*squares.shape[:2], padded.shape[2] // LANES, LANES).transpose(2, 0, 1, 3)
+        )
         return sum_in_order(lanes.transpose(2, 0, 1)), of_columns
 
 

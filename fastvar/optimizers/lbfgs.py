@@ -71,9 +71,7 @@ class LBFGS(Optimizer):
         """There are no slots, and nothing to plan."""
 
     def _apply(self, grads: Sequence[Any], variables: Iterable[Variable] | None, zero: bool) -> None:
-        raise TypeError(
-            f"{self._owner}: evaluates the loss several times; call minimize(value_and_grad, variables)"
-        )
+        raise TypeError(f"{self._owner}: evaluates the loss several times; call minimize(...)")
 
     def minimize(
         self,
