@@ -199,7 +199,7 @@ class Optimizer(Declared):
 
     def _validate(self) -> None:
         p = self._parameters
-        given = [n for n in ("clipnorm", "clipvalue", "global_clipnorm", "adaptive_clipnorm") if p[n] is not None]
+        given = [n for n in ("clipnorm", "clipvalue", "global_clipnorm", "adaptive_clipnorm") if p.get(n)]
         if len(given) > 1:
             raise ValueError(f"{type(self).__name__}: only one of {' and '.join(given)} can be set")
 

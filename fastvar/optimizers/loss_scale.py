@@ -58,10 +58,10 @@ class LossScaleOptimizer(Optimizer):
     """
 
     learning_rate = _inner("learning_rate")
-    weight_decay = clipnorm = clipvalue = global_clipnorm = adaptive_clipnorm = None  # type: ignore[assignment]
+    weight_decay = clipnorm = clipvalue = global_clipnorm = adaptive_clipnorm = None
     use_ema = ema_momentum = ema_overwrite_frequency = None  # type: ignore[assignment]
     loss_scale_factor = gradient_accumulation_steps = nonfinite = None  # type: ignore[assignment]
-    inner_optimizer: Optimizer = nested(Optimizer)
+    inner_optimizer: Optimizer = nested(Optimizer)  # type: ignore[misc]
     initial_scale: float = number(default=2.0**15, above=0)
     dynamic_growth_steps: int = integer(default=2000, low=1)
 

@@ -1,0 +1,145 @@
+"""Gradients that are infinite or NaN: ignored, or nothing changes; and loss scales that follow them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import Case, assert_same_bits, contents
+from runs import ALL_OPTIONS, COMBINATIONS, assert_all_same_bits, every_case, gradients, state, train, variables
+
+import fastvar as fv
+
+BAD = [np.nan, np.inf, -np.inf]
+
+
+def spoilt(t: int, value: float, of: int = 3) -> list[Any]:
+    grads = gradients(t)
+    grads[of].flat[-1] = value
+    return grads
+
+
+@every_case
+@pytest.mark.parametrize("options", COMBINATIONS, ids=range(len(COMBINATIONS)))
+@pytest.mark.parametrize("value", BAD)
+def test_a_bad_step_changes_nothing(case: Case, options: dict[str, Any], value: float) -> None:
+    given, twins = variables(), variables()
+    optimizer = case.make(nonfinite="skip", **options)
+    plain = case.make(**options)
+    for t in range(7):
+        if t in (0, 3, 4):
+            optimizer.build(given)
+            before, skips = contents(optimizer, given), optimizer.skipped
+            optimizer.apply(spoilt(t, value), given)
+            assert contents(optimizer, given) == before
+            assert optimizer.skipped == skips + 1
+        train(optimizer, given, 1, start=t)
+        train(plain, twins, 1, start=t)
+    assert_all_same_bits(given, twins)
+    assert_all_same_bits(state(optimizer), state(plain))
+    assert (optimizer.skipped, plain.skipped) == (3, 0)
+
+
+@every_case
+@pytest.mark.parametrize("options", COMBINATIONS, ids=range(len(COMBINATIONS)))
+def test_raising_names_the_variable_and_changes_nothing(case: Case, options: dict[str, Any]) -> None:
+    given, optimizer = variables(), case.make(nonfinite="raise", **options)
+    train(optimizer, given, 2)
+    before = contents(optimizer, given)
+    grads = spoilt(2, np.nan)
+    grads[1][0] = np.inf
+    with pytest.raises(ValueError, match="gradient of 'v1', 'v3' must be finite"):
+        optimizer.apply(grads, given)
+    assert contents(optimizer, given) == before
+    assert optimizer.skipped == 0
+
+
+def test_a_clip_by_value_does_not_hide_infinity() -> None:
+    given, optimizer = variables(), fv.optimizers.SGD(clipvalue=0.5, nonfinite="skip")
+    before = [v.numpy() for v in given]
+    optimizer.apply(spoilt(0, np.inf), given)
+    assert_all_same_bits(given, before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_finite_numbers_whose_squares_overflow_are_finite(threads: int) -> None:
+    fv.set_num_threads(threads)
+    w = fv.Variable(np.full(40_000, 1.0), name="w", regularizer=fv.regularizers.L2(0.125))
+    optimizer = fv.optimizers.SGD(1e-300, nonfinite="raise")
+    gradient = np.full(40_000, 1e-3)
+    gradient[7] = 1e300
+    optimizer.apply([gradient], [w])
+    assert w[7] == pytest.approx(0.0)
+    gradient[8] = np.inf
+    with pytest.raises(ValueError, match="gradient of 'w' must be finite"):
+        optimizer.apply([gradient], [w])
+
+
+def test_a_float32_gradient_that_overflows_when_unscaled_is_not_finite() -> None:
+    w = fv.Variable(np.ones(3, np.float32))
+    optimizer = fv.optimizers.SGD(loss_scale_factor=1e-3, nonfinite="skip")
+    optimizer.apply([np.full(3, 1e37, np.float32)], [w])
+    assert optimizer.skipped == 1
+
+
+def test_sparse_gradients_are_looked_at_too() -> None:
+    table, optimizer = fv.Variable(np.ones((4, 2))), fv.optimizers.Adam(nonfinite="skip")
+    optimizer.apply([fv.IndexedSlices([[np.nan, 1.0]], [2])], [table])
+    np.testing.assert_array_equal(table, np.ones((4, 2)))
+
+
+def test_zeroed_gradients_of_a_skipped_step_are_zero() -> None:
+    w, optimizer = fv.Variable(np.ones(3)), fv.optimizers.SGD(nonfinite="skip")
+    optimizer.build([w])
+    w.grad = np.array([1.0, np.nan, 2.0])
+    optimizer.step(zero_grad=True)
+    assert not w.grad.any()
+    np.testing.assert_array_equal(w, np.ones(3))
+
+
+@every_case
+def test_ignoring_lets_nan_through(case: Case) -> None:
+    given, optimizer = variables(), case.make()
+    train(optimizer, given, 2)
+    optimizer.apply(spoilt(2, np.nan), given)
+    assert np.isnan(given[3].value.flat[-1])
+
+
+# Loss scales.
+
+
+# Keras reads its own variables so; NumPy 2.4 does not like it.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_loss_scale_follows_keras() -> None:
+    import keras
+
+    rng = np.random.default_rng(8)
+    start = rng.standard_normal((5, 3)).astype(np.float32)
+    ours, theirs = fv.Variable(start, name="w"), keras.Variable(start, name="w")
+    options = {"initial_scale": 1024.0, "dynamic_growth_steps": 3}
+    scaled = fv.optimizers.LossScaleOptimizer(fv.optimizers.Adam(0.0625), **options)
+    peer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.0625), **options)
+    peer.build([theirs])
+    for t in range(30):
+        gradient = (rng.standard_normal((5, 3)) * scaled.dynamic_scale).astype(np.float32)
+        if t % 7 == 5:
+            gradient[1, 1] = BAD[t % 3]
+        scaled.apply([gradient], [ours])
+        peer.apply([gradient], [theirs])
+        assert scaled.dynamic_scale == float(peer.dynamic_scale.numpy())
+        assert scaled.iterations == int(peer.iterations.numpy())
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=2e-6)
+
+
+@every_case
+def test_scaled_loss_is_the_same_training(case: Case) -> None:
+    scaled, given = variables(), variables()
+    wrapped = fv.optimizers.LossScaleOptimizer(case.make(**ALL_OPTIONS | {"loss_scale_factor": None}))
+    plain = case.make(**ALL_OPTIONS | {"loss_scale_factor": None})
+    for t in range(5):
+        wrapped.apply([g * np.float32(wrapped.scale_loss(1.0)) for g in gradients(t)], scaled)
+        plain.apply(gradients(t), given)
+    assert_all_same_bits(scaled, given)
+    assert_all_same_bits(state(wrapped), state(plain))
+    assert_same_bits(wrapped.slot(scaled[0], "average").numpy(), plain.slot(given[0], "average").numpy())
