@@ -129,7 +129,7 @@ def test_loss_scale_follows_keras() -> None:
         peer.apply([gradient], [theirs])
         assert scaled.dynamic_scale == float(peer.dynamic_scale.numpy())
         assert scaled.iterations == int(peer.iterations.numpy())
-    np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=2e-5 * np.abs(ours).max())  # see test_keras.py
 
 
 @every_case
