@@ -34,8 +34,8 @@ class CosineDecayRestarts(LearningRateSchedule):
 
     Notes
     -----
-    Keras finds the period by a logarithm in single precision, and so may restart one iteration late; here a
-    period begins where it should.
+    Keras finds the period by a logarithm in single precision, and so restarts now and then one iteration early
+    (after some millions of them); here a period begins where it should.
 
     References
     ----------
@@ -131,7 +131,7 @@ class OneCycle(LearningRateSchedule):
         phases = [(peak, self.max_learning_rate), (last, first / self.final_div_factor)]
         if self.three_phase:
             phases.insert(1, (2 * self.pct_start * self.total_steps - 2, first))
-        begin, start = 0.0, first
+        begin, start, step = 0.0, first, min(step, last)
         for end, target in phases:
             if step <= end:
                 return self._between(start, target, (step - begin) / (end - begin) if end > begin else 1.0)

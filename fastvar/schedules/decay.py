@@ -273,7 +273,7 @@ class PiecewiseConstantDecay(LearningRateSchedule):
 
     @property
     def horizon(self) -> int:
-        return beyond(max(self.boundaries, default=1))
+        return beyond(max(self.boundaries, default=0) + 1)
 
 
 def half_cosine(done: float) -> float:
