@@ -1,14 +1,16 @@
-"""The command line (layer 9): `python -m fastvar info`."""
+"""The command line (layer 9): `python -m fastvar info | plot-schedule SCHEDULE`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 
 import numpy as np
 
 import fastvar
 from fastvar import kernels
+from fastvar.schedules.notation import parse
 
 
 def info() -> str:
@@ -25,12 +27,38 @@ def info() -> str:
     return "\n".join(f"{name:16} {value}" for name, value in rows.items())
 
 
+def plot_schedule(expression: str, steps: int | None, output: str | None) -> str:
+    """Draw a schedule to a file, or without one in a window if there is a display; return what was done."""
+    schedule = parse(expression)
+    if output is not None:  # a window is not wanted: do not look for a display
+        os.environ.setdefault("MPLBACKEND", "agg")
+    figure = schedule.plot(steps).figure
+    if output is None and figure.canvas.required_interactive_framework is not None:
+        from matplotlib import pyplot
+
+        pyplot.show()
+        return repr(schedule)
+    path = output or "schedule.png"
+    figure.savefig(path, dpi=150)
+    return f"{schedule!r}: {path}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fastvar", description=fastvar.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="what runs here: versions, instruction sets, threads")
-    parser.parse_args()
-    print(info())
+    plot = commands.add_parser("plot-schedule", help="draw a schedule, as it is written in Python")
+    plot.add_argument("schedule", help="such as 'CosineDecay(0.1, decay_steps=1000)'; may be nested")
+    plot.add_argument("--steps", type=int, help="how many iterations to draw")
+    plot.add_argument("--output", metavar="FILE.png", help="default: a window; without a display, schedule.png")
+    given = parser.parse_args()
+    if given.command == "info":
+        print(info())
+        return
+    try:
+        print(plot_schedule(given.schedule, given.steps, given.output))
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        parser.exit(2, f"{parser.prog} {given.command}: {error}\n")
 
 
 if __name__ == "__main__":

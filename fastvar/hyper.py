@@ -52,7 +52,8 @@ class Parameter:
         try:
             return self.check(value)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{type(owner).__name__}: {self.name} {error}") from None
+            space = "" if str(error).startswith("[") else " "  # `values[2] must be ...`
+            raise type(error)(f"{type(owner).__name__}: {self.name}{space}{error}") from None
 
 
 def number(
@@ -63,19 +64,23 @@ def number(
     high: float = math.inf,
     below: float = math.inf,
     optional: bool = False,
+    exact: bool = False,
     kw_only: bool = False,
     per_group: bool = True,
 ) -> Any:
-    """Declare a finite real number with `low <= x <= high` and `above < x < below`; `optional` admits None."""
+    """Declare a finite real number with `low <= x <= high` and `above < x < below`.
+
+    `optional` admits None; with `exact`, a whole number stays an `int`, so that dividing steps by it is exact.
+    """
     bounds = [(low, ">="), (above, ">"), (high, "<="), (below, "<")]
     wanted = " and ".join(f"{sign} {bound:g}" for bound, sign in bounds if math.isfinite(bound))
 
     def check(value: Any) -> float | None:
         if value is None and optional:
             return None
-        if type(value) is not float and not _is_real(value):
+        if type(value) is not float and not is_real(value):
             raise TypeError(f"must be a real number, got {value!r}")
-        result = float(value)
+        result = int(value) if exact and isinstance(value, numbers.Integral) else float(value)
         if not math.isfinite(result):
             raise ValueError(f"must be finite, got {result}")
         if not (low <= result <= high and above < result < below):
@@ -122,6 +127,32 @@ def text(*, default: str | None, kw_only: bool = False) -> Any:
     return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
 
 
+def choice(*allowed: str, default: str, kw_only: bool = False) -> Any:
+    """Declare one of the strings `allowed`."""
+    wanted = " or ".join(map(repr, allowed))
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError(f"must be {wanted}, got {value!r}")
+        if value not in allowed:
+            raise ValueError(f"must be {wanted}, got {value!r}")
+        return value
+
+    return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
+
+
+def schedule(*, low: float = 0) -> Any:
+    """Declare a number of at least `low`, or a callable of the iteration that returns one."""
+    of_number = number(low=low).check
+
+    def check(value: Any) -> Any:
+        if isinstance(value, type):
+            raise TypeError(f"must be a number or a schedule, got the class {value.__name__}")
+        return value if callable(value) else of_number(value)
+
+    return Parameter(REQUIRED, check, kw_only=False, per_group=False, numeric=False)
+
+
 def nested(of: type) -> Any:
     """Declare an object of a class whose parameters are declared."""
 
@@ -133,28 +164,26 @@ def nested(of: type) -> Any:
     return Parameter(REQUIRED, check, kw_only=False, per_group=False, numeric=False)
 
 
-def texts(*, kw_only: bool = False) -> Any:
-    """Declare a list of strings, by default empty; None is the empty one too."""
+def sequence(of: Any, *, default: Any = REQUIRED, kw_only: bool = False) -> Any:
+    """Declare a list whose elements are each what `of` declares: `sequence(number(low=0))`; kept as a tuple.
 
-    def check(value: Any) -> list[str]:
-        if value is None:
-            return []
-        if isinstance(value, str) or not all(isinstance(each, str) for each in value):
-            raise TypeError(f"must be a list of strings, got {value!r}")
-        return list(value)
+    None stands for the default, if there is one.
+    """
 
-    return Parameter(None, check, kw_only=kw_only, per_group=False, numeric=False)
+    def check(values: Any) -> tuple[Any, ...]:
+        if values is None and default is not REQUIRED:
+            values = default
+        if isinstance(values, (str, dict)) or not hasattr(values, "__iter__"):
+            raise TypeError(f"must be a list, got {values!r}")
+        return tuple(element(i, value) for i, value in enumerate(values))
 
+    def element(i: int, value: Any) -> Any:
+        try:
+            return of.check(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"[{i}] {error}") from None
 
-def choice(*options: str, kw_only: bool = False) -> Any:
-    """Declare one of some strings, by default the first."""
-
-    def check(value: Any) -> str:
-        if value not in options:
-            raise ValueError(f"must be one of {', '.join(map(repr, options))}, got {value!r}")
-        return str(value)
-
-    return Parameter(options[0], check, kw_only=kw_only, per_group=False, numeric=False)
+    return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
 
 
 def axes(*, default: int) -> Any:
@@ -171,7 +200,8 @@ def axes(*, default: int) -> Any:
     return Parameter(default, check, kw_only=False, per_group=False, numeric=False)
 
 
-def _is_real(value: Any) -> bool:
+def is_real(value: Any) -> bool:
+    """Return whether `value` is one real number, of Python or NumPy, and no bool."""
     if isinstance(value, numbers.Real):
         return not isinstance(value, bool)
     return getattr(value, "shape", None) == () and value.dtype.kind in "fiu"
@@ -182,7 +212,7 @@ def _key(cls: type) -> str:
     return cls.__name__ if cls.__module__.startswith("fastvar.") else f"{cls.__module__}.{cls.__qualname__}"
 
 
-@dataclass_transform(field_specifiers=(number, integer, flag, text, texts, choice, nested, axes))
+@dataclass_transform(field_specifiers=(number, integer, flag, text, choice, schedule, nested, sequence, axes))
 class Declared:
     """Base of classes with declared parameters."""
 
@@ -290,9 +320,11 @@ _ALIASES = {  # what users of other libraries write
 
 
 def serialize(value: Any) -> Any:
-    """Return a declared object as `{"class_name": ..., "config": ...}`, anything else as it is."""
+    """Return a declared object as `{"class_name": ..., "config": ...}`, tuples as lists, the rest as it is."""
     if isinstance(value, Declared):
         return {"class_name": _key(type(value)), "config": value.get_config()}
+    if isinstance(value, tuple):
+        return [serialize(element) for element in value]
     return value
 
 
@@ -308,4 +340,4 @@ def deserialize(value: Any) -> Any:
         if value["class_name"] not in Declared.registry:
             raise ValueError(f"unknown class {value['class_name']!r}; import the module that defines it first")
         return Declared.registry[value["class_name"]].from_config(value["config"])
-    return value
+    return [deserialize(element) for element in value] if isinstance(value, list) else value

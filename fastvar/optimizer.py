@@ -97,7 +97,7 @@ class Optimizer(Declared):
     ema_overwrite_frequency: int | None = integer(default=None, low=1, optional=True, kw_only=True)
     loss_scale_factor: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
     gradient_accumulation_steps: int | None = integer(default=None, low=2, optional=True, kw_only=True)
-    nonfinite: str = choice("ignore", "skip", "raise", kw_only=True)
+    nonfinite: str = choice("ignore", "skip", "raise", default="ignore", kw_only=True)
     name: str | None = text(default=None, kw_only=True)
 
     # What a subclass says.

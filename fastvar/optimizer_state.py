@@ -27,10 +27,16 @@ def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[s
 
 
 def _stored(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: FUNCTION if callable(value) and not isinstance(value, Declared) else serialize(value)
-        for name, value in values.items()
-    }
+    return {name: _marked(serialize(value)) for name, value in values.items()}
+
+
+def _marked(value: Any) -> Any:
+    """Put the mark for each plain function, also those inside of schedules."""
+    if callable(value):
+        return FUNCTION
+    if isinstance(value, dict):
+        return {key: _marked(item) for key, item in value.items()}
+    return [_marked(item) for item in value] if isinstance(value, list) else value
 
 
 def build(optimizer: Optimizer, saved: dict[str, Any], named: dict[str, Variable]) -> None:
@@ -78,10 +84,11 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
         )
 
     def take_over() -> None:
-        optimizer._parameters.update(values)
+        optimizer._parameters.update(_adopted(optimizer._parameters, values))
         for group, mine in zip(optimizer.groups, own, strict=True):
+            adopted = _adopted(group._own, mine)
             group._own.clear()
-            group._own.update(mine)
+            group._own.update(adopted)
         optimizer._count[0] = steps
         for name, number in numbers.items():
             optimizer._numbers[name][...] = number
@@ -91,9 +98,35 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
 
 
 def _loaded(stored: dict[str, Any], current: dict[str, Any], owner: str) -> dict[str, Any]:
-    values = {}
-    for name, value in stored.items():
-        values[name] = current.get(name) if value == FUNCTION else deserialize(value)
-        if value == FUNCTION and not callable(values[name]):
-            raise ValueError(f"{owner}: {name} was a function when it was saved; set it (in a group: build first)")
-    return values
+    return {name: deserialize(_unmarked(v, current.get(name), f"{owner}: {name}")) for name, v in stored.items()}
+
+
+def _unmarked(stored: Any, current: Any, what: str) -> Any:
+    """Put the program's functions where they were when it was saved."""
+    if stored == FUNCTION:
+        if not callable(current):
+            raise ValueError(f"{what} was a function when it was saved; set it (in a group: build first)")
+        return current
+    if isinstance(stored, list):
+        here = current if isinstance(current, tuple) and len(current) == len(stored) else [None] * len(stored)
+        return [_unmarked(s, c, f"{what}[{i}]") for i, (s, c) in enumerate(zip(stored, here, strict=True))]
+    if isinstance(stored, dict) and isinstance(stored.get("config"), dict):
+        own = current._parameters if isinstance(current, Declared) else {}
+        config = {k: _unmarked(v, own.get(k), f"{what}.{k}") for k, v in stored["config"].items()}
+        return {**stored, "config": config}
+    return stored
+
+
+def _adopted(current: dict[str, Any], restored: dict[str, Any]) -> dict[str, Any]:
+    """Return what was restored, but keep the schedule objects of the program where the class is the same."""
+    return {name: _merged(current.get(name), value) for name, value in restored.items()}
+
+
+def _merged(current: Any, restored: Any) -> Any:
+    """Give the present schedule what was restored: `plateau.record` must go on reaching the optimizer."""
+    if isinstance(restored, Declared) and type(current) is type(restored):
+        current._parameters.update(_adopted(current._parameters, restored._parameters))
+        return current
+    if isinstance(restored, tuple) and isinstance(current, tuple) and len(current) == len(restored):
+        return tuple(map(_merged, current, restored))
+    return restored

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastvar import kernels
 from fastvar.buffers import Array
-from fastvar.hyper import flag, integer, number, texts
+from fastvar.hyper import flag, integer, number, sequence, text
 from fastvar.optimizer import Optimizer
 from fastvar.passes import Between, Pass, copying
 from fastvar.variable import Variable
@@ -204,7 +204,7 @@ class Muon(Optimizer):
     adam_weight_decay: float | None = number(default=0.004, low=0, optional=True)
     epsilon: float = number(default=1e-7, low=0)
     weight_decay: float | None = number(default=0.004, low=0, optional=True, kw_only=True)
-    exclude_layers: list[str] = texts(kw_only=True)
+    exclude_layers: tuple[str, ...] = sequence(text(default=None), default=(), kw_only=True)
     exclude_embeddings: bool = flag(default=True, kw_only=True)
     muon_a: float = number(default=3.4445, kw_only=True)
     muon_b: float = number(default=-4.7750, kw_only=True)
