@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from types import SimpleNamespace
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from fastvar import buffers
 from fastvar.engine import Engine
+from fastvar.formula import Formula
 from fastvar.groups import Group, check_variables, label, parsed
-from fastvar.hyper import Declared, Parameter, choice, flag, integer, number, text
-from fastvar.kernels.reference import Rule
+from fastvar.hyper import Parameter
 from fastvar.kernels.turn import Turn
 from fastvar.module import Module
-from fastvar.passes import Between, Pass
 from fastvar.slices import IndexedSlices
 from fastvar.variable import Structure, Variable
 
 
-class Optimizer(Declared):
+class Optimizer(Formula):
     """Base of all optimizers: updates variables in place from gradients, in one pass over memory.
 
     The options below hold for every optimizer alike. Order of a step, as in Keras: gradients that are None
@@ -85,102 +83,6 @@ class Optimizer(Declared):
     >>> w.value
     array([0.9 , 1.95])
     """
-
-    learning_rate: float = number(default=0.001, low=0)
-    weight_decay: float | None = number(default=None, low=0, optional=True, kw_only=True)
-    clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
-    clipvalue: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
-    global_clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
-    adaptive_clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
-    use_ema: bool = flag(default=False, kw_only=True)
-    ema_momentum: float = number(default=0.99, low=0, high=1, kw_only=True, per_group=False)
-    ema_overwrite_frequency: int | None = integer(default=None, low=1, optional=True, kw_only=True)
-    loss_scale_factor: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
-    gradient_accumulation_steps: int | None = integer(default=None, low=2, optional=True, kw_only=True)
-    nonfinite: str = choice("ignore", "skip", "raise", default="ignore", kw_only=True)
-    name: str | None = text(default=None, kw_only=True)
-
-    # What a subclass says.
-
-    schedulable: ClassVar[bool] = True
-
-    slots: ClassVar[Sequence[str]] = ()
-    """Names of the state arrays that the rule keeps for every variable."""
-
-    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
-        """Return what a slot of a variable holds at first, from its group's hyperparameters: by default zeros."""
-        return 0
-
-    def rule(self) -> Any:
-        """Return the update rule: a compiled one, or by default `update` of the subclass."""
-        if type(self).update is Optimizer.update:
-            raise NotImplementedError(f"{type(self).__name__}: write update(variable, gradient, slots, hyper)")
-
-        def block(w: buffers.Array, g: buffers.Array, slots: Sequence[buffers.Array], c: Sequence[Any]) -> None:
-            places = dict(zip(self.slots, slots, strict=True))
-            namespace = SimpleNamespace(**places)
-            self.update(w, g, namespace, c[0])
-            for name, place in places.items():  # `slots.velocity = ...` is as good as writing into it
-                if (value := getattr(namespace, name)) is not place:
-                    place[...] = value
-
-        return Rule(block, slots=len(self.slots), scalars=1, whole=True)
-
-    def scalars(self, hyper: Any, t: int) -> tuple[Any, ...]:
-        """Return what the compiled rule takes at update number `t` (from 1), from a group's hyperparameters."""
-        return (SimpleNamespace(**vars(hyper), t=t),)
-
-    # What a rule says that needs more than that.
-
-    sign: ClassVar[float] = 1.0
-    """-1 for an optimizer that maximizes."""
-
-    def kind(self, variable: Variable) -> str:
-        """Return the kind of a variable, if `passes` treats some in another way than others."""
-        return ""
-
-    def passes(self, kind: str) -> Sequence[Pass]:
-        """Return the passes of a step: one, of `rule`, or several that hand directions on (see `between`)."""
-        return [Pass(self.rule(), self.slots, self.scalars)]
-
-    def between(self, step: Between) -> None:
-        """Look at the directions of a pass, and replace or scale them for the next, changing nothing else."""
-
-    def keeps(self, slot: str, variable: Variable) -> bool:
-        """Return whether there is such a slot for the variable."""
-        return True
-
-    def slot_shape(self, slot: str, variable: Variable) -> tuple[int, ...]:
-        """Return the shape of a slot that no rule takes; those of rules are like the variable."""
-        return variable.shape
-
-    def numbers(self) -> dict[str, float]:
-        """Return the numbers that the optimizer keeps for all variables together, and their first values."""
-        return {}
-
-    def decay(self, hyper: Any) -> float:
-        """Return what part of the weights decays before the update."""
-        return hyper.learning_rate * (hyper.weight_decay or 0.0)  # type: ignore[no-any-return]
-
-    def penalty(self, hyper: Any) -> float:
-        """Return what multiple of the weights is added to their gradients."""
-        return 0.0
-
-    def update(self, variable: buffers.Array, gradient: buffers.Array, slots: Any, hyper: Any) -> None:
-        """Update one variable in place, in NumPy; to be written by a subclass with a rule of its own.
-
-        Parameters
-        ----------
-        variable : ndarray
-            The weights, to be written in place.
-        gradient : ndarray
-            Its gradient, after scaling, regularisation and clipping.
-        slots : namespace
-            The slots by name, to be written in place or assigned.
-        hyper : namespace
-            The hyperparameters of the variable's group as numbers, and `t`, the number of the update, from 1.
-        """
-        raise NotImplementedError
 
     # Making one.
 

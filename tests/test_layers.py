@@ -14,7 +14,7 @@ LAYERS = [
     {"constraints", "regularizers", "schedules", "threads"},
     {"variable"},
     {"module", "passes"},
-    {"engine", "groups"},
+    {"engine", "formula", "groups"},
     {"optimizer"},
     {"optimizer_state", "optimizers"},
     {"checkpoint"},
