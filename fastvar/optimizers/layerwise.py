@@ -196,7 +196,7 @@ class Prodigy(Optimizer):
     >>> w = fv.Variable([3.0, 4.0])
     >>> optimizer = fv.optimizers.Prodigy()
     >>> for _ in range(100):
-    ...     optimizer.apply([w.value], [w])
+    ...     optimizer.apply([w.numpy()], [w])
     >>> bool((abs(w) < 3).all()), optimizer.distance > 1e-3
     (True, True)
     """
@@ -276,4 +276,4 @@ def ratio(w: float, r: float) -> float:
 
 def absolute_sum(step: Between, x: Any) -> float:
     """Return the sum of absolute values."""
-    return step.dot(x, np.sign(x))
+    return step.dot(x, np.asarray(np.sign(x)))
