@@ -1,8 +1,43 @@
-"""Optimizers with Keras's names, defaults and meaning (layer 7)."""
+"""Optimizers with Keras's names, defaults and meaning, and further ones that Keras lacks (layer 8)."""
 
+from fastvar.optimizers.adagrad import Adadelta, Adagrad, RMSprop
 from fastvar.optimizers.adam import Adam, AdamW
+from fastvar.optimizers.adam_successors import Adan, AdEMAMix, Adopt, ScheduleFreeAdamW
+from fastvar.optimizers.adam_variants import AdaBelief, Adamax, Nadam, RAdam, Yogi
+from fastvar.optimizers.ftrl import Ftrl
+from fastvar.optimizers.layerwise import Lamb, Lars, Prodigy
 from fastvar.optimizers.lbfgs import LBFGS
 from fastvar.optimizers.loss_scale import LossScaleOptimizer
-from fastvar.optimizers.sgd import SGD
+from fastvar.optimizers.matrix import Adafactor, Muon
+from fastvar.optimizers.sgd import ASGD, SGD
+from fastvar.optimizers.sign import Lion, Rprop, Signum
 
-__all__ = ["LBFGS", "SGD", "Adam", "AdamW", "LossScaleOptimizer"]
+__all__ = [
+    "ASGD",
+    "LBFGS",
+    "SGD",
+    "AdEMAMix",
+    "AdaBelief",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Adan",
+    "Adopt",
+    "Ftrl",
+    "Lamb",
+    "Lars",
+    "Lion",
+    "LossScaleOptimizer",
+    "Muon",
+    "Nadam",
+    "Prodigy",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "ScheduleFreeAdamW",
+    "Signum",
+    "Yogi",
+]
