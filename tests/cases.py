@@ -52,7 +52,9 @@ CASES = [
         {"learning_rate": 0.03125, "weight_decay": 0.125, "amsgrad": True},
     ),
     Case("nadam", "Nadam", "adam", {"learning_rate": 0.03125}),
-    Case("nadam-betas", "Nadam", "adam", {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-3}),
+    Case(
+        "nadam-betas", "Nadam", "adam", {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-3}
+    ),
     Case("adamax", "Adamax", "adamax", {"learning_rate": 0.0625}),
     Case(
         "adamax-betas",
@@ -102,7 +104,12 @@ CASES = [
         "ftrl-power",
         "Ftrl",
         None,
-        {"learning_rate": 0.25, "learning_rate_power": -0.75, "l1_regularization_strength": 0.00390625, "beta": 0.5},
+        {
+            "learning_rate": 0.25,
+            "learning_rate_power": -0.75,
+            "l1_regularization_strength": 0.00390625,
+            "beta": 0.5,
+        },
     ),
     Case("lion", "Lion", "sign_momentum", {"learning_rate": 0.03125}),
     Case("lion-betas", "Lion", "sign_momentum", {"learning_rate": 0.03125, "beta_1": 0.5, "beta_2": 0.75}),
