@@ -10,6 +10,8 @@ AdaBelief, AdEMAMix    optax     -
 Yogi, Signum           optax     -
 Adan                   optax     -
 Adopt                  optax     `clip_power` in place of a function of the step
+Lars                   optax     weight decay inside the ratio is a regularizer
+Prodigy                optax     weight decay without the bias correction
 all others             Keras     see test_keras.py
 =====================  ========  ======================================================================
 
@@ -161,6 +163,14 @@ OPTAX = {  # the function, and what it calls our options
     ),
     "Adopt": ("adopt", {"beta_1": "b1", "beta_2": "b2", "epsilon": "eps"}),
     "Signum": ("signum", {"momentum": "beta"}),
+    "Lars": (
+        "lars",
+        {"momentum": "momentum", "nesterov": "nesterov", "trust_coefficient": None, "epsilon": "eps"},
+    ),
+    "Prodigy": (
+        "prodigy",
+        {"epsilon": "eps", "initial_distance": "estim_lr0", "distance_coefficient": "estim_lr_coef"},
+    ),
 }
 
 
@@ -174,6 +184,8 @@ def made_by_optax(optax: Any, case: Case) -> Any:
     if case.optimizer == "Adopt":
         power = own["clip_power"]
         options |= {"use_clipping": power is not None, "clip_value_fn": lambda count: count**power}
+    if case.optimizer == "Prodigy":
+        options |= {"betas": (own["beta_1"], own["beta_2"]), "beta3": own["beta_3"]}
     make = getattr(optax, name, None) or getattr(optax.contrib, name)
     return make(own["learning_rate"], **options)
 
@@ -210,6 +222,56 @@ def test_ademamix_follows_the_schedules_of_optax(dtype: str) -> None:
     expected = follow_optax(lambda optax: optax.contrib.ademamix(0.03125, alpha=alpha, b3=beta_3), dtype)
     case = Case("", "AdEMAMix", "ademamix", {"learning_rate": 0.03125, "alpha": alpha, "beta_3": beta_3})
     assert_close(run_fastvar(case, dtype)[1], expected, dtype)
+
+
+def test_lars_with_the_decay_of_optax() -> None:
+    expected = follow_optax(lambda optax: optax.lars(0.5, weight_decay=0.25, trust_coefficient=0.25), "float64")
+    variables = [fv.Variable(w, regularizer=fv.regularizers.L2(0.125)) for w in start("float64")]
+    optimizer = fv.optimizers.Lars(0.5, trust_coefficient=0.25)
+    for grads in gradients("float64"):
+        optimizer.apply(grads, variables)
+    assert_close([v.numpy() for v in variables], expected, "float64")
+
+
+def test_prodigy_finds_the_distance_that_optax_finds() -> None:
+    import jax
+    import optax
+
+    first, curvature = np.linspace(-3.0, 5.0, 40), np.linspace(0.25, 4.0, 40)
+    w, optimizer = fv.Variable(first), fv.optimizers.Prodigy()
+    with jax.enable_x64(True):
+        transformation, theirs = optax.contrib.prodigy(), jax.numpy.asarray(first)
+        state = transformation.init(theirs)
+        for _ in range(120):
+            optimizer.apply([curvature * w.value], [w])
+            updates, state = transformation.update(curvature * theirs, state, theirs)
+            theirs = optax.apply_updates(theirs, updates)
+        assert optimizer.distance == pytest.approx(float(state.estim_lr), rel=1e-9)
+        assert optimizer.distance > 1e4 * optimizer.initial_distance
+        np.testing.assert_allclose(w, np.asarray(theirs), rtol=0, atol=1e-7)
+
+
+CLIPPED = {(): 1, (5,): 1, (1, 5, 1): 1, (7, 5): 5, (3, 2, 4): 8, (2, 3, 4, 5): 5}  # shapes, and units
+
+
+@every_dtype
+@pytest.mark.parametrize("clipping", [0.01, 0.5, 100.0])
+def test_adaptive_clipping_is_that_of_optax(dtype: str, clipping: float) -> None:
+    import jax
+    import optax
+
+    rng = np.random.default_rng(9)
+    weights = [np.asarray(rng.standard_normal(s) * rng.choice([0, 1e-4, 1.0]), dtype) for s in CLIPPED]
+    grads = [np.asarray(rng.standard_normal(s), dtype) for s in CLIPPED]
+    variables = [fv.Variable(w) for w in weights]
+    fv.optimizers.SGD(1.0, adaptive_clipnorm=clipping).apply(grads, variables)
+    with jax.enable_x64(dtype == "float64"):
+        clip = optax.adaptive_grad_clip(clipping)
+        expected, _ = clip.update(
+            [*map(jax.numpy.asarray, grads)], clip.init(weights), [*map(jax.numpy.asarray, weights)]
+        )
+        for v, w, e in zip(variables, weights, expected, strict=True):
+            np.testing.assert_allclose(w - v.value, np.asarray(e), rtol=0, atol=8 * np.finfo(dtype).eps * 4)
 
 
 @pytest.mark.parametrize("name", OPTAX)
