@@ -254,14 +254,18 @@ class Engine:
         directions = [d if there else None for d, there in zip(self.directions[k - 1], self.present, strict=True)]
         hyper, decay = [self.hyper[g] for g in self.group_of], self.last.stages["decay"]
         between = Between(k - self.adaptive, t, self.variables, hyper, self.hyper, directions, decay, workers)
-        if self.adaptive and k == 1:
-            for i, g in enumerate(directions):
-                if g is not None:
-                    clip_units(self.own.adaptive_clipnorm, self.variables[i]._array, g, self.clipped[i])
-                    between.directions[i] = self.clipped[i]
-        elif any(self.present):
-            self.optimizer.between(between)
+        with np.errstate(all="ignore"):
+            if self.adaptive and k == 1:
+                self._clip_units(between)
+            elif any(self.present):
+                self.optimizer.between(between)
         return between
+
+    def _clip_units(self, between: Between) -> None:
+        for i, g in enumerate(between.directions):
+            if g is not None:
+                clip_units(self.own.adaptive_clipnorm, self.variables[i]._array, g, self.clipped[i])
+                between.directions[i] = self.clipped[i]
 
     def _refused(self, grads: list[Any], zero: bool, workers: int) -> bool:
         """Return whether the step is skipped for a gradient that is not finite, or raise."""
