@@ -12,7 +12,24 @@ import numpy as np
 
 from bench import as_written, with_out
 from fastvar import Optimizer
-from fastvar.optimizers import SGD, Adam, AdamW
+from fastvar.optimizers import (
+    ASGD,
+    SGD,
+    AdaBelief,
+    Adadelta,
+    Adam,
+    Adamax,
+    AdamW,
+    Adan,
+    AdEMAMix,
+    Adopt,
+    Ftrl,
+    Lion,
+    RMSprop,
+    Rprop,
+    ScheduleFreeAdamW,
+    Yogi,
+)
 
 Baseline = Callable[[as_written.Arrays, as_written.Arrays], as_written.Step]
 
@@ -58,6 +75,21 @@ RULES = (
         (as_written.amsgrad, with_out.amsgrad),
         {"name": "Adam", "lr": 0.001, "amsgrad": True},
     ),
+    Rule("lion", "sign_momentum", lambda: Lion(0.001)),
+    Rule("adabelief", "adabelief", lambda: AdaBelief(0.001)),
+    Rule("yogi", "yogi", lambda: Yogi(0.001)),
+    Rule("adamax", "adamax", lambda: Adamax(0.001)),
+    Rule("ademamix", "ademamix", lambda: AdEMAMix(0.001)),
+    Rule("adan", "adan", lambda: Adan(0.001)),
+    Rule("adopt", "adopt", lambda: Adopt(0.001)),
+    Rule("schedule-free", "schedule_free", lambda: ScheduleFreeAdamW(0.001)),
+    Rule("rmsprop", "rmsprop", lambda: RMSprop(0.001)),
+    Rule("rmsprop-momentum", "rmsprop_momentum", lambda: RMSprop(0.001, momentum=0.9)),
+    Rule("rmsprop-centered", "rmsprop_centered", lambda: RMSprop(0.001, centered=True)),
+    Rule("adadelta", "adadelta", lambda: Adadelta(1.0)),
+    Rule("ftrl", "ftrl", lambda: Ftrl(0.001)),
+    Rule("rprop", "rprop", lambda: Rprop(0.001)),
+    Rule("asgd", "asgd", lambda: ASGD(0.001)),
 )
 CLIP_DECAY_EMA = Rule(
     "adamw+clip+ema",

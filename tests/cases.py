@@ -18,8 +18,9 @@ class Case:
 
     id: str
     optimizer: str  # its name in fastvar.optimizers, and in keras.optimizers
-    rule: str  # its name in kernels.RULES
+    rule: str | None  # its name in kernels.RULES; None: it steps in NumPy
     options: dict[str, Any] = field(default_factory=dict)
+    oracle: str = "keras"  # who computes the same: keras (test_keras.py), torch or optax (test_oracles.py)
 
     def make(self, **more: Any) -> fv.Optimizer:
         return getattr(fv.optimizers, self.optimizer)(**{**self.options, **more})
@@ -50,9 +51,181 @@ CASES = [
         "amsgrad",
         {"learning_rate": 0.03125, "weight_decay": 0.125, "amsgrad": True},
     ),
+    Case("nadam", "Nadam", "adam", {"learning_rate": 0.03125}),
+    Case(
+        "nadam-betas", "Nadam", "adam", {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-3}
+    ),
+    Case("adamax", "Adamax", "adamax", {"learning_rate": 0.0625}),
+    Case(
+        "adamax-betas",
+        "Adamax",
+        "adamax",
+        {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-2},
+    ),
+    Case("rmsprop", "RMSprop", "rmsprop", {"learning_rate": 0.03125}),
+    Case("rmsprop-rho", "RMSprop", "rmsprop", {"learning_rate": 0.0625, "rho": 0.5, "epsilon": 1e-2}),
+    Case("rmsprop-momentum", "RMSprop", "rmsprop_momentum", {"learning_rate": 0.03125, "momentum": 0.75}),
+    Case(
+        "rmsprop-centered",
+        "RMSprop",
+        "rmsprop_centered",
+        {"learning_rate": 0.03125, "centered": True, "epsilon": 1e-2},
+    ),
+    Case(
+        "rmsprop-centered-momentum",
+        "RMSprop",
+        "rmsprop_centered",
+        {"learning_rate": 0.03125, "centered": True, "momentum": 0.75, "epsilon": 1e-2},
+    ),
+    Case("adagrad", "Adagrad", "rmsprop", {"learning_rate": 0.25}),
+    Case(
+        "adagrad-initial",
+        "Adagrad",
+        "rmsprop",
+        {"learning_rate": 0.25, "initial_accumulator_value": 0.0, "epsilon": 1e-2},
+    ),
+    Case("adadelta", "Adadelta", "adadelta", {"learning_rate": 1.0, "epsilon": 1e-3}),
+    Case("adadelta-rho", "Adadelta", "adadelta", {"learning_rate": 0.5, "rho": 0.5, "epsilon": 1e-2}),
+    Case(
+        "ftrl",
+        "Ftrl",
+        "ftrl",
+        {
+            "learning_rate": 0.25,
+            "initial_accumulator_value": 0.5,
+            "l1_regularization_strength": 0.00390625,
+            "l2_regularization_strength": 0.25,
+            "l2_shrinkage_regularization_strength": 0.0625,
+            "beta": 0.5,
+        },
+    ),
+    Case("ftrl-plain", "Ftrl", "ftrl", {"learning_rate": 0.25}),
+    Case(
+        "ftrl-power",
+        "Ftrl",
+        None,
+        {
+            "learning_rate": 0.25,
+            "learning_rate_power": -0.75,
+            "l1_regularization_strength": 0.00390625,
+            "beta": 0.5,
+        },
+    ),
+    Case("lion", "Lion", "sign_momentum", {"learning_rate": 0.03125}),
+    Case("lion-betas", "Lion", "sign_momentum", {"learning_rate": 0.03125, "beta_1": 0.5, "beta_2": 0.75}),
+    Case("schedule-free", "ScheduleFreeAdamW", "schedule_free", {"learning_rate": 0.0625}),
+    Case(
+        "schedule-free-warmup",
+        "ScheduleFreeAdamW",
+        "schedule_free",
+        {
+            "learning_rate": 0.125,
+            "beta_1": 0.5,
+            "beta_2": 0.75,
+            "epsilon": 1e-3,
+            "warmup_steps": 8,
+            "weight_decay": 0.125,
+        },
+    ),
+    Case("radam", "RAdam", "adam", {"learning_rate": 0.0625}, "torch"),
+    Case(
+        "radam-betas",
+        "RAdam",
+        "adam",
+        {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.875, "epsilon": 1e-3},
+        "torch",
+    ),
+    Case("radam-decay", "RAdam", "adam", {"learning_rate": 0.0625, "weight_decay": 0.125}, "torch"),
+    Case("asgd", "ASGD", "asgd", {"learning_rate": 0.125}, "torch"),
+    Case(
+        "asgd-averaging",
+        "ASGD",
+        "asgd",
+        {"learning_rate": 0.125, "lambd": 0.25, "alpha": 0.5, "t0": 3.0},
+        "torch",
+    ),
+    Case("rprop", "Rprop", "rprop", {"learning_rate": 0.0625, "step_size_min": 0.0078125}, "torch"),
+    Case(
+        "rprop-bounds",
+        "Rprop",
+        "rprop",
+        {
+            "learning_rate": 0.125,
+            "eta_minus": 0.25,
+            "eta_plus": 1.5,
+            "step_size_min": 0.03125,
+            "step_size_max": 0.25,
+        },
+        "torch",
+    ),
+    Case("adabelief", "AdaBelief", "adabelief", {"learning_rate": 0.03125}, "optax"),
+    Case(
+        "adabelief-betas",
+        "AdaBelief",
+        "adabelief",
+        {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-3, "epsilon_root": 1e-2},
+        "optax",
+    ),
+    Case("yogi", "Yogi", "yogi", {"learning_rate": 0.03125}, "optax"),
+    Case(
+        "yogi-betas",
+        "Yogi",
+        "yogi",
+        {
+            "learning_rate": 0.0625,
+            "beta_1": 0.5,
+            "beta_2": 0.75,
+            "epsilon": 1e-2,
+            "initial_accumulator_value": 0.5,
+        },
+        "optax",
+    ),
+    Case("ademamix", "AdEMAMix", "ademamix", {"learning_rate": 0.03125}, "optax"),
+    Case(
+        "ademamix-betas",
+        "AdEMAMix",
+        "ademamix",
+        {
+            "learning_rate": 0.0625,
+            "beta_1": 0.5,
+            "beta_2": 0.75,
+            "beta_3": 0.875,
+            "alpha": 2.0,
+            "epsilon": 1e-3,
+            "weight_decay": 0.125,
+        },
+        "optax",
+    ),
+    Case("adan", "Adan", "adan", {"learning_rate": 0.03125}, "optax"),
+    Case(
+        "adan-betas",
+        "Adan",
+        "adan",
+        {
+            "learning_rate": 0.0625,
+            "beta_1": 0.5,
+            "beta_2": 0.75,
+            "beta_3": 0.875,
+            "epsilon": 1e-3,
+            "epsilon_root": 1e-2,
+            "weight_decay": 0.125,
+        },
+        "optax",
+    ),
+    Case("adopt", "Adopt", "adopt", {"learning_rate": 0.03125}, "optax"),
+    Case(
+        "adopt-betas",
+        "Adopt",
+        "adopt",
+        {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 0.5, "clip_power": 0.125},
+        "optax",
+    ),
+    Case("adopt-unclipped", "Adopt", "adopt", {"learning_rate": 0.015625, "clip_power": None}, "optax"),
+    Case("signum", "Signum", "sign_momentum", {"learning_rate": 0.03125}, "optax"),
+    Case("signum-momentum", "Signum", "sign_momentum", {"learning_rate": 0.0625, "momentum": 0.5}, "optax"),
 ]
 IDS = [case.id for case in CASES]
-RULE_CASES = {case.rule: case for case in reversed(CASES)}  # the first case of every rule
+RULE_CASES = {case.rule: case for case in reversed(CASES) if case.rule}  # the first case of every rule
 
 
 def bits(array: Any) -> Any:

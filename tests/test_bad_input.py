@@ -125,7 +125,7 @@ BAD: dict[str, tuple[Callable[[Scene], Any], type[Exception] | tuple[type[Except
         lambda s: setattr(s.optimizer, "learning_rate", np.nan),
         ValueError, "learning_rate.*finite",
     ),
-    "rate below 0": (lambda s: setattr(s.optimizer, "learning_rate", -1), ValueError, "learning_rate.*>= 0"),
+    "rate below 0": (lambda s: setattr(s.optimizer, "learning_rate", -1), ValueError, "learning_rate.*>=? 0"),
     "rate of text": (
         lambda s: setattr(s.optimizer, "learning_rate", "0.1"),
         TypeError, "learning_rate.*real",

@@ -74,7 +74,7 @@ class Adam(Optimizer):
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
         rate = hyper.learning_rate * sqrt(1 - beta_2**t) / (1 - beta_1**t)
-        return 1 - beta_1, 1 - beta_2, rate, 0.0, hyper.epsilon
+        return 1 - beta_1, 1 - beta_2, rate, 0.0, 1.0, hyper.epsilon
 
 
 class AdamW(Adam):

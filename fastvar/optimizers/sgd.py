@@ -1,4 +1,4 @@
-"""Gradient descent, with and without momentum."""
+"""Gradient descent, with and without momentum, and averaged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from fastvar import kernels
 from fastvar.hyper import flag, number
 from fastvar.optimizer import Optimizer
+from fastvar.optimizers.folded import has_momentum
 
 
 class SGD(Optimizer):
@@ -55,18 +56,75 @@ class SGD(Optimizer):
     momentum: float = number(default=0.0, low=0, high=1)
     nesterov: bool = flag(default=False)
 
-    def _has_momentum(self) -> bool:
-        return self.momentum != 0 or any(group.momentum != 0 for group in self.groups)
-
     @property
     def slots(self) -> Sequence[str]:  # type: ignore[override]
-        return ("momentum",) if self._has_momentum() else ()
+        return ("momentum",) if has_momentum(self) else ()
 
     def rule(self) -> Any:
-        return kernels.RULES["momentum" if self._has_momentum() else "gradient_descent"]
+        return kernels.RULES["momentum" if has_momentum(self) else "gradient_descent"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         rate, mu = hyper.learning_rate, hyper.momentum
         if not hyper.slots:
             return (rate,)
         return (mu, -rate, mu, -rate) if hyper.nesterov else (mu, -rate, 1.0, 0.0)
+
+
+class ASGD(Optimizer):
+    r"""Averaged gradient descent: a decaying step size, and beside the weights their running average.
+
+    With PyTorch's meaning, names and defaults; Keras and optax have no such optimizer. At update
+    :math:`t` = 1, 2, ...:
+
+    .. math::
+
+        \eta_t &= \eta / (1 + \lambda \eta (t - 1))^\alpha, \qquad \mu_t = 1 / \max(1, t - 1 - t_0) \\
+        w &\leftarrow (1 - \lambda \eta_t) w - \eta_t g, \qquad a \leftarrow (1 - \mu_t) a + \mu_t w
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.01.
+    lambd : float
+        :math:`\lambda` >= 0, how fast weights and step sizes decay, by default 1e-4.
+    alpha : float
+        :math:`\alpha` >= 0, by default 0.75.
+    t0 : float
+        :math:`t_0` >= 0, the update at which averaging begins, by default 1e6; until then :math:`a` is `w`.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slot "ax", the average :math:`a`, are float32 or float64 of one shape. When
+    the learning rate changes, PyTorch uses the new one an update later.
+
+    References
+    ----------
+    Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, SIAM J. Control Optim. 30, 1992.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0])
+    >>> optimizer = fv.optimizers.ASGD(0.5, lambd=0.0, t0=0)
+    >>> for _ in range(3):
+    ...     optimizer.apply([[1.0]], [w])
+    >>> w.value, optimizer.slot(w, "ax").value
+    (array([-0.5]), array([-0.25]))
+    """
+
+    learning_rate: float = number(default=0.01, low=0)
+    lambd: float = number(default=1e-4, low=0)
+    alpha: float = number(default=0.75, low=0)
+    t0: float = number(default=1e6, low=0)
+
+    slots = ("ax",)
+
+    def rule(self) -> Any:
+        return kernels.RULES["asgd"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        rate = hyper.learning_rate / (1 + hyper.lambd * hyper.learning_rate * (t - 1)) ** hyper.alpha
+        take = 1 / max(1.0, t - 1 - hyper.t0)
+        return rate, 1 - hyper.lambd * rate, 1 - take, take

@@ -1,0 +1,193 @@
+"""Steps scaled by the root of a sum or mean of squared gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastvar import kernels
+from fastvar.hyper import flag, number
+from fastvar.optimizer import Optimizer
+from fastvar.optimizers.folded import has_momentum
+from fastvar.variable import Variable
+
+
+class Adagrad(Optimizer):
+    r"""Steps scaled by the root of the sum of all squared gradients.
+
+    As in Keras, with epsilon inside the root (PyTorch: outside):
+
+    .. math:: v \leftarrow v + g^2, \qquad w \leftarrow w - \eta \frac{g}{\sqrt{v + \epsilon}}
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001 (PyTorch: 0.01, and a decay of its own).
+    initial_accumulator_value : float
+        What :math:`v` begins with, >= 0, by default 0.1 (PyTorch: 0).
+    epsilon : float
+        :math:`\epsilon` >= 0, by default 1e-7 (PyTorch: 1e-10).
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slot "accumulator" are float32 or float64 of one shape. It is set to 0 where
+    it is below 1024 times the smallest normal number. With an initial value and an epsilon of 0, a gradient
+    of 0 is divided by 0.
+
+    References
+    ----------
+    Duchi et al., Adaptive Subgradient Methods for Online Learning and Stochastic Optimization, JMLR 12, 2011.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.Adagrad(0.1, initial_accumulator_value=0.0)
+    >>> for _ in range(2):
+    ...     optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([0.8293, 2.1707])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    initial_accumulator_value: float = number(default=0.1, low=0)
+    epsilon: float = number(default=1e-7, low=0)
+
+    slots = ("accumulator",)
+
+    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+        return hyper.initial_accumulator_value
+
+    def rule(self) -> Any:
+        return kernels.RULES["rmsprop"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        return 1.0, 1.0, hyper.learning_rate, hyper.epsilon, 0.0
+
+
+class RMSprop(Optimizer):
+    r"""Steps scaled by the root of a running mean of squared gradients.
+
+    As in Keras, with epsilon inside the root (optax too; PyTorch: outside):
+
+    .. math:: v \leftarrow \rho v + (1-\rho) g^2, \qquad w \leftarrow w - \eta \frac{g}{\sqrt{v + \epsilon}}
+
+    When `centered`, :math:`v - a^2` stands in the root in place of :math:`v`, where
+    :math:`a \leftarrow \rho a + (1-\rho) g`. With momentum :math:`\mu`, where the learning rate is inside the
+    momentum as in optax, too (it matters when it changes; PyTorch has it outside):
+
+    .. math:: m \leftarrow \mu m + \eta \frac{g}{\sqrt{v + \epsilon}}, \qquad w \leftarrow w - m
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001 (PyTorch: 0.01).
+    rho : float
+        :math:`\rho` in [0, 1), by default 0.9 (PyTorch calls it alpha, 0.99).
+    momentum : float
+        :math:`\mu` in [0, 1], by default 0.
+    epsilon : float
+        :math:`\epsilon` >= 0, by default 1e-7 (PyTorch and optax: 1e-8).
+    centered : bool
+        Whether to take the variance in place of the mean square.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "velocity", "momentum" (if that is not 0, or `centered`) and
+    "average_gradient" (if `centered`) are float32 or float64 of one shape. They are set to 0 where their
+    magnitude falls below 1024 times the smallest normal number.
+
+    Rounding can make :math:`v - a^2` negative, of which Keras and PyTorch take the root and get NaN; here it
+    is 0 then.
+
+    References
+    ----------
+    Tieleman and Hinton, Lecture 6.5: RMSProp, Coursera 2012. Graves, Generating Sequences with Recurrent Neural
+    Networks, 2013 (arXiv:1308.0850), equations 38 to 41, for `centered`.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.RMSprop(0.1, momentum=0.5)
+    >>> optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([0.6838, 2.3162])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    rho: float = number(default=0.9, low=0, below=1)
+    momentum: float = number(default=0.0, low=0, high=1)
+    epsilon: float = number(default=1e-7, low=0)
+    centered: bool = flag(default=False)
+
+    @property
+    def slots(self) -> Sequence[str]:  # type: ignore[override]
+        if self.centered:  # one rule for both, with and without momentum
+            return "velocity", "momentum", "average_gradient"
+        return ("velocity", "momentum") if has_momentum(self) else ("velocity",)
+
+    def rule(self) -> Any:
+        name = "rmsprop_centered" if self.centered else "rmsprop_momentum" if has_momentum(self) else "rmsprop"
+        return kernels.RULES[name]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        plain = hyper.rho, 1 - hyper.rho, hyper.learning_rate, hyper.epsilon, 0.0
+        return plain if len(hyper.slots) == 1 else (*plain, hyper.momentum, 1.0)
+
+
+class Adadelta(Optimizer):
+    r"""Steps of the size of past steps, relative to that of past gradients.
+
+    As in Keras, and in PyTorch and optax with other defaults:
+
+    .. math::
+
+        v &\leftarrow \rho v + (1-\rho) g^2, \qquad s = \frac{\sqrt{d + \epsilon}}{\sqrt{v + \epsilon}} g \\
+        d &\leftarrow \rho d + (1-\rho) s^2, \qquad w \leftarrow w - \eta s
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001 (PyTorch and the paper: 1).
+    rho : float
+        :math:`\rho` in [0, 1), by default 0.95 (PyTorch and optax: 0.9).
+    epsilon : float
+        :math:`\epsilon` > 0, by default 1e-7 (PyTorch and optax: 1e-6); the first steps are of its size.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "accumulated_grad" and "accumulated_delta_var" are float32 or float64
+    of one shape. They are set to 0 where they fall below 1024 times the smallest normal number.
+
+    References
+    ----------
+    Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012 (arXiv:1212.5701), algorithm 1.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.Adadelta(1.0, epsilon=1e-2)
+    >>> optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([0.6667, 2.3333])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    rho: float = number(default=0.95, low=0, below=1)
+    epsilon: float = number(default=1e-7, above=0)
+
+    slots = ("accumulated_grad", "accumulated_delta_var")
+
+    def rule(self) -> Any:
+        return kernels.RULES["adadelta"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        return hyper.rho, 1 - hyper.rho, hyper.learning_rate, hyper.epsilon

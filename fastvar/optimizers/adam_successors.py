@@ -1,0 +1,283 @@
+"""Successors of Adam that keep another mean of the gradients, or of the weights, beside its moments."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from fastvar import kernels
+from fastvar.hyper import number
+from fastvar.optimizer import Optimizer
+from fastvar.optimizers.folded import unbiased_root
+from fastvar.variable import Variable
+
+
+class AdEMAMix(Optimizer):
+    r"""Adam with two running means of the gradient, a fast one and a slow one.
+
+    With optax's meaning and defaults (the learning rate aside, for which optax has none); Keras and PyTorch
+    have no such optimizer. At update :math:`t` = 1, 2, ...:
+
+    .. math::
+
+        m &\leftarrow m + (1-\beta_1)(g - m), \quad s \leftarrow s + (1-\beta_3)(g - s), \quad
+        v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        w &\leftarrow w - \eta \left(\frac{m}{1-\beta_1^t} + \alpha s\right)
+            \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right)
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001.
+    beta_1, beta_2, beta_3 : float
+        Decay of the fast mean, of the second moment and of the slow mean, in [0, 1), by default 0.9, 0.999
+        and 0.9999. The paper lets :math:`\beta_3` rise from :math:`\beta_1`: give a callable of the iteration.
+    alpha : float
+        :math:`\alpha` >= 0, the weight of the slow mean, by default 5. The paper lets it rise from 0.
+    epsilon : float
+        :math:`\epsilon` >= 0, outside the corrected root, by default 1e-8.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "momentum", "slow_momentum" and "velocity" are float32 or float64 of
+    one shape. Moments are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+
+    References
+    ----------
+    Pagliardini et al., The AdEMAMix Optimizer: Better, Faster, Older, 2024 (arXiv:2409.03137), algorithm 1.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.AdEMAMix(0.1, beta_3=lambda step: min(0.9 + step / 1e5, 0.9999))
+    >>> optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([0.85, 2.15])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    beta_1: float = number(default=0.9, low=0, below=1)
+    beta_2: float = number(default=0.999, low=0, below=1)
+    beta_3: float = number(default=0.9999, low=0, below=1)
+    alpha: float = number(default=5.0, low=0)
+    epsilon: float = number(default=1e-8, low=0)
+
+    slots = ("momentum", "slow_momentum", "velocity")
+
+    def rule(self) -> Any:
+        return kernels.RULES["ademamix"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        rate, beta_1, beta_2 = hyper.learning_rate, hyper.beta_1, hyper.beta_2
+        by_m, by_slow, by_v = rate / (1 - beta_1**t), rate * hyper.alpha, unbiased_root(beta_2, t)
+        return 1 - beta_1, 1 - hyper.beta_3, 1 - beta_2, by_m, by_slow, by_v, hyper.epsilon
+
+
+class Adan(Optimizer):
+    r"""Adaptive Nesterov momentum: Adam that also follows how the gradient changes.
+
+    With optax's meaning and defaults (the learning rate aside, for which optax has none); Keras and PyTorch
+    have no such optimizer. At update :math:`t` = 1, 2, ..., with :math:`\Delta = g - g_{t-1}` (0 at first):
+
+    .. math::
+
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad d \leftarrow d + (1-\beta_2)(\Delta - d) \\
+        v &\leftarrow v + (1-\beta_3)((g + (1-\beta_2)\Delta)^2 - v) \\
+        w &\leftarrow w - \eta \left(\frac{m}{1-\beta_1^t} + (1-\beta_2)\frac{d}{1-\beta_2^t}\right)
+            \Big/ \left(\sqrt{v / (1-\beta_3^t) + \epsilon_r} + \epsilon\right)
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001.
+    beta_1, beta_2, beta_3 : float
+        Decay of the means of the gradient, of its change, and of the square, in [0, 1), by default 0.98, 0.92
+        and 0.99.
+    epsilon, epsilon_root : float
+        >= 0, outside and inside the corrected root, by default 1e-8 both.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "momentum", "drift", "velocity" and "previous_gradient" are float32 or
+    float64 of one shape. The first three are set to 0 where their magnitude falls below 1024 times the
+    smallest normal number.
+
+    The paper writes its betas as one minus these, and weighs changes with :math:`\beta_2` = 0.92 of these where
+    optax, followed here, has :math:`1-\beta_2` = 0.08. Its decay divides by :math:`1 + \eta\lambda`; that of
+    optax is `weight_decay`.
+
+    References
+    ----------
+    Xie et al., Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models, 2022
+    (arXiv:2208.06677), algorithm 1.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.Adan(0.1)
+    >>> optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([0.9, 2.1])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    beta_1: float = number(default=0.98, low=0, below=1)
+    beta_2: float = number(default=0.92, low=0, below=1)
+    beta_3: float = number(default=0.99, low=0, below=1)
+    epsilon: float = number(default=1e-8, low=0)
+    epsilon_root: float = number(default=1e-8, low=0)
+
+    slots = ("momentum", "drift", "velocity", "previous_gradient")
+
+    def rule(self) -> Any:
+        return kernels.RULES["adan"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        rate, take_1, take_2, beta_3 = hyper.learning_rate, 1 - hyper.beta_1, 1 - hyper.beta_2, hyper.beta_3
+        by_m, by_d = rate / (1 - hyper.beta_1**t), rate * take_2 / (1 - hyper.beta_2**t)
+        inside = hyper.epsilon_root * (1 - beta_3**t)  # before the correction
+        begun, by_v = float(t > 1), unbiased_root(beta_3, t)
+        return take_1, take_2, 1 - beta_3, begun, take_2, by_m, by_d, by_v, hyper.epsilon, inside
+
+
+class Adopt(Optimizer):
+    r"""Adam that scales each gradient by the past ones alone, before it takes their mean.
+
+    With optax's meaning and defaults (the learning rate aside, for which optax has none); Keras and PyTorch
+    have no such optimizer. The first update only sets :math:`v \leftarrow g^2`; then, at :math:`t` = 2, 3, ...:
+
+    .. math::
+
+        m &\leftarrow m + (1-\beta_1)\left(\operatorname{clip}\left(\frac{g}{\max(\sqrt{v}, \epsilon)},
+            \pm (t-1)^p\right) - m\right) \\
+        w &\leftarrow w - \eta m, \qquad v \leftarrow v + (1-\beta_2)(g^2 - v)
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001.
+    beta_1, beta_2 : float
+        Decay of the moments, in [0, 1), by default 0.9 and 0.9999.
+    epsilon : float
+        :math:`\epsilon` > 0, the least divisor, by default 1e-6.
+    clip_power : float, optional
+        :math:`p` >= 0, by default 0.25; None does not clip.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
+    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+
+    References
+    ----------
+    Taniguchi et al., ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal Rate, NeurIPS 2024
+    (arXiv:2411.02853), algorithm 2, and the clipping of its authors' code.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.Adopt(0.1)
+    >>> for _ in range(2):
+    ...     optimizer.apply([[0.5, -0.25]], [w])
+    >>> w.value.round(4)
+    array([0.99, 2.01])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    beta_1: float = number(default=0.9, low=0, below=1)
+    beta_2: float = number(default=0.9999, low=0, below=1)
+    epsilon: float = number(default=1e-6, above=0)
+    clip_power: float | None = number(default=0.25, low=0, optional=True)
+
+    slots = ("momentum", "velocity")
+
+    def rule(self) -> Any:
+        return kernels.RULES["adopt"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        if t == 1:
+            return 0.0, 1.0, hyper.learning_rate, hyper.epsilon, 0.0
+        limit = inf if hyper.clip_power is None else (t - 1) ** hyper.clip_power
+        return 1 - hyper.beta_1, 1 - hyper.beta_2, hyper.learning_rate, hyper.epsilon, limit
+
+
+class ScheduleFreeAdamW(Optimizer):
+    r"""Adam that averages its weights in place of a learning rate schedule.
+
+    At update :math:`t` = 1, 2, ..., as in Keras, with :math:`z` at first a copy of the weights, and
+    :math:`x = (w - (1-\beta_1) z) / \beta_1` the mean of all :math:`z` so far, which is not stored:
+
+    .. math::
+
+        v &\leftarrow v + (1-\beta_2)(g^2 - v), \qquad
+        z \leftarrow z - \eta_t g \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right) \\
+        x &\leftarrow (1 - 1/t) x + z / t, \qquad w \leftarrow (1-\beta_1) z + \beta_1 x
+
+    where :math:`\eta_t = \eta \min(t / T, 1)` with `warmup_steps` :math:`T`.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.0025.
+    beta_1 : float
+        How far the weights lie from :math:`z` to :math:`x`, in [0, 1], by default 0.9.
+    beta_2 : float
+        Decay of the second moment, in [0, 1), by default 0.999.
+    epsilon : float
+        :math:`\epsilon` >= 0, outside the corrected root, by default 1e-8.
+    warmup_steps : float
+        :math:`T` >= 0, by default 0.
+    **options
+        Those of every optimizer, see `Optimizer`. `weight_decay` is None by default.
+
+    Notes
+    -----
+    Variables, gradients and the slots "momentum" (:math:`z`) and "velocity" are float32 or float64 of one
+    shape. The velocity is set to 0 where it falls below 1024 times the smallest normal number.
+
+    The weights are where gradients are to be taken; the paper evaluates a model at :math:`x`. optax weighs
+    the mean by the learning rate, and its `eps` is inside the root, too.
+
+    References
+    ----------
+    Defazio et al., The Road Less Scheduled, 2024 (arXiv:2405.15682), algorithm 1, with equal weights.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.ScheduleFreeAdamW(0.1)
+    >>> for _ in range(2):
+    ...     optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([0.845, 2.155])
+    """
+
+    learning_rate: float = number(default=0.0025, low=0)
+    beta_1: float = number(default=0.9, low=0, high=1)
+    beta_2: float = number(default=0.999, low=0, below=1)
+    epsilon: float = number(default=1e-8, low=0)
+    warmup_steps: float = number(default=0.0, low=0)
+
+    slots = ("momentum", "velocity")
+
+    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+        return variable.value if slot == "momentum" else 0
+
+    def rule(self) -> Any:
+        return kernels.RULES["schedule_free"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        beta_1, beta_2 = hyper.beta_1, hyper.beta_2
+        rate = hyper.learning_rate * (min(t / hyper.warmup_steps, 1.0) if hyper.warmup_steps else 1.0)
+        keep, less, take = 1 - 1 / t, 1 - beta_1, 1 - beta_1 + beta_1 / t
+        return 1 - beta_2, rate, unbiased_root(beta_2, t), hyper.epsilon, keep, less, take

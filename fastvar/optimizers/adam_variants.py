@@ -1,0 +1,341 @@
+"""Variants of Adam that make their moments as it does, but one of them otherwise or correct them otherwise."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import sqrt
+from typing import Any
+
+from fastvar import kernels
+from fastvar.hyper import number
+from fastvar.optimizer import Optimizer
+from fastvar.optimizers.folded import unbiased_root
+from fastvar.variable import Variable
+
+
+@cache
+def _warm_products() -> tuple[float, ...]:
+    """Return the products of `_warm` up to 0, 1, 2, ..., until they change no more (some 900)."""
+    products, t = [1.0], 1
+    while (factor := _warm(t)) < 1:
+        products.append(products[-1] * factor)
+        t += 1
+    return tuple(products)
+
+
+def _warm(t: int) -> float:
+    return 1 - 0.5 * 0.96**t
+
+
+class Nadam(Optimizer):
+    r"""Adam with Nesterov momentum, whose momentum warms up.
+
+    At update :math:`t` = 1, 2, ..., with :math:`\mu_t = \beta_1 (1 - 0.96^t / 2)`, as in Keras:
+
+    .. math::
+
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        w &\leftarrow w - \eta \left(\frac{\mu_{t+1} m}{1 - \prod_{i \le t+1} \mu_i}
+            + \frac{(1 - \mu_t) g}{1 - \prod_{i \le t} \mu_i}\right)
+            \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right)
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001 (PyTorch: 0.002).
+    beta_1, beta_2 : float
+        Decay of the moments, in [0, 1), by default 0.9 and 0.999.
+    epsilon : float
+        :math:`\epsilon` >= 0, by default 1e-7 (PyTorch and optax: 1e-8), outside the corrected root in all.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
+    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+
+    PyTorch warms up 250 times as slowly, with :math:`0.96^{0.004 t}`; optax does not warm up at all. The
+    products are those of the present :math:`\beta_1`: while it changes, Keras has the product of the past ones.
+
+    References
+    ----------
+    Dozat, Incorporating Nesterov Momentum into Adam, ICLR workshop 2016, algorithm 8.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.Nadam(0.1)
+    >>> optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([0.8937, 2.1063])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    beta_1: float = number(default=0.9, low=0, below=1)
+    beta_2: float = number(default=0.999, low=0, below=1)
+    epsilon: float = number(default=1e-7, low=0)
+
+    slots = ("momentum", "velocity")
+
+    def rule(self) -> Any:
+        return kernels.RULES["adam"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        rate, beta_1, beta_2 = hyper.learning_rate, hyper.beta_1, hyper.beta_2
+        products = _warm_products()
+        last = len(products) - 1
+        product = beta_1**t * products[min(t, last)]
+        following = beta_1 ** (t + 1) * products[min(t + 1, last)]
+        by_m = rate * beta_1 * _warm(t + 1) / (1 - following)
+        by_g = rate * (1 - beta_1 * _warm(t)) / (1 - product)
+        return 1 - beta_1, 1 - beta_2, by_m, by_g, unbiased_root(beta_2, t), hyper.epsilon
+
+
+class RAdam(Optimizer):
+    r"""Rectified Adam: momentum alone until the second moment has seen enough, then a rectified Adam.
+
+    With PyTorch's meaning and defaults; Keras has no such optimizer. At update :math:`t` = 1, 2, ...,
+    with :math:`\rho_\infty = 2/(1-\beta_2) - 1` and
+    :math:`\rho = \rho_\infty - 2 t \beta_2^t/(1-\beta_2^t)`:
+
+    .. math::
+
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        w &\leftarrow w - \frac{\eta}{1-\beta_1^t} \begin{cases}
+            m & \rho \le 5 \\
+            \sqrt{\frac{(\rho-4)(\rho-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho}}
+            \sqrt{1-\beta_2^t} \frac{m}{\sqrt{v} + \epsilon} & \rho > 5 \end{cases}
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001.
+    beta_1, beta_2 : float
+        Decay of the moments, in [0, 1), by default 0.9 and 0.999.
+    epsilon : float
+        :math:`\epsilon` >= 0, by default 1e-8, outside the uncorrected root (optax: outside the corrected one).
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
+    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+
+    References
+    ----------
+    Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020 (arXiv:1908.03265), algorithm 2;
+    which rectifies from :math:`\rho > 4` on.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.RAdam(0.1)
+    >>> optimizer.apply([[0.5, -0.25]], [w])
+    >>> w.value.round(4)
+    array([0.95 , 2.025])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    beta_1: float = number(default=0.9, low=0, below=1)
+    beta_2: float = number(default=0.999, low=0, below=1)
+    epsilon: float = number(default=1e-8, low=0)
+
+    slots = ("momentum", "velocity")
+
+    def rule(self) -> Any:
+        return kernels.RULES["adam"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        beta_1, beta_2 = hyper.beta_1, hyper.beta_2
+        rate, decayed = hyper.learning_rate / (1 - beta_1**t), beta_2**t
+        most = 2 / (1 - beta_2) - 1
+        rho = most - 2 * t * decayed / (1 - decayed)
+        if rho <= 5:
+            return 1 - beta_1, 1 - beta_2, rate, 0.0, 0.0, 1.0  # divided by 0 * root + 1
+        rectified = sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
+        return 1 - beta_1, 1 - beta_2, rate * rectified * sqrt(1 - decayed), 0.0, 1.0, hyper.epsilon
+
+
+class Adamax(Optimizer):
+    r"""Adam with the maximum of past gradients in place of their root mean square.
+
+    At update :math:`t` = 1, 2, ..., as in Keras:
+
+    .. math::
+
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad u \leftarrow \max(\beta_2 u, |g|) \\
+        w &\leftarrow w - \frac{\eta}{1-\beta_1^t} \frac{m}{u + \epsilon}
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001 (PyTorch: 0.002).
+    beta_1, beta_2 : float
+        Decay of the momentum and of the maximum, in [0, 1), by default 0.9 and 0.999.
+    epsilon : float
+        :math:`\epsilon` >= 0, by default 1e-7 (PyTorch and optax: 1e-8, added to :math:`|g|` inside the maximum).
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "momentum" and "norm" are float32 or float64 of one shape. Both slots
+    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+
+    References
+    ----------
+    Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015 (arXiv:1412.6980), algorithm 2.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.Adamax(0.1)
+    >>> optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([0.9, 2.1])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    beta_1: float = number(default=0.9, low=0, below=1)
+    beta_2: float = number(default=0.999, low=0, below=1)
+    epsilon: float = number(default=1e-7, low=0)
+
+    slots = ("momentum", "norm")
+
+    def rule(self) -> Any:
+        return kernels.RULES["adamax"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        rate = hyper.learning_rate / (1 - hyper.beta_1**t)
+        return 1 - hyper.beta_1, hyper.beta_2, rate, 0.0, hyper.epsilon
+
+
+class AdaBelief(Optimizer):
+    r"""Adam whose second moment is that of the surprise: of the gradient minus its running mean.
+
+    With optax's meaning and defaults (the learning rate aside, for which optax has none); Keras and PyTorch
+    have no such optimizer. At update :math:`t` = 1, 2, ...:
+
+    .. math::
+
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad
+        s \leftarrow s + (1-\beta_2)((g - m)^2 - s) + \epsilon_r \\
+        w &\leftarrow w - \frac{\eta}{1-\beta_1^t} m \Big/ \left(\sqrt{s / (1-\beta_2^t)} + \epsilon\right)
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001.
+    beta_1, beta_2 : float
+        Decay of the moments, in [0, 1), by default 0.9 and 0.999.
+    epsilon : float
+        :math:`\epsilon` >= 0, outside the corrected root, by default 1e-16 (the paper: 1e-8).
+    epsilon_root : float
+        :math:`\epsilon_r` >= 0, added to the second moment at every update, by default 1e-16.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
+    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+
+    References
+    ----------
+    Zhuang et al., AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients, 2020
+    (arXiv:2010.07468), algorithm 2.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.AdaBelief(0.09)
+    >>> optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([0.9, 2.1])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    beta_1: float = number(default=0.9, low=0, below=1)
+    beta_2: float = number(default=0.999, low=0, below=1)
+    epsilon: float = number(default=1e-16, low=0)
+    epsilon_root: float = number(default=1e-16, low=0)
+
+    slots = ("momentum", "velocity")
+
+    def rule(self) -> Any:
+        return kernels.RULES["adabelief"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        beta_1, beta_2 = hyper.beta_1, hyper.beta_2
+        rate, by_v = hyper.learning_rate / (1 - beta_1**t), unbiased_root(beta_2, t)
+        return 1 - beta_1, 1 - beta_2, rate, by_v, hyper.epsilon, hyper.epsilon_root
+
+
+class Yogi(Optimizer):
+    r"""Adam whose second moment follows the squared gradient by steps of a size that it does not depend on.
+
+    With optax's meaning and defaults (the learning rate aside, for which optax has none, and the paper 0.01);
+    Keras and PyTorch have no such optimizer. At update :math:`t` = 1, 2, ...:
+
+    .. math::
+
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad
+        v \leftarrow v - (1-\beta_2) \operatorname{sign}(v - g^2) g^2 \\
+        w &\leftarrow w - \frac{\eta}{1-\beta_1^t} m \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right)
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001.
+    beta_1, beta_2 : float
+        Decay of the moments, in [0, 1), by default 0.9 and 0.999.
+    epsilon : float
+        :math:`\epsilon` >= 0, outside the corrected root, by default 1e-3.
+    initial_accumulator_value : float
+        What both moments begin with, >= 0, by default 1e-6.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
+    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+
+    References
+    ----------
+    Zaheer et al., Adaptive Methods for Nonconvex Optimization, NeurIPS 2018, algorithm 2.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.Yogi(0.1)
+    >>> optimizer.apply([[0.5, -0.5]], [w])
+    >>> w.value.round(4)
+    array([0.9004, 2.0996])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    beta_1: float = number(default=0.9, low=0, below=1)
+    beta_2: float = number(default=0.999, low=0, below=1)
+    epsilon: float = number(default=1e-3, low=0)
+    initial_accumulator_value: float = number(default=1e-6, low=0)
+
+    slots = ("momentum", "velocity")
+
+    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+        return hyper.initial_accumulator_value
+
+    def rule(self) -> Any:
+        return kernels.RULES["yogi"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        beta_1, beta_2 = hyper.beta_1, hyper.beta_2
+        rate = hyper.learning_rate / (1 - beta_1**t)
+        return 1 - beta_1, 1 - beta_2, rate, unbiased_root(beta_2, t), hyper.epsilon

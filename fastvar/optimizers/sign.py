@@ -1,0 +1,183 @@
+"""Steps that take of the gradient only its sign."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastvar import kernels
+from fastvar.hyper import number
+from fastvar.optimizer import Optimizer
+from fastvar.variable import Variable
+
+
+class Lion(Optimizer):
+    r"""Steps of one size, with the sign of a mean of momentum and gradient.
+
+    As in Keras and optax:
+
+    .. math::
+
+        w \leftarrow w - \eta \operatorname{sign}(\beta_1 m + (1-\beta_1) g), \qquad
+        m \leftarrow \beta_2 m + (1-\beta_2) g
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001; a third to a tenth of what suits Adam.
+    beta_1 : float
+        Weight of the momentum in a step, in (0, 1], by default 0.9.
+    beta_2 : float
+        Decay of the momentum, in [0, 1], by default 0.99.
+    **options
+        Those of every optimizer, see `Optimizer`. `weight_decay` should be 3 to 10 times that of AdamW
+        (optax: 1e-3 by default).
+
+    Notes
+    -----
+    Variables, gradients and the slot "momentum" are float32 or float64 of one shape. The momentum is set to
+    0 where its magnitude falls below 1024 times the smallest normal number. The sign of 0 is 0, of NaN NaN.
+
+    References
+    ----------
+    Chen et al., Symbolic Discovery of Optimization Algorithms, 2023 (arXiv:2302.06675), algorithm 2.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0, 3.0])
+    >>> optimizer = fv.optimizers.Lion(0.5)
+    >>> optimizer.apply([[1e-3, -7.0, 0.0]], [w])
+    >>> w.value
+    array([0.5, 2.5, 3. ])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    beta_1: float = number(default=0.9, above=0, high=1)
+    beta_2: float = number(default=0.99, low=0, high=1)
+
+    slots = ("momentum",)
+
+    def rule(self) -> Any:
+        return kernels.RULES["sign_momentum"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        return hyper.beta_1, 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2, hyper.learning_rate
+
+
+class Signum(Optimizer):
+    r"""Steps of one size, with the sign of the momentum.
+
+    With optax's meaning and default momentum; Keras and PyTorch have no such optimizer:
+
+    .. math:: m \leftarrow \mu m + (1-\mu) g, \qquad w \leftarrow w - \eta \operatorname{sign}(m)
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        :math:`\eta` >= 0, by default 0.001 (optax: none).
+    momentum : float
+        :math:`\mu` in [0, 1), by default 0.9; with 0 it is signSGD.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slot "momentum" are float32 or float64 of one shape. The momentum is set to
+    0 where its magnitude falls below 1024 times the smallest normal number. The sign of 0 is 0, of NaN NaN.
+
+    References
+    ----------
+    Bernstein et al., signSGD: Compressed Optimisation for Non-Convex Problems, 2018 (arXiv:1802.04434),
+    algorithm 2.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0, 3.0])
+    >>> optimizer = fv.optimizers.Signum(0.5)
+    >>> optimizer.apply([[1e-3, -7.0, 0.0]], [w])
+    >>> w.value
+    array([0.5, 2.5, 3. ])
+    """
+
+    learning_rate: float = number(default=0.001, low=0)
+    momentum: float = number(default=0.9, low=0, below=1)
+
+    slots = ("momentum",)
+
+    def rule(self) -> Any:
+        return kernels.RULES["sign_momentum"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        mu = hyper.momentum
+        return mu, 1 - mu, mu, 1 - mu, hyper.learning_rate
+
+
+class Rprop(Optimizer):
+    r"""Steps of a size of their own for every element: larger while the gradient keeps its sign, else smaller.
+
+    With PyTorch's meaning and defaults (there as pairs `etas` and `step_sizes`); Keras has no such optimizer,
+    and optax's takes a step back where the gradient turns. It is for whole batches, not for samples.
+
+    .. math::
+
+        \sigma &\leftarrow \operatorname{clip}(\sigma \cdot (\eta_+ \text{ if } g p > 0, \;
+            \eta_- \text{ if } g p < 0, \; \text{else } 1), \; \sigma_{\min}, \; \sigma_{\max}) \\
+        p &\leftarrow 0 \text{ if } g p < 0 \text{ else } g, \qquad
+        w \leftarrow w - \operatorname{sign}(p) \sigma
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        What the step sizes :math:`\sigma` begin with, >= 0, by default 0.01; changing it later changes
+        nothing but `weight_decay`.
+    eta_minus : float
+        :math:`\eta_-` in (0, 1), by default 0.5.
+    eta_plus : float
+        :math:`\eta_+` > 1, by default 1.2.
+    step_size_min, step_size_max : float
+        Bounds of the step sizes, >= 0 and > 0, by default 1e-6 and 50.
+    **options
+        Those of every optimizer, see `Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "previous_gradient" (:math:`p`) and "step_size" are float32 or float64
+    of one shape.
+
+    References
+    ----------
+    Riedmiller and Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP Algorithm,
+    ICNN 1993. Igel and Hüsken, Improving the Rprop Learning Algorithm, 2000: this is their iRprop-, which does
+    not step back.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.optimizers.Rprop(0.1)
+    >>> for gradient in ([1.0, 1.0], [2.0, -1.0]):
+    ...     optimizer.apply([gradient], [w])
+    >>> w.value, optimizer.slot(w, "step_size").value
+    (array([0.78, 1.9 ]), array([0.12, 0.05]))
+    """
+
+    learning_rate: float = number(default=0.01, low=0)
+    eta_minus: float = number(default=0.5, above=0, below=1)
+    eta_plus: float = number(default=1.2, above=1)
+    step_size_min: float = number(default=1e-6, low=0)
+    step_size_max: float = number(default=50.0, above=0)
+
+    slots = ("previous_gradient", "step_size")
+
+    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+        return hyper.learning_rate if slot == "step_size" else 0
+
+    def rule(self) -> Any:
+        return kernels.RULES["rprop"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        if hyper.step_size_min > hyper.step_size_max:
+            most, got = hyper.step_size_max, hyper.step_size_min
+            raise ValueError(f"{self._owner}: step_size_min must be <= step_size_max, {most:g}, got {got:g}")
+        return hyper.eta_minus, hyper.eta_plus, hyper.step_size_min, hyper.step_size_max
