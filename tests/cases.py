@@ -220,7 +220,13 @@ CASES = [
         {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 0.5, "clip_power": 0.125},
         "optax",
     ),
-    Case("adopt-unclipped", "Adopt", "adopt", {"learning_rate": 0.015625, "clip_power": None}, "optax"),
+    Case(
+        "adopt-unclipped",
+        "Adopt",
+        "adopt",
+        {"learning_rate": 0.03125, "epsilon": 0.125, "clip_power": None},
+        "optax",
+    ),
     Case("signum", "Signum", "sign_momentum", {"learning_rate": 0.03125}, "optax"),
     Case("signum-momentum", "Signum", "sign_momentum", {"learning_rate": 0.0625, "momentum": 0.5}, "optax"),
 ]
