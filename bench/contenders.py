@@ -68,9 +68,10 @@ def threads(count: int) -> Iterator[None]:
     """Let everyone use so many threads."""
     before = fv.get_num_threads()
     fv.set_num_threads(count)
-    if in_torch.INSTALLED:
-        in_torch.set_threads(count)
+    of_torch = in_torch.set_threads(count) if in_torch.INSTALLED else None
     try:
         yield
     finally:
         fv.set_num_threads(before)
+        if of_torch is not None:
+            in_torch.set_threads(of_torch)

@@ -31,7 +31,10 @@ def fused(ws: Arrays, gs: Arrays, clip_and_average: bool, name: str, **options: 
     return step
 
 
-def set_threads(threads: int) -> None:
+def set_threads(threads: int) -> int:
+    """Let PyTorch use so many threads, and return how many it used: it sets OpenMP's limit, fastvar's too."""
     import torch
 
+    before: int = torch.get_num_threads()
     torch.set_num_threads(threads)
+    return before

@@ -322,13 +322,14 @@ def assert_same_bits(actual: Any, expected: Any, message: str = "") -> None:
 
 
 def contents(optimizer: fv.Optimizer, variables: Any) -> list[str]:
-    """Digests of every byte that a step may change: weights, slots, averages, accumulators, the counter.
+    """Digests of every byte that a step may change: weights, slots, averages, accumulators, numbers, the counter.
 
     Digests, as pytest would spend hours on the difference of the bytes.
     """
     arrays = [*variables, *optimizer._variables, *optimizer.variables]
     digests = [f"{i} {v.name} {digest(v.value)}" for i, v in enumerate(arrays)]
-    return [*digests, f"steps {optimizer._steps}"]
+    numbers = {name: value.tolist() for name, value in optimizer._numbers.items() if name != "skipped"}
+    return [*digests, f"steps {optimizer._steps}", f"numbers {numbers}"]
 
 
 def digest(array: Any) -> str:

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from cases import contents
 
 import fastvar as fv
 
@@ -24,7 +25,10 @@ def interrupted(signum, frame):
     raise KeyboardInterrupt
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on this system")
+timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on this system")
+
+
+@timers
 @pytest.mark.parametrize("steps", [None, 2], ids=["every", "accumulating"])
 @pytest.mark.parametrize("make", [lambda **o: fv.optimizers.SGD(1.0, **o), Numpy], ids=["compiled", "numpy"])
 def test_an_interrupted_step_is_whole_or_nothing(make, steps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +49,44 @@ def test_an_interrupted_step_is_whole_or_nothing(make, steps, monkeypatch: pytes
             assert (w.value == -optimizer.iterations).all()
             if steps:
                 assert (optimizer.slot(w, "gradient_accumulator").value == optimizer._steps % 2).all()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+SEVERAL_PASSES = {
+    "lamb": lambda **o: fv.optimizers.Lamb(0.125, **o),
+    "prodigy": lambda **o: fv.optimizers.Prodigy(initial_distance=0.125, **o),
+    "adafactor": lambda **o: fv.optimizers.Adafactor(0.125, **o),
+    "clipped lamb": lambda **o: fv.optimizers.Lamb(0.125, adaptive_clipnorm=0.01, use_ema=True, **o),
+}
+
+
+@timers
+@pytest.mark.parametrize("steps", [None, 2], ids=["every", "accumulating"])
+@pytest.mark.parametrize("make", SEVERAL_PASSES.values(), ids=SEVERAL_PASSES)
+def test_an_interrupted_step_of_several_passes_is_whole_or_nothing(make, steps) -> None:
+    start = np.linspace(-1, 1, 2000).reshape(40, 50)
+    (w, optimizer), (v, twin) = (
+        (fv.Variable(start, name="w"), make(gradient_accumulation_steps=steps)) for _ in range(2)
+    )
+    gradients = [np.cos(start)]
+    optimizer.build([w])
+    twin.build([v])
+    before = signal.signal(signal.SIGALRM, interrupted)
+    interrupts, end = 0, time.monotonic() + 1.5
+    try:
+        while time.monotonic() < end or interrupts == 0:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-3))
+                while True:
+                    optimizer.apply(gradients)
+            except KeyboardInterrupt:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            interrupts += 1
+            while twin._steps < optimizer._steps:
+                twin.apply(gradients)
+            assert contents(optimizer, [w]) == contents(twin, [v])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -45,7 +45,7 @@ cdef void condition(real* x, const real* w, Py_ssize_t n, const Stages* s) noexc
             x[i] = x[i] * clip
     if limit != INFINITY:
         for i in range(n):
-            x[i] = -limit if x[i] < -limit else limit if x[i] > limit else x[i]
+            x[i] = between(-limit, x[i], limit)
 
 
 cdef void shrink(real* w, Py_ssize_t n, real decay) noexcept nogil:
@@ -59,7 +59,7 @@ cdef void finish(real* w, real* average, Py_ssize_t n, const Stages* s, bint upd
     cdef real keep = s.average, take = 1 - s.average
     if average != NULL:
         for i in range(n):
-            average[i] = keep * average[i] + take * w[i]
+            average[i] = blend(keep, average[i], take, w[i])
         if s.overwrite != 0:
             for i in range(n):
                 w[i] = average[i]
