@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from fastvar import buffers
 from fastvar.hyper import Declared, deserialize, serialize
 from fastvar.optimizer import Optimizer
 from fastvar.variable import Variable
@@ -73,15 +76,13 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
     own = [
         _loaded(g["own"], group._own, owner) for g, group in zip(saved["groups"], optimizer.groups, strict=True)
     ]
-    for name, value in [(k, v) for d in (values, *own) for k, v in d.items()]:
-        if name not in optimizer.parameters:
-            raise ValueError(f"{owner}: has no parameter {name!r}, which was saved")
-        optimizer.parameters[name].checked(optimizer, value)
-    steps, numbers = int(saved["steps"]), saved.get("numbers", {})
-    if not numbers.keys() <= optimizer._numbers.keys():
-        raise ValueError(
-            f"{owner}: keeps no {', '.join(numbers.keys() - optimizer._numbers.keys())}, as was saved"
-        )
+    taking = [optimizer, *(group._optimizer for group in optimizer.groups)]
+    for whose, given in zip(taking, (values, *own), strict=True):
+        for name, value in given.items():
+            if name not in whose.parameters:
+                raise ValueError(f"{owner}: has no parameter {name!r}, which was saved")
+            whose.parameters[name].checked(whose, value)
+    steps, numbers = int(saved["steps"]), _numbers(saved.get("numbers", {}), optimizer, owner)
 
     def take_over() -> None:
         optimizer._parameters.update(_adopted(optimizer._parameters, values))
@@ -95,6 +96,15 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
         optimizer._changed()
 
     return take_over
+
+
+def _numbers(saved: dict[str, Any], optimizer: Optimizer, owner: str) -> dict[str, buffers.Array]:
+    numbers = {name: np.array(value, np.float64) for name, value in saved.items()}
+    for name, number in numbers.items():
+        place = optimizer._numbers.get(name)
+        if place is None or place.shape != number.shape:
+            raise ValueError(f"{owner}: keeps no {name!r} of shape {number.shape}, as was saved")
+    return numbers
 
 
 def _loaded(stored: dict[str, Any], current: dict[str, Any], owner: str) -> dict[str, Any]:

@@ -26,10 +26,10 @@ def test_clipping_units_is_handing_in_the_clipped_gradients(case: Case, steps: i
     for t in range(6):
         grads = gradients(t)
         clipped.apply(grads, given)
-        total = [a + g for a, g in zip(total, grads, strict=True)]
+        total = [np.asarray(a + g) for a, g in zip(total, grads, strict=True)]
         if steps and (t + 1) % steps:
             continue
-        means = [a * np.float32(1 / (steps or 1)) for a in total]
+        means = [np.asarray(a * np.float32(1 / (steps or 1))) for a in total]
         for v, mean in zip(by_hand, means, strict=True):
             clip_units(0.25, v.value, mean.copy(), mean)
         plain.apply(means)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,3 +146,70 @@ def test_scaled_loss_is_the_same_training(case: Case) -> None:
     assert_all_same_bits(scaled, given)
     assert_all_same_bits(state(wrapped), state(plain))
     assert_same_bits(wrapped.slot(scaled[0], "average").numpy(), plain.slot(given[0], "average").numpy())
+
+
+def loss_scaled(case: Case) -> fv.Optimizer:
+    return fv.optimizers.LossScaleOptimizer(
+        case.make(use_ema=True, weight_decay=0.25), initial_scale=64.0, dynamic_growth_steps=3
+    )
+
+
+def train_scaled(optimizer: fv.Optimizer, given: list[fv.Variable], steps: range) -> None:
+    for t in steps:
+        grads = spoilt(t, np.inf) if t % 5 == 2 else gradients(t)
+        optimizer.apply([g * np.float32(optimizer.scale_loss(1.0)) for g in grads], given)
+
+
+@every_case
+@pytest.mark.parametrize("how", ["checkpoint", "pickle", "deepcopy"])
+def test_a_loss_scale_goes_on_where_it_was(case: Case, how: str, tmp_path: Path) -> None:
+    given, optimizer = variables(), loss_scaled(case)
+    optimizer.exclude_from_weight_decay(var_names=["v1"])
+    optimizer.build([*given[:2], {"variables": given[2:], "learning_rate": 0.25}])
+    train_scaled(optimizer, given, range(8))
+    if how == "checkpoint":
+        path = fv.Checkpoint(variables=given, optimizer=optimizer).save(tmp_path / "c.h5")
+        twins, twin = variables(), loss_scaled(case)
+        twin.exclude_from_weight_decay(var_names=["v1"])
+        twin.build([*twins[:2], {"variables": twins[2:], "learning_rate": 0.125}])
+        fv.Checkpoint(variables=twins, optimizer=twin).restore(path)
+    else:
+        pair = (given, optimizer)
+        twins, twin = pickle.loads(pickle.dumps(pair)) if how == "pickle" else copy.deepcopy(pair)
+    assert (twin.dynamic_scale, twin.skipped) == (optimizer.dynamic_scale, optimizer.skipped)
+    assert optimizer.skipped == 2
+    for o, of in ((optimizer, given), (twin, twins)):
+        train_scaled(o, of, range(8, 16))
+    assert contents(twin, twins) == contents(optimizer, given)
+
+
+@every_case
+def test_config_of_a_loss_scale_round_trips(case: Case) -> None:
+    optimizer = loss_scaled(case)
+    twin = type(optimizer).from_config(pickle.loads(pickle.dumps(optimizer.get_config())))
+    assert twin.get_config() == optimizer.get_config()
+    given, twins = variables(), variables()
+    train_scaled(optimizer, given, range(5))
+    train_scaled(twin, twins, range(5))
+    assert_all_same_bits(given, twins)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"inner_optimizer": "adam"}, "inner_optimizer must be of class Optimizer, got 'adam'"),
+        ({}, "missing a required argument: 'inner_optimizer'"),
+        ({"inner_optimizer": fv.optimizers.SGD(), "initial_scale": 0}, "initial_scale must be > 0"),
+        ({"inner_optimizer": fv.optimizers.SGD(), "clipnorm": 1.0}, "unknown argument 'clipnorm'"),
+        ({"inner_optimizer": fv.optimizers.LossScaleOptimizer(fv.optimizers.SGD())}, "must not be one itself"),
+    ],
+)
+def test_wrong_arguments_of_a_loss_scale(arguments: dict[str, Any], error: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"LossScaleOptimizer: .*{error}"):
+        fv.optimizers.LossScaleOptimizer(**arguments)
+
+
+def test_learning_rate_of_a_loss_scale_is_the_inner_one() -> None:
+    optimizer = fv.optimizers.LossScaleOptimizer(fv.optimizers.SGD(0.5))
+    optimizer.learning_rate = 0.25
+    assert optimizer.inner_optimizer.learning_rate == optimizer.learning_rate == 0.25
