@@ -1,4 +1,4 @@
-"""The command line (layer 9): `python -m fastvar info | plot-schedule SCHEDULE`."""
+"""The command line (layer 10): `python -m fastvar info | plot-schedule SCHEDULE`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of variables with hyperparameters of their own (layer 5)."""
+"""Groups of variables with hyperparameters of their own (layer 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules (layer 4): objects whose attributes hold variables, in the manner of `tf.Module`."""
+"""Modules (layer 5): objects whose attributes hold variables, in the manner of `tf.Module`."""
 
 from __future__ import annotations
 

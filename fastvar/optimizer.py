@@ -1,4 +1,4 @@
-"""The optimizer base (layer 6): options, groups, slots, and the step that a user calls."""
+"""The optimizer base (layer 7): options, groups, slots, and the step that a user calls."""
 
 from __future__ import annotations
 

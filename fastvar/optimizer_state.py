@@ -1,4 +1,4 @@
-"""What an optimizer needs to continue as if it had never stopped, beside its slots (layer 7)."""
+"""What an optimizer needs to continue as if it had never stopped, beside its slots (layer 8)."""
 
 from __future__ import annotations
 
