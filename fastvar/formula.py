@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from fastvar import buffers
 from fastvar.hyper import Declared, choice, flag, integer, number, text
-from fastvar.kernels.reference import Rule
+from fastvar.kernels.numpy_plan import Rule
 from fastvar.passes import Between, Pass
 from fastvar.variable import Variable
 

@@ -28,30 +28,39 @@ def interrupted(signum, frame):
 timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on this system")
 
 
-@timers
-@pytest.mark.parametrize("steps", [None, 2], ids=["every", "accumulating"])
-@pytest.mark.parametrize("make", [lambda **o: fv.optimizers.SGD(1.0, **o), Numpy], ids=["compiled", "numpy"])
-def test_an_interrupted_step_is_whole_or_nothing(make, steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    optimizer, w = make(gradient_accumulation_steps=steps), fv.Variable(np.zeros(20_000))
-    gradients = [np.ones(20_000)]
-    optimizer.apply(gradients, [w])
+def check_at_random_instants(step, check, seconds: float) -> None:
+    """Interrupt repeated calls of `step` at random instants for so long, and call `check` after each."""
     before = signal.signal(signal.SIGALRM, interrupted)
-    interrupts, end = 0, time.monotonic() + 2
+    interrupts, end = 0, time.monotonic() + seconds
     try:
         while time.monotonic() < end or interrupts == 0:
             try:
                 signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-3))
                 while True:
-                    optimizer.apply(gradients)
+                    step()
             except KeyboardInterrupt:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             interrupts += 1
-            assert (w.value == -optimizer.iterations).all()
-            if steps:
-                assert (optimizer.slot(w, "gradient_accumulator").value == optimizer._steps % 2).all()
+            check()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@timers
+@pytest.mark.parametrize("steps", [None, 2], ids=["every", "accumulating"])
+@pytest.mark.parametrize("make", [lambda **o: fv.optimizers.SGD(1.0, **o), Numpy], ids=["compiled", "numpy"])
+def test_an_interrupted_step_is_whole_or_nothing(make, steps) -> None:
+    optimizer, w = make(gradient_accumulation_steps=steps), fv.Variable(np.zeros(20_000))
+    gradients = [np.ones(20_000)]
+    optimizer.apply(gradients, [w])
+
+    def check() -> None:
+        assert (w.value == -optimizer.iterations).all()
+        if steps:
+            assert (optimizer.slot(w, "gradient_accumulator").value == optimizer._steps % 2).all()
+
+    check_at_random_instants(lambda: optimizer.apply(gradients), check, 2.0)
 
 
 SEVERAL_PASSES = {
@@ -73,20 +82,10 @@ def test_an_interrupted_step_of_several_passes_is_whole_or_nothing(make, steps) 
     gradients = [np.cos(start)]
     optimizer.build([w])
     twin.build([v])
-    before = signal.signal(signal.SIGALRM, interrupted)
-    interrupts, end = 0, time.monotonic() + 1.5
-    try:
-        while time.monotonic() < end or interrupts == 0:
-            try:
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-3))
-                while True:
-                    optimizer.apply(gradients)
-            except KeyboardInterrupt:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            interrupts += 1
-            while twin._steps < optimizer._steps:
-                twin.apply(gradients)
-            assert contents(optimizer, [w]) == contents(twin, [v])
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+
+    def check() -> None:
+        while twin._steps < optimizer._steps:
+            twin.apply(gradients)
+        assert contents(optimizer, [w]) == contents(twin, [v])
+
+    check_at_random_instants(lambda: optimizer.apply(gradients), check, 1.5)
