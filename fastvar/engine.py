@@ -42,7 +42,6 @@ class Engine:
         self.frozen = {i for i, v in enumerate(self.variables) if not v.trainable}
         self.parallel = sum(v.size for v in self.variables) >= PARALLEL
         self.accumulate = optimizer.gradient_accumulation_steps or 1
-        self.adaptive = optimizer.adaptive_clipnorm is not None
         self.shape = self.shape_of(optimizer)
         self._number_groups()
         self._plan()
@@ -70,17 +69,16 @@ class Engine:
     def _plan(self) -> None:
         optimizer = self.optimizer
         state: dict[str, Any] = optimizer._state
-        of_group = [[copying()] * self.adaptive + [*optimizer.passes(kind)] for _, kind in self.numbered]
+        adaptive = optimizer.adaptive_clipnorm is not None
+        of_group = [[copying()] * adaptive + [*optimizer.passes(kind)] for _, kind in self.numbered]
         arrays = [v._array for v in self.variables]
         averages = [v._array for v in state["average"]] if optimizer.use_ema else None
         self.plans: list[Any] = []
-        self.formulas: list[list[Any]] = []
-        self.directions: list[list[Array]] = []
         passes = [*zip(*of_group, strict=True)]
+        directions = [scratch(self.variables) for _ in passes[1:]]
+        self.formulas = [[one.scalars for one in of_pass] for of_pass in passes]
         for k, of_pass in enumerate(passes):
             last = k == len(passes) - 1
-            if not last:
-                self.directions.append(scratch(self.variables))
             slots = [
                 [state[name][i]._array for name in of_pass[self.group_of[i]].slots] for i in range(len(arrays))
             ]
@@ -95,16 +93,15 @@ class Engine:
                     slots,
                     self.group_of,
                     averages if last else None,
-                    None if last else self.directions[k],
+                    None if last else directions[k],
                 )
             )
-            self.formulas.append([one.scalars for one in of_pass])
         self.first, self.last, self.several = self.plans[0], self.plans[-1], len(passes) > 1
         if self.several:  # what the later passes write is not to be a gradient either
+            self.directions, self.clipped = directions, scratch(self.variables) if adaptive else []
             kept = [*self.variables, *optimizer.variables]
             self.extents = Extents((f"{optimizer._owner}: {v.name or 'a variable'}", v._array) for v in kept)
-        self.clipped = scratch(self.variables) if self.adaptive else []
-        self.own_rule = isinstance(rules[0], reference.Rule)
+        self.fragile = isinstance(rules[0], reference.Rule)
         if self.accumulate > 1:  # adding up is gradient descent with a learning rate of -1
             self.accumulators = [v._array for v in state["gradient_accumulator"]]
             rule, none = kernels.RULES["gradient_descent"], [()] * len(arrays)
@@ -123,7 +120,7 @@ class Engine:
         for i in self.constrained:
             if type(self.variables[i].constraint) in BUILTIN:  # an axis that is not there shows here
                 self._projected(self.variables[i])
-        self.fragile = self.own_rule or bool(self.constrained_after)
+        self.fragile = self.fragile or bool(self.constrained_after)
         self.decaying = np.array([self.optimizer.decays(v) for v in self.variables], float)
 
     def read_hyperparameters(self) -> None:
@@ -135,10 +132,12 @@ class Engine:
             self._resolved({**optimizer._parameters, **optimizer.groups[k]._own}, kind)
             for k, kind in self.numbered
         ]
+        self.taken = [*zip(self.formulas[0], self.hyper, strict=True)]
         self.clips = self.own.clipnorm is not None or self.own.global_clipnorm is not None
-        self.watches = self.own.nonfinite != "ignore"
+        self.careful = self.several or self.own.nonfinite != "ignore"
         self.changing = any(p.name not in RATES for _, p, _ in self.scheduled)
-        decays = any(getattr(h, n) for h in self.hyper for n in vars(h) if n.endswith("weight_decay"))
+        rates = [name for name in optimizer.parameters if name.endswith("weight_decay")]
+        decays = any(getattr(hyper, name) for hyper in self.hyper for name in rates)
         self.decay_varies = decays and bool(self.scheduled or optimizer.numbers())
         self.varies = self.changing or self.decay_varies or self.clips or self.own.use_ema
         self.first.stages["clip"] = 1
@@ -180,23 +179,21 @@ class Engine:
         calls = count[0]
         iteration = calls // self.accumulate
         scalars = []
-        for hyper, formula in zip(self.hyper, self.formulas[0], strict=True):  # the hot path of small models
+        for formula, hyper in self.taken:  # a plain loop: this is the hot path of small models
             scalars.append(formula(hyper, iteration + 1))
         workers = threads.get_num_threads() if self.parallel else 1
         if not self.first.bind(grads, zero) and not self.frozen:
             raise ValueError(f"{self.optimizer._owner}: no variable has a gradient")
-        if self.several:
-            self._refuse_shared(grads)
-        if self.watches and self._refused(grads, zero, workers):
+        if self.careful and self._refused(grads, zero, workers):
             return
         undo = self._snapshot(grads if zero else [])
-        done = [0]
+        done = [0] if self.several else None  # how many of several passes
         try:
             if self.accumulate > 1:
                 self._accumulate(grads, calls, zero, workers)
             if self.varies:
                 self._vary_stages(iteration, workers)
-            if self.several:
+            if done:
                 self.present = [g is not None and self._updates(calls) for g in grads]
                 self.first.run(scalars, workers, done)
                 self._finish(iteration, workers, done, count)
@@ -234,15 +231,15 @@ class Engine:
             plan.run(scalars, workers, done)
 
     def _recover(
-        self, undo: Any, iteration: int, workers: int, done: list[int], count: list[int], calls: int
+        self, undo: Any, iteration: int, workers: int, done: list[int] | None, count: list[int], calls: int
     ) -> None:
         """Make an interrupted step whole or undone: complete it, also if Ctrl-C comes again, or go back."""
-        if self.fragile or (count[0] == calls and not done[0]):
+        if self.fragile or (count[0] == calls and not (done and done[0])):
             for array, before in undo:
                 array[...] = before
             count[0] = calls
         for _ in range(TRIES):
-            if not done[0] or self.fragile or count[0] != calls:
+            if not done or not done[0] or self.fragile or count[0] != calls:
                 return
             try:
                 self._finish(iteration, workers, done, count)
@@ -253,9 +250,10 @@ class Engine:
         """Return what the optimizer makes of the directions that pass k - 1 has written."""
         directions = [d if there else None for d, there in zip(self.directions[k - 1], self.present, strict=True)]
         hyper, decay = [self.hyper[g] for g in self.group_of], self.last.stages["decay"]
-        between = Between(k - self.adaptive, t, self.variables, hyper, self.hyper, directions, decay, workers)
+        adaptive = self.own.adaptive_clipnorm is not None
+        between = Between(k - adaptive, t, self.variables, hyper, self.hyper, directions, decay, workers)
         with np.errstate(all="ignore"):
-            if self.adaptive and k == 1:
+            if adaptive and k == 1:
                 self._clip_units(between)
             elif any(self.present):
                 self.optimizer.between(between)
@@ -269,6 +267,10 @@ class Engine:
 
     def _refused(self, grads: list[Any], zero: bool, workers: int) -> bool:
         """Return whether the step is skipped for a gradient that is not finite, or raise."""
+        if self.several:
+            self._refuse_shared(grads)
+        if self.own.nonfinite == "ignore":
+            return False
         plan = self.first
         if self.accumulate > 1:
             plan = self.adding

@@ -12,7 +12,8 @@ cdef class Plan:
     cdef Span* active  # those of this step: the same, or a copy with one per touched row of sparse gradients
     cdef float* c32
     cdef double* c64
-    cdef Py_ssize_t n, count
+    cdef Py_ssize_t n, count, groups
+    cdef int* widths  # scalars that each group's rule takes
     cdef bint bound, zero, disjoint, running
     cdef const uintptr_t* starts
     cdef const uintptr_t* ends
@@ -26,10 +27,16 @@ cdef class Plan:
         self.owner, self.rows, self.names = owner, rows and directions is None, list(names)
         table = buffers.plan_table(owner, rule, self.names, weights, slots, groups, averages, directions)
         self.rules = table.rules
-        for given in self.rules:
+        self.groups = len(self.rules)
+        self.widths = <int*> calloc(max(self.groups, 1), sizeof(int))
+        if self.widths == NULL:
+            raise MemoryError
+        for i in range(self.groups):
+            given = self.rules[i]
             if type(given) is not CompiledRule or (<CompiledRule> given).rule.f32 == NULL:
                 raise TypeError(f"{owner}: rule must be one of RULES, got {given!r}")
-            width += (<CompiledRule> given).rule.scalars
+            self.widths[i] = (<CompiledRule> given).rule.scalars
+            width += self.widths[i]
         self.weights, self.keep, self.extents = table.weights, table.arrays, table.extents
         self.n = len(self.weights)
         self.starts = <const uintptr_t*> cnp.PyArray_DATA(table.extents.starts)
@@ -63,6 +70,7 @@ cdef class Plan:
         if self.active != self.spans:
             free(self.active)
         free(self.spans)
+        free(self.widths)
         free(self.c32)
         free(self.c64)
 
@@ -93,7 +101,7 @@ cdef class Plan:
             if gradient is None:
                 s.g = NULL
                 continue
-            if type(gradient) is Rows:
+            if sparse and type(gradient) is Rows:
                 gradient = gradient.values
                 s.clear = NULL  # as many bytes as it has rows: what was clear says nothing of the next time
             g, wide = cnp.PyArray_BYTES(gradient), cnp.PyArray_TYPE(gradient) == cnp.NPY_DOUBLE
@@ -101,7 +109,7 @@ cdef class Plan:
                 if self.overlaps(<uintptr_t> g, gradient.nbytes):
                     self.extents.refuse(gradient, self.label(i))
                 s.clear, s.wide_clear = g, wide
-            if type(held[i]) is Rows:
+            if sparse and type(held[i]) is Rows:
                 s.clear = NULL
             if g != s.g or wide != s.wide_g:
                 self.disjoint = False
@@ -191,20 +199,20 @@ cdef class Plan:
     def run(self, scalars, int threads=1, list count=None, list commits=None):
         cdef Py_ssize_t i, k, at = 0, size = self.size(False), tasks = (size + TASK - 1) // TASK
         cdef int workers = min(threads, tasks, MOST_THREADS)
-        if len(scalars) != len(self.rules):
+        if len(scalars) != self.groups:
             raise ValueError(
                 f"{self.owner}: must be given scalars for {len(self.rules)} groups, got {len(scalars)}")
-        for i in range(len(self.rules)):
+        for i in range(self.groups):
             row = tuple(scalars[i])
-            if len(row) != (<CompiledRule> self.rules[i]).rule.scalars:
-                raise ValueError(
-                    f"{self.owner}: the rule takes {self.rules[i].scalars} scalars, got {len(row)}")
-            for k in range(len(row)):
+            if len(row) != self.widths[i]:
+                raise ValueError(f"{self.owner}: the rule takes {self.widths[i]} scalars, got {len(row)}")
+            for k in range(self.widths[i]):
                 self.c64[at] = row[k]
                 self.c32[at] = <float> self.c64[at]
                 at += 1
-        for kept, value in commits or ():
-            buffers.check_update(kept, value, f"{self.owner}: state")
+        if commits is not None:
+            for kept, value in commits:
+                buffers.check_update(kept, value, f"{self.owner}: state")
         self.enter()
         try:
             with nogil:
@@ -214,8 +222,9 @@ cdef class Plan:
                 else:
                     for i in prange(tasks, num_threads=workers, schedule="dynamic"):
                         run_task(self.active, self.count, i * TASK, self.zero)
-            for kept, value in commits or ():
-                cnp.PyArray_CopyInto(kept, value)
+            if commits is not None:
+                for kept, value in commits:
+                    cnp.PyArray_CopyInto(kept, value)
             if count is not None:
                 count[0] += 1  # here, where no signal can come between the update and its count
         finally:
