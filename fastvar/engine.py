@@ -99,8 +99,13 @@ class Engine:
         self.first, self.last, self.several = self.plans[0], self.plans[-1], len(passes) > 1
         if self.several:  # what the later passes write is not to be a gradient either
             self.directions, self.clipped = directions, scratch(self.variables) if adaptive else []
-            kept = [*self.variables, *optimizer.variables]
-            self.extents = Extents((f"{optimizer._owner}: {v.name or 'a variable'}", v._array) for v in kept)
+            places = {"": self.variables, **{f"{name} of ": of_slot for name, of_slot in state.items()}}
+            self.extents = Extents(
+                (f"{optimizer._owner}: {what}{label}", place._array)
+                for what, of_label in places.items()
+                for label, place in zip(self.labels, of_label, strict=True)
+                if place is not None
+            )
         self.fragile = isinstance(rules[0], reference.Rule)
         if self.accumulate > 1:  # adding up is gradient descent with a learning rate of -1
             self.accumulators = [v._array for v in state["gradient_accumulator"]]
