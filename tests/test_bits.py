@@ -157,9 +157,9 @@ def test_instruction_set_is_compared(isa: str) -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {case.rule for case in CASES} == set(kernels.RULES) == set(reference.RULES)
+    assert set(RULE_CASES) == set(kernels.RULES) == set(reference.RULES)
     for case in CASES:
-        assert case.make().rule() is kernels.RULES[case.rule]
+        assert case.rule is None or case.make().rule() is kernels.RULES[case.rule]
 
 
 def test_rule_and_twin_take_the_same() -> None:
