@@ -53,7 +53,7 @@ def one_variable(table: Table) -> None:
     optimizer, gradients = prepared(1)
     engine, turn = optimizer._engine, optimizer._turn
     assert engine is not None
-    plan, hyper = engine.plan, engine.hyper
+    plan, hyper = engine.first, engine.hyper
     scalars = [optimizer.scalars(hyper[0], 1000)]
 
     def take_turn() -> None:
@@ -94,10 +94,10 @@ def further_variables(table: Table) -> None:
         assert engine is not None
         scalars = [optimizer.scalars(engine.hyper[0], 1000)]
 
-        def bind(plan: Any = engine.plan, gradients: Any = gradients) -> None:
+        def bind(plan: Any = engine.first, gradients: Any = gradients) -> None:
             plan.bind(gradients, False)
 
-        def bound_run(plan: Any = engine.plan, gradients: Any = gradients, scalars: Any = scalars) -> None:
+        def bound_run(plan: Any = engine.first, gradients: Any = gradients, scalars: Any = scalars) -> None:
             plan.bind(gradients, False)
             plan.run(scalars, 1)
 

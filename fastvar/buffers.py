@@ -199,7 +199,9 @@ def plan_table(
     if not all(0 <= group < len(weights) for group in group_of):
         raise ValueError(f"{owner}: groups must be numbered from 0, and be no more than the variables")
     groups = max(group_of, default=0) + 1
-    rules = [rule] * groups if hasattr(rule, "slots") else list(rule)
+    rules = [rule] * groups if hasattr(rule, "slots") else rule
+    if not isinstance(rules, (list, tuple)):
+        raise TypeError(f"{owner}: rule must be one of RULES, or a list of them, got {rule!r}")
     if len(rules) != groups:
         raise ValueError(f"{owner}: must be given a rule for each of {groups} groups, got {len(rules)}")
     rows: list[tuple[Any, ...]] = []
@@ -217,7 +219,7 @@ def plan_table(
             check_update(array, w, label)
         written += parts
         rows.append((w, average, direction, *own_slots))
-    return PlanTable(weights, rows, group_of, rules, Extents(written))
+    return PlanTable(weights, rows, group_of, list(rules), Extents(written))
 
 
 def check_vectors(owner: str, x: object, y: object) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastvar import kernels, threads
-from fastvar.buffers import Array
+from fastvar.buffers import Array, Extents
 from fastvar.constraints import BUILTIN, NonNeg
 from fastvar.kernels import reference
 from fastvar.passes import Between, clip_units, copying, scratch
@@ -100,6 +100,9 @@ class Engine:
             )
             self.formulas.append([one.scalars for one in of_pass])
         self.first, self.last, self.several = self.plans[0], self.plans[-1], len(passes) > 1
+        if self.several:  # what the later passes write is not to be a gradient either
+            kept = [*self.variables, *optimizer.variables]
+            self.extents = Extents((f"{optimizer._owner}: {v.name or 'a variable'}", v._array) for v in kept)
         self.clipped = scratch(self.variables) if self.adaptive else []
         self.own_rule = isinstance(rules[0], reference.Rule)
         if self.accumulate > 1:  # adding up is gradient descent with a learning rate of -1
@@ -136,7 +139,7 @@ class Engine:
         self.watches = self.own.nonfinite != "ignore"
         self.changing = any(p.name not in RATES for _, p, _ in self.scheduled)
         decays = any(getattr(h, n) for h in self.hyper for n in vars(h) if n.endswith("weight_decay"))
-        self.decay_varies = bool(self.scheduled) and decays
+        self.decay_varies = decays and bool(self.scheduled or optimizer.numbers())
         self.varies = self.changing or self.decay_varies or self.clips or self.own.use_ema
         self.first.stages["clip"] = 1
         if not self.changing:
@@ -182,6 +185,8 @@ class Engine:
         workers = threads.get_num_threads() if self.parallel else 1
         if not self.first.bind(grads, zero) and not self.frozen:
             raise ValueError(f"{self.optimizer._owner}: no variable has a gradient")
+        if self.several:
+            self._refuse_shared(grads)
         if self.watches and self._refused(grads, zero, workers):
             return
         undo = self._snapshot(grads if zero else [])
@@ -202,6 +207,13 @@ class Engine:
         except BaseException:
             self._recover(undo, iteration, workers, done, count, calls)
             raise
+
+    def _refuse_shared(self, grads: list[Any]) -> None:
+        for name, gradient in zip(self.labels, grads, strict=True):
+            if isinstance(gradient, (np.ndarray, Variable)):
+                array = np.asarray(gradient)
+                if array.flags.c_contiguous:  # of others a copy was bound
+                    self.extents.refuse(array, f"{self.optimizer._owner}: gradient of {name}")
 
     def _follow_schedules(self) -> None:
         for resolved, parameter, schedule in self.scheduled:
@@ -242,14 +254,18 @@ class Engine:
         directions = [d if there else None for d, there in zip(self.directions[k - 1], self.present, strict=True)]
         hyper, decay = [self.hyper[g] for g in self.group_of], self.last.stages["decay"]
         between = Between(k - self.adaptive, t, self.variables, hyper, self.hyper, directions, decay, workers)
-        if self.adaptive and k == 1:
-            for i, g in enumerate(directions):
-                if g is not None:
-                    clip_units(self.own.adaptive_clipnorm, self.variables[i]._array, g, self.clipped[i])
-                    between.directions[i] = self.clipped[i]
-        elif any(self.present):
-            self.optimizer.between(between)
+        with np.errstate(all="ignore"):
+            if self.adaptive and k == 1:
+                self._clip_units(between)
+            elif any(self.present):
+                self.optimizer.between(between)
         return between
+
+    def _clip_units(self, between: Between) -> None:
+        for i, g in enumerate(between.directions):
+            if g is not None:
+                clip_units(self.own.adaptive_clipnorm, self.variables[i]._array, g, self.clipped[i])
+                between.directions[i] = self.clipped[i]
 
     def _refused(self, grads: list[Any], zero: bool, workers: int) -> bool:
         """Return whether the step is skipped for a gradient that is not finite, or raise."""

@@ -18,11 +18,9 @@ class Case:
 
     id: str
     optimizer: str  # its name in fastvar.optimizers, and in keras.optimizers
-    rule: str | None  # its name in kernels.RULES; None: it steps in NumPy
+    rule: str | None  # its name in kernels.RULES; None: it steps in NumPy, or in several passes
     options: dict[str, Any] = field(default_factory=dict)
-    oracle: str = (
-        "keras"  # who computes the same: keras (test_keras.py), torch or optax (test_oracles.py), or none
-    )
+    oracle: str = "keras"  # who computes the same: keras (test_keras.py), torch, optax (test_oracles.py) or none
 
     def make(self, **more: Any) -> fv.Optimizer:
         return getattr(fv.optimizers, self.optimizer)(**{**self.options, **more})
@@ -222,9 +220,88 @@ CASES = [
         {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 0.5, "clip_power": 0.125},
         "optax",
     ),
-    Case("adopt-unclipped", "Adopt", "adopt", {"learning_rate": 0.015625, "clip_power": None}, "optax"),
+    Case(
+        "adopt-unclipped",
+        "Adopt",
+        "adopt",
+        {"learning_rate": 0.03125, "epsilon": 0.125, "clip_power": None},
+        "optax",
+    ),
     Case("signum", "Signum", "sign_momentum", {"learning_rate": 0.03125}, "optax"),
     Case("signum-momentum", "Signum", "sign_momentum", {"learning_rate": 0.0625, "momentum": 0.5}, "optax"),
+]
+# Several passes, and so no rule of their own.
+CASES += [
+    Case("lamb", "Lamb", None, {"learning_rate": 0.0625}),
+    Case("lamb-betas", "Lamb", None, {"learning_rate": 0.125, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-2}),
+    Case("adafactor", "Adafactor", None, {"learning_rate": 0.0625}),
+    Case(
+        "adafactor-thresholds",
+        "Adafactor",
+        None,
+        {
+            "learning_rate": 0.25,
+            "beta_2_decay": -0.5,
+            "epsilon_1": 1e-2,
+            "epsilon_2": 0.5,
+            "clip_threshold": 0.5,
+            "relative_step": False,
+        },
+    ),
+    Case("muon", "Muon", None, {"learning_rate": 0.03125, "exclude_embeddings": False}),
+    Case(
+        "muon-settings",
+        "Muon",
+        None,
+        {
+            "learning_rate": 0.0625,
+            "adam_beta_1": 0.5,
+            "adam_beta_2": 0.75,
+            "epsilon": 1e-2,
+            "adam_weight_decay": 0.125,
+            "weight_decay": 0.25,
+            "exclude_layers": ["gain", "v3"],
+            "exclude_embeddings": False,
+            "adam_lr_ratio": 0.5,
+            "momentum": 0.75,
+            "ns_steps": 3,
+            "nesterov": False,
+            "rms_rate": None,
+            "muon_a": 3.0,
+            "muon_b": -3.5,
+            "muon_c": 1.5,
+        },
+    ),
+    Case("lars", "Lars", None, {"learning_rate": 0.5, "trust_coefficient": 0.125}, "optax"),
+    Case(
+        "lars-nesterov",
+        "Lars",
+        None,
+        {
+            "learning_rate": 0.25,
+            "momentum": 0.5,
+            "nesterov": True,
+            "trust_coefficient": 0.25,
+            "epsilon": 0.125,
+        },
+        "optax",
+    ),
+    Case("prodigy", "Prodigy", None, {"initial_distance": 0.0625}, "optax"),
+    Case(
+        "prodigy-settings",
+        "Prodigy",
+        None,
+        {
+            "learning_rate": 0.5,
+            "beta_1": 0.5,
+            "beta_2": 0.75,
+            "beta_3": 0.875,
+            "epsilon": 1e-3,
+            "initial_distance": 0.125,
+            "distance_coefficient": 0.5,
+        },
+        "optax",
+    ),
 ]
 IDS = [case.id for case in CASES]
 RULE_CASES = {case.rule: case for case in reversed(CASES) if case.rule}  # the first case of every rule

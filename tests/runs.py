@@ -58,3 +58,8 @@ def assert_all_same_bits(actual: Any, expected: Any) -> None:
 
 def state(optimizer: fv.Optimizer) -> list[Any]:
     return [v.numpy() for v in optimizer.variables]
+
+
+def slots_of(optimizer: fv.Optimizer, variable: fv.Variable) -> list[Any]:
+    kept = [name for name in optimizer.slots if optimizer.keeps(name, variable)]
+    return [optimizer.slot(variable, name).numpy() for name in kept]

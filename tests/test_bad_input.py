@@ -38,6 +38,9 @@ class Scene:
     def contents(self) -> list[str]:
         return contents(self.optimizer, self.variables) + [digest(g) for g in self.grads]
 
+    def slots_like_b(self) -> list[fv.Variable]:
+        return [v for v in self.optimizer.variables if v.shape == self.b.shape]
+
     def with_gradient(self, gradient: Any) -> None:
         """Step with another gradient of the middle variable."""
         self.optimizer.apply([self.grads[0], gradient, self.grads[2]])
@@ -125,7 +128,7 @@ BAD: dict[str, tuple[Callable[[Scene], Any], type[Exception] | tuple[type[Except
         lambda s: setattr(s.optimizer, "learning_rate", np.nan),
         ValueError, "learning_rate.*finite",
     ),
-    "rate below 0": (lambda s: setattr(s.optimizer, "learning_rate", -1), ValueError, "learning_rate.*>= 0"),
+    "rate below 0": (lambda s: setattr(s.optimizer, "learning_rate", -1), ValueError, "learning_rate.*>=? 0"),
     "rate of text": (
         lambda s: setattr(s.optimizer, "learning_rate", "0.1"),
         TypeError, "learning_rate.*real",
@@ -149,7 +152,7 @@ BAD: dict[str, tuple[Callable[[Scene], Any], type[Exception] | tuple[type[Except
     "list to zero": (lambda s: zeroed(s, s.grads[1].tolist()), ValueError, "gradient of 'b'.*zeroed"),
     "weights to zero": (lambda s: zeroed(s, s.b.value), ValueError, "gradient of 'b'.*share memory"),
     "slot to zero": (
-        lambda s: zeroed(s, s.optimizer.variables[-1].value),
+        lambda s: zeroed(s, s.slots_like_b()[-1].value),
         ValueError, "gradient of 'b'.*share",
     ),
     "one to zero twice": (lambda s: zeroed(s, s.grads[0]), ValueError, "gradient of '.'.*must not share"),
@@ -182,7 +185,7 @@ def test_bad_input_is_one_error_and_changes_nothing(row: str, settings: str) -> 
     act, error, pattern = BAD[row]
     for case in CASES:
         scene = Scene(case, SETTINGS[settings])
-        if row == "slot to zero" and not scene.optimizer.variables:
+        if row == "slot to zero" and not scene.slots_like_b():
             continue
         before = scene.contents()
         for _ in range(2):  # and it stays an error

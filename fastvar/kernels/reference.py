@@ -199,7 +199,8 @@ def ftrl_of_any_power(w: Array, g: Array, slots: Sequence[Array], c: Sequence[An
     """`ftrl` for another power of the accumulator than 1/2: the last scalar. It has no compiled twin."""
 
     def raised(x: Array) -> Array:
-        return np.power(x, c[4], dtype=np.float64).astype(w.dtype)
+        power: Array = np.power(x, c[4], dtype=np.float64).astype(w.dtype)
+        return power
 
     follow_the_leader(w, g, slots, [w.dtype.type(scalar) for scalar in c[:4]], raised)
 

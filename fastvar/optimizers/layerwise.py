@@ -244,7 +244,10 @@ class Prodigy(Optimizer):
         return sqrt(hyper.beta_2) if hyper.beta_3 is None else hyper.beta_3
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        return 1 - hyper.beta_1, 1 - hyper.beta_2, self._rate(hyper, t), 0.0, 1.0, hyper.epsilon * hyper.distance
+        distance = getattr(
+            hyper, "distance", self.distance
+        )  # of `between`, which a step without gradients leaves out
+        return 1 - hyper.beta_1, 1 - hyper.beta_2, self._rate(hyper, t), 0.0, 1.0, hyper.epsilon * distance
 
     def between(self, step: Between) -> None:
         first = step.groups[0]
@@ -270,8 +273,8 @@ class Prodigy(Optimizer):
 
 
 def ratio(w: float, r: float) -> float:
-    """Return w / r, or 1 if either is 0."""
-    return w / r if w != 0 and r != 0 else 1.0
+    """Return w / r, or as in Keras 1 if either is 0 or NaN."""
+    return w / r if w > 0 and r > 0 else 1.0
 
 
 def absolute_sum(step: Between, x: Any) -> float:

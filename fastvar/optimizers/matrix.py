@@ -126,10 +126,9 @@ class Adafactor(Optimizer):
             step.commits.append((place, new[slot]))
         row, column = (new[slot].astype(np.float64) for slot in ("row", "column"))
         mean = np.cumsum(row, axis=-1)[..., -1:] / rows  # in order: the same on every processor
-        with np.errstate(all="ignore"):
-            by_row, by_column = 1 / np.sqrt(row / mean), 1 / np.sqrt(column)
-            scaled = gradient * by_row[..., None].astype(gradient.dtype)
-            scaled *= by_column[..., None, :].astype(gradient.dtype)
+        by_row, by_column = 1 / np.sqrt(row / mean), 1 / np.sqrt(column)
+        scaled = gradient * by_row[..., None].astype(gradient.dtype)
+        scaled *= by_column[..., None, :].astype(gradient.dtype)
         return np.ascontiguousarray(scaled)
 
 

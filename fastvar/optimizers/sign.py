@@ -148,7 +148,8 @@ class Rprop(Optimizer):
     References
     ----------
     Riedmiller and Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP Algorithm,
-    ICNN 1993; without the step back, as in Igel and Hüsken, Improving the Rprop Learning Algorithm, 2000, "iRprop-".
+    ICNN 1993. Igel and Hüsken, Improving the Rprop Learning Algorithm, 2000: this is their iRprop-, which does
+    not step back.
 
     Examples
     --------
