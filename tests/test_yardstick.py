@@ -23,7 +23,7 @@ FILES = {
     "bench/cases.py",
     "CHANGELOG.md",
 }
-TESTS = ["bits", "rules", "oracles", "sparse", "optimizer", "steps", "minimizes", "bench"]
+TESTS = ["bits", "rules", "oracles", "denormals", "sparse", "optimizer", "steps", "minimizes", "bench"]
 # The rule, the case and the class have their names in those of their tests; and the tests of completeness.
 CHOSEN = "soft_sign or soft-sign or SoftSign or test_every_rule or test_every_optimizer or test_every_case_has"
 
