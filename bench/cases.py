@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+import fastvar as fv
 from bench import as_written, with_out
 from fastvar import Optimizer
 from fastvar.optimizers import (
@@ -44,6 +45,8 @@ class Rule:
     numpy: tuple[Baseline, Baseline] | None = None  # as people write it, and with out=
     torch: dict[str, Any] | None = field(default=None, hash=False)  # the name, and arguments of the optimizer
     clip_and_average: bool = False  # reads the gradient twice, and updates an average too
+    matrix: bool = False  # of variables as square as can be
+    large: tuple[int, int] = (1, 2**24)  # the second of its two shapes, where there is nobody to compare with
 
 
 RULES = (
@@ -90,6 +93,12 @@ RULES = (
     Rule("ftrl", "ftrl", lambda: Ftrl(0.001)),
     Rule("rprop", "rprop", lambda: Rprop(0.001)),
     Rule("asgd", "asgd", lambda: ASGD(0.001)),
+    # Those of several passes; the limit is that of one.
+    Rule("lamb", "adam", lambda: fv.optimizers.Lamb(0.001)),
+    Rule("lars", "momentum", lambda: fv.optimizers.Lars(0.001)),
+    Rule("prodigy", "adam", fv.optimizers.Prodigy),
+    Rule("adafactor", "gradient_descent", lambda: fv.optimizers.Adafactor(0.001), matrix=True),
+    Rule("muon", "momentum", lambda: fv.optimizers.Muon(0.001), matrix=True, large=(1, 2**20)),
 )
 CLIP_DECAY_EMA = Rule(
     "adamw+clip+ema",
@@ -123,7 +132,9 @@ class Case:
     @property
     def written(self) -> int:
         """How many arrays of the size of the weights are updated: they, their slots, their average."""
-        return 1 + len(self.rule.optimizer().slots) + self.rule.clip_and_average
+        optimizer, probe = self.rule.optimizer(), fv.Variable(np.zeros((2, 2) if self.rule.matrix else 4))
+        slots = (s for s in optimizer.slots if optimizer.keeps(s, probe))
+        return 1 + sum(optimizer.slot_shape(s, probe) == probe.shape for s in slots) + self.rule.clip_and_average
 
     @property
     def id(self) -> str:
@@ -139,7 +150,10 @@ class Case:
         )
 
 
+COMPARED = [rule for rule in RULES if rule.numpy]  # in every shape; the others in two
 CASES = [
-    *(Case(*row) for row in product(RULES, DTYPES, SHAPES, THREADS) if row[2:] != ((1, 64), 2)),
+    *(Case(*row) for row in product(COMPARED, DTYPES, SHAPES, THREADS) if row[2:] != ((1, 64), 2)),
+    *(Case(rule, "float32", (1, 2**16), 1) for rule in RULES if not rule.numpy),
+    *(Case(rule, "float32", rule.large, 2) for rule in RULES if not rule.numpy),
     Case(CLIP_DECAY_EMA, "float32", (1, 2**24), 2),
 ]

@@ -61,7 +61,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         table.add_column(column, justify="left" if column == "case" else "right")
     for row in rows:
         table.add_row(*row)
-    Console(width=116).print(table)
+    Console(width=124).print(table)
     if config.option.markdown:
         lines = [COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *rows]
         config.option.markdown.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")

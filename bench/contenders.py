@@ -31,8 +31,9 @@ def repeated(step: Step) -> Run:
 def arrays(case: Case) -> tuple[Arrays, Arrays]:
     """Return weights and gradients: of ordinary magnitude, so that no step ever meets a denormal."""
     count, size = case.shape
-    weights = [np.linspace(0.5, 1, size, dtype=case.dtype) for _ in range(count)]
-    return weights, [np.linspace(0.05, 0.15, size, dtype=case.dtype) for _ in range(count)]
+    shape = (1 << size.bit_length() // 2, -1) if case.rule.matrix else (size,)
+    weights = [np.linspace(0.5, 1, size, dtype=case.dtype).reshape(shape) for _ in range(count)]
+    return weights, [np.linspace(0.05, 0.15, size, dtype=case.dtype).reshape(shape) for _ in range(count)]
 
 
 def fastvar(case: Case) -> Contender:

@@ -20,7 +20,7 @@ class Case:
     optimizer: str  # its name in fastvar.optimizers, and in keras.optimizers
     rule: str | None  # its name in kernels.RULES; None: it steps in NumPy, or in several passes
     options: dict[str, Any] = field(default_factory=dict)
-    oracle: str = "keras"  # who computes the same: keras (test_keras.py), torch or optax (test_oracles.py)
+    oracle: str = "keras"  # who computes the same: keras (test_keras.py), torch, optax (test_oracles.py) or none
 
     def make(self, **more: Any) -> fv.Optimizer:
         return getattr(fv.optimizers, self.optimizer)(**{**self.options, **more})
@@ -305,6 +305,68 @@ CASES += [
 ]
 IDS = [case.id for case in CASES]
 RULE_CASES = {case.rule: case for case in reversed(CASES) if case.rule}  # the first case of every rule
+
+
+@dataclass(frozen=True)
+class Job:
+    """How an optimizer solves the problems of test_minimizes.py: learning rate and number of steps of each."""
+
+    optimizer: str
+    quadratic: tuple[float, int]
+    rosenbrock: tuple[float, int]
+    digits: tuple[float, int]
+    options: dict[str, Any] = field(default_factory=dict)
+    cosine: bool = False  # the learning rate falls to 0 over the steps
+    whole: bool = False  # its gradients are those of the whole data set
+
+    def make(self, rate: float, steps: int) -> fv.Optimizer:
+        given: Any = fv.schedules.CosineDecay(rate, steps) if self.cosine else rate
+        if self.optimizer == "LBFGS":
+            return fv.optimizers.LBFGS(**self.options)
+        if self.optimizer == "LossScaleOptimizer":
+            return fv.optimizers.LossScaleOptimizer(fv.optimizers.Adam(given), **self.options)
+        return getattr(fv.optimizers, self.optimizer)(given, **self.options)
+
+
+# Rates of the grid 1, 2, 5, 10, ... that did well. A step of one size (by sign or by norm) ends nowhere unless it
+# falls; RAdam begins as plain gradient descent, which the slopes of Rosenbrock's valley throw out of it.
+JOBS = [
+    Job("AdEMAMix", (0.5, 2000), (0.05, 5000), (0.01, 230), {"beta_3": 0.999, "alpha": 1.0}, cosine=True),
+    Job("ASGD", (1.8, 6000), (0.002, 12000), (0.5, 230), {"lambd": 0.0}),
+    Job("AdaBelief", (0.05, 2000), (0.02, 5000), (0.02, 230)),
+    Job("Adadelta", (10.0, 2000), (1.0, 15000), (2.0, 230), {"epsilon": 1e-6}, cosine=True),
+    Job("Adafactor", (0.05, 1000), (0.01, 15000), (0.1, 230), cosine=True),
+    Job("Adagrad", (5.0, 2000), (0.5, 12000), (0.2, 230)),
+    Job("Adam", (0.05, 2000), (0.02, 5000), (0.02, 230)),
+    Job("AdamW", (0.2, 2000), (0.1, 5000), (0.02, 230), {"weight_decay": 1e-4}, cosine=True),
+    Job("Adamax", (0.1, 2000), (0.02, 5000), (0.05, 230)),
+    Job("Adan", (0.2, 2000), (0.005, 5000), (0.02, 230), cosine=True),
+    Job("Adopt", (1.0, 2000), (2.0, 5000), (0.02, 230), cosine=True),
+    Job("Ftrl", (5.0, 2000), (0.5, 12000), (0.5, 230)),
+    Job("LBFGS", (0, 20), (0, 5), (0, 3), whole=True),
+    Job("Lamb", (0.005, 2000), (0.01, 5000), (0.02, 230), cosine=True),
+    Job("Lars", (0.5, 2000), (1.0, 8000), (5.0, 230), cosine=True),
+    Job("Lion", (0.005, 2000), (0.002, 5000), (0.005, 230), cosine=True),
+    Job("LossScaleOptimizer", (0.05, 2000), (0.02, 5000), (0.02, 230), {"dynamic_growth_steps": 100}),
+    Job(
+        "Muon",
+        (0.2, 2000),
+        (0.1, 5000),
+        (0.02, 230),
+        {"weight_decay": 0.0, "adam_weight_decay": 0.0},
+        cosine=True,
+    ),
+    Job("Nadam", (0.1, 2000), (0.01, 8000), (0.02, 230)),
+    Job("Prodigy", (1.0, 2000), (1.0, 5000), (1.0, 230), cosine=True),
+    Job("RAdam", (0.5, 2000), (0.05, 5000), (0.05, 230), {"global_clipnorm": 1.0}, cosine=True),
+    Job("RMSprop", (0.2, 2000), (0.002, 10000), (0.01, 230), cosine=True),
+    Job("Rprop", (0.1, 500), (0.001, 5000), (0.001, 60), whole=True),
+    Job("SGD", (1.8, 6000), (0.002, 12000), (0.5, 230)),
+    Job("SGD", (0.5, 2000), (0.001, 5000), (0.1, 230), {"momentum": 0.9, "nesterov": True}),
+    Job("ScheduleFreeAdamW", (0.2, 2000), (0.005, 20000), (0.05, 230), {"beta_1": 0.98}),
+    Job("Signum", (0.005, 2000), (0.002, 5000), (0.005, 230), cosine=True),
+    Job("Yogi", (0.2, 2000), (0.2, 5000), (0.02, 230)),
+]
 
 
 def bits(array: Any) -> Any:

@@ -1,0 +1,78 @@
+"""Sparse gradients: 1,000 rows of a table of 10 million, beside PyTorch's SparseAdam if it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+import fastvar as fv
+from bench import in_torch
+from bench.contenders import repeated, threads
+from bench.measure import Run, interleaved, ratio
+
+ROWS, WIDTH, TOUCHED = 10_000_000, 16, 1000  # float32: three arrays of 640 MB each
+BATCHES = 64  # of other rows each, so that hardly any is in the caches
+
+Batches = list[tuple[Any, Any]]  # values, indices
+
+
+def adam(batches: Batches) -> Run:
+    table = fv.Variable(np.zeros((ROWS, WIDTH), np.float32))
+    optimizer = fv.optimizers.Adam(0.001)
+    optimizer.build([table])
+    following = cycle(batches)
+    return repeated(lambda: optimizer.apply([fv.IndexedSlices(*next(following))]))
+
+
+def sparse_adam(batches: Batches) -> Run:
+    import torch
+
+    table = torch.nn.Parameter(torch.zeros((ROWS, WIDTH)))
+    optimizer = torch.optim.SparseAdam([table], lr=0.001)
+    following: Iterator[Any] = cycle([[torch.from_numpy(a) for a in batch] for batch in batches])
+
+    def step() -> None:
+        values, indices = next(following)
+        table.grad = torch.sparse_coo_tensor(indices[None], values, (ROWS, WIDTH), check_invariants=False)
+        optimizer.step()
+
+    return repeated(step)
+
+
+def drawn(distinct: bool) -> Batches:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((BATCHES, TOUCHED, WIDTH)).astype(np.float32)
+    if distinct:
+        return [(v, rng.choice(ROWS, TOUCHED, replace=False)) for v in values]
+    return [(v, rng.integers(0, ROWS // 10, TOUCHED // 4).repeat(4)) for v in values]
+
+
+@pytest.fixture(scope="module")
+def report() -> Iterator[Table]:
+    table = Table(title=f"Adam, {TOUCHED:,} rows of a table of {ROWS:,} x {WIDTH} float32: a step")
+    for column in ("rows", "fastvar", "torch", "x torch"):
+        table.add_column(column, justify="left" if column == "rows" else "right")
+    yield table
+    Console(width=116).print(table)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("distinct", [True, False], ids=["distinct", "repeated"])
+def test_sparse(distinct: bool, count: int, report: Table) -> None:
+    batches = drawn(distinct)
+    makers: dict[str, Callable[[Batches], Run]] = {"fastvar": adam}
+    if in_torch.INSTALLED:
+        makers["torch"] = sparse_adam
+    with threads(count):
+        times = interleaved({name: make(batches) for name, make in makers.items()}, seconds=0.02)
+    cells = [f"{median(took) * 1e6:.0f} µs" for took in times.values()]
+    if "torch" in times:
+        cells.append(f"{ratio(times['torch'], times['fastvar']):.3g}")
+    report.add_row(f"{'distinct' if distinct else 'each 4 times'}, {count} thread{'s' * (count > 1)}", *cells)
