@@ -36,7 +36,7 @@ STAGES = {
     "overwrite": 1.0,
     "nonneg": 1.0,
 }
-SPECIAL = [0.0, -0.0, 1e-40, -1e-44, 1e-310, 5e-324, np.inf, -np.inf, np.nan, 3e38, -1e300, 1.2e-35, 1e-20]
+SPECIAL = [0.0, -0.0, 1e-40, -1e-44, 1e-310, 5e-324, np.inf, -np.inf, np.nan, 3e38, -1e300, 1.9e-34, 1e-20]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, JOBS, Case
+from cases import JOBS, Case
+from runs import every_case
 
 import fastvar as fv
 
@@ -42,13 +43,7 @@ def slots_hold_none(optimizer: fv.Optimizer, dtype: str) -> None:
             assert not held, f"after {t + 1} steps"
 
 
-def marked(case: Case) -> Any:
-    reason = "AMSGrad keeps a largest moment that was never above the denormals"
-    known = case.id == "adamw-amsgrad"
-    return pytest.param(case, id=case.id, marks=[pytest.mark.xfail(reason=reason)] if known else [])
-
-
-@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+@every_case
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_slot_holds_denormals(case: Case, dtype: str) -> None:
     slots_hold_none(case.make(), dtype)

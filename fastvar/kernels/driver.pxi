@@ -33,8 +33,8 @@ cdef extern from *:
     #define omp_get_max_threads() 1
     #define FV_OPENMP 0
     #endif
-    static const float TINY_F32 = 1024 * FLT_MIN;
-    static const double TINY_F64 = 1024 * DBL_MIN;
+    static const float TINY_F32 = 16384 * FLT_MIN;
+    static const double TINY_F64 = 16384 * DBL_MIN;
     """
     bint FV_OPENMP
     const float TINY_F32

@@ -78,8 +78,9 @@ def amsgrad(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> Non
     m, v, peak = slots
     first, second = towards(m, g, c[0]), towards(v, g * g, c[1])
     m[...], v[...] = flush(first), flush(second)
-    peak[...] = larger(peak, second)
-    w[...] = w - scaled(blend(c[2], first, c[3], g), peak, c[4], c[5])
+    most = larger(peak, second)
+    peak[...] = flush(most)
+    w[...] = w - scaled(blend(c[2], first, c[3], g), most, c[4], c[5])
 
 
 def adabelief(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:

@@ -21,7 +21,7 @@ cdef inline real magnitude(real x) noexcept nogil:
 
 cdef inline real flush(real x) noexcept nogil:
     # Moments of a dead unit decay into denormals, which cost 2 to 4 times as much: store 0 instead while
-    # 0.001 * x (the next product taken of x) is still a normal number. NaN passes. The step itself takes the
+    # 0.0001 * x (the next product taken of x) is still a normal number. NaN passes. The step itself takes the
     # moment as it was: so this stays off the path to the division, which is the slowest part.
     if real is float:
         return 0 if magnitude(x) < TINY_F32 else x
@@ -95,7 +95,8 @@ cdef void adam(real* w, const real* g, real** slots, Py_ssize_t n, const real* c
 
 cdef void amsgrad(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real first, second, rate_1 = c[0], rate_2 = c[1], by_m = c[2], by_g = c[3], by_v = c[4], epsilon = c[5]
+    cdef real first, second, most, rate_1 = c[0], rate_2 = c[1], by_m = c[2], by_g = c[3], by_v = c[4]
+    cdef real epsilon = c[5]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
     cdef real* peak = slots[2]
@@ -104,8 +105,9 @@ cdef void amsgrad(real* w, const real* g, real** slots, Py_ssize_t n, const real
         second = towards(v[i], g[i] * g[i], rate_2)
         m[i] = flush(first)
         v[i] = flush(second)
-        peak[i] = larger(peak[i], second)
-        w[i] = w[i] - scaled(blend(by_m, first, by_g, g[i]), peak[i], by_v, epsilon)
+        most = larger(peak[i], second)
+        peak[i] = flush(most)
+        w[i] = w[i] - scaled(blend(by_m, first, by_g, g[i]), most, by_v, epsilon)
 
 
 cdef void adabelief(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:

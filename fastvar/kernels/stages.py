@@ -24,7 +24,7 @@ STAGES = np.dtype([(name, np.float64) for name in NEUTRAL])
 
 BLOCK = 1024  # elements of a block: the unit of stages, of tasks and of partial norms
 LANES = 16  # running sums of a norm within a block
-TINY = {np.dtype(t): float(1024 * np.finfo(t).tiny) for t in (np.float32, np.float64)}  # see flush, rules.pxi
+TINY = {np.dtype(t): float(2**14 * np.finfo(t).tiny) for t in (np.float32, np.float64)}  # see flush, rules.pxi
 
 
 def neutral(n: int) -> npt.NDArray[Any]:

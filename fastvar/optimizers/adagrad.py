@@ -33,7 +33,7 @@ class Adagrad(Optimizer):
     Notes
     -----
     Variables, gradients and the slot "accumulator" are float32 or float64 of one shape. It is set to 0 where
-    it is below 1024 times the smallest normal number. With an initial value and an epsilon of 0, a gradient
+    it is below 16384 times the smallest normal number. With an initial value and an epsilon of 0, a gradient
     of 0 is divided by 0.
 
     References
@@ -99,7 +99,7 @@ class RMSprop(Optimizer):
     -----
     Variables, gradients and the slots "velocity", "momentum" (if that is not 0, or `centered`) and
     "average_gradient" (if `centered`) are float32 or float64 of one shape. They are set to 0 where their
-    magnitude falls below 1024 times the smallest normal number.
+    magnitude falls below 16384 times the smallest normal number.
 
     Rounding can make :math:`v - a^2` negative, of which Keras and PyTorch take the root and get NaN; here it
     is 0 then.
@@ -164,7 +164,7 @@ class Adadelta(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "accumulated_grad" and "accumulated_delta_var" are float32 or float64
-    of one shape. They are set to 0 where they fall below 1024 times the smallest normal number.
+    of one shape. They are set to 0 where they fall below 16384 times the smallest normal number.
 
     References
     ----------

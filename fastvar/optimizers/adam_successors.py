@@ -42,7 +42,7 @@ class AdEMAMix(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "momentum", "slow_momentum" and "velocity" are float32 or float64 of
-    one shape. Moments are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+    one shape. Moments are set to 0 where their magnitude falls below 16384 times the smallest normal number.
 
     References
     ----------
@@ -104,7 +104,7 @@ class Adan(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "momentum", "drift", "velocity" and "previous_gradient" are float32 or
-    float64 of one shape. The first three are set to 0 where their magnitude falls below 1024 times the
+    float64 of one shape. The first three are set to 0 where their magnitude falls below 16384 times the
     smallest normal number.
 
     The paper writes its betas as one minus these, and weighs changes with :math:`\beta_2` = 0.92 of these where
@@ -174,7 +174,7 @@ class Adopt(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
-    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
 
     References
     ----------
@@ -242,7 +242,7 @@ class ScheduleFreeAdamW(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "momentum" (:math:`z`) and "velocity" are float32 or float64 of one
-    shape. The velocity is set to 0 where it falls below 1024 times the smallest normal number.
+    shape. The velocity is set to 0 where it falls below 16384 times the smallest normal number.
 
     The weights are where gradients are to be taken; the paper evaluates a model at :math:`x`. optax weighs
     the mean by the learning rate, and its `eps` is inside the root, too.

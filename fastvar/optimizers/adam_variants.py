@@ -53,7 +53,7 @@ class Nadam(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
-    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
 
     PyTorch warms up 250 times as slowly, with :math:`0.96^{0.004 t}`; optax does not warm up at all. The
     products are those of the present :math:`\beta_1`: while it changes, Keras has the product of the past ones.
@@ -122,7 +122,7 @@ class RAdam(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
-    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
 
     References
     ----------
@@ -184,7 +184,7 @@ class Adamax(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "momentum" and "norm" are float32 or float64 of one shape. Both slots
-    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
 
     References
     ----------
@@ -243,7 +243,7 @@ class AdaBelief(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
-    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
 
     References
     ----------
@@ -305,7 +305,7 @@ class Yogi(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
-    are set to 0 where their magnitude falls below 1024 times the smallest normal number.
+    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
 
     References
     ----------

@@ -45,7 +45,8 @@ class Ftrl(Optimizer):
     -----
     Variables, gradients and the slots "accumulator" (:math:`n`) and "linear" (:math:`z`) are float32 or
     float64 of one shape. PyTorch and optax have no such optimizer. The first update forgets most of the initial
-    weights: they enter only by :math:`n'^p - n^p`.
+    weights: they enter only by :math:`n'^p - n^p`. A learning rate that falls draws the weights towards 0, as
+    :math:`z` holds what the earlier rates made of them.
 
     For any `learning_rate_power` but -0.5 the update is computed in NumPy and not in one compiled pass.
 
