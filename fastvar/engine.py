@@ -134,7 +134,7 @@ class Engine:
         self.scheduled: list[tuple[Any, Any, Any]] = []
         self.own: Any = self._resolved(optimizer._parameters, "")
         self.hyper = [
-            self._resolved({**optimizer._parameters, **optimizer.groups[k]._own}, kind)
+            self._resolved({**optimizer._parameters, **optimizer.groups[k]._own}, kind, k)
             for k, kind in self.numbered
         ]
         self.taken = [*zip(self.formulas[0], self.hyper, strict=True)]
@@ -151,8 +151,8 @@ class Engine:
         if not self.scheduled:
             self._set_decay()
 
-    def _resolved(self, values: dict[str, Any], kind: str) -> Any:
-        resolved = Resolved(values | {"slots": tuple(self.optimizer.slots), "kind": kind})
+    def _resolved(self, values: dict[str, Any], kind: str, group: int = 0) -> Any:
+        resolved = Resolved(values | {"slots": tuple(self.optimizer.slots), "kind": kind, "group": group})
         for name, parameter in type(self.optimizer).parameters.items():
             if parameter.scheduled and callable(values[name]):
                 self.scheduled.append((resolved, parameter, values[name]))

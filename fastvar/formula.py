@@ -62,8 +62,10 @@ class Formula(Declared):
 
     # What a rule says that needs more than that.
 
-    sign: ClassVar[float] = 1.0
-    """-1 for an optimizer that maximizes."""
+    @property
+    def sign(self) -> float:
+        """-1 for an optimizer that maximizes."""
+        return 1.0
 
     def kind(self, variable: Variable) -> str:
         """Return the kind of a variable, if `passes` treats some in another way than others."""

@@ -173,17 +173,34 @@ def sequence(of: Any, *, default: Any = REQUIRED, kw_only: bool = False) -> Any:
     def check(values: Any) -> tuple[Any, ...]:
         if values is None and default is not REQUIRED:
             values = default
-        if isinstance(values, (str, dict)) or not hasattr(values, "__iter__"):
-            raise TypeError(f"must be a list, got {values!r}")
-        return tuple(element(i, value) for i, value in enumerate(values))
-
-    def element(i: int, value: Any) -> Any:
-        try:
-            return of.check(value)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"[{i}] {error}") from None
+        return tuple(_element(i, of, value) for i, value in enumerate(_listed(values)))
 
     return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
+
+
+def _listed(values: Any) -> list[Any]:
+    if isinstance(values, (str, dict)) or not hasattr(values, "__iter__"):
+        raise TypeError(f"must be a list, got {values!r}")
+    return list(values)
+
+
+def _element(i: int, of: Any, value: Any) -> Any:
+    try:
+        return of.check(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"[{i}] {error}") from None
+
+
+def pair(first: Any, second: Any, *, default: tuple[float, float]) -> Any:
+    """Declare two numbers, each what its own declaration says: `pair(number(low=0), number(above=1), ...)`."""
+
+    def check(values: Any) -> tuple[Any, ...]:
+        given = _listed(values)
+        if len(given) != 2:
+            raise ValueError(f"must be two numbers, got {values!r}")
+        return _element(0, first, given[0]), _element(1, second, given[1])
+
+    return Parameter(default, check, kw_only=False, per_group=True, numeric=False)
 
 
 def axes(*, default: int) -> Any:
@@ -207,12 +224,16 @@ def is_real(value: Any) -> bool:
     return getattr(value, "shape", None) == () and value.dtype.kind in "fiu"
 
 
-def _key(cls: type) -> str:
+def _key(cls: type[Declared]) -> str:
     """Return the name under which a class is stored: a user's class cannot take that of one of ours."""
-    return cls.__name__ if cls.__module__.startswith("fastvar.") else f"{cls.__module__}.{cls.__qualname__}"
+    if cls.__module__.startswith("fastvar."):
+        return f"{cls.room}{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
-@dataclass_transform(field_specifiers=(number, integer, flag, text, choice, schedule, nested, sequence, axes))
+@dataclass_transform(
+    field_specifiers=(number, integer, flag, text, choice, schedule, nested, sequence, pair, axes)
+)
 class Declared:
     """Base of classes with declared parameters."""
 
@@ -220,6 +241,9 @@ class Declared:
     registry: ClassVar[dict[str, type[Declared]]] = {}
     schedulable: ClassVar[bool] = False
     """Whether a callable of the iteration may stand for any number declared."""
+    room: ClassVar[str] = ""
+    """What stands before the names of classes that mean something else than ours of the same name: "torch."."""
+    _signature: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -240,7 +264,8 @@ class Declared:
             )
             for name, p in sorted(cls.parameters.items(), key=lambda item: item[1].kw_only)
         ]
-        cls.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+        cls._signature = inspect.Signature(signature)
+        cls.__signature__ = cls._signature  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         cls = type(self)
@@ -248,11 +273,12 @@ class Declared:
             if name not in cls.parameters:
                 import difflib
 
-                close = difflib.get_close_matches(name, [*cls.parameters, *_ALIASES], n=1, cutoff=0.5)
-                hint = f", did you mean {_ALIASES.get(close[0], close[0])!r}?" if close else ""
+                known = {parameter: parameter for parameter in cls.parameters} | cls._foreign()
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f", did you mean {known[close[0]]!r}?" if close else ""
                 raise TypeError(f"{cls.__name__}: unknown argument {name!r}{hint}")
         try:
-            bound = inspect.signature(cls).bind(*args, **kwargs)
+            bound = cls._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{cls.__name__}: {error}") from None
         bound.apply_defaults()
@@ -263,9 +289,16 @@ class Declared:
         self._validate()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _ALIASES and name not in type(self).parameters:
-            raise AttributeError(f"{type(self).__name__}: no attribute {name!r}, did you mean {_ALIASES[name]!r}?")
+        if name in _FOREIGN and name in (foreign := self._foreign()):
+            raise AttributeError(f"{type(self).__name__}: no attribute {name!r}, did you mean {foreign[name]!r}?")
         super().__setattr__(name, value)
+
+    @classmethod
+    def _foreign(cls) -> dict[str, str]:
+        """Return our names of parameters by the names that they have in other libraries."""
+        ours = {theirs: name for theirs, name in _ALIASES.items() if hasattr(cls, name)}
+        back = {name: theirs for theirs, name in _ALIASES.items() if theirs in cls.parameters}
+        return {name: here for name, here in (ours | back).items() if name not in cls.parameters}
 
     def _validate(self) -> None:
         """Check what concerns several parameters at once; runs on every change, before it takes effect."""
@@ -317,6 +350,7 @@ _ALIASES = {  # what users of other libraries write
     "eps": "epsilon",
     "max_grad_norm": "global_clipnorm",
 }
+_FOREIGN = {*_ALIASES, *_ALIASES.values()}
 
 
 def serialize(value: Any) -> Any:

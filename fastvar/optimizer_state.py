@@ -18,7 +18,7 @@ FUNCTION = {"function": True}  # a schedule that is a plain function cannot be s
 def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[str, Any]:
     """Return the optimizer's counters, hyperparameters and groups as JSON values."""
     return {
-        "class_name": type(optimizer).__name__,
+        "class_name": _class_name(optimizer),
         "steps": optimizer._steps,
         "numbers": {name: value.tolist() for name, value in optimizer._numbers.items()},
         "parameters": _stored({k: v for k, v in optimizer._parameters.items() if k != "name"}),
@@ -27,6 +27,10 @@ def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[s
             for group in optimizer.groups
         ],
     }
+
+
+def _class_name(optimizer: Optimizer) -> str:
+    return f"{optimizer.room}{type(optimizer).__name__}"
 
 
 def _stored(values: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
         If it is of another class, or has other groups, or values out of range.
     """
     owner = type(optimizer).__name__
-    if saved["class_name"] != owner:
+    if saved["class_name"] != _class_name(optimizer):
         raise ValueError(f"{owner}: the saved optimizer is of class {saved['class_name']}")
     here = [{name_of(v) for v in group.variables} for group in optimizer.groups]
     if here != [set(group["variables"]) for group in saved["groups"]]:
@@ -81,7 +85,7 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
         for name, value in given.items():
             if name not in whose.parameters:
                 raise ValueError(f"{owner}: has no parameter {name!r}, which was saved")
-            whose.parameters[name].checked(whose, value)
+            given[name] = whose.parameters[name].checked(whose, value)
     steps, numbers = int(saved["steps"]), _numbers(saved.get("numbers", {}), optimizer, owner)
 
     def take_over() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import JOBS, Case
+from cases import CASES, JOBS, Case
 from runs import every_case
 
 import fastvar as fv

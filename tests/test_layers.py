@@ -17,7 +17,7 @@ LAYERS = [
     {"engine", "formula", "groups"},
     {"optimizer"},
     {"optimizer_state", "optimizers"},
-    {"checkpoint"},
+    {"checkpoint", "torch"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -51,7 +51,7 @@ def test_imports_only_lower_layers(path: Path) -> None:
         parts = name.split(".")
         if parts[0] == "fastvar" and len(parts) > 1 and parts[1] in LEVEL and parts[1] != own:
             assert LEVEL[parts[1]] < LEVEL[own], f"{path} imports {name}"
-        assert parts[0] not in {"tests", "bench", "examples"}
+        assert parts[0] not in {"tests", "bench", "examples", "torch"}
         if parts[0] == "h5py":
             assert own == "checkpoint"
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from math import sqrt
 from typing import Any
 
 from fastvar import kernels
 from fastvar.hyper import number
 from fastvar.optimizer import Optimizer
-from fastvar.optimizers.folded import unbiased_root
+from fastvar.optimizers.folded import rectified, unbiased_root
 from fastvar.variable import Variable
 
 
@@ -150,14 +149,7 @@ class RAdam(Optimizer):
         return kernels.RULES["adam"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        beta_1, beta_2 = hyper.beta_1, hyper.beta_2
-        rate, decayed = hyper.learning_rate / (1 - beta_1**t), beta_2**t
-        most = 2 / (1 - beta_2) - 1
-        rho = most - 2 * t * decayed / (1 - decayed)
-        if rho <= 5:
-            return 1 - beta_1, 1 - beta_2, rate, 0.0, 0.0, 1.0  # divided by 0 * root + 1
-        rectified = sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
-        return 1 - beta_1, 1 - beta_2, rate * rectified * sqrt(1 - decayed), 0.0, 1.0, hyper.epsilon
+        return rectified(hyper.learning_rate, hyper.beta_1, hyper.beta_2, hyper.epsilon, t)
 
 
 class Adamax(Optimizer):

@@ -1,0 +1,226 @@
+"""Steps scaled by the root of a sum or mean of squared gradients, with PyTorch's meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastvar import kernels
+from fastvar.hyper import flag, number
+from fastvar.optimizers.folded import has_momentum
+from fastvar.torch.base import TorchOptimizer
+from fastvar.variable import Variable
+
+
+class Adagrad(TorchOptimizer):
+    r"""Steps scaled by the root of the sum of all squared gradients, as in PyTorch.
+
+    With :math:`g` the gradient plus :math:`\lambda w`, at update :math:`t` = 1, 2, ...:
+
+    .. math::
+
+        v \leftarrow v + g^2, \qquad
+        w \leftarrow w - \frac{\eta}{1 + \delta (t - 1)} \frac{g}{\sqrt{v} + \epsilon}
+
+    `fastvar.optimizers.Adagrad` adds its epsilon inside the root, begins at 0.1, and has decoupled weight decay.
+
+    Parameters
+    ----------
+    params : Module or iterable of Variable or dict, optional
+        What is updated, see `TorchOptimizer`.
+    lr : float or callable
+        :math:`\eta` >= 0, by default 0.01.
+    lr_decay : float
+        :math:`\delta` >= 0, by default 0.
+    weight_decay : float
+        :math:`\lambda` >= 0, by default 0.
+    initial_accumulator_value : float
+        What :math:`v` begins with, >= 0, by default 0.
+    eps : float
+        :math:`\epsilon` >= 0, by default 1e-10; with 0 and no initial value, a gradient of 0 is divided by 0.
+    maximize : bool
+        Whether to climb.
+    **options
+        Those of every optimizer, see `fastvar.Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slot "sum" are float32 or float64 of one shape. It is set to 0 where it is below
+    1024 times the smallest normal number.
+
+    References
+    ----------
+    Duchi et al., Adaptive Subgradient Methods for Online Learning and Stochastic Optimization, JMLR 12, 2011.
+
+    Examples
+    --------
+    >>> import fastvar as fv, fastvar.torch
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.torch.Adagrad([w], lr=0.1, lr_decay=1.0)
+    >>> for _ in range(2):
+    ...     optimizer.apply([[0.5, -0.5]])
+    >>> w.value.round(4)
+    array([0.8646, 2.1354])
+    """
+
+    lr: float = number(default=1e-2, low=0)
+    lr_decay: float = number(default=0.0, low=0)
+    weight_decay: float = number(default=0.0, low=0)
+    initial_accumulator_value: float = number(default=0.0, low=0)
+    eps: float = number(default=1e-10, low=0)
+
+    slots = ("sum",)
+
+    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+        return hyper.initial_accumulator_value
+
+    def rule(self) -> Any:
+        return kernels.RULES["rmsprop"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        return 1.0, 1.0, hyper.lr / (1 + (t - 1) * hyper.lr_decay), 0.0, hyper.eps
+
+
+class RMSprop(TorchOptimizer):
+    r"""Steps scaled by the root of a running mean of squared gradients, as in PyTorch.
+
+    With :math:`g` the gradient plus :math:`\lambda w`:
+
+    .. math:: v \leftarrow \alpha v + (1-\alpha) g^2, \qquad w \leftarrow w - \eta \frac{g}{\sqrt{v} + \epsilon}
+
+    When `centered`, :math:`v - a^2` stands in the root in place of :math:`v`, where
+    :math:`a \leftarrow \alpha a + (1-\alpha) g`. With momentum :math:`\mu`:
+
+    .. math:: m \leftarrow \mu m + \frac{g}{\sqrt{v} + \epsilon}, \qquad w \leftarrow w - \eta m
+
+    `fastvar.optimizers.RMSprop` adds its epsilon inside the root, has the learning rate inside the momentum (it
+    matters when it changes), and decoupled weight decay.
+
+    Parameters
+    ----------
+    params : Module or iterable of Variable or dict, optional
+        What is updated, see `TorchOptimizer`.
+    lr : float or callable
+        :math:`\eta` >= 0, by default 0.01.
+    alpha : float
+        :math:`\alpha` in [0, 1], by default 0.99.
+    eps : float
+        :math:`\epsilon` >= 0, by default 1e-8.
+    weight_decay : float
+        :math:`\lambda` >= 0, by default 0.
+    momentum : float
+        :math:`\mu` in [0, 1], by default 0.
+    centered : bool
+        Whether to take the variance in place of the mean square.
+    maximize : bool
+        Whether to climb.
+    **options
+        Those of every optimizer, see `fastvar.Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "square_avg", "momentum_buffer" (if that is not 0, or `centered`) and
+    "grad_avg" (if `centered`) are float32 or float64 of one shape. They are set to 0 where their magnitude falls
+    below 1024 times the smallest normal number.
+
+    Rounding can make :math:`v - a^2` negative, of which PyTorch takes the root and gets NaN; here it is 0 then.
+
+    References
+    ----------
+    Tieleman and Hinton, Lecture 6.5: RMSProp, Coursera 2012. Graves, Generating Sequences with Recurrent Neural
+    Networks, 2013 (arXiv:1308.0850), equations 38 to 41, for `centered`.
+
+    Examples
+    --------
+    >>> import fastvar as fv, fastvar.torch
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.torch.RMSprop([w], lr=0.1, alpha=0.75)
+    >>> optimizer.apply([[0.5, -0.5]])
+    >>> w.value.round(4)
+    array([0.8, 2.2])
+    """
+
+    lr: float = number(default=1e-2, low=0)
+    alpha: float = number(default=0.99, low=0, high=1)
+    eps: float = number(default=1e-8, low=0)
+    weight_decay: float = number(default=0.0, low=0)
+    momentum: float = number(default=0.0, low=0, high=1)
+    centered: bool = flag(default=False)
+
+    @property
+    def slots(self) -> Sequence[str]:  # type: ignore[override]
+        if self.centered:  # one rule for both, with and without momentum
+            return "square_avg", "momentum_buffer", "grad_avg"
+        return ("square_avg", "momentum_buffer") if has_momentum(self) else ("square_avg",)
+
+    def rule(self) -> Any:
+        name = "rmsprop_centered" if self.centered else "rmsprop_momentum" if has_momentum(self) else "rmsprop"
+        return kernels.RULES[name]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        keep, take = hyper.alpha, 1 - hyper.alpha
+        if len(hyper.slots) == 1:
+            return keep, take, hyper.lr, 0.0, hyper.eps
+        return keep, take, 1.0, 0.0, hyper.eps, hyper.momentum, hyper.lr
+
+
+class Adadelta(TorchOptimizer):
+    r"""Steps of the size of past steps, relative to that of past gradients, as in PyTorch.
+
+    With :math:`g` the gradient plus :math:`\lambda w`:
+
+    .. math::
+
+        v &\leftarrow \rho v + (1-\rho) g^2, \qquad s = \frac{\sqrt{d + \epsilon}}{\sqrt{v + \epsilon}} g \\
+        d &\leftarrow \rho d + (1-\rho) s^2, \qquad w \leftarrow w - \eta s
+
+    `fastvar.optimizers.Adadelta` differs by its defaults, and has decoupled weight decay.
+
+    Parameters
+    ----------
+    params : Module or iterable of Variable or dict, optional
+        What is updated, see `TorchOptimizer`.
+    lr : float or callable
+        :math:`\eta` >= 0, by default 1.
+    rho : float
+        :math:`\rho` in [0, 1], by default 0.9.
+    eps : float
+        :math:`\epsilon` >= 0, by default 1e-6; the first steps are of the size of its root, with 0 there are none.
+    weight_decay : float
+        :math:`\lambda` >= 0, by default 0.
+    maximize : bool
+        Whether to climb.
+    **options
+        Those of every optimizer, see `fastvar.Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "square_avg" and "acc_delta" are float32 or float64 of one shape. They are
+    set to 0 where they fall below 1024 times the smallest normal number.
+
+    References
+    ----------
+    Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012 (arXiv:1212.5701), algorithm 1.
+
+    Examples
+    --------
+    >>> import fastvar as fv, fastvar.torch
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.torch.Adadelta([w], eps=1e-2)
+    >>> optimizer.apply([[0.5, -0.5]])
+    >>> w.value.round(4)
+    array([0.7327, 2.2673])
+    """
+
+    lr: float = number(default=1.0, low=0)
+    rho: float = number(default=0.9, low=0, high=1)
+    eps: float = number(default=1e-6, low=0)
+    weight_decay: float = number(default=0.0, low=0)
+
+    slots = ("square_avg", "acc_delta")
+
+    def rule(self) -> Any:
+        return kernels.RULES["adadelta"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        return hyper.rho, 1 - hyper.rho, hyper.lr, hyper.eps

@@ -1,0 +1,210 @@
+"""What all optimizers with PyTorch's meaning share: its names, `param_groups`, closures (layer 9)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from typing import Any
+
+from fastvar.formula import Formula
+from fastvar.groups import Group
+from fastvar.hyper import flag, number
+from fastvar.module import Module
+from fastvar.optimizer import Optimizer
+from fastvar.variable import Variable
+
+Params = Module | Iterable[Variable | dict[str, Any]]
+
+
+class TorchOptimizer(Optimizer):
+    """Base of the optimizers with PyTorch's names, defaults and meaning, on fastvar's variables.
+
+    A step maximizes or minimizes, adds `weight_decay` times the weights to the gradient, and applies the rule;
+    all options of `fastvar.Optimizer` hold too, in its order: `clipnorm` and the like see the gradient with the
+    decay in it, where `torch.nn.utils.clip_grad_norm_` before a step sees it without.
+
+    Parameters
+    ----------
+    params : Module or iterable of Variable or dict, optional
+        What is updated; dicts are groups: `{"params": [...], "lr": 1e-4, ...}`. Without it, the first `apply` or
+        `build` decides.
+    lr : float or callable
+        Step size, >= 0; or a schedule: a callable of the iteration (from 0) that returns it.
+    weight_decay : float
+        This multiple of the weights is added to the gradient, >= 0, by default 0.
+    maximize : bool
+        Whether to climb.
+    **options
+        Those of every optimizer, see `fastvar.Optimizer`.
+
+    Notes
+    -----
+    Differences from PyTorch: one count of updates for all variables, where PyTorch leaves out of a variable's
+    count those in which it had no gradient; a step in which no variable has one is an error; flags are the same
+    for all groups; `params` are fixed; no `foreach`, `fused`, `capturable`, `differentiable`, which fastvar does
+    not need.
+
+    Examples
+    --------
+    >>> import fastvar as fv, fastvar.torch
+    >>> w, b = fv.Variable([1.0, 2.0]), fv.Variable([0.0])
+    >>> optimizer = fv.torch.SGD([{"params": [w]}, {"params": [b], "lr": 1.0}], lr=0.5)
+    >>> for group in optimizer.param_groups:
+    ...     group["lr"] *= 0.5
+    >>> w.grad, b.grad = [1.0, 1.0], [1.0]
+    >>> optimizer.step()
+    >>> w.value, b.value
+    (array([0.75, 1.75]), array([-0.5]))
+    """
+
+    room = "torch."
+    learning_rate = None  # type: ignore[assignment]
+    lr: float = number(default=1e-3, low=0)
+    weight_decay: float = number(default=0.0, low=0, kw_only=True)
+    maximize: bool = flag(default=False, kw_only=True)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
+        signature = cls._signature.replace(parameters=[first, *cls._signature.parameters.values()])
+        cls.__signature__ = signature  # type: ignore[attr-defined]
+
+    def __init__(self, params: Params | None = None, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if params is None:
+            return
+        if isinstance(params, (Variable, dict)) or not isinstance(params, (Module, Iterable)):
+            raise TypeError(f"{self._owner}: params must be a list of variables or of groups, got {params!r}")
+        entries = params.variables if isinstance(params, Module) else list(params)
+        if not entries:
+            raise ValueError(f"{self._owner}: params must not be empty")
+        self.build(params if isinstance(params, Module) else entries)
+
+    def build(self, variables: Params) -> None:
+        """Take the variables to be updated, as in `fastvar.Optimizer`; groups may say "params" as in PyTorch."""
+        super().build(variables if isinstance(variables, Module) else [self._entry(v) for v in variables])
+
+    def _entry(self, entry: Any) -> Any:
+        if not isinstance(entry, dict) or "params" not in entry:
+            return entry
+        if "variables" in entry:
+            raise ValueError(f'{self._owner}: a group must have "params" or "variables", got both')
+        params = entry["params"]
+        variables = [params] if isinstance(params, Variable) else params
+        return {"variables": variables, **{name: value for name, value in entry.items() if name != "params"}}
+
+    @property
+    def sign(self) -> float:
+        return -1.0 if self.maximize else 1.0
+
+    def decay(self, hyper: Any) -> float:
+        return 0.0
+
+    def penalty(self, hyper: Any) -> float:
+        return float(hyper.weight_decay)
+
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Any] | None = None, *, zero_grad: bool = False
+    ) -> Any:
+        """Update once from the `grad` of every variable, and return the loss.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Called first; sets every `grad` and returns the loss.
+        zero_grad : bool
+            Whether to zero the gradients in the same pass.
+
+        Raises
+        ------
+        ValueError
+            If no variable has a `grad`, or with `zero_grad` one cannot be zeroed in place.
+        """
+        if closure is not None and not callable(closure):
+            raise TypeError(f"{self._owner}: closure must be callable, got {closure!r}")
+        loss = None if closure is None else closure()
+        super().step(zero_grad)
+        return loss
+
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """The groups, each read and set like a dict: `optimizer.param_groups[0]["lr"] = 0.1`."""
+        return [ParamGroup(self, group) for group in self.groups]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What holds for groups that do not say otherwise, by PyTorch's names."""
+        return {name: getattr(self, name) for name in self._torch_names()}
+
+    @classmethod
+    def _torch_names(cls) -> list[str]:
+        own = [name for name in cls.parameters if name not in Formula.parameters or name == "weight_decay"]
+        return sorted(own, key=[*cls._signature.parameters].index)
+
+    def _carried(self, what: str, hyper: Any, t: int, first: float, after: Callable[[float], float]) -> float:
+        """Return the number that update t - 1 left to a group, `first` at the first; and leave `after` of it.
+
+        It is kept with the optimizer's state (see `carried`). Asked again at the same update it says the same, so
+        that an update that failed or was skipped may be made again.
+        """
+        at, here, left = (self._numbers[name] for name in _places(what, hyper.group))
+        if t == 1:
+            here[...] = first
+        elif at != t:
+            here[...] = left
+        at[...] = t
+        left[...] = after(float(here))
+        return float(here)
+
+    def carried(self, what: str) -> dict[str, float]:
+        """Return the `numbers` of an optimizer in which each group carries on one from update to update."""
+        return {name: 0.0 for group in range(len(self.groups)) for name in _places(what, group)}
+
+
+def _places(what: str, group: int) -> tuple[str, str, str]:
+    return f"{what} {group} at", f"{what} {group}", f"{what} {group} next"
+
+
+class ParamGroup(MutableMapping[str, Any]):
+    """A group of an optimizer as PyTorch has it: "params", and its hyperparameters by their names.
+
+    Other keys are notes that it keeps for others, as PyTorch's schedulers do with "initial_lr"; checkpoints
+    leave them out.
+    """
+
+    def __init__(self, optimizer: TorchOptimizer, group: Group) -> None:
+        self._optimizer, self._group = optimizer, group
+        self._notes: dict[str, Any] = vars(group).setdefault("_notes", {})
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "params":
+            return self._group.variables
+        if key not in self._optimizer._torch_names():
+            return self._notes[key]
+        of = self._group if self._optimizer.parameters[key].per_group else self._optimizer
+        return getattr(of, key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        owner = self._optimizer._owner
+        if key == "params":
+            raise ValueError(f"{owner}: params are fixed; make a new optimizer for others")
+        if key not in self._optimizer._torch_names():
+            self._notes[key] = value
+        elif self._optimizer.parameters[key].per_group:
+            setattr(self._group, key, value)
+        else:
+            raise ValueError(f"{owner}: {key} is the same for all groups; set it on the optimizer")
+
+    def __delitem__(self, key: str) -> None:
+        if key in self and key not in self._notes:
+            raise ValueError(f"{self._optimizer._owner}: {key} must stay")
+        del self._notes[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["params", *self._optimizer._torch_names(), *self._notes])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"ParamGroup({dict(self)!r})"

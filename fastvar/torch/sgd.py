@@ -1,0 +1,246 @@
+"""Gradient descent with PyTorch's meaning: with momentum, averaged, and by the sign alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastvar import kernels
+from fastvar.hyper import flag, number, pair
+from fastvar.optimizers.folded import has_momentum
+from fastvar.torch.base import TorchOptimizer
+from fastvar.variable import Variable
+
+
+class SGD(TorchOptimizer):
+    r"""Gradient descent, optionally with (Nesterov) momentum, as in PyTorch.
+
+    With :math:`g` the gradient plus :math:`\lambda w`: without momentum, :math:`w \leftarrow w - \eta g`. With
+    momentum :math:`\mu` and dampening :math:`\tau`:
+
+    .. math:: m \leftarrow \mu m + (1-\tau) g, \qquad w \leftarrow w - \eta m
+
+    and with `nesterov`, :math:`w \leftarrow w - \eta (g + \mu m)` with the new :math:`m`. The first update sets
+    :math:`m = g`, undamped. `fastvar.optimizers.SGD` has the learning rate inside the momentum instead (it matters
+    when it changes), no dampening, and decoupled weight decay.
+
+    Parameters
+    ----------
+    params : Module or iterable of Variable or dict, optional
+        What is updated, see `TorchOptimizer`.
+    lr : float or callable
+        :math:`\eta` >= 0, by default 0.001.
+    momentum : float
+        :math:`\mu` in [0, 1], by default 0, which keeps no state.
+    dampening : float
+        :math:`\tau`, by default 0; without effect where the momentum is 0.
+    weight_decay : float
+        :math:`\lambda` >= 0, by default 0.
+    nesterov : bool
+        Whether to look ahead; it takes a momentum and no dampening.
+    maximize : bool
+        Whether to climb.
+    **options
+        Those of every optimizer, see `fastvar.Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slot "momentum_buffer" are float32 or float64 of one shape. The momentum is set
+    to 0 where its magnitude falls below 1024 times the smallest normal number.
+
+    References
+    ----------
+    Sutskever et al., On the importance of initialization and momentum in deep learning, ICML 2013, of which
+    PyTorch differs by its place of the learning rate.
+
+    Examples
+    --------
+    >>> import fastvar as fv, fastvar.torch
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.torch.SGD([w], lr=0.1, momentum=0.9)
+    >>> for optimizer.lr in (0.1, 0.01):
+    ...     optimizer.apply([[1.0, 0.0]])
+    >>> w.value
+    array([0.881, 2.   ])
+    """
+
+    lr: float = number(default=1e-3, low=0)
+    momentum: float = number(default=0.0, low=0, high=1)
+    dampening: float = number(default=0.0)
+    weight_decay: float = number(default=0.0, low=0)
+    nesterov: bool = flag(default=False)
+
+    def _validate(self) -> None:
+        super()._validate()
+        momentum, dampening = self._parameters["momentum"], self._parameters["dampening"]
+        if self._parameters["nesterov"] and (momentum == 0 or dampening != 0):
+            raise ValueError(f"{type(self).__name__}: nesterov needs a momentum > 0 and a dampening of 0")
+
+    @property
+    def slots(self) -> Sequence[str]:  # type: ignore[override]
+        return ("momentum_buffer",) if has_momentum(self) else ()
+
+    def rule(self) -> Any:
+        return kernels.RULES["momentum" if has_momentum(self) else "gradient_descent"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        lr, mu = hyper.lr, hyper.momentum
+        if not hyper.slots:
+            return (lr,)
+        if mu == 0:  # in this group alone: nothing is damped
+            return 0.0, 0.0, 0.0, -lr
+        take = 1.0 if t == 1 else 1 - hyper.dampening
+        return (mu, take, -lr * mu, -lr) if hyper.nesterov else (mu, take, -lr, 0.0)
+
+
+class ASGD(TorchOptimizer):
+    r"""Averaged gradient descent as in PyTorch: decaying steps, and beside the weights their running average.
+
+    With :math:`g` the gradient plus weight decay times :math:`w`, at update :math:`t` = 1, 2, ... with
+    :math:`\eta_1 = \eta`:
+
+    .. math::
+
+        \mu_t &= 1 / \max(1, t - 1 - t_0) \\
+        w &\leftarrow (1 - \lambda \eta_t) w - \eta_t g, \qquad a \leftarrow (1 - \mu_t) a + \mu_t w \\
+        \eta_{t+1} &= \eta / (1 + \lambda \eta t)^\alpha
+
+    so that a new learning rate acts an update later, as in PyTorch and other than in `fastvar.optimizers.ASGD`.
+
+    Parameters
+    ----------
+    params : Module or iterable of Variable or dict, optional
+        What is updated, see `TorchOptimizer`.
+    lr : float or callable
+        :math:`\eta` >= 0, by default 0.01.
+    lambd : float
+        :math:`\lambda` >= 0, how fast weights and step sizes decay, by default 1e-4.
+    alpha : float
+        :math:`\alpha` >= 0, by default 0.75.
+    t0 : float
+        :math:`t_0` >= 0, the update at which averaging begins, by default 1e6; until then :math:`a` is `w`.
+    weight_decay : float
+        >= 0, by default 0.
+    maximize : bool
+        Whether to climb.
+    **options
+        Those of every optimizer, see `fastvar.Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slot "ax", the average :math:`a`, are float32 or float64 of one shape.
+    :math:`\eta_{t+1}` is kept in double precision, in PyTorch in single.
+
+    References
+    ----------
+    Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, SIAM J. Control Optim. 30, 1992.
+
+    Examples
+    --------
+    >>> import fastvar as fv, fastvar.torch
+    >>> w = fv.Variable([1.0])
+    >>> optimizer = fv.torch.ASGD([w], lr=0.5, lambd=0.0, t0=0)
+    >>> for optimizer.lr in (0.5, 0.25, 0.25):
+    ...     optimizer.apply([[1.0]])
+    >>> w.value, optimizer.slot(w, "ax").value
+    (array([-0.25]), array([-0.125]))
+    """
+
+    lr: float = number(default=1e-2, low=0)
+    lambd: float = number(default=1e-4, low=0)
+    alpha: float = number(default=0.75, low=0)
+    t0: float = number(default=1e6, low=0)
+    weight_decay: float = number(default=0.0, low=0)
+
+    slots = ("ax",)
+
+    def numbers(self) -> dict[str, float]:
+        return self.carried("eta")
+
+    def rule(self) -> Any:
+        return kernels.RULES["asgd"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        following = hyper.lr / (1 + hyper.lambd * hyper.lr * t) ** hyper.alpha
+        eta = self._carried("eta", hyper, t, hyper.lr, lambda _: following)
+        take = 1 / max(1.0, t - 1 - hyper.t0)
+        return eta, 1 - hyper.lambd * eta, 1 - take, take
+
+
+class Rprop(TorchOptimizer):
+    r"""Steps of a size of their own for every element: larger while the gradient keeps its sign, else smaller.
+
+    As in PyTorch, with no weight decay; `fastvar.optimizers.Rprop` is the same by other names. It is for whole
+    batches, not for samples.
+
+    .. math::
+
+        \sigma &\leftarrow \operatorname{clip}(\sigma \cdot (\eta_+ \text{ if } g p > 0, \;
+            \eta_- \text{ if } g p < 0, \; \text{else } 1), \; \sigma_{\min}, \; \sigma_{\max}) \\
+        p &\leftarrow 0 \text{ if } g p < 0 \text{ else } g, \qquad
+        w \leftarrow w - \operatorname{sign}(p) \sigma
+
+    Parameters
+    ----------
+    params : Module or iterable of Variable or dict, optional
+        What is updated, see `TorchOptimizer`.
+    lr : float or callable
+        What the step sizes :math:`\sigma` begin with, >= 0, by default 0.01; after the first update, changing it
+        changes nothing.
+    etas : pair of float
+        :math:`\eta_-` in (0, 1) and :math:`\eta_+` > 1, by default 0.5 and 1.2.
+    step_sizes : pair of float
+        Bounds of the step sizes, 0 <= :math:`\sigma_{\min} \le \sigma_{\max}`, by default 1e-6 and 50.
+    maximize : bool
+        Whether to climb.
+    **options
+        Those of every optimizer, see `fastvar.Optimizer`.
+
+    Notes
+    -----
+    Variables, gradients and the slots "prev" (:math:`p`) and "step_size" are float32 or float64 of one shape.
+
+    References
+    ----------
+    Riedmiller and Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP Algorithm, ICNN
+    1993; without its step back, as "iRprop-" in Igel and Hüsken, Improving the Rprop Learning Algorithm, 2000.
+
+    Examples
+    --------
+    >>> import fastvar as fv, fastvar.torch
+    >>> w = fv.Variable([1.0, 2.0])
+    >>> optimizer = fv.torch.Rprop([w], lr=0.1)
+    >>> for gradient in ([1.0, 1.0], [2.0, -1.0]):
+    ...     optimizer.apply([gradient])
+    >>> w.value, optimizer.slot(w, "step_size").value
+    (array([0.78, 1.9 ]), array([0.12, 0.05]))
+    """
+
+    weight_decay = None  # type: ignore[assignment]
+    lr: float = number(default=1e-2, low=0)
+    etas: tuple[float, float] = pair(number(above=0, below=1), number(above=1), default=(0.5, 1.2))
+    step_sizes: tuple[float, float] = pair(number(low=0), number(above=0), default=(1e-6, 50.0))
+
+    slots = ("prev", "step_size")
+
+    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+        return hyper.lr if slot == "step_size" else 0
+
+    def _changed(self) -> None:
+        super()._changed()
+        if self._state and not self._steps:  # as in PyTorch, whose state begins at the first update
+            for group in self.groups:
+                for variable in group.variables:
+                    self.slot(variable, "step_size").value[...] = group.lr
+
+    def penalty(self, hyper: Any) -> float:
+        return 0.0
+
+    def rule(self) -> Any:
+        return kernels.RULES["rprop"]
+
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        low, high = hyper.step_sizes
+        if low > high:
+            raise ValueError(f"{self._owner}: step_sizes[0] must be <= step_sizes[1], got {hyper.step_sizes!r}")
+        return *hyper.etas, low, high
