@@ -34,7 +34,7 @@ sanitize: $(VENV)/.test
 	FASTVAR_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize/lib \
-	$(PY) -m pytest -p no:xdist tests/test_bits.py tests/test_bad_input.py
+	$(PYTEST) tests/test_bits.py tests/test_kernels.py tests/test_sparse.py tests/test_bad_plan.py tests/test_bad_input.py
 
 # The AVX-512 kernels on a machine that has none, in an emulated one (Debian, root; some minutes).
 avx512: $(VENV)/.test
