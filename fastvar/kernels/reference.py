@@ -76,11 +76,10 @@ def adam(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
 
 def amsgrad(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     m, v, peak = slots
-    first, second = towards(m, g, c[0]), towards(v, g * g, c[1])
-    m[...], v[...] = flush(first), flush(second)
-    most = larger(peak, second)
-    peak[...] = flush(most)
-    w[...] = w - scaled(blend(c[2], first, c[3], g), most, c[4], c[5])
+    first, second = towards(m, g, c[0]), flush(towards(v, g * g, c[1]))
+    m[...], v[...] = flush(first), second
+    peak[...] = larger(peak, second)
+    w[...] = w - scaled(blend(c[2], first, c[3], g), peak, c[4], c[5])
 
 
 def adabelief(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:

@@ -95,19 +95,17 @@ cdef void adam(real* w, const real* g, real** slots, Py_ssize_t n, const real* c
 
 cdef void amsgrad(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real first, second, most, rate_1 = c[0], rate_2 = c[1], by_m = c[2], by_g = c[3], by_v = c[4]
-    cdef real epsilon = c[5]
+    cdef real first, second, rate_1 = c[0], rate_2 = c[1], by_m = c[2], by_g = c[3], by_v = c[4], epsilon = c[5]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
     cdef real* peak = slots[2]
     for i in range(n):
         first = towards(m[i], g[i], rate_1)
-        second = towards(v[i], g[i] * g[i], rate_2)
+        second = flush(towards(v[i], g[i] * g[i], rate_2))
         m[i] = flush(first)
-        v[i] = flush(second)
-        most = larger(peak[i], second)
-        peak[i] = flush(most)
-        w[i] = w[i] - scaled(blend(by_m, first, by_g, g[i]), most, by_v, epsilon)
+        v[i] = second
+        peak[i] = larger(peak[i], second)
+        w[i] = w[i] - scaled(blend(by_m, first, by_g, g[i]), peak[i], by_v, epsilon)
 
 
 cdef void adabelief(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
