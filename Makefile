@@ -23,7 +23,7 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/cython-lint fastvar/kernels
-	$(PY) -m mypy.stubtest fastvar.kernels.cpu fastvar.kernels.turn fastvar.kernels.baseline
+	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml fastvar.kernels.cpu fastvar.kernels.turn fastvar.kernels.baseline
 
 format: $(VENV)/.lint
 	$(VENV)/bin/ruff format .
