@@ -22,6 +22,11 @@ def rectified(rate: float, beta_1: float, beta_2: float, epsilon: float, t: int)
     return 1 - beta_1, 1 - beta_2, rate * factor * sqrt(1 - decayed), 0.0, 1.0, epsilon
 
 
+def momentum_of_keras(rate: float, mu: float, nesterov: bool) -> tuple[float, ...]:
+    """Return what the rule "momentum" takes to have the learning rate inside the momentum."""
+    return (mu, -rate, mu, -rate) if nesterov else (mu, -rate, 1.0, 0.0)
+
+
 def has_momentum(optimizer: Any) -> bool:
     """Return whether any group of an optimizer has a `momentum` other than 0, or one that may become so."""
     values = [optimizer._parameters["momentum"], *(group._own.get("momentum", 0) for group in optimizer.groups)]

@@ -11,6 +11,7 @@ import numpy as np
 from fastvar import kernels
 from fastvar.hyper import flag, number
 from fastvar.optimizer import Optimizer
+from fastvar.optimizers.folded import momentum_of_keras
 from fastvar.passes import Between, Pass, copying
 from fastvar.variable import Variable
 
@@ -135,8 +136,7 @@ class Lars(Optimizer):
         return [copying(), Pass(kernels.RULES["momentum"], self.slots, self.scalars)]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        rate, mu = hyper.learning_rate, hyper.momentum
-        return (mu, -rate, mu, -rate) if self.nesterov else (mu, -rate, 1.0, 0.0)
+        return momentum_of_keras(hyper.learning_rate, hyper.momentum, hyper.nesterov)
 
     def between(self, step: Between) -> None:
         for i, gradient in enumerate(step.directions):
@@ -244,9 +244,7 @@ class Prodigy(Optimizer):
         return sqrt(hyper.beta_2) if hyper.beta_3 is None else hyper.beta_3
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        distance = getattr(
-            hyper, "distance", self.distance
-        )  # of `between`, which a step without gradients leaves out
+        distance = getattr(hyper, "distance", self.distance)  # of `between`, if there is a gradient
         return 1 - hyper.beta_1, 1 - hyper.beta_2, self._rate(hyper, t), 0.0, 1.0, hyper.epsilon * distance
 
     def between(self, step: Between) -> None:

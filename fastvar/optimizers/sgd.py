@@ -8,7 +8,7 @@ from typing import Any
 from fastvar import kernels
 from fastvar.hyper import flag, number
 from fastvar.optimizer import Optimizer
-from fastvar.optimizers.folded import has_momentum
+from fastvar.optimizers.folded import has_momentum, momentum_of_keras
 
 
 class SGD(Optimizer):
@@ -64,10 +64,9 @@ class SGD(Optimizer):
         return kernels.RULES["momentum" if has_momentum(self) else "gradient_descent"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        rate, mu = hyper.learning_rate, hyper.momentum
         if not hyper.slots:
-            return (rate,)
-        return (mu, -rate, mu, -rate) if hyper.nesterov else (mu, -rate, 1.0, 0.0)
+            return (hyper.learning_rate,)
+        return momentum_of_keras(hyper.learning_rate, hyper.momentum, hyper.nesterov)
 
 
 class ASGD(Optimizer):
