@@ -210,6 +210,7 @@ def test_the_manager_keeps_the_newest_and_finds_the_latest_by_record(tmp_path: P
         one.save(step)
     assert [Path(p).name for p in one.checkpoints] == ["ckpt-4.h5", "ckpt-5.h5"]
     (tmp_path / "ckpt-5.h5").rename(tmp_path / "ckpt-0.h5")  # a name proves nothing
+    one.close()
     again = manager(tmp_path, w, max_to_keep=2)
     w[...] = -1
     assert Path(str(again.restore_or_initialize())).name == "ckpt-0.h5"
@@ -317,7 +318,7 @@ def test_retention_touches_only_its_own_files(tmp_path: Path) -> None:
     for _ in range(3):
         best.save()
         newest.save()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt-3.h5", "ckpt-best-3.h5", "ckpt-mine.h5"]
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["ckpt-3.h5", "ckpt-best-3.h5", "ckpt-mine.h5"]
 
 
 def test_an_interval_needs_steps_and_starts_with_the_manager(tmp_path: Path) -> None:
