@@ -66,7 +66,9 @@ class Background:
         try:
             task()
         except BaseException as error:
-            self._errors.append(error)
+            errors = self._errors
+            del self  # the traceback must not keep it alive: its end shows the error
+            errors.append(error)
 
 
 def _show(errors: list[BaseException]) -> None:
