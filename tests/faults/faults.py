@@ -8,6 +8,7 @@ Outcomes: `new` and `old`, what loads is what was being saved or what was there 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -17,6 +18,7 @@ import secrets
 import shutil
 import signal
 import statistics
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -201,6 +203,35 @@ def full_disk(bench: Bench, amount: int) -> None:
         bench.attempt(lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
 
 
+def full_file_system(bench: Bench, amount: int) -> None:
+    """A file system, where we may mount one, that is really full after every 4 KB."""
+    disk = bench.work / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        return
+    try:
+        shutil.copytree(bench.before, disk / "model")
+        bench.folder = str(disk / "model")
+        for room in range(0, 1 << 19, PAGE):
+            _fill(disk / "filler", room)
+            text = bench.save(lambda: None).text
+            outcome = loaded(bench.format, bench.folder, [0, 1])
+            bench.counts["unreported" if text == "done" and outcome != "new" else outcome] += 1
+            if outcome != "old":
+                break
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def _fill(path: Path, room: int) -> None:
+    """Leave just so many bytes free on a disk."""
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(PAGE)):
+            pass
+    os.truncate(path, path.stat().st_size // PAGE * PAGE - room)
+
+
 def flipped_bits(bench: Bench, amount: int) -> None:
     """Bits of a small file flip: every one, or `amount` at random."""
     path, content = _small_file(bench)
@@ -341,6 +372,7 @@ FAULTS: dict[str, Callable[[Bench, int], None]] = {
     "failing calls": failing_calls,
     "interrupted calls": interrupted_calls,
     "full disk": full_disk,
+    "full file system": full_file_system,
     "flipped bits": flipped_bits,
     "truncations": truncations,
     "power loss": power_loss,

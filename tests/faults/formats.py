@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastvar as fv
+from fastvar.checkpoint.reader import File
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -65,6 +66,11 @@ def _load_one_file(folder: str) -> Arrays:
     variables = _variables(folder)
     fv.Checkpoint(variables).restore(os.path.join(folder, "model.h5"))
     return {name: variable.numpy() for name, variable in variables.items()}
+
+
+def _load_in_one_go(folder: str) -> Arrays:
+    with File(os.path.join(folder, "model.h5")) as file:
+        return {name.removeprefix("variables/"): file.read(name) for name in file.entries}
 
 
 def _save_torch(folder: str, arrays: Arrays) -> None:
@@ -159,6 +165,7 @@ OURS = [
     Format("fastvar `CheckpointManager`", _save_managed, _load_managed),
     Format("fastvar `Checkpoint`, one file", _save_one_file, _load_one_file),
 ]
+QUICK = Format("fastvar, the reader alone", _save_one_file, _load_in_one_go)  # for hundreds of thousands of loads
 RIVALS = [
     Format("`torch.save`", _save_torch, _load_torch),
     Format("safetensors", _save_safetensors, _load_safetensors),
@@ -166,4 +173,4 @@ RIVALS = [
     Format("h5py", _save_h5py, _load_h5py),
     Format("Keras `.weights.h5`", _save_keras, _load_keras),
 ]
-FORMATS = {format.name: format for format in [*OURS, *RIVALS, *(replacing(rival) for rival in RIVALS)]}
+FORMATS = {format.name: format for format in [*OURS, QUICK, *RIVALS, *(replacing(rival) for rival in RIVALS)]}
