@@ -231,6 +231,17 @@ def check_vectors(owner: str, x: object, y: object) -> None:
         raise ValueError(f"{owner}: must be given arrays of one dtype and size")
 
 
+def check_copy(owner: str, target: object, source: object) -> None:
+    """Check that a kernel may copy the bytes of one array to those of another."""
+    for array in (target, source):
+        if not (isinstance(array, np.ndarray) and array.flags.c_contiguous and not array.dtype.hasobject):
+            raise TypeError(f"{owner}: must be given contiguous arrays of numbers")
+    if target.dtype != source.dtype or target.shape != source.shape:  # type: ignore[attr-defined]
+        raise ValueError(f"{owner}: must be given arrays of one dtype and shape")
+    if not target.flags.writeable or np.may_share_memory(target, source):  # type: ignore
+        raise ValueError(f"{owner}: must be given a writable target that shares no memory with the source")
+
+
 def refuse_zeroing(owner: str) -> NoReturn:
     """Raise the error of a gradient that cannot be zeroed where it lies."""
     raise ValueError(f"{owner}: must be a writable contiguous array to be zeroed in place")

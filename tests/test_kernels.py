@@ -159,3 +159,29 @@ def test_sums_refuse_what_they_cannot_read(isa: str, bad: Any) -> None:
     for arguments in ((bad, 1, 3), (good, 2, 2), (good, 0, 3), (good, -1, -3)):
         with pytest.raises((TypeError, ValueError)):
             module.unit_sums(*arguments)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 32 * 1024 - 1, 32 * 1024, 70_001])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "?", "<u2", "c16"])
+def test_copies_are_whole_on_any_number_of_threads(size: int, dtype: str) -> None:
+    source = np.random.default_rng(1).integers(0, 2, size).astype(dtype)
+    for module in [*MODULES.values(), reference]:
+        for threads in (1, 2, 3, 7):
+            room = np.zeros(size + 2, dtype)
+            module.copy(room[1:-1], source, threads)
+            assert_same_bits(room[1:-1], source)
+            assert room[0] == room[-1] == 0
+
+
+@pytest.mark.parametrize("isa", [*MODULES, "reference"])
+def test_copies_refuse_what_does_not_fit(isa: str) -> None:
+    module, good, x = MODULES.get(isa, reference), np.zeros(4), np.ones(8)
+    fixed = np.zeros(4)
+    fixed.flags.writeable = False
+    for source in (None, [1.0] * 4, x[::2], x[:3], x[:4].astype("f4"), x[:4].reshape(2, 2), x[:4].astype(object)):
+        with pytest.raises((TypeError, ValueError)):
+            module.copy(good, source)
+    for target in (None, fixed, x[::2], x[2:6]):
+        with pytest.raises((TypeError, ValueError)):
+            module.copy(target, x[:4])
+    assert not good.any()

@@ -12,8 +12,8 @@ from typing import Any
 from fastvar import optimizer_state
 from fastvar.buffers import Array
 from fastvar.checkpoint.contents import Commit, Contents, Rename
+from fastvar.checkpoint.names import make_directory
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import Saved
 from fastvar.checkpoint.writer import write
 
 NameMap = Mapping[str, str | None] | Rename
@@ -89,14 +89,7 @@ class Checkpoint:
     def _contents(self) -> Contents:
         return Contents(self._root, self._objects)
 
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        step: int | None = None,
-        overwrite: bool = False,
-        saved: Saved | None = None,
-    ) -> str:
+    def save(self, path: str | os.PathLike[str], *, step: int | None = None, overwrite: bool = False) -> str:
         """Write everything to one HDF5 file, and return its path; it is then durable.
 
         Parameters
@@ -107,8 +100,6 @@ class Checkpoint:
             Kept in the file; by default the `iterations` of the only optimizer, else 0.
         overwrite : bool
             Whether a file of that name may be replaced (which happens in one instant).
-        saved : Saved, optional
-            The identity of this save, from a `CheckpointManager`.
 
         Raises
         ------
@@ -117,14 +108,18 @@ class Checkpoint:
         CheckpointError
             If it cannot be written; older files are untouched.
         """
+        tensors, arrays, state, own_step = self.collect()
+        path = os.fspath(path)
+        make_directory(os.path.dirname(path))
+        write(path, tensors | arrays, state, step=own_step if step is None else step, replace=overwrite)
+        return path
+
+    def collect(self) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any], int]:
+        """Return what a save consists of: tensors (in place), arrays of the state (copied), state, step."""
         contents = self._contents()
         state, arrays = contents.state()
         tensors = {name: v._array for name, v in contents.tensors().items()}
-        path = os.fspath(path)
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        step = _step_of(contents) if step is None else step
-        write(path, tensors | arrays, state, step=step, replace=overwrite, saved=saved)
-        return path
+        return tensors, arrays, state, _step_of(contents)
 
     def step(self) -> int:
         """Return the `iterations` of the only optimizer, else 0."""
@@ -280,7 +275,7 @@ def _prepare_states(
             restored.refused.append(str(error))
             refused.add(keyword)
     known = {*contents.optimizers, *contents.states}
-    restored.skipped += [keyword for keyword in file.state if keyword not in known]
+    restored.skipped += [keyword for keyword in file.state if keyword not in known and not keyword.startswith("$")]
     return commits, refused
 
 

@@ -54,6 +54,8 @@ class Contents:
         check_names(self.tensors())
 
     def _add(self, keyword: str, thing: Any) -> None:
+        if keyword.startswith("$"):
+            raise ValueError(f"Checkpoint: keywords with $ are fastvar's own, got {keyword!r}")
         if isinstance(thing, Optimizer):
             if keyword in RESERVED:
                 raise ValueError(f"Checkpoint: an optimizer cannot be given as {keyword}=")

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import re
 import secrets
 import time
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Literal
 
+from fastvar.checkpoint.background import Background, Staging
 from fastvar.checkpoint.checkpoint import Checkpoint
-from fastvar.checkpoint.reader import peek
+from fastvar.checkpoint.folder import OWN, Folder
+from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import CheckpointError, Saved
-
-
-class Found(NamedTuple):
-    """A checkpoint in the folder, ordered by the count of its save."""
-
-    counter: int
-    step: int
-    time: float
-    path: str
+from fastvar.checkpoint.retention import Retention
+from fastvar.checkpoint.writer import prepare
 
 
 class CheckpointManager:
     """Saves a `Checkpoint` into a folder again and again, and finds the latest again.
+
+    One manager at a time may save under one name into a folder: from its first save until `close`, or until it
+    or its process ends. Others may read meanwhile.
 
     Parameters
     ----------
@@ -44,6 +43,19 @@ class CheckpointManager:
         `save` does nothing until so many steps have passed since the last.
     init_fn : callable, optional
         Called by `restore_or_initialize` where there is no checkpoint.
+    keep_checkpoint_every_n_steps : int, optional
+        Of the older ones, those at least so many steps apart stay for ever.
+    monitor : str, optional
+        The metric, of those given to `save`, by which the best stay.
+    mode : {"min", "max"}
+        Whether less or more of it is better.
+    keep_best : int
+        How many of the best stay.
+
+    Notes
+    -----
+    A checkpoint stays if any of these rules wants it, or if it is pinned. Older ones are removed only after the
+    new one is durable and has been read again, whole.
 
     Examples
     --------
@@ -71,53 +83,43 @@ class CheckpointManager:
         step_counter: Any = None,
         checkpoint_interval: int | None = None,
         init_fn: Callable[[], object] | None = None,
+        *,
+        keep_checkpoint_every_n_steps: int | None = None,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        keep_best: int = 1,
     ) -> None:
-        if max_to_keep is not None and max_to_keep < 1:
-            raise ValueError(f"CheckpointManager: max_to_keep must be at least 1 or None, got {max_to_keep}")
         if checkpoint_interval is not None and checkpoint_interval < 1:
             raise ValueError(
                 f"CheckpointManager: checkpoint_interval must be at least 1 or None, got {checkpoint_interval}"
             )
         if os.path.basename(checkpoint_name) != checkpoint_name or not checkpoint_name:
             raise ValueError(f"CheckpointManager: checkpoint_name must be a file name, got {checkpoint_name!r}")
-        self.checkpoint = checkpoint
-        self.directory = os.fspath(directory)
-        self.max_to_keep = max_to_keep
-        self.keep_checkpoint_every_n_hours = keep_checkpoint_every_n_hours
-        self.checkpoint_name = checkpoint_name
-        self.checkpoint_interval = checkpoint_interval
-        self.init_fn = init_fn
-        self._step_counter = step_counter
-        self._run = secrets.token_hex(16)
-        self._last_step: int | None = None
         if checkpoint_interval is not None and step_counter is None and not checkpoint.has_step:
             raise ValueError(
                 "CheckpointManager: checkpoint_interval needs a step_counter, as there is not just one optimizer"
             )
-        os.makedirs(self.directory, exist_ok=True)
+        self.checkpoint = checkpoint
+        self.checkpoint_interval = checkpoint_interval
+        self.init_fn = init_fn
+        self._step_counter = step_counter
+        self._retention = Retention(
+            max_to_keep, keep_checkpoint_every_n_hours, keep_checkpoint_every_n_steps, monitor, mode, keep_best
+        )
+        self._folder = Folder(os.fspath(directory), checkpoint_name)
+        self._staging, self._background = Staging(), Background()
+        self._run = secrets.token_hex(16)
+        self._last_step: int | None = None
 
-    def _scan(self) -> tuple[list[Found], list[str]]:
-        """Return the checkpoints, oldest first, and messages about files that look like damaged ones."""
-        found, damaged = [], []
-        for entry in os.scandir(self.directory):
-            if not self._number_after(entry.name):
-                continue
-            try:
-                record = peek(entry.path)
-                found.append(Found(record.saved.counter, record.step, entry.stat().st_mtime, entry.path))
-            except (CheckpointError, FileNotFoundError) as error:
-                damaged.append(str(error))
-        return sorted(found), damaged
-
-    def _number_after(self, name: str) -> int:
-        """Return the number that follows the one in the name of a file of ours; 0 for any other file."""
-        match = re.fullmatch(re.escape(self.checkpoint_name) + r"-(\d+)\.h5", name)
-        return int(match[1]) + 1 if match else 0
+    @property
+    def directory(self) -> str:
+        """The folder."""
+        return self._folder.directory
 
     @property
     def checkpoints(self) -> list[str]:
         """Paths of the checkpoints in the folder, oldest first."""
-        return [found.path for found in self._scan()[0]]
+        return [found.path for found in self._folder.scan()[0]]
 
     @property
     def latest_checkpoint(self) -> str | None:
@@ -125,12 +127,25 @@ class CheckpointManager:
         paths = self.checkpoints
         return paths[-1] if paths else None
 
+    @property
+    def best_checkpoint(self) -> str | None:
+        """Path of the one that is best by `monitor`, also of earlier runs; None if there is none."""
+        ranked = self._retention.ranked(self._folder.scan()[0])
+        return ranked[0].path if ranked else None
+
     def _step(self) -> int:
         if self._step_counter is None:
             return self.checkpoint.step()
         return int(self._step_counter() if callable(self._step_counter) else self._step_counter)
 
-    def save(self, step: int | None = None, check_interval: bool = True) -> str | None:
+    def save(
+        self,
+        step: int | None = None,
+        check_interval: bool = True,
+        *,
+        blocking: bool = True,
+        metrics: Mapping[str, float] | None = None,
+    ) -> str | None:
         """Save, and then remove what need not be kept; return the path, or None if it is not yet time.
 
         Parameters
@@ -139,38 +154,96 @@ class CheckpointManager:
             By default that of `step_counter`.
         check_interval : bool
             False saves even if `checkpoint_interval` steps have not passed yet.
+        blocking : bool
+            False returns as soon as everything is copied; a thread writes the file, and then retains. The file
+            is durable when `wait` (or the next `save`, or `close`) has returned; an error is raised there.
+        metrics : mapping of str to float, optional
+            Kept in the file: what `monitor` looks for, and `python -m fastvar inspect` shows.
 
         Raises
         ------
         CheckpointError
-            If it cannot be written; older checkpoints are untouched.
+            If it cannot be written, or another manager saves here; older checkpoints are untouched. Also if the
+            last save, which was not blocking, failed: this one has then not been made.
         """
-        found, _ = self._scan()
         step = self._step() if step is None else step
         interval = self.checkpoint_interval if check_interval else None
         if interval and self._last_step is not None and step - self._last_step < interval:
+            if not self._background.busy:
+                self.wait()
             return None
-        numbers = [found[-1].counter + 1] if found else [1]  # and beyond the names of damaged ones
-        counter = max(numbers + [self._number_after(name) for name in os.listdir(self.directory)])
-        path = os.path.join(self.directory, f"{self.checkpoint_name}-{counter}.h5")
-        self.checkpoint.save(path, step=step, saved=Saved(self._run, counter))
+        metrics = self._checked(metrics)
+        self.wait()
+        self._folder.lock.acquire()
+        tensors, arrays, state, _ = self.checkpoint.collect()
+        if not blocking:
+            tensors = self._staging.copy(tensors)
+        counter = self._folder.next_counter()
+        path = self._folder.path(counter)
+        state[OWN] = {"time": time.time(), "metrics": metrics}
+        write = prepare(path, tensors | arrays, state, step=step, saved=Saved(self._run, counter))
+        task = functools.partial(_save, write, path, self._folder, self._retention)
+        if blocking:
+            task()
+        else:
+            self._background.start(task)
         self._last_step = step
-        self._sweep([*found, Found(counter, step, time.time(), path)])
         return path
 
-    def _sweep(self, found: list[Found]) -> None:
-        """Remove the older ones, except those kept by the hour."""
-        if self.max_to_keep is None:
-            return
-        old = found[: -self.max_to_keep]
-        kept_at = found[0].time  # those kept by the hour are the oldest in the folder
-        for checkpoint in old:
-            hours = (checkpoint.time - kept_at) / 3600
-            every = self.keep_checkpoint_every_n_hours
-            if every is not None and (hours >= every or checkpoint is found[0]):
-                kept_at = checkpoint.time
-            else:
-                os.unlink(checkpoint.path)
+    def _checked(self, metrics: Mapping[str, float] | None) -> dict[str, float]:
+        values = {}
+        for name, value in (metrics or {}).items():
+            try:
+                values[str(name)] = float(value)
+            except (TypeError, ValueError):
+                raise TypeError(f"CheckpointManager: metric {name!r} must be a number, got {value!r}") from None
+        monitor = self._retention.monitor
+        if values and monitor is not None and monitor not in values:
+            raise ValueError(f"CheckpointManager: monitor={monitor!r} is not among the metrics {sorted(values)}")
+        return values
+
+    def wait(self) -> None:
+        """Wait until the last save is durable.
+
+        Raises
+        ------
+        CheckpointError
+            If it failed; once. Older checkpoints are untouched, and the next save is made as usual.
+        """
+        try:
+            self._background.wait()
+        except BaseException:
+            self._last_step = None  # the next is due at once
+            raise
+
+    def close(self) -> None:
+        """Wait, and then let others save into the folder."""
+        try:
+            self.wait()
+        finally:
+            self._folder.lock.release()
+
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def pin(self, path: str) -> None:
+        """Keep a checkpoint until `unpin`: by a file `NAME-COUNT.h5.pin` beside it, which any tool may make.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none of that name in the folder.
+        """
+        self._folder.pin(path, True)
+
+    def unpin(self, path: str) -> None:
+        """Let a checkpoint be removed as others are; without a pin nothing happens."""
+        self._folder.pin(path, False)
 
     def restore_or_initialize(self) -> str | None:
         """Restore the newest good checkpoint and return its path; without any, call `init_fn`, return None.
@@ -184,7 +257,8 @@ class CheckpointManager:
         ValueError
             If the newest good one does not match the objects.
         """
-        found, damaged = self._scan()
+        self.wait()
+        found, damaged = self._folder.scan()
         for checkpoint in reversed(found):
             try:
                 self._last_step = self.checkpoint.restore(checkpoint.path).step
@@ -199,6 +273,31 @@ class CheckpointManager:
                 f"{self.directory}: no checkpoint is whole; move them away to start afresh:\n  "
                 + "\n  ".join(damaged)
             )
+        strangers = self._folder.strangers()
+        if strangers:
+            warnings.warn(
+                f"{self.directory}: holds no {self._folder.name}-*.h5, but {', '.join(strangers)}; "
+                "starting afresh (checkpoint_name= chooses others)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if self.init_fn is not None:
             self.init_fn()
         return None
+
+
+def _save(write: Callable[[], None], path: str, folder: Folder, retention: Retention) -> None:
+    """Write a checkpoint, and only then remove what need not be kept.
+
+    It holds the folder, and so its lock, until it is done.
+    """
+    write()
+    dispensable = retention.dispensable(folder.scan()[0])
+    if dispensable:
+        with File(path) as file:
+            file.verify()
+    for found in dispensable:
+        try:
+            os.unlink(found.path)
+        except OSError as error:
+            warnings.warn(f"{found.path}: not removed: {error.strerror}", RuntimeWarning, stacklevel=2)

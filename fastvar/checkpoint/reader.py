@@ -71,8 +71,8 @@ class File:
         self.step, self.saved = record.step, record.saved
         sections = (record.manifest, record.state)
         uncovered(((part.offset, part.length) for part in sections), record.length)
-        self.entries = parse_manifest(self._section("manifest", record.manifest))
-        self.state = parse_object(self._section("state", record.state))
+        self.entries = parse_manifest(_read_section(self._descriptor, "manifest", record.manifest))
+        self.state = parse_object(_read_section(self._descriptor, "state", record.state))
         places = [(e.offset, e.length) for e in self.entries.values() if e.offset is not None]
         places += [(part.offset, part.length) for part in sections]
         digest = xxhash.xxh3_128()
@@ -156,16 +156,6 @@ class File:
             raise CheckpointError(f"{self.path}: there is no tensor {name!r} in this checkpoint")
         return self.entries[name]
 
-    def _section(self, what: str, section: Section) -> bytes:
-        """The bytes of a section that lies within the file."""
-        if section.length > MAX_JSON:
-            raise ValueError(f"the {what} is too large")
-        data = bytearray(section.length)
-        _fill(self._descriptor, memoryview(data), section.offset)
-        if xxhash.xxh3_128_hexdigest(data) != section.hash:
-            raise ValueError(f"the {what} is damaged; use another checkpoint")
-        return bytes(data)
-
     def _digest(self, name: str, entry: Entry, buffer: memoryview | None = None) -> str:
         """The hash of the tensor's bytes as they are, which are read into `buffer` if given."""
         digest = xxhash.xxh3_128()
@@ -197,19 +187,20 @@ class File:
         )
 
 
-def peek(path: str | os.PathLike[str]) -> Record:
-    """The commit record of a file, which has the length that was saved; nothing else is verified.
+def peek(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Any]]:
+    """The commit record of a file, which has the length that was saved, and its state; no more is verified.
 
     Raises
     ------
     CheckpointError
-        If there is no whole record, or the length is another.
+        If one of them is damaged, or the length is another.
     OSError
         If the file cannot be opened.
     """
     descriptor = os.open(path, _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0))
     try:
-        return _read_record(descriptor)
+        record = _read_record(descriptor)
+        return record, parse_object(_read_section(descriptor, "state", record.state))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{os.fspath(path)}: {error}") from error
     finally:
@@ -229,6 +220,17 @@ def _read_record(descriptor: int) -> Record:
             "by another program; use another checkpoint"
         )
     return record
+
+
+def _read_section(descriptor: int, what: str, section: Section) -> bytes:
+    """The bytes of a section that lies within the file."""
+    if section.length > MAX_JSON:
+        raise ValueError(f"the {what} is too large")
+    data = bytearray(section.length)
+    _fill(descriptor, memoryview(data), section.offset)
+    if xxhash.xxh3_128_hexdigest(data) != section.hash:
+        raise ValueError(f"the {what} is damaged; use another checkpoint")
+    return bytes(data)
 
 
 def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:

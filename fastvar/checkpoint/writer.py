@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import itertools
@@ -11,24 +10,20 @@ import operator
 import os
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from fastvar.checkpoint import names
 from fastvar.checkpoint.layout import Layout, layout_of
+from fastvar.checkpoint.locks import UNSUPPORTED
 from fastvar.checkpoint.record import CHUNK, LARGE, CheckpointError, Record, Saved, Section
-
-# Of a temporary file's name: what is left of a killed writer can be told from all else.
-TEMPORARY_PREFIX = ".fastvar-"
-TEMPORARY_SUFFIX = ".tmp"
 
 _MIN_STATE = 4096
 _NO_BYTES = xxhash.xxh3_128_hexdigest(b"")
 _SWAPPED = (">",) if sys.byteorder == "little" else (">", "=")  # byte orders to be turned round
-_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # by a file system
-_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EMLINK, *_UNSUPPORTED}
 
 
 def write(
@@ -42,7 +37,7 @@ def write(
 ) -> None:
     """Write `tensors` and `state` to a new file at `path`; on return it is durable.
 
-    The file appears under its name complete or not at all. The arrays must not change meanwhile.
+    The file appears under its name complete or not at all.
 
     Parameters
     ----------
@@ -69,6 +64,19 @@ def write(
     ValueError, TypeError
         For names, arrays or state that cannot be stored.
     """
+    prepare(path, tensors, state, step=step, replace=replace, saved=saved)()
+
+
+def prepare(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray[Any, Any]],
+    state: Mapping[str, Any],
+    *,
+    step: int,
+    replace: bool = False,
+    saved: Saved | None = None,
+) -> Callable[[], None]:
+    """Check all that `write` is given, and return what does the writing, from the arrays as they then are."""
     path = os.fspath(path)
     step = operator.index(step)
     if not 0 <= step < 1 << 64:
@@ -79,23 +87,31 @@ def write(
     specs = tuple((name, a.dtype, a.shape) for name, a in zip(tensors, arrays, strict=True))
     layout = layout_of(specs, room)
     if not replace and os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "checkpoint exists and is not replaced", path)
+        raise _exists(path)
     if saved is None:
         run, counter = _process(os.getpid())
         saved = Saved(run, next(counter))
-    temporary = os.path.join(os.path.dirname(path), TEMPORARY_PREFIX + secrets.token_hex(8) + TEMPORARY_SUFFIX)
+    fill = functools.partial(_write_file, layout, arrays, text.ljust(room), step, saved)
+    return functools.partial(_write_new, path, fill, replace)
+
+
+def _write_new(path: str, fill: Callable[[int], None], replace: bool) -> None:
+    """Let `fill` write a new file (and close it), and give it its name."""
+    directory = os.path.dirname(path) or "."
     try:
-        try:
-            _write_file(temporary, layout, arrays, text.ljust(room), step=step, saved=saved)
-            _publish(temporary, path, replace)
-        except BaseException:
-            _discard(temporary)
-            raise
+        names.clean(directory)
+        with names.temporary(directory) as (temporary, descriptor):
+            fill(descriptor)
+            names.publish(temporary, path, replace)
     except FileExistsError:
-        raise FileExistsError(errno.EEXIST, "checkpoint exists and is not replaced", path) from None
+        raise _exists(path) from None
     except OSError as error:
         cause = error.strerror or error
         raise CheckpointError(f"{path}: not saved: {cause}", errno=error.errno) from error
+
+
+def _exists(path: str) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "checkpoint exists and is not replaced", path)
 
 
 @functools.lru_cache(maxsize=1)
@@ -141,17 +157,9 @@ def _check_json(value: Any, where: str) -> None:
 
 
 def _write_file(
-    name: str,
-    layout: Layout,
-    arrays: Sequence[np.ndarray[Any, Any]],
-    state: bytes,
-    *,
-    step: int,
-    saved: Saved,
+    layout: Layout, arrays: Sequence[np.ndarray[Any, Any]], state: bytes, step: int, saved: Saved, descriptor: int
 ) -> None:
-    """Make the file `name`, complete and durable; the commit record goes last."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(name, flags, 0o666)  # less the umask
+    """Make the open, empty file complete and durable, and close it; the commit record goes last."""
     try:
         _reserve(descriptor, layout.length)
         manifest = layout.manifest_text(_write_tensors(descriptor, layout, arrays))
@@ -180,7 +188,7 @@ def _reserve(descriptor: int, length: int) -> None:
             os.posix_fallocate(descriptor, 0, length)
             return
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
     os.ftruncate(descriptor, length)
 
@@ -233,57 +241,3 @@ def _pwrite(descriptor: int, data: memoryview, offset: int) -> int:
         return os.pwrite(descriptor, data, offset)
     os.lseek(descriptor, offset, os.SEEK_SET)
     return os.write(descriptor, data)
-
-
-def _publish(temporary: str, path: str, replace: bool) -> None:
-    """Give the file its name, durably; a new name is taken back if that fails."""
-    if replace:
-        os.replace(temporary, path)
-        _sync_directory(path)
-        return
-    linked = _claim(temporary, path)
-    try:
-        if linked:
-            os.unlink(temporary)
-        else:
-            os.replace(temporary, path)
-        _sync_directory(path)
-    except BaseException:
-        _discard(path)
-        raise
-
-
-def _claim(temporary: str, path: str) -> bool:
-    """Take the name, unless it is taken: by a link, else (False) by an empty file."""
-    try:
-        os.link(temporary, path)
-        return True
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        os.close(descriptor)
-    except BaseException:
-        _discard(path)
-        raise
-    return False
-
-
-def _discard(path: str) -> None:
-    """Remove a file of ours on the way out; the error that is being raised says more."""
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-
-
-def _sync_directory(path: str) -> None:
-    if os.name == "nt":  # there, a directory cannot be opened, and the file system journals names
-        return
-    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-    finally:
-        os.close(descriptor)

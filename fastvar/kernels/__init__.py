@@ -51,3 +51,4 @@ RULES = active.RULES
 Plan = active.Plan
 dot = active.dot
 unit_sums = active.unit_sums
+copy = active.copy

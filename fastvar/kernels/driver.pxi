@@ -49,6 +49,7 @@ cdef enum:
     SERIAL = 2 * TASK  # below this many elements a parallel region costs more than it saves
     MAX_SLOTS = 8
     MOST_THREADS = 1024
+    PAGE = 4096
     ROOM = 8 * BLOCK + 64  # bytes of a block of doubles, however it is aligned
 
 ctypedef fused real:  # what rules compute in
@@ -101,6 +102,7 @@ if (sizeof(Stages) != _stages.STAGES.itemsize or BLOCK != _stages.BLOCK or LANES
 
 include "spans.pxi"
 include "sums.pxi"
+include "copies.pxi"
 include "plan.pxi"
 
 

@@ -197,80 +197,6 @@ def test_what_cannot_be_saved_is_refused(thing: Any) -> None:
         fv.Checkpoint(thing=thing)
 
 
-def manager(folder: Path, w: fv.Variable, **options: Any) -> fv.CheckpointManager:
-    return fv.CheckpointManager(fv.Checkpoint(w=w), folder, **options)
-
-
-def test_the_manager_keeps_the_newest_and_finds_the_latest_by_record(tmp_path: Path) -> None:
-    w = fv.Variable([0.0])
-    one = manager(tmp_path, w, max_to_keep=2)
-    (tmp_path / "notes.txt").write_text("mine")
-    for step in range(5):
-        w[...] = step
-        one.save(step)
-    assert [Path(p).name for p in one.checkpoints] == ["ckpt-4.h5", "ckpt-5.h5"]
-    (tmp_path / "ckpt-5.h5").rename(tmp_path / "ckpt-0.h5")  # a name proves nothing
-    again = manager(tmp_path, w, max_to_keep=2)
-    w[...] = -1
-    assert Path(str(again.restore_or_initialize())).name == "ckpt-0.h5"
-    assert w[0] == 4
-    assert Path(str(again.save(9))).name == "ckpt-6.h5"
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def test_the_manager_keeps_some_for_ever(tmp_path: Path, monkeypatch: Any) -> None:
-    import os
-    import time
-
-    w = fv.Variable([0.0])
-    one = manager(tmp_path, w, max_to_keep=2, keep_checkpoint_every_n_hours=2)
-    for hour in range(8):
-        now = 1e9 + 3600 * hour
-        monkeypatch.setattr(time, "time", lambda now=now: now)
-        path = one.save(hour)
-        os.utime(str(path), (now, now))
-    assert [Path(p).name for p in one.checkpoints] == [f"ckpt-{k}.h5" for k in (1, 3, 5, 7, 8)]
-
-
-def test_the_manager_saves_by_interval(tmp_path: Path) -> None:
-    step = fv.Variable(0, trainable=False)
-    one = manager(tmp_path, fv.Variable([0.0]), step_counter=step, checkpoint_interval=10)
-    saved = []
-    for _ in range(25):
-        saved.append(one.save() is not None)
-        step.assign_add(1)
-    assert [k for k, done in enumerate(saved) if done] == [0, 10, 20]
-    assert one.save(check_interval=False) is not None
-
-
-def test_the_manager_initializes_only_where_nothing_is(tmp_path: Path) -> None:
-    called = []
-    one = manager(tmp_path, fv.Variable([0.0]), init_fn=lambda: called.append(1))
-    assert one.restore_or_initialize() is None
-    assert called == [1]
-    path = Path(str(one.save()))
-    assert one.restore_or_initialize() == str(path)
-    assert called == [1]
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(fv.CheckpointError, match="no checkpoint is whole"):
-        one.restore_or_initialize()
-    assert called == [1]
-
-
-def test_the_manager_passes_over_a_damaged_one_loudly(tmp_path: Path) -> None:
-    w = fv.Variable([1.0])
-    one = manager(tmp_path, w)
-    good = one.save()
-    w[...] = 2
-    bad = Path(str(one.save()))
-    data = bytearray(bad.read_bytes())
-    data[-4] ^= 16
-    bad.write_bytes(data)
-    with pytest.warns(RuntimeWarning, match=r"ckpt-2\.h5.*restored .*ckpt-1\.h5 instead"):
-        assert one.restore_or_initialize() == good
-    assert w[0] == 1
-
-
 def test_saver_has_the_signature_of_tensorflow_1(tmp_path: Path) -> None:
     w, b = fv.Variable([1.0], name="w"), fv.Variable([2.0])
     saver = fv.Saver([w, b], max_to_keep=2)
@@ -295,38 +221,6 @@ def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
     w[...] = 2
     checkpoint.save(path, overwrite=True)
     assert fv.load_variable(path, "w") == 2
-
-
-def test_training_continues_after_falling_back(tmp_path: Path) -> None:
-    w = fv.Variable([1.0])
-    one = manager(tmp_path, w)
-    one.save()
-    bad = Path(str(one.save()))
-    bad.write_bytes(bad.read_bytes()[:100])
-    with pytest.warns(RuntimeWarning, match=r"ckpt-2\.h5"):
-        one.restore_or_initialize()
-    assert Path(str(one.save())).name == "ckpt-3.h5"
-
-
-def test_retention_touches_only_its_own_files(tmp_path: Path) -> None:
-    w = fv.Variable([1.0])
-    checkpoint = fv.Checkpoint(w=w)
-    checkpoint.save(tmp_path / "ckpt-mine.h5")
-    best = manager(tmp_path, w, max_to_keep=1, checkpoint_name="ckpt-best")
-    newest = manager(tmp_path, w, max_to_keep=1)
-    for _ in range(3):
-        best.save()
-        newest.save()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt-3.h5", "ckpt-best-3.h5", "ckpt-mine.h5"]
-
-
-def test_an_interval_needs_steps_and_starts_with_the_manager(tmp_path: Path) -> None:
-    w = fv.Variable([1.0])
-    with pytest.raises(ValueError, match="step_counter"):
-        manager(tmp_path, w, checkpoint_interval=5)
-    manager(tmp_path, w).save(50)
-    fresh = manager(tmp_path, w, step_counter=lambda: 0, checkpoint_interval=10)
-    assert fresh.save() is not None
 
 
 def test_state_is_kept_apart_whatever_its_keys_are(tmp_path: Path) -> None:

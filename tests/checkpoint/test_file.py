@@ -221,7 +221,8 @@ def test_any_failing_call(name, links, replace, small, monkeypatch):
             assert replace
             assert name in {"open", "fsync", "close"}
             verify(small)
-    assert fake.seen < k
+    # The last close gives back the lock of a temporary file that has its final name: it may fail.
+    assert fake.seen < k or name == "close"
     verify(path)
 
 

@@ -1,0 +1,121 @@
+"""Locks on files: who may write in a directory, and which temporary files have a living writer.
+
+They are `flock`s: the system drops them when their process ends, however it ends. Where a file system (or
+Windows) has none, nothing is locked, and a manager says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+import time
+import warnings
+import weakref
+
+if sys.platform != "win32":
+    import fcntl
+
+from fastvar.checkpoint.record import CheckpointError
+
+UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # by a file system
+_NO_LOCKS = {*UNSUPPORTED, errno.ENOLCK}  # the last: of NFS without its lock service
+_held: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Lock an open file until its last descriptor is closed; False if another has it, None without locks."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
+
+
+class Lock:
+    """The right to write checkpoints of one name into a directory, kept by a file that says who has it.
+
+    Parameters
+    ----------
+    path : str
+        Of the lock file. It stays, as removing it could let two in at once; without a process it means nothing.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def acquire(self) -> None:
+        """Take the lock, if it is not held already.
+
+        Raises
+        ------
+        CheckpointError
+            If another process, or another manager of this one, has it: it is named.
+        """
+        if self._descriptor >= 0:
+            return
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise self._error(error.strerror or str(error), error.errno) from error
+        try:
+            self._settle(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        _held.add(self)
+
+    def _settle(self, descriptor: int) -> None:
+        """Lock the open file, and write down who did."""
+        try:
+            locked = try_lock(descriptor)
+            if locked:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, _myself().encode(), 0)
+        except OSError as error:
+            raise self._error(error.strerror or str(error), error.errno) from error
+        if locked is None:
+            warnings.warn(
+                f"{self._path}: this file system has no locks; nothing keeps a second program from saving here",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        elif not locked:
+            holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process"
+            own = " (this process: close() the other manager)" if holder.startswith(f"pid {os.getpid()} ") else ""
+            raise self._error(f"{holder} is saving here{own}", errno.EWOULDBLOCK)
+
+    def release(self) -> None:
+        """Give the lock back; a second time does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)  # without unlocking: a forked child's copy must not end the parent's lock
+
+    def __del__(self) -> None:
+        self.release()
+
+    def _error(self, cause: str, number: int | None) -> CheckpointError:
+        return CheckpointError(f"{os.path.dirname(self._path)}: not saved: {cause}", errno=number)
+
+
+def _myself() -> str:
+    program = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
+    return f"pid {os.getpid()} on {socket.gethostname()} ({program}, since {time.strftime('%Y-%m-%d %H:%M:%S')})"
+
+
+def _after_fork() -> None:
+    for lock in list(_held):  # else a child that outlives its parent would keep the directory locked
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,130 @@
+"""Names in a directory: temporary ones, their debris, and durable publishing under the final one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+
+from fastvar.checkpoint.locks import UNSUPPORTED, try_lock
+
+_PREFIX = ".fastvar-"  # of temporary files: what is left of a killed writer can be told from all else
+_SUFFIX = ".tmp"
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EMLINK, *UNSUPPORTED}
+
+
+@contextlib.contextmanager
+def temporary(directory: str) -> Iterator[tuple[str, int]]:
+    """Make a new file, locked as long as its writer lives: its path, and a descriptor to be closed inside.
+
+    An error removes it.
+    """
+    path, keeper = _make_locked(directory)
+    try:
+        yield path, os.dup(keeper)
+    except BaseException:
+        discard(path)
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # what can be lost was lost when the other descriptor was closed
+            os.close(keeper)
+
+
+def _make_locked(directory: str) -> tuple[str, int]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    while True:
+        path = os.path.join(directory, _PREFIX + secrets.token_hex(8) + _SUFFIX)
+        keeper = os.open(path, flags, 0o666)  # less the umask
+        try:
+            # Another process may clean up just before the file is locked, and take it for debris.
+            if try_lock(keeper) is not False and os.fstat(keeper).st_nlink:
+                return path, keeper
+        except BaseException:
+            discard(path)
+            os.close(keeper)
+            raise
+        os.close(keeper)
+
+
+def clean(directory: str) -> None:
+    """Remove what killed writers have left: temporary files that nobody holds locked."""
+    for name in os.listdir(directory):
+        if name.startswith(_PREFIX) and name.endswith(_SUFFIX):
+            with contextlib.suppress(OSError):  # of another user, or just gone: not ours to settle
+                _remove_dead(os.path.join(directory, name))
+
+
+def _remove_dead(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if try_lock(descriptor):
+            os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
+def publish(source: str, path: str, replace: bool) -> None:
+    """Give a file its final name, durably; a new name is taken back if that fails."""
+    if replace:
+        os.replace(source, path)
+        sync_directory(path)
+        return
+    linked = _claim(source, path)
+    try:
+        if linked:
+            os.unlink(source)
+        else:
+            os.replace(source, path)
+        sync_directory(path)
+    except BaseException:
+        discard(path)
+        raise
+
+
+def _claim(source: str, path: str) -> bool:
+    """Take the name, unless it is taken: by a link, else (False) by an empty file."""
+    try:
+        os.link(source, path)
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        os.close(descriptor)
+    except BaseException:
+        discard(path)
+        raise
+    return False
+
+
+def discard(path: str) -> None:
+    """Remove a file of ours on the way out; the error that is being raised says more."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def make_directory(path: str) -> None:
+    """Make a directory and those above it that are missing, durably."""
+    if not path or os.path.isdir(path):
+        return
+    make_directory(os.path.dirname(path))
+    with contextlib.suppress(FileExistsError):  # another process was faster; an existing file will be found out
+        os.mkdir(path)
+    sync_directory(path)
+
+
+def sync_directory(path: str) -> None:
+    """Make the name of `path` in its directory durable."""
+    if os.name == "nt":  # there, a directory cannot be opened, and the file system journals names
+        return
+    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,104 @@
+"""Which checkpoints stay: a choice over what the files themselves say, so that it survives every restart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint in the folder.
+
+    Attributes
+    ----------
+    counter : int
+        The count of its save, by which they are ordered.
+    step : int
+    time : float
+        When it was saved, in seconds since 1970.
+    path : str
+    metrics : mapping of str to float
+        What `save` was given.
+    pinned : bool
+    """
+
+    counter: int
+    step: int
+    time: float
+    path: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What is to be kept; a checkpoint stays if any of these wants it.
+
+    Parameters
+    ----------
+    newest : int or None
+        That many of the newest; None keeps all.
+    hours, steps : float, optional
+        From the oldest on, one in at least so many hours, and in so many steps.
+    monitor : str, optional
+        The metric by which the `best` ones are kept. Without it, or where it is NaN, a checkpoint is never best;
+        of equals, the first is.
+    mode : {"min", "max"}
+        Whether less or more is better.
+    best : int
+    """
+
+    newest: int | None = 5
+    hours: float | None = None
+    steps: int | None = None
+    monitor: str | None = None
+    mode: Literal["min", "max"] = "min"
+    best: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("max_to_keep", self.newest, 1),
+            ("keep_checkpoint_every_n_steps", self.steps, 1),
+            ("keep_best", self.best, 1),
+        ):
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"CheckpointManager: {name} must be at least {least} or None, got {value!r}")
+        if self.hours is not None and not self.hours > 0:
+            raise ValueError(
+                f"CheckpointManager: keep_checkpoint_every_n_hours must be above 0 or None, got {self.hours!r}"
+            )
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"CheckpointManager: mode must be 'min' or 'max', got {self.mode!r}")
+
+    def ranked(self, found: Sequence[Found]) -> list[Found]:
+        """Return those that have the metric, the best first."""
+        if self.monitor is None:
+            return []
+        sign = 1 if self.mode == "min" else -1
+        rated = [(sign * f.metrics.get(self.monitor, math.nan), f) for f in found]
+        rated = [(value, f) for value, f in rated if not math.isnan(value)]
+        return [f for _, f in sorted(rated, key=lambda pair: pair[0])]  # stable: of equals, the oldest first
+
+    def dispensable(self, found: Sequence[Found]) -> list[Found]:
+        """Return those of `found`, which is ordered from the oldest to the newest, that nothing keeps."""
+        if self.newest is None:
+            return []
+        kept = [*found[-self.newest :], *self.ranked(found)[: self.best], *(f for f in found if f.pinned)]
+        if self.hours is not None:
+            kept += _apart(found, lambda f: f.time / 3600, self.hours)
+        if self.steps is not None:
+            kept += _apart(found, lambda f: f.step, self.steps)
+        paths = {f.path for f in kept}
+        return [f for f in found if f.path not in paths]
+
+
+def _apart(found: Sequence[Found], place: Callable[[Found], Any], distance: float) -> list[Found]:
+    """Return the first, and each that is at least `distance` from the last of these, also if it was rewound."""
+    chosen: list[Found] = []
+    for one in found:
+        if not chosen or abs(place(one) - place(chosen[-1])) >= distance:
+            chosen.append(one)
+    return chosen

@@ -1,0 +1,436 @@
+"""CheckpointManager: the latest and the best, saves in the background, locks, debris, what stays."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastvar as fv
+from fastvar.checkpoint import locks, names
+from fastvar.checkpoint.background import Background, Staging
+
+
+def manager(folder: Path, w: fv.Variable, **options: Any) -> fv.CheckpointManager:
+    return fv.CheckpointManager(fv.Checkpoint(w=w), folder, **options)
+
+
+def test_the_manager_keeps_the_newest_and_finds_the_latest_by_record(tmp_path: Path) -> None:
+    w = fv.Variable([0.0])
+    one = manager(tmp_path, w, max_to_keep=2)
+    (tmp_path / "notes.txt").write_text("mine")
+    for step in range(5):
+        w[...] = step
+        one.save(step)
+    assert [Path(p).name for p in one.checkpoints] == ["ckpt-4.h5", "ckpt-5.h5"]
+    (tmp_path / "ckpt-5.h5").rename(tmp_path / "ckpt-0.h5")  # a name proves nothing
+    one.close()
+    again = manager(tmp_path, w, max_to_keep=2)
+    w[...] = -1
+    assert Path(str(again.restore_or_initialize())).name == "ckpt-0.h5"
+    assert w[0] == 4
+    assert Path(str(again.save(9))).name == "ckpt-6.h5"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_the_manager_keeps_some_for_ever(tmp_path: Path, monkeypatch: Any) -> None:
+    import os
+    import time
+
+    w = fv.Variable([0.0])
+    one = manager(tmp_path, w, max_to_keep=2, keep_checkpoint_every_n_hours=2)
+    for hour in range(8):
+        now = 1e9 + 3600 * hour
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        path = one.save(hour)
+        os.utime(str(path), (now, now))
+    assert [Path(p).name for p in one.checkpoints] == [f"ckpt-{k}.h5" for k in (1, 3, 5, 7, 8)]
+
+
+def test_the_manager_saves_by_interval(tmp_path: Path) -> None:
+    step = fv.Variable(0, trainable=False)
+    one = manager(tmp_path, fv.Variable([0.0]), step_counter=step, checkpoint_interval=10)
+    saved = []
+    for _ in range(25):
+        saved.append(one.save() is not None)
+        step.assign_add(1)
+    assert [k for k, done in enumerate(saved) if done] == [0, 10, 20]
+    assert one.save(check_interval=False) is not None
+
+
+def test_the_manager_initializes_only_where_nothing_is(tmp_path: Path) -> None:
+    called = []
+    one = manager(tmp_path, fv.Variable([0.0]), init_fn=lambda: called.append(1))
+    assert one.restore_or_initialize() is None
+    assert called == [1]
+    path = Path(str(one.save()))
+    assert one.restore_or_initialize() == str(path)
+    assert called == [1]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(fv.CheckpointError, match="no checkpoint is whole"):
+        one.restore_or_initialize()
+    assert called == [1]
+
+
+def test_the_manager_passes_over_a_damaged_one_loudly(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    one = manager(tmp_path, w)
+    good = one.save()
+    w[...] = 2
+    bad = Path(str(one.save()))
+    data = bytearray(bad.read_bytes())
+    data[-4] ^= 16
+    bad.write_bytes(data)
+    with pytest.warns(RuntimeWarning, match=r"ckpt-2\.h5.*restored .*ckpt-1\.h5 instead"):
+        assert one.restore_or_initialize() == good
+    assert w[0] == 1
+
+
+def test_training_continues_after_falling_back(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    one = manager(tmp_path, w)
+    one.save()
+    bad = Path(str(one.save()))
+    bad.write_bytes(bad.read_bytes()[:100])
+    with pytest.warns(RuntimeWarning, match=r"ckpt-2\.h5"):
+        one.restore_or_initialize()
+    assert Path(str(one.save())).name == "ckpt-3.h5"
+
+
+def test_retention_touches_only_its_own_files(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    checkpoint = fv.Checkpoint(w=w)
+    checkpoint.save(tmp_path / "ckpt-mine.h5")
+    best = manager(tmp_path, w, max_to_keep=1, checkpoint_name="ckpt-best")
+    newest = manager(tmp_path, w, max_to_keep=1)
+    for _ in range(3):
+        best.save()
+        newest.save()
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["ckpt-3.h5", "ckpt-best-3.h5", "ckpt-mine.h5"]
+
+
+def test_an_interval_needs_steps_and_starts_with_the_manager(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    with pytest.raises(ValueError, match="step_counter"):
+        manager(tmp_path, w, checkpoint_interval=5)
+    manager(tmp_path, w).save(50)
+    fresh = manager(tmp_path, w, step_counter=lambda: 0, checkpoint_interval=10)
+    assert fresh.save() is not None
+
+
+def files(folder: Path) -> list[str]:
+    """Return all names but the lock's."""
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Hold every fsync until the event is set: a save in the background then takes as long as a test wants."""
+    event, sync = threading.Event(), os.fsync
+
+    def held(descriptor: int) -> None:
+        assert event.wait(60)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", held)
+    return event
+
+
+def test_a_save_in_the_background_holds_what_was_there(tmp_path: Path, gate: threading.Event) -> None:
+    w, data = fv.Variable(np.arange(100_000.0), name="w"), {"seen": [1], "array": np.ones(3)}
+    with fv.CheckpointManager(fv.Checkpoint(w=w, data=data), tmp_path) as one:
+        path = one.save(1, blocking=False)
+        assert one.checkpoints == []
+        w[...] = 0
+        data["seen"].append(2)
+        data["array"][...] = 0
+        gate.set()
+        one.wait()
+        assert one.checkpoints == [path]
+        one.save(2, blocking=False)  # into the same buffer
+    one.checkpoint.restore(str(path))
+    assert np.array_equal(w, np.arange(100_000.0))
+    assert data["seen"] == [1]
+    assert data["array"].tolist() == [1, 1, 1]
+    one.checkpoint.restore(one.checkpoints[1])
+    assert not w.value.any()
+
+
+def test_staging_uses_its_room_again_and_makes_other_room_for_other_arrays() -> None:
+    staging, x = Staging(), np.arange(1 << 18, dtype=np.float32)
+    arrays = {
+        "x": x,
+        "flags": np.array([True, False]),
+        "none": np.zeros((0, 3)),
+        "one": np.full((), 7),
+    }
+    first = staging.copy(arrays)
+    places = {name: a.ctypes.data for name, a in first.items()}
+    x += 1
+    second = staging.copy(arrays)
+    assert {name: a.ctypes.data for name, a in second.items()} == places
+    assert all(np.array_equal(second[name], a) and second[name].dtype == a.dtype for name, a in arrays.items())
+    assert staging.copy({"x": x[:100]})["x"].shape == (100,)
+
+
+def test_an_error_in_the_background_is_raised_once_at_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = manager(tmp_path, fv.Variable([1.0]), checkpoint_interval=10, step_counter=lambda: 0)
+    first = one.save(0)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    calls = [one.wait, one.close, one.save, lambda: one.save(25), one.restore_or_initialize]
+    for call in calls:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            one.save(20, check_interval=False, blocking=False)
+            while one._background.busy:
+                time.sleep(0.001)
+        with pytest.raises(fv.CheckpointError, match=r"ckpt-2\.h5: not saved: No space left"):
+            call()
+        one.wait()  # once
+        assert one.checkpoints == [first]
+        assert files(tmp_path) == ["ckpt-1.h5"]
+    assert one.save(21) is not None  # due at once, as that of step 20 failed
+    assert len(one.checkpoints) == 2
+
+
+def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "import fastvar as fv, os, sys\n" + code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_program_ends_after_the_save_and_shows_its_error(tmp_path: Path) -> None:
+    code = """
+w = fv.Variable([1.0] * 100_000)
+manager = fv.CheckpointManager(fv.Checkpoint(w=w), sys.argv[1])
+def fail(descriptor):
+    raise OSError(28, "disk full")
+if sys.argv[2] == "bad":
+    os.fsync = fail
+manager.save(1, blocking=False)
+"""
+    good = run(code, tmp_path / "a", "good")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert files(tmp_path / "a") == ["ckpt-1.h5"]
+    bad = run(code, tmp_path / "b", "bad")
+    assert "ckpt-1.h5: not saved: disk full" in bad.stderr
+    assert files(tmp_path / "b") == []
+
+
+def test_the_error_of_a_forgotten_task_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    def task() -> None:
+        raise OSError("lost?")
+
+    background = Background()
+    background.start(task)
+    while background.busy:
+        time.sleep(0.001)
+    del background
+    gc.collect()
+    assert "OSError: lost?" in capsys.readouterr().err
+
+
+def test_one_manager_saves_and_the_other_is_told_who(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    one, two = manager(tmp_path, w), manager(tmp_path, w)
+    one.save(1)
+    with pytest.raises(fv.CheckpointError, match=rf"not saved: pid {os.getpid()} on .* is saving here \(this"):
+        two.save(2)
+    assert two.restore_or_initialize() == one.latest_checkpoint  # reading needs no lock
+    code = "fv.CheckpointManager(fv.Checkpoint(w=fv.Variable([1.0])), sys.argv[1]).save(3)"
+    other = run(code, tmp_path)
+    assert other.returncode == 1
+    assert f"CheckpointError: {tmp_path}: not saved: pid {os.getpid()} on " in other.stderr
+    one.close()
+    assert run(code, tmp_path).returncode == 0
+    two.save(4)
+    del two
+    one.save(5)  # what is gone holds nothing
+    assert len(one.checkpoints) == 4
+    assert one.save(6) is not None
+
+
+def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
+    code = """
+manager = fv.CheckpointManager(fv.Checkpoint(w=fv.Variable([1.0])), sys.argv[1])
+manager.save(1)
+if os.fork() == 0:
+    sys.stdout.close()
+    os.close(1), os.close(2)
+    import time
+    time.sleep(30)
+print("done", flush=True)
+os._exit(0)
+"""
+    assert run(code, tmp_path).stdout == "done\n"
+    assert manager(tmp_path, fv.Variable([1.0])).save(2) is not None
+
+
+def test_without_locks_a_manager_says_so_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def none(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    (tmp_path / ".fastvar-0123.tmp").write_text("somebody's?")
+    one = manager(tmp_path, fv.Variable([1.0]))
+    with pytest.warns(RuntimeWarning, match=r"\.lock: this file system has no locks"):
+        one.save(1)
+    one.save(2)
+    assert files(tmp_path) == [".fastvar-0123.tmp", "ckpt-1.h5", "ckpt-2.h5"]
+
+
+def test_debris_is_cleaned_and_nothing_else(tmp_path: Path) -> None:
+    foreign = [".fastvar-x.tmp.txt", "fastvar-1.tmp", ".other-1.tmp"]
+    for name in (".fastvar-dead.tmp", ".fastvar-living.tmp", *foreign):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".fastvar-link.tmp").symlink_to(tmp_path / "fastvar-1.tmp")
+    (tmp_path / ".fastvar-directory.tmp").mkdir()
+    with open(tmp_path / ".fastvar-living.tmp") as file:
+        assert locks.try_lock(file.fileno())
+        fv.Checkpoint(w=fv.Variable([1.0])).save(tmp_path / "a.h5")
+        living = [".fastvar-directory.tmp", ".fastvar-link.tmp", ".fastvar-living.tmp"]
+        assert files(tmp_path) == sorted([*living, *foreign, "a.h5"])
+    names.clean(str(tmp_path))
+    assert files(tmp_path) == sorted([*living[:2], *foreign, "a.h5"])
+
+
+def test_a_temporary_file_taken_for_debris_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def lock(descriptor: int) -> bool:
+        asked.append(descriptor)
+        if len(asked) == 1:  # another process cleans up: it has the lock
+            return False
+        if len(asked) == 2:  # or had it, and has removed the file
+            for path in tmp_path.glob(".fastvar-*.tmp"):
+                path.unlink()
+        return bool(locks.try_lock(descriptor))
+
+    monkeypatch.setattr(names, "try_lock", lock)
+    with names.temporary(str(tmp_path)) as (path, descriptor):
+        os.close(descriptor)
+        assert os.path.exists(path)
+        assert len(asked) == 3
+
+
+def test_the_best_is_remembered_across_resumes(tmp_path: Path) -> None:
+    w = fv.Variable([0.0])
+    losses = [3.0, 1.0, 2.0, math.nan, 1.0, 5.0]
+    for step, loss in enumerate(losses):
+        one = manager(tmp_path, w, max_to_keep=2, monitor="loss", mode="min")
+        one.restore_or_initialize()
+        w[...] = step
+        one.save(step, metrics={"loss": np.float32(loss), "accuracy": 1})
+        one.close()
+    assert files(tmp_path) == ["ckpt-2.h5", "ckpt-5.h5", "ckpt-6.h5"]
+    assert Path(str(one.best_checkpoint)).name == "ckpt-2.h5"  # of equals, the first
+    most = manager(tmp_path, w, max_to_keep=1, monitor="loss", mode="max", keep_best=2)
+    assert Path(str(most.best_checkpoint)).name == "ckpt-6.h5"
+    with pytest.raises(ValueError, match="monitor='loss' is not among the metrics"):
+        most.save(9, metrics={"los": 1.0})
+    with pytest.raises(TypeError, match="metric 'loss' must be a number, got 'low'"):
+        most.save(9, metrics={"loss": "low"})
+    most.save(9)
+    assert files(tmp_path) == ["ckpt-2.h5", "ckpt-6.h5", "ckpt-7.h5"]
+    assert manager(tmp_path, w).best_checkpoint is None
+
+
+def test_pinned_ones_stay(tmp_path: Path) -> None:
+    one = manager(tmp_path, fv.Variable([0.0]), max_to_keep=1)
+    first = str(one.save(1))
+    one.pin(first)
+    with pytest.raises(FileNotFoundError):
+        one.pin("ckpt-9.h5")
+    for step in (2, 3):
+        one.save(step)
+    assert files(tmp_path) == ["ckpt-1.h5", "ckpt-1.h5.pin", "ckpt-3.h5"]
+    one.unpin("ckpt-1.h5")
+    one.unpin("ckpt-1.h5")
+    one.save(4)
+    assert files(tmp_path) == ["ckpt-4.h5"]
+
+
+def test_nothing_is_removed_unless_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = fv.Variable(np.ones(100))
+    one = manager(tmp_path, w, max_to_keep=1)
+    one.save(1)
+    sync = os.fsync
+
+    def damage(descriptor: int) -> None:  # as a bad disk would
+        for path in tmp_path.glob(".fastvar-*.tmp"):
+            with open(path, "r+b") as file:
+                file.seek(-4, os.SEEK_END)
+                file.write(b"oops")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", damage)
+        with pytest.raises(fv.CheckpointError, match=r"ckpt-2\.h5: damaged tensors: 'variables/w'"):
+            one.save(2)
+    assert files(tmp_path) == ["ckpt-1.h5", "ckpt-2.h5"]
+    with pytest.warns(RuntimeWarning, match=r"ckpt-2\.h5: damaged"):
+        one.restore_or_initialize()
+
+
+def test_a_file_that_cannot_be_removed_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = manager(tmp_path, fv.Variable([0.0]), max_to_keep=1)
+    one.save(1)
+    unlink = os.unlink
+
+    def refuse(path: Any) -> None:
+        if str(path).endswith("ckpt-1.h5"):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.warns(RuntimeWarning, match=r"ckpt-1\.h5: not removed: Operation not permitted"):
+        one.save(2)
+    assert files(tmp_path) == ["ckpt-1.h5", "ckpt-2.h5"]
+
+
+def test_a_fresh_start_beside_checkpoints_of_another_name_is_loud(tmp_path: Path) -> None:
+    w = fv.Variable([0.0])
+    manager(tmp_path, w, checkpoint_name="model").save(1)
+    (tmp_path / "data.h5").write_text("not one of ours")
+    with pytest.warns(RuntimeWarning, match=r"holds no ckpt-\*\.h5, but model-1\.h5; starting afresh"):
+        assert manager(tmp_path, w).restore_or_initialize() is None
+    (tmp_path / "model-1.h5").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert manager(tmp_path, w).restore_or_initialize() is None
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_to_keep", 0),
+        ("max_to_keep", 1.5),
+        ("keep_checkpoint_every_n_hours", 0),
+        ("keep_checkpoint_every_n_hours", math.nan),
+        ("keep_checkpoint_every_n_steps", 0),
+        ("keep_best", 0),
+        ("mode", "lowest"),
+        ("checkpoint_interval", 0),
+        ("checkpoint_name", "a/b"),
+    ],
+)
+def test_bad_options_are_named(option: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"CheckpointManager: {option} must be"):
+        manager(tmp_path, fv.Variable([0.0]), **{option: value})
