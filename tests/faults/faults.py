@@ -20,6 +20,7 @@ import signal
 import statistics
 import subprocess
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -121,13 +122,11 @@ class Bench:
         except Exception:
             return f"{outcome} blocked"
         kinds = {os.path.splitext(name)[1] for name in os.listdir(self.before)}
-        left = [name for name in os.listdir(folder) if not is_checkpoint(name, kinds)]
-        return f"{outcome} {'debris' if left else ''}"
-
-
-def is_checkpoint(name: str, endings: set[str]) -> bool:
-    """Whether this is a file that saves leave: one that is named as one, or the lock."""
-    return name == ".fastvar-lock" or (not name.startswith(".") and os.path.splitext(name)[1] in endings | {""})
+        left = {os.path.splitext(name)[1] for name in os.listdir(folder) if os.path.isfile(f"{folder}/{name}")}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loaded(self.format, folder, [0, 1])  # it warns of files that are damaged
+        return f"{outcome} {'debris' if left - kinds or caught else ''}"
 
 
 def loaded(format: Format, folder: str, generations: list[int]) -> str:
@@ -269,7 +268,7 @@ def truncations(bench: Bench, amount: int) -> None:
 def _small_file(bench: Bench) -> tuple[str, bytes]:
     os.makedirs(bench.folder)
     bench.format.save(bench.folder, payload(1, large=False))
-    (entry,) = [entry for entry in os.scandir(bench.folder) if entry.name != ".fastvar-lock"]
+    (entry,) = [entry for entry in os.scandir(bench.folder) if not entry.name.startswith(".")]
     with open(entry.path, "rb") as file:
         return entry.path, file.read()
 

@@ -123,6 +123,21 @@ OPEN(open64, (const char *path, int flags, ...), (path, flags, mode))
 OPEN(openat, (int at, const char *path, int flags, ...), (at, path, flags, mode))
 OPEN(openat64, (int at, const char *path, int flags, ...), (at, path, flags, mode))
 
+#define COPY(name)                                                                                                \
+    int name(int fd, int command, ...)                                                                            \
+    {                                                                                                             \
+        va_list list;                                                                                             \
+        va_start(list, command);                                                                                  \
+        void *argument = va_arg(list, void *);                                                                    \
+        va_end(list);                                                                                             \
+        int result = REAL(name)(fd, command, argument);                                                           \
+        if (open_under(fd) && (command == F_DUPFD || command == F_DUPFD_CLOEXEC))                                 \
+            note_open(result, names[fd], 0);                                                                      \
+        return result;                                                                                            \
+    }
+COPY(fcntl)
+COPY(fcntl64)
+
 #define FOPEN(name)                                                                                               \
     FILE *name(const char *path, const char *mode)                                                                \
     {                                                                                                             \

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 
@@ -33,12 +35,32 @@ def _checkpoint(arrays: Arrays) -> fv.Checkpoint:
     return fv.Checkpoint({name: fv.Variable(array, name=name) for name, array in arrays.items()})
 
 
-def _manager(folder: str, arrays: Arrays, keep: int = 2) -> fv.CheckpointManager:
-    return fv.CheckpointManager(_checkpoint(arrays), folder, max_to_keep=keep)
+def _manager(folder: str, arrays: Arrays) -> fv.CheckpointManager:
+    return fv.CheckpointManager(_checkpoint(arrays), folder, max_to_keep=2)
 
 
 def _save_managed(folder: str, arrays: Arrays) -> None:
-    _manager(folder, arrays).save(int(arrays["steps"]))
+    with _manager(folder, arrays) as manager:
+        manager.save(int(arrays["steps"]))
+
+
+def _save_in_background(folder: str, arrays: Arrays) -> None:
+    """Change the variables at once, as training does, while the thread may still write."""
+    checkpoint = _checkpoint(arrays)
+    with fv.CheckpointManager(checkpoint, folder, max_to_keep=2) as manager:
+        manager.save(int(arrays["steps"]), blocking=False)
+        for variable in checkpoint.collect()[0].values():
+            variable[...] = 7
+
+
+def _save_without_links(folder: str, arrays: Arrays) -> None:
+    """As on a file system that has no hard links."""
+
+    def refused(*names: str) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with mock.patch.object(os, "link", refused):
+        _save_managed(folder, arrays)
 
 
 def _load_managed(folder: str) -> Arrays:
@@ -55,7 +77,7 @@ def _variables(folder: str) -> dict[str, fv.Variable]:
 
 def _like(folder: str) -> Arrays:
     """Arrays of the shapes that were saved: programs know theirs; here, the sizes of the files tell them."""
-    return payload(0, large=any(entry.stat().st_size > 1 << 16 for entry in os.scandir(folder)))
+    return payload(0, large=max(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) > 1 << 16)
 
 
 def _save_one_file(folder: str, arrays: Arrays) -> None:
@@ -166,6 +188,10 @@ OURS = [
     Format("fastvar `Checkpoint`, one file", _save_one_file, _load_one_file),
 ]
 QUICK = Format("fastvar, the reader alone", _save_one_file, _load_in_one_go)  # for hundreds of thousands of loads
+MORE = [
+    Format("fastvar, in the background", _save_in_background, _load_managed),
+    Format("fastvar, without links", _save_without_links, _load_managed),
+]
 RIVALS = [
     Format("`torch.save`", _save_torch, _load_torch),
     Format("safetensors", _save_safetensors, _load_safetensors),
@@ -173,4 +199,4 @@ RIVALS = [
     Format("h5py", _save_h5py, _load_h5py),
     Format("Keras `.weights.h5`", _save_keras, _load_keras),
 ]
-FORMATS = {format.name: format for format in [*OURS, QUICK, *RIVALS, *(replacing(rival) for rival in RIVALS)]}
+FORMATS = {format.name: format for format in [*OURS, *MORE, QUICK, *RIVALS, *(replacing(rival) for rival in RIVALS)]}

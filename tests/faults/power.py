@@ -99,7 +99,7 @@ class Disk:
             self._change((name, None))
         elif call.what == "link":
             self._change((call.other, self._named(name)))
-        else:
+        elif name in self.names:  # else it is what faulty.c found out again when the file was closed
             self._change((call.other, self._named(name)), (name, None))
 
     def _named(self, name: str) -> Inode:
