@@ -163,7 +163,7 @@ def _calls(bench: Bench) -> int:
 
 
 def kills(bench: Bench, amount: int) -> None:
-    """kill -9 before, amid and after every call of a save, and then at random instants."""
+    """End by kill -9 before, amid and after every call of a save, and then at random instants."""
     calls = _calls(bench)
     for k in range(1, calls + 1):
         for action in ("kill before", "kill amid", "kill after"):

@@ -77,7 +77,9 @@ def _variables(folder: str) -> dict[str, fv.Variable]:
 
 def _like(folder: str) -> Arrays:
     """Arrays of the shapes that were saved: programs know theirs; here, the sizes of the files tell them."""
-    return payload(0, large=max(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) > 1 << 16)
+    return payload(
+        0, large=max(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) > 1 << 16
+    )
 
 
 def _save_one_file(folder: str, arrays: Arrays) -> None:
@@ -199,4 +201,6 @@ RIVALS = [
     Format("h5py", _save_h5py, _load_h5py),
     Format("Keras `.weights.h5`", _save_keras, _load_keras),
 ]
-FORMATS = {format.name: format for format in [*OURS, *MORE, QUICK, *RIVALS, *(replacing(rival) for rival in RIVALS)]}
+FORMATS = {
+    format.name: format for format in [*OURS, *MORE, QUICK, *RIVALS, *(replacing(rival) for rival in RIVALS)]
+}

@@ -39,7 +39,13 @@ def library() -> str:
 
 def run(fault: str, format: str, amount: int = 0) -> dict[str, Any]:
     """Put a format to a fault, in a process of its own where every call on files is met; the counts."""
-    environment = {**os.environ, "LD_PRELOAD": library(), "KERAS_BACKEND": "numpy", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": library(),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+        "KERAS_BACKEND": "numpy",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "tests.faults", fault, format, str(amount)]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:

@@ -51,12 +51,13 @@ class Inode:
                     del content[at:]
                     content.extend(bytes(at - len(content)))
                 continue
-            while at < (end := at + len(data)):
-                size = min(end, (at // sector + 1) * sector) - at
+            end, place = at + len(data), at
+            while place < end:
+                size = min(end, (place // sector + 1) * sector) - place
                 if random.random() < chance:
-                    content.extend(bytes(max(0, at + size - len(content))))
-                    content[at : at + size] = data[:size]
-                at, data = at + size, data[size:]
+                    content.extend(bytes(max(0, place + size - len(content))))
+                    content[place : place + size] = data[place - at : place - at + size]
+                place += size
         return bytes(content)
 
 
