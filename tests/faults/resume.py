@@ -1,0 +1,57 @@
+"""Training runs that are killed again and again, and resumed each time from what their saves left."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from cases import CASES
+from jobs import Job
+
+import fastvar as fv
+from tests.faults.lab import folders, forked
+
+STEPS = 12
+
+
+def resumed_runs(kills: int) -> dict[str, Any]:
+    """Kill a run of every optimizer so many times; whether the end is that of one that nobody disturbed."""
+    counts = Counter[str]()
+    with folders() as work:
+        for case in CASES:
+            folder = work / "run"
+
+            def run(say: Callable[[str], None], case: Any = case, folder: Any = folder) -> None:
+                say(" ")
+                job = Job(case)
+                with fv.CheckpointManager(job.checkpoint, folder, max_to_keep=2) as manager:
+                    manager.restore_or_initialize()
+                    counts_from = job.data["position"]
+                    while job.data["position"] < STEPS:
+                        job.train(1)
+                        manager.save(blocking=False)
+                say(f"{counts_from} {_digest(job)}")
+
+            whole = Job(case)
+            whole.train(STEPS)
+            start = time.perf_counter()
+            undisturbed = forked(run).text.split()
+            seconds = time.perf_counter() - start
+            shutil.rmtree(folder)
+            for _ in range(kills):
+                forked(run, kill_after=random.uniform(0, seconds))
+            at, digest = forked(run).text.split()
+            equal = {digest, undisturbed[1]} == {_digest(whole)}
+            counts["equal" if equal else f"{case.id} differs"] += 1
+            counts["resumed in the middle"] += int(at) > 0
+            shutil.rmtree(folder)
+    return {"counts": dict(counts), "errors": []}
+
+
+def _digest(job: Job) -> str:
+    return hashlib.sha256(repr(job.everything()).encode()).hexdigest()

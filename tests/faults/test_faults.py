@@ -1,0 +1,81 @@
+"""The promises of a checkpoint, each put to its fault: nothing is lost, nothing is wrong, the process lives.
+
+`FASTVAR_KILLS=10000` (`make soak`) kills so many saves instead of 600.
+"""
+
+import os
+
+import pytest
+
+from tests.faults import lab
+from tests.faults.formats import MORE, OURS, QUICK
+
+pytestmark = pytest.mark.skipif(not lab.available, reason="faults are made by a library for Linux, with gcc")
+KILLS = int(os.environ.get("FASTVAR_KILLS", "600"))
+MANAGER, ONE_FILE = (format.name for format in OURS[:2])
+ours = pytest.mark.parametrize("format", [format.name for format in OURS])
+all_ours = pytest.mark.parametrize("format", [format.name for format in [*OURS, *MORE]])
+
+
+def counts(fault: str, format: str, amount: int = 0) -> dict[str, int]:
+    return lab.run(fault, format, amount)["counts"]
+
+
+@all_ours
+def test_kill_at_every_call_and_at_random_instants(format):
+    found = counts("kills", format, KILLS // 4)
+    assert found.keys() == {"old", "new"}
+    assert sum(found.values()) >= KILLS // 4
+
+
+@all_ours
+def test_every_failing_call(format):
+    """The old or the new one is there; and an error named the cause, or the new one is."""
+    figures = lab.run("failing calls", format)
+    assert figures["counts"].keys() <= {"old", "new", "debris"}  # what cannot be removed stays
+    assert min(figures["counts"][kind] for kind in ("old", "new")) > 0
+    for error in figures["errors"]:
+        assert error.startswith("CheckpointError: /model"), error
+
+
+@ours
+def test_interrupted_calls_and_short_writes(format):
+    assert counts("interrupted calls", format).keys() <= {"old", "new"}
+
+
+@all_ours
+def test_full_disk_at_every_4_kb(format):
+    figures = lab.run("full disk", format)
+    assert figures["counts"].keys() == {"old", "new"}
+    named = [e for e in figures["errors"] if e.startswith("CheckpointError: /model") and ": not saved: " in e]
+    assert figures["errors"] == named
+    assert {e.rpartition(": ")[2] for e in named} == {"No space left on device", "File too large"}
+
+
+@pytest.mark.parametrize("fault", ["flipped bits", "truncations"])
+@pytest.mark.parametrize(("format", "amount"), [(QUICK.name, 0), (MANAGER, 2000), (ONE_FILE, 2000)])
+def test_every_flipped_bit_and_every_length(fault, format, amount):
+    """All of them with the reader alone, samples with what people call; never more than an error."""
+    found = counts(fault, format, amount)
+    assert found.keys() == {"told"}
+    assert found["told"] >= (amount or 10_000)
+
+
+@all_ours
+def test_power_loss(format):
+    assert counts("power loss", format, 1500).keys() == {"old", "new"}
+    assert counts("power loss at first", format, 500).keys() == {"old", "new"}
+
+
+@ours
+def test_eight_writers(format):
+    assert counts("writers", format, 4).keys() == {"new"}
+
+
+@ours
+def test_a_disk_that_is_really_full(format):
+    """The same on a small file system in memory, where we may mount one."""
+    found = counts("full file system", format)
+    if not found:
+        pytest.skip("no file system can be mounted here")
+    assert found.keys() == {"old", "new"}
