@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 
 from fastvar.buffers import Array
-from fastvar.checkpoint.checkpoint import Checkpoint, Restored
+from fastvar.checkpoint.checkpoint import Checkpoint
+from fastvar.checkpoint.foreign import load_foreign
 from fastvar.checkpoint.manager import CheckpointManager
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import CheckpointError
+from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.saver import Saver
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Restored",
     "Saver",
     "list_variables",
+    "load_foreign",
     "load_variable",
 ]
 
