@@ -132,7 +132,7 @@ class Checkpoint:
         ValueError
             If names, shapes or dtypes do not match: one error for all of them.
         """
-        with File(path) as file:
+        with File(path) as file, file.progress("restoring"):
             restored, commits = prepare_restore(self._contents(), file, partial, name_map)
         for commit in commits:
             commit()
