@@ -111,15 +111,15 @@ def _inspect_folder(given: argparse.Namespace) -> int:
     if given.json:
         return _print_json([dataclasses.asdict(item) for item in listed], code)
     console, rows = _console(), []
-    fine = "not verified" if given.quick else "whole"
     for item in listed:
         name, found = os.path.basename(item.path), item.inspection
-        if found is None:
-            reason = str(item.problem).removeprefix(f"{item.path}: ")
-            rows.append([name, "", "", "", _size(item.size), "", f"damaged: {reason}"])
-        else:
-            numbers = [f"{found.step:,}", f"{found.counter:,}", _time(found.time), _size(found.size)]
-            rows.append([name, *numbers, _metrics(found.metrics), fine + ", pinned" * found.pinned])
+        numbers = ["", "", ""]
+        if found is not None:
+            numbers = [f"{found.step:,}", f"{found.counter:,}", _time(found.time)]
+        problem = item.problem and item.problem.removeprefix(f"{item.path}: ")
+        what = "whole" if problem is None and not given.quick else problem or "not verified"
+        pinned = ", pinned" * (found is not None and found.pinned)
+        rows.append([name, *numbers, _size(item.size), _metrics(found.metrics if found else {}), what + pinned])
     columns = ["checkpoint", "step", "save", "time", "size", "metrics", ""]
     _table(console, columns, rows)
     _say(console, f"{given.path}: {len(rows):,} checkpoints, {sum(bool(i.problem) for i in listed):,} damaged")

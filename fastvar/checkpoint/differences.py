@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from fastvar.buffers import Array
 from fastvar.checkpoint.anyfile import exported, open_any, parts, values_of
 from fastvar.checkpoint.foreign import Foreign
-from fastvar.checkpoint.inspection import flat
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
+
+_SHORT = 60  # characters of a value
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Diffe
         found = Difference(one.path, two.path)
         if isinstance(one, File) and isinstance(two, File):
             ours, theirs = {name: name for name in one.entries}, {name: name for name in two.entries}
-            found.state = _state_changes(one, two)
+            found.state = list(_state_changes(one.state, two.state))
         else:
             ours, theirs = exported(one), exported(two)
         found.removed = [name for name in ours if name not in theirs]
@@ -133,16 +136,29 @@ def _bits(array: Array) -> Array:
     return array.reshape(-1).view(np.uint8)
 
 
-def _state_changes(one: File, two: File) -> list[str]:
-    """Return one line for every leaf of the state that is not the same in both."""
-    lines = []
-    old, new = (
-        {path: repr(v) for path, v in flat(file.state) if path and not path.startswith("$")} for file in (one, two)
-    )
-    for path in [*old, *(p for p in new if p not in old)]:
-        if old.get(path) != new.get(path):
-            lines.append(f"{path}: {old.get(path, 'missing')}, then {new.get(path, 'missing')}")
-    return lines
+def _state_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Give one line for every part of the state that is not the same in both."""
+    if type(old) is type(new) and isinstance(old, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if not path and key.startswith("$"):  # the manager's, not the program's
+                continue
+            inner = f"{path}/{key}" if path else key
+            if key not in new:
+                yield f"{inner}: removed"
+            elif key not in old:
+                yield f"{inner}: added"
+            else:
+                yield from _state_changes(old[key], new[key], inner)
+    elif type(old) is type(new) and isinstance(old, list) and len(old) == len(new):
+        for index, (one, two) in enumerate(zip(old, new, strict=True)):
+            yield from _state_changes(one, two, f"{path}/{index}")
+    elif repr(old) != repr(new):  # NaN equals NaN, 1 is not 1.0
+        yield f"{path}: {_short(old)}, then {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHORT else f"{text[:_SHORT]}..."
 
 
 def plot(difference: Difference, path: str | os.PathLike[str], most: int = 60) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastvar.checkpoint import record
 from fastvar.checkpoint.anyfile import Values, is_checkpoint, open_any, values_of
+from fastvar.checkpoint.foreign import Foreign
 from fastvar.checkpoint.foreign.source import open_regular
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
@@ -70,7 +70,7 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Listed:
-    """A file in a folder of checkpoints: what is in it, or what is wrong with it."""
+    """A file in a folder of checkpoints: what is in it, as far as that can be read, and what is wrong with it."""
 
     path: str
     size: int
@@ -105,34 +105,36 @@ def inspect(path: str | os.PathLike[str], *, values: bool = False) -> Inspection
     >>> found.step, found.tensors[0].name, found.tensors[0].values.norm
     (7, 'variables/w', 5.0)
     """
-    path = os.fspath(path)
-    status = os.stat(path)
-    tensors = []
     with open_any(path) as file:
-        lengths = {name: e.dtype.itemsize * math.prod(e.shape) for name, e in file.entries.items()}
-        with progress(f"reading {os.path.basename(path)}", sum(lengths.values()) if values else 0) as advance:
-            for name, entry in file.entries.items():
-                found = values_of(file.read(name)) if values else None
-                tensors.append(Tensor(name, entry.dtype.name, entry.shape, lengths[name], found))
-                advance(lengths[name])
-        if not isinstance(file, File):
-            return Inspection(path, file.format, status.st_size, tensors, time=status.st_mtime, notes=file.notes)
-        manager = file.state.get(_MANAGER)
-        known = manager if isinstance(manager, dict) else {}
-        time, metrics = known.get("time"), known.get("metrics")
-        return Inspection(
-            path,
-            "fastvar",
-            status.st_size,
-            tensors,
-            step=file.step,
-            counter=file.saved.counter,
-            run=file.saved.run,
-            time=time if isinstance(time, (int, float)) else status.st_mtime,
-            metrics=metrics if isinstance(metrics, dict) else {},
-            state={key: value for key, value in file.state.items() if key != _MANAGER},
-            pinned=os.path.lexists(path + _PIN),
-        )
+        return _inspection(file, values)
+
+
+def _inspection(file: File | Foreign, values: bool = False) -> Inspection:
+    status, tensors = os.stat(file.path), []
+    lengths = {name: e.dtype.itemsize * math.prod(e.shape) for name, e in file.entries.items()}
+    with progress(f"reading {os.path.basename(file.path)}", sum(lengths.values()) if values else 0) as advance:
+        for name, entry in file.entries.items():
+            found = values_of(file.read(name)) if values else None
+            tensors.append(Tensor(name, entry.dtype.name, entry.shape, lengths[name], found))
+            advance(lengths[name])
+    if not isinstance(file, File):
+        return Inspection(file.path, file.format, status.st_size, tensors, time=status.st_mtime, notes=file.notes)
+    manager = file.state.get(_MANAGER)
+    known = manager if isinstance(manager, dict) else {}
+    time, metrics = known.get("time"), known.get("metrics")
+    return Inspection(
+        file.path,
+        "fastvar",
+        status.st_size,
+        tensors,
+        step=file.step,
+        counter=file.saved.counter,
+        run=file.saved.run,
+        time=time if isinstance(time, (int, float)) else status.st_mtime,
+        metrics=metrics if isinstance(metrics, dict) else {},
+        state={key: value for key, value in file.state.items() if key != _MANAGER},
+        pinned=os.path.lexists(file.path + _PIN),
+    )
 
 
 def inspect_folder(path: str | os.PathLike[str], *, quick: bool = False) -> list[Listed]:
@@ -149,14 +151,18 @@ def inspect_folder(path: str | os.PathLike[str], *, quick: bool = False) -> list
     """
     listed = []
     for file in checkpoints_in(path):
-        size = os.stat(file).st_size
+        found = problem = None
         try:
-            if not quick:
-                verify(file)
-            listed.append(Listed(file, size, inspect(file)))
+            with File(file) as opened:
+                found = _inspection(opened)
+                if not quick:
+                    opened.verify()
+        except FileNotFoundError:  # removed meanwhile
+            continue
         except CheckpointError as error:
-            listed.append(Listed(file, size, None, str(error)))
-    return sorted(listed, key=lambda item: (item.inspection.counter or 0) if item.inspection else 0)
+            problem = str(error)
+        listed.append(Listed(file, os.stat(file).st_size, found, problem))
+    return sorted(listed, key=lambda item: item.inspection.counter or 0 if item.inspection else 0)
 
 
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[str]:
@@ -199,14 +205,3 @@ def verify(path: str | os.PathLike[str]) -> None:
     """
     with File(path) as file:
         file.verify()
-
-
-def flat(state: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk over all leaves of a JSON state, by their paths."""
-    children = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
-    empty = True
-    for key, value in children:
-        empty = False
-        yield from flat(value, f"{prefix}/{key}" if prefix else str(key))
-    if empty:
-        yield prefix, state

@@ -117,10 +117,11 @@ class Record:
                     "this HDF5 file was not written by fastvar (it has no commit record); import it by "
                     "Checkpoint.import_weights, or read it by checkpoint.load_foreign"
                 )
-            raise ValueError(
-                "not written by fastvar, or destroyed: there is no commit record (Checkpoint.import_weights takes "
-                ".npz and safetensors files)"
-            )
+            if block.startswith(b"PK") or block[8:9] == b"{":
+                raise ValueError(
+                    "not written by fastvar; import .npz and safetensors files by Checkpoint.import_weights"
+                )
+            raise ValueError("not written by fastvar, or destroyed: there is no commit record")
         body, own_hash = block[:_BODY], block[_BODY:USER_BLOCK]
         if xxhash.xxh3_128_digest(body) != own_hash:
             raise ValueError("the commit record is damaged; use another checkpoint")
