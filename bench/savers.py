@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from tests.faults.formats import RIVALS, keras_model
 
 import fastvar as fv
+from tests.faults.formats import RIVALS, keras_model
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 FASTVAR, RAW, KERAS = "fastvar", "raw bytes", "Keras `.weights.h5`"

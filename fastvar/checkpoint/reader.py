@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from fastvar.checkpoint.progress import Advance, progress
 from fastvar.checkpoint.record import (
+    LARGE,
     MAX_JSON,
     USER_BLOCK,
     CheckpointError,
@@ -53,6 +57,7 @@ class File:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        self._advance: Advance | None = None
         self._descriptor = os.open(self.path, _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0))
         try:
             self._open()
@@ -128,11 +133,23 @@ class File:
             Naming every damaged tensor; its `damaged` lists them.
         """
         damaged = []
-        for name, entry in self.entries.items():
-            if self._digest(name, entry) != entry.hash:
-                damaged.append(name)
+        with self.progress("verifying"):
+            for name, entry in self.entries.items():
+                if self._digest(name, entry) != entry.hash:
+                    damaged.append(name)
         if damaged:
             raise self._damaged(damaged)
+
+    @contextlib.contextmanager
+    def progress(self, what: str) -> Iterator[None]:
+        """Show a progress bar for what is read inside this context, if that takes long."""
+        total = sum(e.length for e in self.entries.values() if e.length >= LARGE)
+        with progress(f"{what} {os.path.basename(self.path)}", total) as advance:
+            self._advance = advance
+            try:
+                yield
+            finally:
+                self._advance = None
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
@@ -181,6 +198,8 @@ class File:
             digest.update(part)
             if buffer is not None:
                 buffer[start : start + part.nbytes] = part
+            if self._advance is not None and length >= LARGE:
+                self._advance(part.nbytes)
 
     def _damaged(self, names: list[str]) -> CheckpointError:
         shown = ", ".join(repr(name) for name in names[:10])

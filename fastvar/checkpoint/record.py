@@ -33,14 +33,14 @@ EXTENDED = (  # of ml_dtypes; HDF5 gets unsigned integers and an attribute "dtyp
     *("float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
 )
 
-_MAGIC = b"\x89fastvar\r\n\x1a\n"
+MAGIC = b"\x89fastvar\r\n\x1a\n"
 _VERSION = 1
 # magic, version; file length, step; run, counter; offset, length, hash of manifest and of state;
 # hash of the metadata
 _FIELDS = struct.Struct("<12sI QQ 16sQ QQ16s QQ16s 16s")
 _BODY = USER_BLOCK - 16  # the last 16 bytes, in every version, are the hash of all before them
 _FORBIDDEN = frozenset(("", ".", ".."))  # parts of names
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class CheckpointError(OSError):
@@ -97,7 +97,7 @@ class Record:
             sections += [section.offset, section.length, bytes.fromhex(section.hash)]
         run = bytes.fromhex(self.saved.run)
         body = _FIELDS.pack(
-            *(_MAGIC, _VERSION, self.length, self.step, run, self.saved.counter),
+            *(MAGIC, _VERSION, self.length, self.step, run, self.saved.counter),
             *(*sections, bytes.fromhex(self.metadata)),
         ).ljust(_BODY, b"\0")
         return body + xxhash.xxh3_128_digest(body)
@@ -111,10 +111,15 @@ class Record:
         ValueError
             If there is none, or it is damaged, or of a newer format.
         """
-        if not block.startswith(_MAGIC):
-            if any(block[at:].startswith(_HDF5_SIGNATURE) for at in (0, 512, 1024, 2048, 4096)):
+        if not block.startswith(MAGIC):
+            if any(block[at:].startswith(HDF5_SIGNATURE) for at in (0, 512, 1024, 2048, 4096)):
                 raise ValueError(
-                    "this HDF5 file was not written by fastvar (it has no commit record); import it explicitly"
+                    "this HDF5 file was not written by fastvar (it has no commit record); import it by "
+                    "Checkpoint.import_weights, or read it by checkpoint.load_foreign"
+                )
+            if block.startswith(b"PK") or block[8:9] == b"{":
+                raise ValueError(
+                    "not written by fastvar; import .npz and safetensors files by Checkpoint.import_weights"
                 )
             raise ValueError("not written by fastvar, or destroyed: there is no commit record")
         body, own_hash = block[:_BODY], block[_BODY:USER_BLOCK]
