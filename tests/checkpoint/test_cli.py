@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tracemalloc
@@ -323,6 +325,20 @@ def test_errors_are_one_line_and_have_their_codes(run: Run, tmp_path: Path) -> N
     assert run("inspect", path, "--values")[0] == 1
     assert run("diff", path, path)[0] == 2
     assert run("nonsense")[0] == 2
+
+
+def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: Any, run: Run) -> None:
+    train(tmp_path / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    commands = [
+        shlex.split(line, comments=True)[3:] for line in re.findall("^python -m fastvar .*", text, re.MULTILINE)
+    ]
+    ours = [command for command in commands if command[0] in {"inspect", "verify", "diff", "convert"}]
+    assert [(command[0], run(*command)[0]) for command in ours] == [
+        *[("inspect", 0), ("inspect", 0), ("verify", 0)],
+        *[("diff", 1), ("convert", 0), ("convert", 0)],
+    ]
 
 
 def python(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
