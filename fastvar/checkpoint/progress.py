@@ -70,4 +70,4 @@ def _bar(what: str, total: int) -> Any:
     class Bar(tqdm):  # type: ignore[misc]
         monitor_interval = 0  # no thread of tqdm's: a program may fork
 
-    return Bar(total=total, desc=what, unit="B", unit_scale=True, delay=1, leave=False)
+    return Bar(total=total, desc=what, unit="B", unit_scale=True, delay=1, leave=False, file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 _FEW = 5  # names are listed up to this many, then counted by the path that they share
-_LINES = 20  # of each kind in an error
+_LINES = 10  # of each kind in an error
 _MANY = 2000  # names among which a like one is searched letter by letter
 
 
@@ -41,16 +41,16 @@ class Restored:
     def __str__(self) -> str:
         step = f", step {self.step:,}" if self.step else ""
         lines = [f"{self.path}{step}: {len(self.taken):,} restored"]
-        missing = self.missing
-        if len(missing) <= _FEW:
+        lines += [f"  restored: {summary(self.taken)}"] * bool(self.taken)
+        if len(self.missing) <= _FEW:
             like = Like(self.skipped)
-            missing = [name + like.hint(name) for name in missing]
-        parts = [("restored", self.taken), ("not in the file", missing), ("only in the file", self.skipped)]
-        for what, names in parts:
-            lines += [f"  {what}: {summary(names)}"] * bool(names)
-        for what, texts in [("refused", self.refused), ("note", self.notes)]:
-            lines += [f"  {what}: {text}" for text in texts[:_FEW]]
-            lines += [f"  and {len(texts) - _FEW:,} more of these"] * (len(texts) > _FEW)
+            lines += [f"  not in the file: {name}{like.hint(name)}" for name in self.missing]
+        else:
+            lines.append(f"  not in the file: {summary(self.missing)}")
+        lines += [f"  only in the file: {summary(self.skipped)}"] * bool(self.skipped)
+        lines += [f"  refused: {text}" for text in self.refused]
+        lines += [f"  note: {text}" for text in self.notes[:_FEW]]
+        lines += [f"  and {len(self.notes) - _FEW:,} more notes"] * (len(self.notes) > _FEW)
         return "\n".join(lines)
 
 
@@ -103,8 +103,21 @@ def mismatch(restored: Restored, wrong: Sequence[str], names: Iterable[str], adv
     if wrong:
         advice = advice or "name_map={NAME: None} leaves a variable as it is"
     else:
-        advice = "partial=True takes what is there; name_map= renames"
+        meant = _common_renaming([(name, unused.find(name)) for name in restored.missing[:_LINES]])
+        advice = f"partial=True takes what is there; name_map={meant} renames"
     return "\n".join([*lines, f"  ({advice})"])
+
+
+def _common_renaming(pairs: Sequence[tuple[str, str | None]]) -> str:
+    """Return the one mapping of prefixes that all pairs of names follow, as it is written; "" if there is none."""
+    prefixes = set()
+    for here, there in pairs:
+        ours, theirs = _bare(here).split("/"), _bare(there or "").split("/")
+        while ours and theirs and ours[-1] == theirs[-1]:
+            del ours[-1], theirs[-1]
+        prefixes.add(("/".join(ours), "/".join(theirs)) if there else ("", ""))
+    ((here, there),) = prefixes if len(prefixes) == 1 else {("", "")}
+    return repr({here: there}) if here or there else ""
 
 
 def _listed(what: str, items: Sequence[str]) -> list[str]:

@@ -200,7 +200,7 @@ def _check_map(name_map: NameMap | None, here: Iterable[str], there: Iterable[st
     for key, target in name_map.items():
         for name, known, where in [(key, ours, "no variable here"), (target, theirs, f"nothing in {path}")]:
             if name is not None and name not in known:
-                meant = Like(known - {""}).find(name)
+                meant = Like(k for k in known if k and k.count("/") == name.count("/")).find(name)
                 raise ValueError(f"name_map: {name!r} names {where}" + (f"; is it {meant!r}?" if meant else ""))
 
 
