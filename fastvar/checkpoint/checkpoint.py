@@ -10,6 +10,7 @@ from fastvar.checkpoint.contents import Contents
 from fastvar.checkpoint.foreign import open_foreign
 from fastvar.checkpoint.names import make_directory
 from fastvar.checkpoint.reader import File
+from fastvar.checkpoint.record import check_names
 from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.restore import NameMap, prepare_import, prepare_restore
 from fastvar.checkpoint.writer import write
@@ -49,7 +50,7 @@ class Checkpoint:
 
     def __init__(self, root: Any = None, /, **objects: Any) -> None:
         self._root, self._objects = root, objects
-        self._contents()  # the errors of the objects belong here
+        check_names(self._contents().tensors())  # the errors of the objects belong here
 
     def _contents(self) -> Contents:
         return Contents(self._root, self._objects)

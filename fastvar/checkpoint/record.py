@@ -39,7 +39,7 @@ _VERSION = 1
 # hash of the metadata
 _FIELDS = struct.Struct("<12sI QQ 16sQ QQ16s QQ16s 16s")
 _BODY = USER_BLOCK - 16  # the last 16 bytes, in every version, are the hash of all before them
-_FORBIDDEN = frozenset(("", ".", ".."))  # parts of names
+_FORBIDDEN = ("//", "/./", "/../", "\0")  # in a path between slashes
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -155,30 +155,42 @@ def dtype_named(name: str) -> np.dtype[Any]:
 def check_names(names: Iterable[str]) -> None:
     """Raise ValueError (TypeError) unless `names` are HDF5 paths that can stand in one file."""
     names = [MANIFEST, STATE, *names]
-    datasets = set(names)
-    if len(datasets) != len(names):
-        raise ValueError(f"{MANIFEST!r} and {STATE!r} are fastvar's own: choose another name")
-    groups: set[str] = set()
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"tensor names must be str, got {name!r}")
-        if not _FORBIDDEN.isdisjoint(name.split("/")) or "\0" in name:
-            raise ValueError(
-                f"tensor {name!r}: name must have no NUL, no leading or trailing slash "
-                "and no part that is empty, '.' or '..'"
-            )
-        try:
-            size = len(name.encode())
-        except UnicodeEncodeError as error:
-            raise ValueError(f"tensor {name!r}: name must be valid Unicode") from error
-        if size > MAX_NAME:
-            raise ValueError(f"tensor {name!r}: name must have at most {MAX_NAME} bytes")
-        group = name.rpartition("/")[0]
-        while group and group not in groups:
-            if group in datasets:
-                raise ValueError(f"{group!r} cannot be both a tensor and the group of {name!r}")
-            groups.add(group)
-            group = group.rpartition("/")[0]
+    datasets = set(names)
+    if len(datasets) != len(names):
+        raise ValueError(f"{MANIFEST!r} and {STATE!r} are fastvar's own: choose another name")
+    together = f"/{'/'.join(names)}/"  # all at once; the culprit is looked for only if there is one
+    strange = not together.isascii() or len(max(names, key=len)) > MAX_NAME
+    if strange or any(part in together for part in _FORBIDDEN):
+        for name in names:
+            _check_name(name)
+    groups = {name.rpartition("/")[0] for name in names}
+    for group in [*groups]:
+        above = group.rpartition("/")[0]
+        while above not in groups:
+            groups.add(above)
+            above = above.rpartition("/")[0]
+    both = groups & datasets
+    if both:
+        group = min(both)
+        inside = next(name for name in names if name.startswith(f"{group}/"))
+        raise ValueError(f"{group!r} cannot be both a tensor and the group of {inside!r}")
+
+
+def _check_name(name: str) -> None:
+    if any(part in f"/{name}/" for part in _FORBIDDEN):
+        raise ValueError(
+            f"tensor {name!r}: name must have no NUL, no leading or trailing slash "
+            "and no part that is empty, '.' or '..'"
+        )
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"tensor {name!r}: name must be valid Unicode") from error
+    if size > MAX_NAME:
+        raise ValueError(f"tensor {name!r}: name must have at most {MAX_NAME} bytes")
 
 
 def uncovered(regions: Iterable[tuple[int, int]], end: int) -> list[tuple[int, int]]:
@@ -209,11 +221,12 @@ def parse_manifest(text: bytes) -> dict[str, Entry]:
     manifest = parse_object(text)
     check_names(manifest)
     entries = {}
-    for name, fields in manifest.items():
-        try:
+    name = ""
+    try:
+        for name, fields in manifest.items():
             entries[name] = _entry(**fields)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"tensor {name!r}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"tensor {name!r}: {error}") from error
     return entries
 
 
@@ -229,14 +242,22 @@ def parse_object(text: bytes) -> dict[str, Any]:
 
 
 def _entry(dtype: Any, shape: Any, offset: Any, length: Any, hash: Any) -> Entry:
-    if type(dtype) is not str or type(shape) is not list or type(hash) is not str:
+    if type(shape) is not list or type(hash) is not str or len(shape) > MAX_RANK:
         raise ValueError("its entry in the manifest is malformed")
-    for number in (length, 0 if offset is None else offset, *shape):
+    kind = _kind(dtype, length, *shape)
+    if (type(offset) is not int or offset < 0) if length else offset is not None:
+        raise ValueError(f"its {length} bytes cannot be at {offset!r}")
+    return Entry(kind, tuple(shape), offset, length, hash)
+
+
+@functools.lru_cache(typed=True)  # few differ among thousands; typed, as 1 equals True and 1.0
+def _kind(dtype: Any, length: Any, *shape: Any) -> np.dtype[Any]:
+    for number in (length, *shape):
         if type(number) is not int or number < 0:
             raise ValueError("its entry in the manifest is malformed")
     kind = dtype_named(dtype)
-    if len(shape) > MAX_RANK or kind.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
+    if kind.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
         raise ValueError("its shape is too large")
-    if length != kind.itemsize * math.prod(shape) or (offset is None) != (length == 0):
-        raise ValueError(f"{length} bytes at {offset} cannot be of {dtype} and shape {shape}")
-    return Entry(kind, tuple(shape), offset, length, hash)
+    if length != kind.itemsize * math.prod(shape):
+        raise ValueError(f"{length} bytes cannot be of {dtype} and shape {[*shape]}")
+    return kind

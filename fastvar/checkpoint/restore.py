@@ -41,8 +41,9 @@ def prepare_restore(
 
     An optimizer that is not built yet is built, and unbuilt again if anything does not fit.
     """
-    there = [name.partition("/")[2] for name in file.entries if not name.startswith("state/")]
-    _check_map(name_map, _owners(contents), there, file.path)
+    if isinstance(name_map, Mapping):
+        there = [name.partition("/")[2] for name in file.entries if not name.startswith("state/")]
+        _check_map(name_map, _owners(contents), there, file.path)
     rename = _renamer(name_map)
     built = _build_optimizers(contents, file.state, rename)
     try:
@@ -57,18 +58,17 @@ def _prepare(contents: Contents, file: File, partial: bool, rename: Rename) -> t
     restored = Restored(file.path, file.step)
     arrays = {name: file.read(name) for name in file.entries if name.startswith("state/")}
     commits, refused = _prepare_states(contents, file, arrays, rename, restored)
-    wanted = {
-        name: (place, _source(name, rename))
-        for name, place in contents.tensors().items()
-        if name.partition("/")[0] not in refused  # slots without their optimizer mean nothing
-    }
+    places = contents.tensors()
+    if refused:  # slots without their optimizer mean nothing
+        places = {name: place for name, place in places.items() if name.partition("/")[0] not in refused}
+    wanted = {name: (place, _source(name, rename)) for name, place in places.items()}
     taking, used, wrong = _match(wanted, file, restored, lambda there, here: False)
     restored.skipped += [n for n in file.entries if n not in used and not n.startswith("state/")]
     if not partial:
         wrong += restored.refused
     if wrong or (not partial and (restored.missing or restored.skipped)):
         raise ValueError(mismatch(restored, wrong, file.entries))
-    return restored, commits + [functools.partial(place.assign, file.read(n)) for place, n in taking]
+    return restored, [*commits, _assignment([(place._array, file.read(n)) for place, n in taking])]
 
 
 def prepare_import(
@@ -77,7 +77,8 @@ def prepare_import(
     """Check and read variables from a file of others; return the report and the assignments to be made."""
     places = contents.tensors()
     slots = [name for name in places if not name.startswith("variables/")]
-    _check_map(name_map, {*_owners(contents), *slots}, file.entries, file.path)
+    if isinstance(name_map, Mapping):
+        _check_map(name_map, {*_owners(contents), *slots}, file.entries, file.path)
     rename = _renamer(name_map)
     explicit = name_map if isinstance(name_map, Mapping) else {}
     wanted = {}
@@ -104,27 +105,36 @@ def prepare_import(
     return restored, commits
 
 
+def _assignment(pairs: list[tuple[Array, Array]]) -> Commit:
+    def assign() -> None:
+        for target, source in pairs:
+            np.copyto(target, source)
+
+    return assign
+
+
 def _match(
     wanted: Mapping[str, tuple[Variable, str | None]], file: Source, restored: Restored, convertible: Convert
 ) -> tuple[list[tuple[Variable, str]], set[str], list[str]]:
     """Find each place's entry; return what to read where, the names in the file, and what does not fit."""
     taking, used, wrong = [], set(), []
+    entries, taken = file.entries, restored.taken
     for name, (place, source) in wanted.items():
         if source is None:
             continue
-        entry = file.entries.get(source)
+        entry, array = entries.get(source), place._array
         if entry is None:
             same = source in {name, name.removeprefix("variables/")}
             restored.missing.append(name if same else f"{name} (as {source})")
             continue
         used.add(source)
-        fits = entry.dtype == place.dtype or convertible(entry.dtype, place.dtype)
-        if entry.shape != place.shape or not fits:
-            here, there = f"{place.dtype}{list(place.shape)}", f"{entry.dtype}{list(entry.shape)}"
-            wrong.append(f"{name}: {here} here, {there} in the file")
-            continue
-        taking.append((place, source))
-        restored.taken.append(name)
+        there = entry.dtype
+        if entry.shape == array.shape and (there == array.dtype or convertible(there, array.dtype)):
+            taking.append((place, source))
+            taken.append(name)
+        else:
+            here = f"{array.dtype}{list(array.shape)}"
+            wrong.append(f"{name}: {here} here, {there}{list(entry.shape)} in the file")
     return taking, used, wrong
 
 
@@ -170,7 +180,7 @@ def _owners(contents: Contents) -> set[str]:
 
 def _renamer(name_map: NameMap | None) -> Rename:
     if name_map is None:
-        return lambda name: name
+        return _same
     if callable(name_map):
         return name_map
     mapping = dict(name_map)
@@ -185,16 +195,18 @@ def _renamer(name_map: NameMap | None) -> Rename:
     return by_longest_prefix
 
 
+def _same(name: str) -> str:
+    return name
+
+
 def _heads(name: str) -> list[str]:
     """Return the name and every leading part of its path, the longest first; the last is empty."""
     parts = name.split("/")
     return ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
 
 
-def _check_map(name_map: NameMap | None, here: Iterable[str], there: Iterable[str], path: str) -> None:
+def _check_map(name_map: Mapping[str, str | None], here: Iterable[str], there: Iterable[str], path: str) -> None:
     """Refuse a mapping with a key that is no name here, or a target that is none in the file."""
-    if name_map is None or callable(name_map):
-        return
     ours = {head for name in here for head in _heads(name)} | {""}
     theirs = {head for name in there for head in _heads(name)} | {""}
     for key, target in name_map.items():
@@ -206,6 +218,8 @@ def _check_map(name_map: NameMap | None, here: Iterable[str], there: Iterable[st
 
 def _source(name: str, rename: Rename) -> str | None:
     """Return the name in the file of a tensor here; slots follow their variables."""
+    if rename is _same:
+        return name
     kind, _, rest = name.partition("/")
     variable, slot = (rest, "") if kind == "variables" else rest.rsplit("/", 1)
     target = rename(variable)

@@ -290,7 +290,8 @@ def test_convert_does_not_replace_what_appears_meanwhile(tmp_path: Path, monkeyp
     with pytest.raises(FileExistsError, match="not replaced"):
         checkpoint.convert(path, target)
     assert target.read_text() == "mine"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "ckpt-1.h5"]
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["a.npz", "ckpt-1.h5"]
+    assert not list(tmp_path.glob(".fastvar-*.tmp"))
 
 
 def test_convert_refuses_what_the_target_cannot_hold(run: Run, tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def test_verify_and_restore_show_the_bytes_of_large_tensors(bars: list[Any], pat
     fv.Checkpoint(big=big).restore(path, partial=True)
     assert [bar.desc for bar in bars] == ["verifying a.h5", "restoring a.h5"]
     for bar in bars:
-        assert (bar.total, bar.counts) == (1 << 22, [1 << 20] * 4)
+        assert bar.total == sum(bar.counts) == 1 << 22
+        assert len(bar.counts) > 4
         assert bar.delay == 1
         assert bar.disable  # tqdm's closed ones
     assert progress.sys.stderr.getvalue() == ""  # type: ignore[attr-defined] # it took less than a second
@@ -90,7 +91,7 @@ def test_a_bar_starts_no_thread_and_ends_with_an_error(bars: list[Any], path: st
             assert threading.active_count() == before
             file.read("none")
         file.read("variables/big")
-    assert len(bars[0].counts) == 4
+    assert sum(bars[0].counts) == 1 << 22
 
 
 def test_long_work_is_seen(bars: list[Any], monkeypatch: Any) -> None:
