@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from fastvar import threads
 from fastvar.buffers import Array
 from fastvar.checkpoint.progress import Advance, progress
 from fastvar.checkpoint.record import (
@@ -59,8 +61,6 @@ class File:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._advance: Advance | None = None
-        self._room = memoryview(bytearray(_ROOM))
-        self._start, self._held = 0, self._room[:0]
         self._descriptor = os.open(self.path, _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0))
         try:
             self._open()
@@ -76,7 +76,7 @@ class File:
 
     def _open(self) -> None:
         record = _read_record(self._descriptor)
-        self._length = record.length
+        self._window = _Window(self._descriptor, record.length)
         self.step, self.saved = record.step, record.saved
         sections = (record.manifest, record.state)
         uncovered(((part.offset, part.length) for part in sections), record.length)
@@ -86,7 +86,7 @@ class File:
         places += [(part.offset, part.length) for part in sections]
         digest = xxhash.xxh3_128()
         for gap in uncovered(places, record.length):
-            self._hash(*gap, digest)
+            self._window.hash(*gap, digest)
         if digest.hexdigest() != record.metadata:
             raise ValueError("the HDF5 metadata are damaged; use another checkpoint")
 
@@ -101,14 +101,36 @@ class File:
         if name not in self.entries:
             raise CheckpointError(f"{self.path}: there is no tensor {name!r} in this checkpoint")
         entry = self.entries[name]
-        if 0 < entry.length < LARGE:
-            with_neighbours = self._guarded(name, self._from, entry.offset, entry.length)
-            digest = xxhash.xxh3_128_hexdigest(with_neighbours[: entry.length])
-            array = np.ndarray(entry.shape, entry.dtype, with_neighbours).copy()
-        else:
-            array = np.empty(entry.shape, entry.dtype)
-            digest = self._digest(name, entry, array.reshape(-1).view(np.uint8).data)
-        if digest != entry.hash:
+        if entry.length >= LARGE or not entry.length:
+            return self._read_large(name, self._window)
+        with_neighbours = self._guarded(name, self._window.part, entry.offset, entry.length)
+        if xxhash.xxh3_128_hexdigest(with_neighbours[: entry.length]) != entry.hash:
+            raise self._damaged([name])
+        return np.ndarray(entry.shape, entry.dtype, with_neighbours).copy()
+
+    def read_all(self, names: Iterable[str]) -> list[Array]:
+        """Several tensors, as `read` returns them; the large ones by as many threads as steps use."""
+        names = list(names)
+        large = [name for name in names if self.entries[name].length >= LARGE]
+        read: dict[str, Array] = {}
+        if large:
+            with ThreadPoolExecutor(threads.get_num_threads(), "fastvar-read") as pool:
+                try:
+                    for name, array in zip(large, pool.map(self._read_apart, large), strict=True):
+                        read[name] = array
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        return [read[name] if name in read else self.read(name) for name in names]
+
+    def _read_apart(self, name: str) -> Array:
+        """Read in a thread of its own."""
+        return self._read_large(name, self._window.again())
+
+    def _read_large(self, name: str, window: _Window) -> Array:
+        entry = self.entries[name]
+        array = np.empty(entry.shape, entry.dtype)
+        if self._digest(name, entry, window, array.reshape(-1).view(np.uint8)) != entry.hash:
             raise self._damaged([name])
         return array
 
@@ -123,7 +145,7 @@ class File:
         damaged = []
         with self.progress("verifying"):
             for name, entry in self.entries.items():
-                if self._digest(name, entry) != entry.hash:
+                if self._digest(name, entry, self._window) != entry.hash:
                     damaged.append(name)
         if damaged:
             raise self._damaged(damaged)
@@ -156,10 +178,11 @@ class File:
     ) -> None:
         self.close()
 
-    def _digest(self, name: str, entry: Entry, buffer: memoryview | None = None) -> str:
-        """The hash of the tensor's bytes as they are, which are copied to `buffer` if given."""
+    def _digest(self, name: str, entry: Entry, window: _Window, target: Array | None = None) -> str:
+        """The hash of the tensor's bytes as they are, which are copied to `target` if given."""
         digest = xxhash.xxh3_128()
-        self._guarded(name, self._hash, entry.offset or 0, entry.length, digest, buffer)
+        advance = self._advance if entry.length >= LARGE else None
+        self._guarded(name, window.hash, entry.offset or 0, entry.length, digest, target, advance)
         return digest.hexdigest()
 
     def _guarded(self, name: str, reading: Callable[..., Any], *arguments: Any) -> Any:
@@ -172,24 +195,33 @@ class File:
                 errno=error.errno,
             ) from error
 
-    def _hash(self, offset: int, length: int, digest: xxhash.xxh3_128, buffer: memoryview | None = None) -> None:
-        """Update `digest` with a stretch of the file, which is copied to `buffer` if that is given."""
-        done = 0
-        while done < length:
-            part = self._from(offset + done)[: length - done]
-            digest.update(part)
-            if buffer is not None:
-                buffer[done : done + part.nbytes] = part
-            done += part.nbytes
-            if self._advance is not None and length >= LARGE:
-                self._advance(part.nbytes)
+    def _damaged(self, names: list[str]) -> CheckpointError:
+        shown = ", ".join(repr(name) for name in names[:10])
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        return CheckpointError(
+            f"{self.path}: damaged tensors: {shown}{more} (not the bytes that were saved); use another checkpoint",
+            damaged=names,
+        )
 
-    def _from(self, offset: int, least: int = 1) -> memoryview:
-        """The bytes of the file from `offset` on: at least so many, which must be fewer than the room has.
 
-        They are read into a small room: it stays in the cache, so that this takes half as long as reading into
-        memory where they are to go; and small tensors come together.
-        """
+class _Window:
+    """The bytes of a file, read into a small room.
+
+    It stays in the cache: reading so, and copying from there, takes half as long as reading into memory where the
+    bytes are to go. And small tensors come many at a time.
+    """
+
+    def __init__(self, descriptor: int, length: int) -> None:
+        self._descriptor, self._length = descriptor, length
+        self._room = memoryview(bytearray(min(length, _ROOM)))
+        self._start, self._held = 0, self._room[:0]
+
+    def again(self) -> _Window:
+        """Another window on the same file, for another thread."""
+        return _Window(self._descriptor, self._length)
+
+    def part(self, offset: int, least: int = 1) -> memoryview:
+        """The bytes from `offset` on: at least so many, which are not more than the room has."""
         at = offset - self._start
         if not 0 <= at <= self._held.nbytes - least:
             self._held = self._room[:0]
@@ -198,13 +230,24 @@ class File:
             self._start, self._held, at = offset, part, 0
         return self._held[at:]
 
-    def _damaged(self, names: list[str]) -> CheckpointError:
-        shown = ", ".join(repr(name) for name in names[:10])
-        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-        return CheckpointError(
-            f"{self.path}: damaged tensors: {shown}{more} (not the bytes that were saved); use another checkpoint",
-            damaged=names,
-        )
+    def hash(
+        self,
+        offset: int,
+        length: int,
+        digest: xxhash.xxh3_128,
+        target: Array | None = None,
+        advance: Advance | None = None,
+    ) -> None:
+        """Update `digest` with a stretch, which is copied to `target` if given, and tell how far it is."""
+        done = 0
+        while done < length:
+            part = self.part(offset + done)[: length - done]
+            digest.update(part)
+            if target is not None:
+                np.copyto(target[done : done + part.nbytes], part)
+            if advance is not None:
+                advance(part.nbytes)
+            done += part.nbytes
 
 
 def peek(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Any]]:

@@ -56,8 +56,8 @@ def prepare_restore(
 
 def _prepare(contents: Contents, file: File, partial: bool, rename: Rename) -> tuple[Restored, list[Commit]]:
     restored = Restored(file.path, file.step)
-    arrays = {name: file.read(name) for name in file.entries if name.startswith("state/")}
-    commits, refused = _prepare_states(contents, file, arrays, rename, restored)
+    kept = {name: file.read(name) for name in file.entries if name.startswith("state/")}
+    commits, refused = _prepare_states(contents, file, kept, rename, restored)
     places = contents.tensors()
     if refused:  # slots without their optimizer mean nothing
         places = {name: place for name, place in places.items() if name.partition("/")[0] not in refused}
@@ -68,7 +68,8 @@ def _prepare(contents: Contents, file: File, partial: bool, rename: Rename) -> t
         wrong += restored.refused
     if wrong or (not partial and (restored.missing or restored.skipped)):
         raise ValueError(mismatch(restored, wrong, file.entries))
-    return restored, [*commits, _assignment([(place._array, file.read(n)) for place, n in taking])]
+    arrays = file.read_all(name for _, name in taking)
+    return restored, [*commits, _assignment([place._array for place, _ in taking], arrays)]
 
 
 def prepare_import(
@@ -105,9 +106,9 @@ def prepare_import(
     return restored, commits
 
 
-def _assignment(pairs: list[tuple[Array, Array]]) -> Commit:
+def _assignment(targets: list[Array], sources: list[Array]) -> Commit:
     def assign() -> None:
-        for target, source in pairs:
+        for target, source in zip(targets, sources, strict=True):
             np.copyto(target, source)
 
     return assign

@@ -11,6 +11,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ import xxhash
 from fastvar.checkpoint import names
 from fastvar.checkpoint.layout import Layout, layout_of
 from fastvar.checkpoint.locks import UNSUPPORTED
+from fastvar.checkpoint.progress import Advance, progress
 from fastvar.checkpoint.record import CHUNK, LARGE, CheckpointError, Record, Saved, Section
 
 _MIN_STATE = 4096
+_PART = 1 << 24  # bytes in one call: a progress bar moves, and the calls cost nothing
 _NO_BYTES = xxhash.xxh3_128_hexdigest(b"")
 _SWAPPED = (">",) if sys.byteorder == "little" else (">", "=")  # byte orders to be turned round
 
@@ -91,7 +94,12 @@ def prepare(
     if saved is None:
         run, counter = _process(os.getpid())
         saved = Saved(run, next(counter))
-    fill = functools.partial(_write_file, layout, arrays, text.ljust(room), step, saved)
+
+    def fill(descriptor: int) -> None:
+        large = sum(array.nbytes for array in arrays if array.nbytes >= LARGE)
+        with progress(f"saving {os.path.basename(path)}", large) as advance:
+            _write_file(descriptor, layout, arrays, text.ljust(room), step, saved, advance)
+
     return functools.partial(_write_new, path, fill, replace)
 
 
@@ -157,12 +165,18 @@ def _check_json(value: Any, where: str) -> None:
 
 
 def _write_file(
-    layout: Layout, arrays: Sequence[np.ndarray[Any, Any]], state: bytes, step: int, saved: Saved, descriptor: int
+    descriptor: int,
+    layout: Layout,
+    arrays: Sequence[np.ndarray[Any, Any]],
+    state: bytes,
+    step: int,
+    saved: Saved,
+    advance: Advance,
 ) -> None:
     """Make the open, empty file complete and durable, and close it; the commit record goes last."""
     try:
         _reserve(descriptor, layout.length)
-        manifest = layout.manifest_text(_write_tensors(descriptor, layout, arrays))
+        manifest = layout.manifest_text(_write_tensors(descriptor, layout, arrays, advance))
         for offset, data in layout.image:
             _write_all(descriptor, data, offset)
         _write_all(descriptor, manifest, layout.manifest[0])
@@ -193,37 +207,47 @@ def _reserve(descriptor: int, length: int) -> None:
     os.ftruncate(descriptor, length)
 
 
-def _write_tensors(descriptor: int, layout: Layout, arrays: Sequence[np.ndarray[Any, Any]]) -> list[str]:
+def _write_tensors(
+    descriptor: int, layout: Layout, arrays: Sequence[np.ndarray[Any, Any]], advance: Advance
+) -> list[str]:
     """Write the tensors, the small ones gathered; their hashes."""
     hashes = [_NO_BYTES] * len(arrays)
+    later: dict[int, Future[str]] = {}
     batch: list[bytes] = []  # neighbours in the file, from `begin` to `end`
     begin = end = 0
-    for index, offset in layout.order:
-        array = arrays[index]
-        if array.nbytes >= LARGE:
-            hashes[index] = _write_large(descriptor, array, offset)
-            continue
-        if offset != end or end - begin >= CHUNK:
-            _write_all(descriptor, b"".join(batch), begin)
-            batch.clear()
-            begin = end = offset
-        data = array.tobytes()
-        hashes[index] = xxhash.xxh3_128_hexdigest(data)
-        batch.append(data)
-        end += len(data)
-    _write_all(descriptor, b"".join(batch), begin)
+    with ThreadPoolExecutor(1, "fastvar-hash") as pool:
+        for index, offset in layout.order:
+            array = arrays[index]
+            if array.nbytes >= LARGE:  # hashed while it is written, from the array itself
+                later[index] = pool.submit(_hash, array)
+                _write_large(descriptor, array, offset, advance)
+                continue
+            if offset != end or end - begin >= CHUNK:
+                _write_all(descriptor, b"".join(batch), begin)
+                batch.clear()
+                begin = end = offset
+            data = array.tobytes()
+            hashes[index] = xxhash.xxh3_128_hexdigest(data)
+            batch.append(data)
+            end += len(data)
+        _write_all(descriptor, b"".join(batch), begin)
+        for index, digest in later.items():
+            hashes[index] = digest.result()
     return hashes
 
 
-def _write_large(descriptor: int, array: np.ndarray[Any, Any], offset: int) -> str:
-    """Write from the array itself, each part while it is in the cache from hashing; its hash."""
-    data = array.reshape(-1).view(np.uint8).data
+def _hash(array: np.ndarray[Any, Any]) -> str:
     digest = xxhash.xxh3_128()
-    for start in range(0, data.nbytes, CHUNK):
-        part = data[start : start + CHUNK]
-        digest.update(part)
-        _write_all(descriptor, part, offset + start)
+    digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _write_large(descriptor: int, array: np.ndarray[Any, Any], offset: int, advance: Advance) -> None:
+    data = array.reshape(-1).view(np.uint8).data
+    for start in range(0, data.nbytes, _PART):
+        part = data[start : start + _PART]
+        _write_all(descriptor, part, offset + start)
+        advance(part.nbytes)
 
 
 def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:

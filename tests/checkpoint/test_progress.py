@@ -52,20 +52,20 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "a.h5")
 
 
-def test_verify_and_restore_show_the_bytes_of_large_tensors(bars: list[Any], path: str) -> None:
+def test_long_work_shows_the_bytes_of_large_tensors(path: str, bars: list[Any]) -> None:
     fv.checkpoint.verify(path)
-    big = fv.Variable(np.zeros(1 << 20, np.float32))
-    fv.Checkpoint(big=big).restore(path, partial=True)
-    assert [bar.desc for bar in bars] == ["verifying a.h5", "restoring a.h5"]
+    checkpoint = fv.Checkpoint(big=fv.Variable(np.zeros(1 << 20, np.float32)))
+    checkpoint.restore(path, partial=True)
+    checkpoint.save(path, overwrite=True)
+    assert [bar.desc for bar in bars] == ["verifying a.h5", "restoring a.h5", "saving a.h5"]
     for bar in bars:
         assert bar.total == sum(bar.counts) == 1 << 22
-        assert len(bar.counts) > 4
         assert bar.delay == 1
         assert bar.disable  # tqdm's closed ones
     assert progress.sys.stderr.getvalue() == ""  # type: ignore[attr-defined] # it took less than a second
 
 
-def test_no_bar_where_none_is_seen_or_wanted(bars: list[Any], path: str, monkeypatch: Any) -> None:
+def test_no_bar_where_none_is_seen_or_wanted(path: str, bars: list[Any], monkeypatch: Any) -> None:
     thread = threading.Thread(target=fv.checkpoint.verify, args=(path,))
     thread.start()
     thread.join()
@@ -83,7 +83,7 @@ def test_no_bar_where_none_is_seen_or_wanted(bars: list[Any], path: str, monkeyp
     assert not bars
 
 
-def test_a_bar_starts_no_thread_and_ends_with_an_error(bars: list[Any], path: str) -> None:
+def test_a_bar_starts_no_thread_and_ends_with_an_error(path: str, bars: list[Any]) -> None:
     before = threading.active_count()
     with reader.File(path) as file:
         with pytest.raises(fv.CheckpointError, match="none"), file.progress("reading"):  # noqa: PT012
