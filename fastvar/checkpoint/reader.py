@@ -11,7 +11,6 @@ import numpy as np
 import xxhash
 
 from fastvar.checkpoint.record import (
-    CHUNK,
     MAX_JSON,
     USER_BLOCK,
     CheckpointError,
@@ -23,6 +22,7 @@ from fastvar.checkpoint.record import (
     uncovered,
 )
 
+_ROOM = 1 << 17
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
@@ -169,14 +169,18 @@ class File:
         return digest.hexdigest()
 
     def _hash(self, offset: int, length: int, digest: xxhash.xxh3_128, buffer: memoryview | None = None) -> None:
-        """Update `digest` with a stretch of the file, which stays in `buffer` if that is given."""
-        scratch = memoryview(bytearray(min(length, CHUNK))) if buffer is None else buffer
-        for start in range(0, length, CHUNK):
-            count = min(length - start, CHUNK)
-            at = 0 if buffer is None else start
-            part = scratch[at : at + count]
+        """Update `digest` with a stretch of the file, which is copied to `buffer` if that is given.
+
+        It is read into a small room, which stays in the cache: that takes half as long as reading it into memory
+        where it is to go.
+        """
+        room = memoryview(bytearray(min(length, _ROOM)))
+        for start in range(0, length, _ROOM):
+            part = room[: length - start]
             _fill(self._descriptor, part, offset + start)
             digest.update(part)
+            if buffer is not None:
+                buffer[start : start + part.nbytes] = part
 
     def _damaged(self, names: list[str]) -> CheckpointError:
         shown = ", ".join(repr(name) for name in names[:10])

@@ -199,6 +199,7 @@ cdef class Plan:
     def run(self, scalars, int threads=1, list count=None, list commits=None):
         cdef Py_ssize_t i, k, at = 0, size = self.size(False), tasks = (size + TASK - 1) // TASK
         cdef int workers = min(threads, tasks, MOST_THREADS)
+        cdef tuple row
         if len(scalars) != self.groups:
             raise ValueError(
                 f"{self.owner}: must be given scalars for {len(self.rules)} groups, got {len(scalars)}")

@@ -1,23 +1,23 @@
 # How a rule runs over one span: a variable, or one row of it that a sparse gradient touches.
 
-cdef struct Span:
-    const Rule* rule
+cdef struct Span:  # what every step reads of it comes first, on as few cache lines as it fits
     char* w
     char* g  # NULL: no gradient in this step
+    char* clear  # the last gradient address found to overlap nothing, and its format in wide_clear
+    bint wide  # float64 rather than float32
+    bint wide_g
+    bint wide_clear
+    Py_ssize_t n
+    const Rule* rule
+    const Stages* stages
+    const float* c32
+    const double* c64
     char* average  # NULL: no moving average
     char* direction  # NULL: the rule updates w; otherwise it writes here what it would have added to w
     char* slots[MAX_SLOTS]
-    Py_ssize_t n
     Py_ssize_t start  # its place in the concatenation of all spans
     Py_ssize_t own  # the same with every variable starting a block of its own
     Py_ssize_t variable
-    bint wide  # float64 rather than float32
-    bint wide_g
-    char* clear  # the last gradient address found to overlap nothing, and its format
-    bint wide_clear
-    const float* c32
-    const double* c64
-    const Stages* stages
 
 
 cdef inline void* aligned(char* room) noexcept nogil:

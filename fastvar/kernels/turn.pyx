@@ -19,5 +19,5 @@ cdef class Turn:
             raise RuntimeError(f"{self.owner}: another thread is in a step of this optimizer; give each its own")
         self.taken = True
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, error, trace):
         self.taken = False

@@ -1,0 +1,86 @@
+"""Everyone who saves and restores one training state: fastvar, plain calls of the system, and the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from tests.faults.formats import RIVALS, keras_model
+
+import fastvar as fv
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+FASTVAR, RAW, KERAS = "fastvar", "raw bytes", "Keras `.weights.h5`"
+
+
+class Saver(NamedTuple):
+    """Saves into an empty folder, and loads from it again."""
+
+    save: Callable[[str], object]
+    load: Callable[[str], object]
+
+
+class Training:
+    """What is saved: weights, and the two moments that Adam keeps of each."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        rng = np.random.default_rng(0)
+        self.weights = [fv.Variable(rng.standard_normal(n, np.float32), name=f"w{i}") for i, n in enumerate(sizes)]
+        self.gradients = [np.full(n, 0.1, np.float32) for n in sizes]
+        self.optimizer = fv.optimizers.Adam(1e-6)
+        self.step()
+        self.checkpoint = fv.Checkpoint(variables=self.weights, optimizer=self.optimizer)
+        self.arrays: Arrays = self.checkpoint.collect()[0]
+        self.nbytes = sum(a.nbytes for a in self.arrays.values())
+
+    def step(self) -> None:
+        self.optimizer.apply(self.gradients, self.weights)
+
+
+def savers(training: Training) -> dict[str, Saver]:
+    """Return everyone, by name. The others get the arrays of the same state."""
+
+    def fastvar(folder: str) -> None:
+        training.checkpoint.save(f"{folder}/model.h5")
+
+    everyone = {
+        RAW: _raw(training.arrays),
+        FASTVAR: Saver(fastvar, lambda folder: training.checkpoint.restore(f"{folder}/model.h5")),
+    }
+    for form in RIVALS:
+        everyone[form.name] = Saver(lambda folder, form=form: form.save(folder, training.arrays), form.load)
+    everyone[KERAS] = _keras(training.arrays)
+    return everyone
+
+
+def _raw(arrays: Arrays) -> Saver:
+    views = [array.reshape(-1).view(np.uint8) for array in arrays.values()]
+
+    def save(folder: str) -> None:
+        descriptor = os.open(f"{folder}/raw", os.O_WRONLY | os.O_CREAT)
+        for view in views:
+            rest = view.data
+            while rest.nbytes:
+                rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def load(folder: str) -> None:
+        descriptor = os.open(f"{folder}/raw", os.O_RDONLY)
+        for view in views:
+            rest = view.data
+            while rest.nbytes:
+                rest = rest[os.readv(descriptor, [rest]) :]
+        os.close(descriptor)
+
+    return Saver(save, load)
+
+
+def _keras(arrays: Arrays) -> Saver:
+    model, _ = keras_model(arrays)
+    return Saver(
+        lambda folder: model.save_weights(f"{folder}/model.weights.h5"),
+        lambda folder: model.load_weights(f"{folder}/model.weights.h5"),
+    )

@@ -1,0 +1,203 @@
+"""Saving and restoring beside the others, and beside plain reads and writes of the same bytes, in one run.
+
+    python -m pytest bench/test_checkpoints.py -s
+
+Every save makes a new file; the one before is removed between the measurements. With fsync, what the others
+write is synchronised after they return, as a careful program would.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+import fastvar as fv
+from bench.conftest import duration
+from bench.contenders import threads
+from bench.measure import ratio
+from bench.savers import FASTVAR, RAW, Saver, Training, savers
+from fastvar.checkpoint import writer
+
+SIZES = {
+    "one gigabyte": [1 << 20] * 85,  # float32, with two moments each
+    "2,000 small": [64] * 667,
+}
+ROUNDS = {"one gigabyte": 5, "2,000 small": 21}
+Times = dict[str, list[float]]
+
+
+def took(action: Callable[[], object]) -> float:
+    start = perf_counter()
+    action()
+    return perf_counter() - start
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def size(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def everyone(size: str) -> dict[str, Saver]:
+    return savers(Training(SIZES[size]))
+
+
+@pytest.fixture(scope="module")
+def show() -> Iterator[Callable[..., None]]:
+    """Print tables at the end, below the dots."""
+    tables: list[Table] = []
+
+    def add(title: str, columns: list[str], rows: list[list[str]]) -> None:
+        table = Table(title=title)
+        for column in columns:
+            table.add_column(column, justify="left" if column == columns[0] else "right")
+        for row in rows:
+            table.add_row(*row)
+        tables.append(table)
+
+    yield add
+    for table in tables:
+        Console(width=110).print("\n", table)
+
+
+def sync(folder: str) -> None:
+    for name in os.listdir(folder):
+        descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def drop(folder: str) -> None:
+    """Make the system forget what it has of the files in memory."""
+    sync(folder)
+    for name in os.listdir(folder):
+        descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def rows(times: Times) -> list[list[str]]:
+    raw, ours = times[RAW], times[FASTVAR]
+    return [
+        [name, duration(median(t)), f"{1 / ratio(t, raw):.2f}", "" if name == FASTVAR else f"{ratio(t, ours):.2f}"]
+        for name, t in times.items()
+    ]
+
+
+@pytest.mark.parametrize("durable", [True, False], ids=["fsync", "no-fsync"])
+def test_save(size: str, durable: bool, everyone: dict[str, Saver], show: Any, tmp_path: Path) -> None:
+    times: Times = {name: [] for name in everyone}
+    with mock.patch.object(os, "fsync", os.fsync if durable else lambda descriptor: None):
+        for _ in range(ROUNDS[size]):
+            for name, saver in everyone.items():
+                with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+
+                    def save(saver: Saver = saver, folder: str = folder, own: bool = name in (FASTVAR, RAW)) -> None:
+                        saver.save(folder)
+                        if durable and not own:
+                            sync(folder)
+
+                    times[name].append(took(save))
+    how = "durable" if durable else "without fsync"
+    show(f"Save, {size}, {how}", ["", "median", "of raw speed", "x fastvar"], rows(times))
+
+
+@pytest.mark.parametrize("cold", [False, True], ids=["cached", "cold"])
+def test_restore(size: str, cold: bool, everyone: dict[str, Saver], show: Any, tmp_path: Path) -> None:
+    times: Times = {name: [] for name in everyone}
+    for name, saver in everyone.items():
+        folder = tmp_path / str(list(everyone).index(name))
+        folder.mkdir()
+        saver.save(str(folder))
+    for _ in range(ROUNDS[size]):
+        for index, (name, saver) in enumerate(everyone.items()):
+            folder = tmp_path / str(index)
+            if cold:
+                drop(str(folder))
+            else:
+                saver.load(str(folder))
+            times[name].append(took(lambda saver=saver, folder=folder: saver.load(str(folder))))
+    how = "from the disk" if cold else "from the system's cache"
+    show(f"Restore (fastvar: verified), {size}, {how}", ["", "median", "of raw speed", "x fastvar"], rows(times))
+
+
+class NoHash:
+    """What hashing would be if it cost nothing."""
+
+    def update(self, data: object) -> None:
+        pass
+
+    def hexdigest(self) -> str:
+        return "0" * 32
+
+
+def test_hashing(show: Any, tmp_path: Path) -> None:
+    training = Training(SIZES["one gigabyte"])
+    times: Times = {"hashed": [], "not hashed": []}
+    for _ in range(ROUNDS["one gigabyte"]):
+        for name, digest in (("hashed", writer.xxhash.xxh3_128), ("not hashed", NoHash)):
+            with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+                path = os.path.join(folder, "a.h5")
+                with mock.patch.object(writer.xxhash, "xxh3_128", digest):
+                    times[name].append(took(lambda path=path: training.checkpoint.save(path)))
+    cost = ratio(times["hashed"], times["not hashed"]) - 1
+    show("Hashing, one gigabyte", ["", "median"], [[n, duration(median(t))] for n, t in times.items()])
+    show("Hashing, one gigabyte", ["", "share"], [["hashing adds", f"{cost:.1%}"]])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_background(count: int, show: Any, tmp_path: Path) -> None:
+    training = Training(SIZES["one gigabyte"])
+    small = Training([4096] * 100)  # its steps are the training meanwhile
+    room = {name: np.zeros_like(a) for name, a in training.arrays.items()}
+
+    def copy() -> None:
+        for name, array in training.arrays.items():
+            np.copyto(room[name], array)
+
+    def steps(number: int) -> list[float]:
+        return [took(small.step) for _ in range(number)]
+
+    held: Times = {"save(blocking=False)": [], "one copy": []}
+    alone, beside = [], []
+    with threads(count), fv.CheckpointManager(training.checkpoint, tmp_path, max_to_keep=1) as manager:
+        manager.save(0, blocking=False)  # makes the room that later ones use again
+        for step in range(1, 8):
+            manager.wait()
+            held["one copy"].append(took(copy))
+            alone.append(median(steps(400)))
+            held["save(blocking=False)"].append(took(lambda step=step: manager.save(step, blocking=False)))
+            during = []
+            while manager._background.busy:
+                during += steps(20)
+            beside.append(median(during))
+    share = ratio(held["save(blocking=False)"], held["one copy"])
+    rows = [[name, duration(median(t))] for name, t in held.items()]
+    rows += [["that is, copies", f"{share:.2f}"], ["a step alone", duration(median(alone))]]
+    rows += [["a step beside the writing", duration(median(beside))], ["slower by", f"{ratio(beside, alone) - 1:.1%}"]]
+    show(f"Saving one gigabyte in the background, training on {count} thread(s)", ["", ""], rows)
+
+
+def test_memory(show: Any, tmp_path: Path) -> None:
+    training = Training([1 << 16] * 10)
+    resident = []
+    with fv.CheckpointManager(training.checkpoint, tmp_path, max_to_keep=2) as manager:
+        for step in range(1001):
+            manager.save(step, blocking=bool(step % 2))
+            if step % 250 == 0:
+                manager.wait()
+                resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6)
+    row = ["resident, MB", *(f"{size:.1f}" for size in resident)]
+    show("Memory over saves", ["saves", *map(str, range(0, 1001, 250))], [row])
