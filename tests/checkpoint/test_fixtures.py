@@ -1,4 +1,4 @@
-"""Files of format version 1, made once and committed, stay readable and give the values that were put into them."""
+"""Files of format version 1, made once and committed, stay readable and give what was put into them."""
 
 import shutil
 

@@ -145,7 +145,7 @@ def _load_h5py(folder: str) -> Arrays:
         return {name: np.asarray(file[name][()]) for name in file}
 
 
-def _keras_model(arrays: Arrays) -> Any:
+def keras_model(arrays: Arrays) -> Any:
     import keras
 
     class Weights(keras.layers.Layer):
@@ -162,12 +162,12 @@ def _keras_model(arrays: Arrays) -> Any:
 
 
 def _save_keras(folder: str, arrays: Arrays) -> None:
-    _keras_model(arrays)[0].save_weights(f"{folder}/model.weights.h5")
+    keras_model(arrays)[0].save_weights(f"{folder}/model.weights.h5")
 
 
 def _load_keras(folder: str) -> Arrays:
     like = _like(folder)
-    model, layer = _keras_model({name: np.zeros_like(array) for name, array in like.items()})
+    model, layer = keras_model({name: np.zeros_like(array) for name, array in like.items()})
     model.load_weights(f"{folder}/model.weights.h5")
     return {name: np.asarray(weight) for name, weight in zip(like, layer.weights, strict=True)}
 
@@ -201,6 +201,5 @@ RIVALS = [
     Format("h5py", _save_h5py, _load_h5py),
     Format("Keras `.weights.h5`", _save_keras, _load_keras),
 ]
-FORMATS = {
-    format.name: format for format in [*OURS, *MORE, QUICK, *RIVALS, *(replacing(rival) for rival in RIVALS)]
-}
+CAREFUL = [replacing(rival) for rival in RIVALS]
+FORMATS = {format.name: format for format in [*OURS, *MORE, QUICK, *RIVALS, *CAREFUL]}
