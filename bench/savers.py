@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from tests.faults.formats import RIVALS, keras_model
 
 import fastvar as fv
+from tests.faults.formats import RIVALS, Format, keras_model
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 FASTVAR, RAW, KERAS = "fastvar", "raw bytes", "Keras `.weights.h5`"
@@ -49,10 +49,21 @@ def savers(training: Training) -> dict[str, Saver]:
         RAW: _raw(training.arrays),
         FASTVAR: Saver(fastvar, lambda folder: training.checkpoint.restore(f"{folder}/model.h5")),
     }
+    flat = {name.replace("/", "_"): array for name, array in training.arrays.items()}
     for form in RIVALS:
-        everyone[form.name] = Saver(lambda folder, form=form: form.save(folder, training.arrays), form.load)
-    everyone[KERAS] = _keras(training.arrays)
+        everyone[form.name] = _other(form, flat)
+    everyone[KERAS] = _keras(flat)
     return everyone
+
+
+def _other(form: Format, arrays: Arrays) -> Saver:
+    """Let another save the arrays, and load them into where they came from, as a restore does."""
+
+    def load(folder: str) -> None:
+        for name, array in form.load(folder).items():
+            np.copyto(arrays[name], array)
+
+    return Saver(lambda folder: form.save(folder, arrays), load)
 
 
 def _raw(arrays: Arrays) -> Saver:

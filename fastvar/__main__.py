@@ -1,15 +1,16 @@
-"""The command line (layer 10): `python -m fastvar info | plot-schedule SCHEDULE`."""
+"""The command line (layer 11): `python -m fastvar info | plot-schedule SCHEDULE | inspect FILE | ...`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
+import sys
 
 import numpy as np
 
 import fastvar
-from fastvar import kernels
+from fastvar import cli, kernels
 from fastvar.schedules.notation import parse
 
 
@@ -51,7 +52,10 @@ def main() -> None:
     plot.add_argument("schedule", help="such as 'CosineDecay(0.1, decay_steps=1000)'; may be nested")
     plot.add_argument("--steps", type=int, help="how many iterations to draw")
     plot.add_argument("--output", metavar="FILE.png", help="default: a window; without a display, schedule.png")
+    cli.add_to(commands)
     given = parser.parse_args()
+    if "run" in given:
+        sys.exit(cli.run(given))
     if given.command == "info":
         print(info())
         return

@@ -18,6 +18,7 @@ LAYERS = [
     {"optimizer"},
     {"optimizer_state", "optimizers"},
     {"checkpoint", "torch"},
+    {"cli"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

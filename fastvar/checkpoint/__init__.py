@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 
 from fastvar.buffers import Array
-from fastvar.checkpoint.checkpoint import Checkpoint, Restored
+from fastvar.checkpoint.checkpoint import Checkpoint
+from fastvar.checkpoint.conversion import convert
+from fastvar.checkpoint.differences import diff
+from fastvar.checkpoint.foreign import load_foreign
+from fastvar.checkpoint.inspection import inspect, inspect_folder, verify
 from fastvar.checkpoint.manager import CheckpointManager
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import CheckpointError
+from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.saver import Saver
 
 __all__ = [
@@ -17,8 +22,14 @@ __all__ = [
     "CheckpointManager",
     "Restored",
     "Saver",
+    "convert",
+    "diff",
+    "inspect",
+    "inspect_folder",
     "list_variables",
+    "load_foreign",
     "load_variable",
+    "verify",
 ]
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from fastvar import buffers, optimizer_state
 from fastvar.buffers import Array
-from fastvar.checkpoint.record import check_names
 from fastvar.module import Module, walk
 from fastvar.optimizer import Optimizer
 from fastvar.variable import Variable
@@ -52,7 +51,6 @@ class Contents:
         for keyword, thing in objects.items():
             self._add(keyword, thing)
         self._names = {id(v): name for name, v in self.variables.items()}
-        check_names(self.tensors())
 
     def _add(self, keyword: str, thing: Any) -> None:
         if keyword.startswith("$"):

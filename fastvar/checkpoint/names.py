@@ -33,7 +33,7 @@ def temporary(directory: str) -> Iterator[tuple[str, int]]:
 
 
 def _make_locked(directory: str) -> tuple[str, int]:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
         path = os.path.join(directory, _PREFIX + secrets.token_hex(8) + _SUFFIX)
         keeper = os.open(path, flags, 0o666)  # less the umask

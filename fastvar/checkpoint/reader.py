@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from fastvar.buffers import Array
+from fastvar.checkpoint.progress import Advance, progress
 from fastvar.checkpoint.record import (
+    LARGE,
     MAX_JSON,
     USER_BLOCK,
     CheckpointError,
@@ -53,6 +58,9 @@ class File:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        self._advance: Advance | None = None
+        self._room = memoryview(bytearray(_ROOM))
+        self._start, self._held = 0, self._room[:0]
         self._descriptor = os.open(self.path, _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0))
         try:
             self._open()
@@ -68,6 +76,7 @@ class File:
 
     def _open(self) -> None:
         record = _read_record(self._descriptor)
+        self._length = record.length
         self.step, self.saved = record.step, record.saved
         sections = (record.manifest, record.state)
         uncovered(((part.offset, part.length) for part in sections), record.length)
@@ -81,43 +90,27 @@ class File:
         if digest.hexdigest() != record.metadata:
             raise ValueError("the HDF5 metadata are damaged; use another checkpoint")
 
-    def read(self, name: str, out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
-        """The verified tensor `name`.
-
-        Parameters
-        ----------
-        name : str
-            As in `entries`.
-        out : array, optional
-            A staging buffer to read into, C-contiguous, of the tensor's dtype and shape. After an
-            error its content is undefined, so never give memory whose old content matters.
-
-        Returns
-        -------
-        array
-            `out`, or a new one.
+    def read(self, name: str) -> Array:
+        """The verified tensor `name`, in an array of its own.
 
         Raises
         ------
         CheckpointError
             If the tensor is not in the file, or damaged, or cannot be read.
-        ValueError, TypeError
-            If `out` does not fit.
         """
-        entry = self._entry(name)
-        if out is None:
-            out = np.empty(entry.shape, entry.dtype)
-        elif out.dtype != entry.dtype:
-            raise TypeError(f"tensor {name!r}: out must be {entry.dtype}, got {out.dtype}")
-        elif out.shape != entry.shape or not out.flags.carray:
-            raise ValueError(
-                f"tensor {name!r}: out must be a writable C-contiguous array of shape "
-                f"{entry.shape}, got shape {out.shape}"
-            )
-        buffer = out.reshape(-1).view(np.uint8).data
-        if self._digest(name, entry, buffer) != entry.hash:
+        if name not in self.entries:
+            raise CheckpointError(f"{self.path}: there is no tensor {name!r} in this checkpoint")
+        entry = self.entries[name]
+        if 0 < entry.length < LARGE:
+            with_neighbours = self._guarded(name, self._from, entry.offset, entry.length)
+            digest = xxhash.xxh3_128_hexdigest(with_neighbours[: entry.length])
+            array = np.ndarray(entry.shape, entry.dtype, with_neighbours).copy()
+        else:
+            array = np.empty(entry.shape, entry.dtype)
+            digest = self._digest(name, entry, array.reshape(-1).view(np.uint8).data)
+        if digest != entry.hash:
             raise self._damaged([name])
-        return out
+        return array
 
     def verify(self) -> None:
         """Verify all tensors, in little memory. (The rest was verified at opening.)
@@ -128,11 +121,23 @@ class File:
             Naming every damaged tensor; its `damaged` lists them.
         """
         damaged = []
-        for name, entry in self.entries.items():
-            if self._digest(name, entry) != entry.hash:
-                damaged.append(name)
+        with self.progress("verifying"):
+            for name, entry in self.entries.items():
+                if self._digest(name, entry) != entry.hash:
+                    damaged.append(name)
         if damaged:
             raise self._damaged(damaged)
+
+    @contextlib.contextmanager
+    def progress(self, what: str) -> Iterator[None]:
+        """Show a progress bar for what is read inside this context, if that takes long."""
+        total = sum(e.length for e in self.entries.values() if e.length >= LARGE)
+        with progress(f"{what} {os.path.basename(self.path)}", total) as advance:
+            self._advance = advance
+            try:
+                yield
+            finally:
+                self._advance = None
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
@@ -151,36 +156,47 @@ class File:
     ) -> None:
         self.close()
 
-    def _entry(self, name: str) -> Entry:
-        if name not in self.entries:
-            raise CheckpointError(f"{self.path}: there is no tensor {name!r} in this checkpoint")
-        return self.entries[name]
-
     def _digest(self, name: str, entry: Entry, buffer: memoryview | None = None) -> str:
-        """The hash of the tensor's bytes as they are, which are read into `buffer` if given."""
+        """The hash of the tensor's bytes as they are, which are copied to `buffer` if given."""
         digest = xxhash.xxh3_128()
+        self._guarded(name, self._hash, entry.offset or 0, entry.length, digest, buffer)
+        return digest.hexdigest()
+
+    def _guarded(self, name: str, reading: Callable[..., Any], *arguments: Any) -> Any:
+        """Do some reading for a tensor, which its errors will name."""
         try:
-            self._hash(entry.offset or 0, entry.length, digest, buffer)
+            return reading(*arguments)
         except OSError as error:
             raise CheckpointError(
                 f"{self.path}: tensor {name!r} cannot be read: {error.strerror or error}",
                 errno=error.errno,
             ) from error
-        return digest.hexdigest()
 
     def _hash(self, offset: int, length: int, digest: xxhash.xxh3_128, buffer: memoryview | None = None) -> None:
-        """Update `digest` with a stretch of the file, which is copied to `buffer` if that is given.
-
-        It is read into a small room, which stays in the cache: that takes half as long as reading it into memory
-        where it is to go.
-        """
-        room = memoryview(bytearray(min(length, _ROOM)))
-        for start in range(0, length, _ROOM):
-            part = room[: length - start]
-            _fill(self._descriptor, part, offset + start)
+        """Update `digest` with a stretch of the file, which is copied to `buffer` if that is given."""
+        done = 0
+        while done < length:
+            part = self._from(offset + done)[: length - done]
             digest.update(part)
             if buffer is not None:
-                buffer[start : start + part.nbytes] = part
+                buffer[done : done + part.nbytes] = part
+            done += part.nbytes
+            if self._advance is not None and length >= LARGE:
+                self._advance(part.nbytes)
+
+    def _from(self, offset: int, least: int = 1) -> memoryview:
+        """The bytes of the file from `offset` on: at least so many, which must be fewer than the room has.
+
+        They are read into a small room: it stays in the cache, so that this takes half as long as reading into
+        memory where they are to go; and small tensors come together.
+        """
+        at = offset - self._start
+        if not 0 <= at <= self._held.nbytes - least:
+            self._held = self._room[:0]
+            part = self._room[: self._length - offset]
+            _fill(self._descriptor, part, offset)
+            self._start, self._held, at = offset, part, 0
+        return self._held[at:]
 
     def _damaged(self, names: list[str]) -> CheckpointError:
         shown = ", ".join(repr(name) for name in names[:10])

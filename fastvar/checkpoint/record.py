@@ -33,14 +33,14 @@ EXTENDED = (  # of ml_dtypes; HDF5 gets unsigned integers and an attribute "dtyp
     *("float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
 )
 
-_MAGIC = b"\x89fastvar\r\n\x1a\n"
+MAGIC = b"\x89fastvar\r\n\x1a\n"
 _VERSION = 1
 # magic, version; file length, step; run, counter; offset, length, hash of manifest and of state;
 # hash of the metadata
 _FIELDS = struct.Struct("<12sI QQ 16sQ QQ16s QQ16s 16s")
 _BODY = USER_BLOCK - 16  # the last 16 bytes, in every version, are the hash of all before them
-_FORBIDDEN = frozenset(("", ".", ".."))  # parts of names
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_FORBIDDEN = ("//", "/./", "/../", "\0")  # in a path between slashes
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class CheckpointError(OSError):
@@ -97,7 +97,7 @@ class Record:
             sections += [section.offset, section.length, bytes.fromhex(section.hash)]
         run = bytes.fromhex(self.saved.run)
         body = _FIELDS.pack(
-            *(_MAGIC, _VERSION, self.length, self.step, run, self.saved.counter),
+            *(MAGIC, _VERSION, self.length, self.step, run, self.saved.counter),
             *(*sections, bytes.fromhex(self.metadata)),
         ).ljust(_BODY, b"\0")
         return body + xxhash.xxh3_128_digest(body)
@@ -111,10 +111,15 @@ class Record:
         ValueError
             If there is none, or it is damaged, or of a newer format.
         """
-        if not block.startswith(_MAGIC):
-            if any(block[at:].startswith(_HDF5_SIGNATURE) for at in (0, 512, 1024, 2048, 4096)):
+        if not block.startswith(MAGIC):
+            if any(block[at:].startswith(HDF5_SIGNATURE) for at in (0, 512, 1024, 2048, 4096)):
                 raise ValueError(
-                    "this HDF5 file was not written by fastvar (it has no commit record); import it explicitly"
+                    "this HDF5 file was not written by fastvar (it has no commit record); import it by "
+                    "Checkpoint.import_weights, or read it by checkpoint.load_foreign"
+                )
+            if block.startswith(b"PK") or block[8:9] == b"{":
+                raise ValueError(
+                    "not written by fastvar; import .npz and safetensors files by Checkpoint.import_weights"
                 )
             raise ValueError("not written by fastvar, or destroyed: there is no commit record")
         body, own_hash = block[:_BODY], block[_BODY:USER_BLOCK]
@@ -150,30 +155,42 @@ def dtype_named(name: str) -> np.dtype[Any]:
 def check_names(names: Iterable[str]) -> None:
     """Raise ValueError (TypeError) unless `names` are HDF5 paths that can stand in one file."""
     names = [MANIFEST, STATE, *names]
-    datasets = set(names)
-    if len(datasets) != len(names):
-        raise ValueError(f"{MANIFEST!r} and {STATE!r} are fastvar's own: choose another name")
-    groups: set[str] = set()
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"tensor names must be str, got {name!r}")
-        if not _FORBIDDEN.isdisjoint(name.split("/")) or "\0" in name:
-            raise ValueError(
-                f"tensor {name!r}: name must have no NUL, no leading or trailing slash "
-                "and no part that is empty, '.' or '..'"
-            )
-        try:
-            size = len(name.encode())
-        except UnicodeEncodeError as error:
-            raise ValueError(f"tensor {name!r}: name must be valid Unicode") from error
-        if size > MAX_NAME:
-            raise ValueError(f"tensor {name!r}: name must have at most {MAX_NAME} bytes")
-        group = name.rpartition("/")[0]
-        while group and group not in groups:
-            if group in datasets:
-                raise ValueError(f"{group!r} cannot be both a tensor and the group of {name!r}")
-            groups.add(group)
-            group = group.rpartition("/")[0]
+    datasets = set(names)
+    if len(datasets) != len(names):
+        raise ValueError(f"{MANIFEST!r} and {STATE!r} are fastvar's own: choose another name")
+    together = f"/{'/'.join(names)}/"  # all at once; the culprit is looked for only if there is one
+    strange = not together.isascii() or len(max(names, key=len)) > MAX_NAME
+    if strange or any(part in together for part in _FORBIDDEN):
+        for name in names:
+            _check_name(name)
+    groups = {name.rpartition("/")[0] for name in names}
+    for group in [*groups]:
+        above = group.rpartition("/")[0]
+        while above not in groups:
+            groups.add(above)
+            above = above.rpartition("/")[0]
+    both = groups & datasets
+    if both:
+        group = min(both)
+        inside = next(name for name in names if name.startswith(f"{group}/"))
+        raise ValueError(f"{group!r} cannot be both a tensor and the group of {inside!r}")
+
+
+def _check_name(name: str) -> None:
+    if any(part in f"/{name}/" for part in _FORBIDDEN):
+        raise ValueError(
+            f"tensor {name!r}: name must have no NUL, no leading or trailing slash "
+            "and no part that is empty, '.' or '..'"
+        )
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"tensor {name!r}: name must be valid Unicode") from error
+    if size > MAX_NAME:
+        raise ValueError(f"tensor {name!r}: name must have at most {MAX_NAME} bytes")
 
 
 def uncovered(regions: Iterable[tuple[int, int]], end: int) -> list[tuple[int, int]]:
@@ -204,11 +221,12 @@ def parse_manifest(text: bytes) -> dict[str, Entry]:
     manifest = parse_object(text)
     check_names(manifest)
     entries = {}
-    for name, fields in manifest.items():
-        try:
+    name = ""
+    try:
+        for name, fields in manifest.items():
             entries[name] = _entry(**fields)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"tensor {name!r}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"tensor {name!r}: {error}") from error
     return entries
 
 
@@ -224,14 +242,22 @@ def parse_object(text: bytes) -> dict[str, Any]:
 
 
 def _entry(dtype: Any, shape: Any, offset: Any, length: Any, hash: Any) -> Entry:
-    if type(dtype) is not str or type(shape) is not list or type(hash) is not str:
+    if type(shape) is not list or type(hash) is not str or len(shape) > MAX_RANK:
         raise ValueError("its entry in the manifest is malformed")
-    for number in (length, 0 if offset is None else offset, *shape):
+    kind = _kind(dtype, length, *shape)
+    if (type(offset) is not int or offset < 0) if length else offset is not None:
+        raise ValueError(f"its {length} bytes cannot be at {offset!r}")
+    return Entry(kind, tuple(shape), offset, length, hash)
+
+
+@functools.lru_cache(typed=True)  # few differ among thousands; typed, as 1 equals True and 1.0
+def _kind(dtype: Any, length: Any, *shape: Any) -> np.dtype[Any]:
+    for number in (length, *shape):
         if type(number) is not int or number < 0:
             raise ValueError("its entry in the manifest is malformed")
     kind = dtype_named(dtype)
-    if len(shape) > MAX_RANK or kind.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
+    if kind.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
         raise ValueError("its shape is too large")
-    if length != kind.itemsize * math.prod(shape) or (offset is None) != (length == 0):
-        raise ValueError(f"{length} bytes at {offset} cannot be of {dtype} and shape {shape}")
-    return Entry(kind, tuple(shape), offset, length, hash)
+    if length != kind.itemsize * math.prod(shape):
+        raise ValueError(f"{length} bytes cannot be of {dtype} and shape {[*shape]}")
+    return kind

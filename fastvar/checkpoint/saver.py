@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fastvar.checkpoint.checkpoint import Checkpoint, Restored
+from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.contents import Named
+from fastvar.checkpoint.report import Restored
 from fastvar.variable import Variable
 
 

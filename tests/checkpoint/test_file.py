@@ -61,9 +61,6 @@ def test_round_trip_of_every_dtype_and_shape(tmp_path):
         file.verify()
         for name, expected in tensors.items():
             same(file.read(name), expected)
-            out = np.empty(expected.shape, expected.dtype)
-            assert file.read(name, out) is out
-            same(out, expected)
             assert (file.entries[name].offset is None) == (expected.size == 0)
         assert file.entries["v/big"].offset % 4096 == file.entries["v/aligned"].offset % 4096 == 0
     with h5py.File(tmp_path / "x") as h5:
@@ -146,21 +143,18 @@ def test_every_truncation_is_detected(small):
         reader.File(small)
 
 
-def test_reading_damaged_and_unfit(small):
+def test_reading_damaged_and_missing(small):
     with reader.File(small) as file:
         content = bytearray(small.read_bytes())
         for entry in file.entries.values():
             content[entry.offset] ^= 1
             small.write_bytes(content)
+    with reader.File(small) as file:
         with pytest.raises(record.CheckpointError, match="'variables/a/w', 'variables/b'"):
             file.verify()
         for name, message in [("variables/b", "damaged.*'variables/b'"), ("c", "no tensor 'c'")]:
             with pytest.raises(record.CheckpointError, match=message):
                 file.read(name)
-        with pytest.raises(ValueError, match="shape"):
-            file.read("variables/b", np.empty(3, np.int16))
-        with pytest.raises(TypeError, match="int16"):
-            file.read("variables/b", np.empty(7, np.int32))
 
 
 def test_existing_file_is_not_replaced(small, monkeypatch):

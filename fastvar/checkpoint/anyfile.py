@@ -1,0 +1,82 @@
+"""One way to look into a file of tensors, whoever wrote it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastvar.buffers import Array
+from fastvar.checkpoint import record
+from fastvar.checkpoint.foreign import Foreign, open_foreign
+from fastvar.checkpoint.foreign.source import open_regular
+from fastvar.checkpoint.reader import File
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether the file begins like one of fastvar; it may be damaged behind that."""
+    with open_regular(os.fspath(path)) as stream:
+        return stream.read(len(record.MAGIC)) == record.MAGIC
+
+
+def open_any(path: str | os.PathLike[str]) -> File | Foreign:
+    """Open a checkpoint of fastvar, or a file of others."""
+    return File(path) if is_checkpoint(path) else open_foreign(path)
+
+
+def exported(file: File | Foreign) -> dict[str, str]:
+    """Return what the tensors are called outside fastvar, and in the file: variables go by their own names.
+
+    Arrays of the state are left out, as they mean nothing without it.
+    """
+    if isinstance(file, Foreign):
+        return {name: name for name in file.entries}
+    names: dict[str, str] = {}
+    for name in file.entries:
+        if not name.startswith("state/"):
+            bare = name.removeprefix("variables/")
+            if names.setdefault(bare, name) != name:
+                raise ValueError(f"{file.path}: {name!r} and {names[bare]!r} would have one name outside fastvar")
+    return names
+
+
+class Values(NamedTuple):
+    """What there is to say of a tensor's numbers: all but `nonfinite` are of the finite ones."""
+
+    norm: float
+    low: float
+    high: float
+    nonfinite: int
+
+
+def values_of(array: Array) -> Values:
+    """Look at all numbers, some at a time. (Of complex ones, at the magnitude.)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> values_of(np.float32([3, -4, np.nan]))
+    Values(norm=5.0, low=-4.0, high=3.0, nonfinite=1)
+    """
+    norm, low, high, nonfinite = 0.0, math.inf, -math.inf, 0
+    for (part,) in parts(array):
+        numbers = np.abs(part) if part.dtype.kind == "c" else part
+        finite = numbers[np.isfinite(numbers)]
+        nonfinite += numbers.size - finite.size
+        norm = math.hypot(norm, float(np.linalg.norm(finite)))
+        low = min(low, finite.min(initial=math.inf))
+        high = max(high, finite.max(initial=-math.inf))
+    if low > high:  # there is no finite number
+        low = high = math.nan
+    return Values(norm, float(low), float(high), nonfinite)
+
+
+def parts(*arrays: Array) -> Iterator[tuple[Any, ...]]:
+    """Walk over arrays of one shape side by side, in stretches of double (complex) precision."""
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, flat[0].size, record.CHUNK):
+        stretch = [array[start : start + record.CHUNK] for array in flat]
+        yield tuple(s.astype(np.complex128 if s.dtype.kind == "c" else np.float64) for s in stretch)

@@ -1,0 +1,181 @@
+"""Tensors from one file format to another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fastvar.buffers import Array
+from fastvar.checkpoint import names, record
+from fastvar.checkpoint.anyfile import exported, open_any
+from fastvar.checkpoint.foreign import Foreign
+from fastvar.checkpoint.foreign.safetensors import NAMES
+from fastvar.checkpoint.progress import progress
+from fastvar.checkpoint.reader import File
+from fastvar.checkpoint.writer import write
+
+FORMATS = ("fastvar", "h5", "npz", "safetensors")
+_SUFFIXES = {".npz": "npz", ".safetensors": "safetensors", ".h5": "h5", ".hdf5": "h5"}
+_DTYPES = {dtype: name for name, dtype in NAMES.items()}
+
+
+class _Tensors:
+    """The tensors of a file by their names outside fastvar, read one at a time."""
+
+    def __init__(self, file: File | Foreign) -> None:
+        self._file, self._names = file, exported(file)
+        self.specs = {name: file.entries[own] for name, own in self._names.items()}
+        self.length = sum(spec.dtype.itemsize * math.prod(spec.shape) for spec in self.specs.values())
+
+    def read(self, name: str) -> Array:
+        return self._file.read(self._names[name])
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    to: str | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Copy all tensors of a file to a new one of another format; it appears whole or not at all.
+
+    Variables have their own names outside fastvar, other tensors such as slots those of `list_variables`. The
+    state of optimizers and other objects stays behind: a file that is converted back is imported, not resumed.
+    One tensor at a time is in memory, but all are for a target of fastvar.
+
+    Parameters
+    ----------
+    source, target : str or path-like
+        Files. The source may be of any format that `load_foreign` reads, or a checkpoint.
+    to : {"fastvar", "h5", "npz", "safetensors"}, optional
+        By default told by the target's ending; `.h5` is plain HDF5 if the source is a checkpoint, and a
+        checkpoint otherwise.
+    overwrite : bool
+        Whether an existing target may be replaced.
+
+    Returns
+    -------
+    list of str
+        What is not the same in the new file, such as bfloat16 that became float32 in `.npz`.
+
+    Raises
+    ------
+    FileExistsError
+        If the target exists, and `overwrite` is false.
+    CheckpointError
+        If the source is damaged, or of no known format.
+    ValueError
+        If the target's format is unknown, or cannot hold a tensor.
+
+    Examples
+    --------
+    >>> import fastvar as fv, numpy as np, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> w = fv.Variable([3.0, 4.0], name="body/w")
+    >>> path = fv.Checkpoint(variables=[w]).save(folder + "/a.h5")
+    >>> fv.checkpoint.convert(path, folder + "/a.npz")
+    []
+    >>> np.load(folder + "/a.npz")["body/w"]
+    array([3., 4.])
+    """
+    target = os.fspath(target)
+    with open_any(source) as file:
+        if to is None:
+            to = _SUFFIXES.get(os.path.splitext(target)[1].lower())
+            to = "fastvar" if to == "h5" and isinstance(file, Foreign) else to
+        if to not in FORMATS:
+            raise ValueError(f"{target}: must end in {', '.join(_SUFFIXES)}, or give the format (to)")
+        if to == "fastvar" and isinstance(file, File):
+            raise ValueError(f"{file.path}: is a checkpoint already; copy the file")
+        tensors = _Tensors(file)
+        notes = [f"{note} (left out)" for note in file.notes] if isinstance(file, Foreign) else []
+        if isinstance(file, File) and (file.state or len(tensors.specs) < len(file.entries)):
+            notes.append("the state of optimizers and other objects was left out")
+        _check(tensors, to, target)
+        with progress(f"writing {os.path.basename(target)}", tensors.length) as advance:
+            if to == "fastvar":
+                arrays = {f"variables/{name}": tensors.read(name) for name in tensors.specs}
+                write(target, arrays, {}, step=0, replace=overwrite)
+                return notes
+            with _new_file(target, overwrite) as stream:
+                writers: dict[str, Callable[..., None]] = {"h5": _h5, "npz": _npz, "safetensors": _safetensors}
+                writers[to](stream, tensors, advance)
+    if to == "npz":
+        narrow = [name for name, spec in tensors.specs.items() if spec.dtype.name in record.EXTENDED]
+        notes += [f"{name}: {tensors.specs[name].dtype} became float32" for name in narrow]
+    return notes
+
+
+def _check(tensors: _Tensors, to: str, target: str) -> None:
+    """Refuse names and dtypes that the format cannot hold, before anything is written."""
+    if to in ("fastvar", "h5"):
+        record.check_names(f"variables/{name}" for name in tensors.specs)
+    for name, spec in tensors.specs.items():
+        if to == "safetensors" and spec.dtype.name not in _DTYPES:
+            raise ValueError(f"{target}: safetensors cannot hold {spec.dtype}, the dtype of {name!r}")
+
+
+@contextlib.contextmanager
+def _new_file(path: str, overwrite: bool) -> Iterator[BinaryIO]:
+    """Give a temporary file beside `path` that takes its place at the end, or vanishes after an error."""
+    exists = FileExistsError(17, "file exists and is not replaced (overwrite)", path)
+    if not overwrite and os.path.lexists(path):
+        raise exists
+    try:
+        with names.temporary(os.path.dirname(path) or ".") as (temporary, descriptor):
+            with os.fdopen(descriptor, "rb+") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(descriptor)
+            names.publish(temporary, path, overwrite)
+    except FileExistsError:
+        raise exists from None
+
+
+def _h5(stream: BinaryIO, tensors: _Tensors, advance: Callable[[int], Any]) -> None:
+    import h5py  # type: ignore[import-untyped]
+
+    with h5py.File(stream, "w", libver=("v110", "v110")) as file:
+        for name in tensors.specs:
+            array = tensors.read(name)
+            extended = array.dtype.name in record.EXTENDED
+            dataset = file.create_dataset(name, data=array.view(f"u{array.itemsize}") if extended else array)
+            if extended:
+                dataset.attrs["dtype"] = np.bytes_(array.dtype.name)
+            advance(array.nbytes)
+
+
+def _npz(stream: BinaryIO, tensors: _Tensors, advance: Callable[[int], Any]) -> None:
+    with zipfile.ZipFile(stream, "w") as file:
+        for name in tensors.specs:
+            array = tensors.read(name)
+            with file.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                wide = array.astype(np.float32) if array.dtype.name in record.EXTENDED else array
+                np.lib.format.write_array(member, wide, allow_pickle=False)
+            advance(array.nbytes)
+
+
+def _safetensors(stream: BinaryIO, tensors: _Tensors, advance: Callable[[int], Any]) -> None:
+    ordered = sorted(
+        tensors.specs, key=lambda name: -tensors.specs[name].dtype.itemsize
+    )  # so that all are aligned
+    header, end = {}, 0
+    for name in ordered:
+        spec = tensors.specs[name]
+        start, end = end, end + spec.dtype.itemsize * math.prod(spec.shape)
+        header[name] = {"dtype": _DTYPES[spec.dtype.name], "shape": list(spec.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for name in ordered:
+        array = tensors.read(name)
+        stream.write(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data)
+        advance(array.nbytes)

@@ -1,0 +1,185 @@
+"""What changed between two files of tensors."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastvar.buffers import Array
+from fastvar.checkpoint.anyfile import exported, open_any, parts, values_of
+from fastvar.checkpoint.foreign import Foreign
+from fastvar.checkpoint.progress import progress
+from fastvar.checkpoint.reader import File
+
+_SHORT = 60  # characters of a value
+
+
+@dataclass(frozen=True)
+class Change:
+    """A tensor that changed: the norms of both, and of what was added."""
+
+    name: str
+    before: float
+    after: float
+    difference: float
+
+    @property
+    def relative(self) -> float:
+        """The norm of the difference, relative to that of before."""
+        return self.difference / self.before if self.before else math.inf
+
+
+@dataclass
+class Difference:
+    """What changed from one file to another; false if nothing did.
+
+    Attributes
+    ----------
+    before, after : str
+        The paths.
+    changed : list of Change
+        Tensors whose bits differ.
+    equal, added, removed : list of str
+        Names of tensors.
+    reshaped : list of str
+        Tensors of another shape or dtype, and which.
+    state : list of str
+        What differs in the state. (Not in what a manager keeps of the save itself, such as its time.)
+    """
+
+    before: str
+    after: str
+    changed: list[Change] = field(default_factory=list)
+    equal: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    reshaped: list[str] = field(default_factory=list)
+    state: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any([self.changed, self.added, self.removed, self.reshaped, self.state])
+
+
+def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Difference:
+    """Return what changed between two checkpoints, of which each tensor is verified.
+
+    Either may be a file of others; then variables are compared by their own names, and no state.
+    At no time is more than one tensor of each file in memory.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is damaged, or of no known format.
+    OSError
+        If it cannot be opened.
+
+    Examples
+    --------
+    >>> import fastvar as fv, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> w = fv.Variable([3.0, 4.0], name="w")
+    >>> old = fv.Checkpoint(variables=[w]).save(folder + "/old.h5")
+    >>> w += [0.0, 1.0]
+    >>> new = fv.Checkpoint(variables=[w]).save(folder + "/new.h5")
+    >>> change = fv.checkpoint.diff(old, new).changed[0]
+    >>> change.name, change.before, change.difference, change.relative
+    ('variables/w', 5.0, 1.0, 0.2)
+    """
+    with open_any(before) as one, open_any(after) as two:
+        found = Difference(one.path, two.path)
+        if isinstance(one, File) and isinstance(two, File):
+            ours, theirs = {name: name for name in one.entries}, {name: name for name in two.entries}
+            found.state = list(_state_changes(one.state, two.state))
+        else:
+            ours, theirs = exported(one), exported(two)
+        found.removed = [name for name in ours if name not in theirs]
+        found.added = [name for name in theirs if name not in ours]
+        common = [name for name in ours if name in theirs]
+        total = sum(_length(one, ours[name]) for name in common)
+        with progress("comparing", total) as advance:
+            for name in common:
+                _compare(found, name, (one, ours[name]), (two, theirs[name]))
+                advance(_length(one, ours[name]))
+    return found
+
+
+def _length(file: File | Foreign, name: str) -> int:
+    entry = file.entries[name]
+    return entry.dtype.itemsize * math.prod(entry.shape)
+
+
+def _compare(
+    found: Difference, name: str, before: tuple[File | Foreign, str], after: tuple[File | Foreign, str]
+) -> None:
+    old, new = (file.entries[own] for file, own in (before, after))
+    if (old.shape, old.dtype) != (new.shape, new.dtype):
+        found.reshaped.append(f"{name}: {old.dtype}{list(old.shape)}, then {new.dtype}{list(new.shape)}")
+        return
+    one, two = before[0].read(before[1]), after[0].read(after[1])
+    if np.array_equal(_bits(one), _bits(two)):
+        found.equal.append(name)
+        return
+    difference = 0.0
+    with np.errstate(all="ignore"):  # of infinities and NaNs, which then show in the result
+        for x, y in parts(one, two):
+            step = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0, y - x)
+            difference = math.hypot(difference, float(np.linalg.norm(step)))
+    found.changed.append(Change(name, values_of(one).norm, values_of(two).norm, difference))
+
+
+def _bits(array: Array) -> Array:
+    return array.reshape(-1).view(np.uint8)
+
+
+def _state_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Give one line for every part of the state that is not the same in both."""
+    if type(old) is type(new) and isinstance(old, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if not path and key.startswith("$"):  # the manager's, not the program's
+                continue
+            inner = f"{path}/{key}" if path else key
+            if key not in new:
+                yield f"{inner}: removed"
+            elif key not in old:
+                yield f"{inner}: added"
+            else:
+                yield from _state_changes(old[key], new[key], inner)
+    elif type(old) is type(new) and isinstance(old, list) and len(old) == len(new):
+        for index, (one, two) in enumerate(zip(old, new, strict=True)):
+            yield from _state_changes(one, two, f"{path}/{index}")
+    elif repr(old) != repr(new):  # NaN equals NaN, 1 is not 1.0
+        yield f"{path}: {_short(old)}, then {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHORT else f"{text[:_SHORT]}..."
+
+
+def plot(difference: Difference, path: str | os.PathLike[str], most: int = 60) -> None:
+    """Draw the relative change of each tensor, the largest on top, to a file (needs matplotlib).
+
+    Parameters
+    ----------
+    difference : Difference
+        What `diff` returned.
+    path : str or path-like
+        Of the picture; its ending gives the format.
+    most : int
+        How many of the most changed are drawn.
+    """
+    from matplotlib.figure import Figure
+
+    ranked = sorted((c for c in difference.changed if 0 < c.relative < math.inf), key=lambda c: c.relative)[-most:]
+    figure = Figure(figsize=(8, 1.5 + 0.25 * len(ranked)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([c.name for c in ranked], [c.relative for c in ranked])
+    axes.set_xscale("log")
+    axes.set_xlabel("norm of the difference / norm before")
+    axes.set_title(f"{os.path.basename(difference.before)} to {os.path.basename(difference.after)}")
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,162 @@
+"""Plain HDF5 files: h5py's, Keras's `.weights.h5`, any tool's. Nothing is read before all of it is checked."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import h5py  # type: ignore[import-untyped]
+import numpy as np
+from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
+
+from fastvar.buffers import Array
+from fastvar.checkpoint import record
+from fastvar.checkpoint.foreign.source import Foreign, Spec, check_dtype, check_ratio
+
+_COMPRESSIONS = {h5z.FILTER_DEFLATE, h5z.FILTER_LZF}
+_FILTERS = _COMPRESSIONS | {h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}  # others would load a plugin's code
+_MAX_ATTRIBUTE = 64  # bytes of a dtype's name
+
+
+class Hdf5(Foreign):
+    """An HDF5 file without a commit record.
+
+    libhdf5 gets the opened file, never a path. Links to other files, external storage, virtual datasets and
+    filters that are not h5py's own are errors before anything follows them.
+    """
+
+    format = "HDF5"
+
+    def _open(self) -> None:
+        self._datasets: dict[str, Any] = {}
+        self._stored = 0
+        self._file = h5py.File(self._stream, "r")
+        seen = {h5o.get_info(self._file.id).addr}
+        pending: list[tuple[str, Any]] = [("", h5g.open(self._file.id, b"/"))]
+        while pending:
+            prefix, group = pending.pop()
+            inner = []
+            for name in self._names(prefix, group):
+                thing = h5o.open(group, name.encode())
+                path = f"{prefix}{name}"
+                address = h5o.get_info(thing).addr
+                if isinstance(thing, h5g.GroupID):
+                    if address in seen:
+                        raise ValueError(f"group {path!r} has two names, or holds itself (hard links)")
+                    inner.append((f"{path}/", thing))
+                elif isinstance(thing, h5d.DatasetID):
+                    self._add(path, thing, again=address in seen)
+                seen.add(address)
+            pending += reversed(inner)
+
+    def _names(self, prefix: str, group: Any) -> list[str]:
+        """Return the names in a group that are of things in this very file."""
+        names: list[str] = []
+        links: list[tuple[bytes, int]] = []
+        group.links.iterate(lambda name, info: links.append((name, info.type)), info=True)
+        for raw, kind in links:
+            name = raw.decode()
+            if kind == h5l.TYPE_SOFT:
+                self.notes.append(f"{prefix}{name}: a soft link; import what it names instead")
+            elif kind != h5l.TYPE_HARD:
+                raise ValueError(f"{prefix + name!r} is a link out of the file; nothing follows such links")
+            else:
+                names.append(name)
+        return names
+
+    def _add(self, name: str, dataset: Any, again: bool) -> None:
+        try:
+            if again:
+                self.notes.append(f"{name}: another name of a tensor that is taken (a hard link)")
+                return
+            _check_place(dataset)
+            space = dataset.get_space()
+            if space.get_simple_extent_type() == h5s.NULL:
+                self.notes.append(f"{name}: empty (a null dataspace)")
+                return
+            datatype = dataset.get_type()
+            if isinstance(datatype, h5t.TypeStringID):
+                self.notes.append(f"{name}: text")
+                return
+            shape = tuple(space.get_simple_extent_dims())
+            dtype = _dtype(dataset, datatype)
+            self._check_size(dataset, datatype.get_size(), shape)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"dataset {name!r}: {error}") from error
+        self._datasets[name] = dataset
+        self.entries[name] = Spec(dtype, shape)
+
+    def _check_size(self, dataset: Any, itemsize: int, shape: tuple[int, ...]) -> None:
+        """Refuse what claims to be larger than what the file holds, and data that stand there twice."""
+        length = itemsize * math.prod(shape)
+        if len(shape) > record.MAX_RANK or itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
+            raise ValueError(f"its shape {shape} is too large")
+        stored = dataset.get_storage_size()
+        self._stored += stored
+        if self._stored > self._size:
+            raise ValueError("the file is shorter than the data that it claims to hold")
+        options = dataset.get_create_plist()
+        least = length
+        if options.get_layout() == h5d.CHUNKED:  # and a chunk is unpacked as a whole
+            least = max(length, itemsize * math.prod(options.get_chunk()))
+        if not length:
+            return
+        if _COMPRESSIONS.intersection(_filters(options)):
+            check_ratio(least, stored)
+        elif stored < least or (stored != length and options.get_layout() != h5d.CHUNKED):
+            raise ValueError(f"{stored} stored bytes cannot hold the {least} that it claims")
+        if options.get_layout() == h5d.CONTIGUOUS and dataset.get_offset() + length > self._size:
+            raise ValueError("its data lie beyond the end of the file")
+
+    def _read(self, name: str) -> Array:
+        spec, dataset = self.entries[name], self._datasets[name]
+        array = np.empty(spec.shape, spec.dtype)
+        if array.size:
+            stored = array.view(f"u{spec.dtype.itemsize}") if spec.dtype.name in record.EXTENDED else array
+            dataset.read(h5s.ALL, h5s.ALL, stored, h5t.py_create(stored.dtype, logical=True))
+        return array
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        if hasattr(self, "_file"):
+            self._datasets.clear()
+            self._file.close()
+        super().close()
+
+
+def _check_place(dataset: Any) -> None:
+    """Refuse data that are elsewhere, and filters whose code would be loaded."""
+    options = dataset.get_create_plist()
+    if options.get_external_count():
+        raise ValueError("its data are in another file (external storage)")
+    if options.get_layout() == h5d.VIRTUAL:
+        raise ValueError("its data are in other datasets (a virtual dataset)")
+    filters = _filters(options)
+    if not _FILTERS.issuperset(filters):
+        raise ValueError("it needs a filter other than gzip, lzf, shuffle and fletcher32")
+    if len(set(filters)) != len(filters) or _COMPRESSIONS.issubset(filters):
+        raise ValueError("it is compressed twice")
+
+
+def _filters(options: Any) -> list[int]:
+    return [options.get_filter(i)[0] for i in range(options.get_nfilters())]
+
+
+def _dtype(dataset: Any, datatype: Any) -> np.dtype[Any]:
+    """Return the dtype, which may be one that HDF5 lacks, named by an attribute as fastvar does."""
+    if isinstance(datatype, h5t.TypeReferenceID):
+        raise ValueError("it holds references, not numbers; remove it from the file")
+    dtype = check_dtype(datatype.dtype)
+    if dtype.kind != "u" or dtype.itemsize > 2 or not h5a.exists(dataset, b"dtype"):
+        return dtype
+    attribute = h5a.open(dataset, b"dtype")
+    text, space = attribute.get_type(), attribute.get_space()
+    fixed = isinstance(text, h5t.TypeStringID) and not text.is_variable_str()
+    if not fixed or text.get_size() > _MAX_ATTRIBUTE or space.get_simple_extent_type() != h5s.SCALAR:
+        return dtype
+    value = np.empty((), f"S{text.get_size()}")
+    attribute.read(value)
+    name = value.item().decode("ascii", "replace")
+    if name not in record.EXTENDED or record.dtype_named(name).itemsize != dtype.itemsize:
+        return dtype
+    return record.dtype_named(name)

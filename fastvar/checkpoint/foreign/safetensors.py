@@ -1,0 +1,72 @@
+"""Safetensors files. (The library gives NumPy no 8-bit floats, and opens paths, not files.)"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastvar.buffers import Array
+from fastvar.checkpoint import record
+from fastvar.checkpoint.foreign.source import Foreign, Spec, fill
+
+NAMES = {  # of dtypes in the format
+    **{"BOOL": "bool", "F16": "float16", "F32": "float32", "F64": "float64", "C64": "complex64"},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"},
+    **{"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
+}
+
+
+class Safetensors(Foreign):
+    """A header of JSON, and the tensors' bytes behind it without gaps."""
+
+    format = "safetensors"
+
+    def _open(self) -> None:
+        length = int.from_bytes(self._stream.read(8), "little")
+        if length > min(self._size - 8, record.MAX_JSON):
+            raise ValueError("its header is longer than the file, or too large")
+        header = record.parse_object(self._stream.read(length))
+        header.pop("__metadata__", None)
+        self._start = 8 + length
+        self._places: dict[str, int] = {}
+        places = []
+        for name, fields in header.items():
+            try:
+                self.entries[name], place = _entry(**fields)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"tensor {name!r}: {error}") from error
+            self._places[name] = place[0]
+            places.append(place)
+        end = 0
+        for start, stop in sorted(places):
+            if start != end:
+                raise ValueError(f"the tensors overlap, or leave a gap, at byte {start} of the data")
+            end = stop
+        if self._start + end != self._size:
+            raise ValueError(f"has {self._size} bytes, its header is of {self._start + end}: truncated?")
+
+    def _read(self, name: str) -> Array:
+        spec = self.entries[name]
+        self._stream.seek(self._start + self._places[name])
+        return fill(self._stream, np.empty(spec.shape, spec.dtype))
+
+
+def _entry(dtype: Any, shape: Any, data_offsets: Any) -> tuple[Spec, tuple[int, int]]:
+    if type(dtype) is not str or type(shape) is not list or type(data_offsets) is not list:
+        raise ValueError("its entry in the header is malformed")
+    if dtype not in NAMES:
+        raise ValueError(f"its dtype {dtype} is not one that NumPy can hold")
+    for number in (*shape, *data_offsets):
+        if type(number) is not int or number < 0:
+            raise ValueError("its entry in the header is malformed")
+    kind = record.dtype_named(NAMES[dtype])
+    if len(shape) > record.MAX_RANK or kind.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
+        raise ValueError("its shape is too large")
+    start, stop = data_offsets
+    if stop - start != kind.itemsize * math.prod(shape):
+        raise ValueError(f"{stop - start} bytes cannot be of {dtype} and shape {shape}")
+    return Spec(kind, tuple(shape)), (start, stop)

@@ -1,0 +1,150 @@
+"""What all foreign formats share: the gate to the file, names and shapes first, one tensor at a time."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+
+from fastvar.buffers import Array
+from fastvar.checkpoint import record
+
+# No more than this many bytes come out of one byte of a file: deflate itself cannot do better than 1032.
+MAX_RATIO = 1100
+
+# What libraries raise for files that are not what they claim.
+DAMAGE = (
+    *(OSError, ValueError, TypeError, KeyError, RuntimeError),
+    *(EOFError, OverflowError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+
+
+class Spec(NamedTuple):
+    """What is known of a tensor before it is read."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+class HasSpec(Protocol):
+    """An entry of any kind of file."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class Foreign:
+    """A file that others wrote, opened for reading. No other file is ever opened on its behalf.
+
+    Attributes
+    ----------
+    path : str
+    entries : dict of str to Spec
+        The tensors, by their names in the file.
+    notes : list of str
+        What the file has besides, and that was left out.
+    """
+
+    format = ""
+
+    def __init__(self, path: str, stream: BinaryIO) -> None:
+        self.path = path
+        self.entries: dict[str, Spec] = {}
+        self.notes: list[str] = []
+        self._stream = stream
+        self._size = os.fstat(stream.fileno()).st_size
+        try:
+            self._open()
+        except DAMAGE as error:
+            self.close()
+            raise record.CheckpointError(
+                f"{path}: cannot be imported as {self.format}: {_reason(error)}"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        """Fill `entries`, and refuse what must not be read."""
+        raise NotImplementedError
+
+    def _read(self, name: str) -> Array:
+        raise NotImplementedError
+
+    def read(self, name: str) -> Array:
+        """Return one tensor, as a C-contiguous array in the byte order of this machine.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none of that name, or it cannot be read.
+        """
+        if name not in self.entries:
+            raise record.CheckpointError(f"{self.path}: there is no tensor {name!r} in this file")
+        try:
+            return self._read(name)
+        except DAMAGE as error:
+            raise record.CheckpointError(
+                f"{self.path}: tensor {name!r} cannot be read: {_reason(error)}"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        self._stream.close()
+
+    def __enter__(self) -> Foreign:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a file for reading; what is none, such as a pipe, is refused at once and not waited for."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise record.CheckpointError(f"{path}: not a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def check_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype in this machine's byte order; ValueError if it is not one of numbers."""
+    if dtype.hasobject or dtype.name not in record.NATIVE + record.EXTENDED:
+        raise ValueError(f"its dtype {dtype} is not one of numbers; remove it from the file")
+    return dtype.newbyteorder("=")
+
+
+def check_ratio(length: int, stored: int) -> None:
+    """Raise ValueError for a decompression bomb."""
+    if length > stored * MAX_RATIO:
+        raise ValueError(f"{stored} stored bytes cannot hold the {length} that it claims")
+
+
+def fill(stream: Any, array: Array) -> Array:
+    """Read the bytes of a C-contiguous array from the stream, a part at a time."""
+    buffer = array.reshape(-1).view(np.uint8).data
+    for start in range(0, buffer.nbytes, record.CHUNK):
+        part = buffer[start : start + record.CHUNK]
+        data = stream.read(part.nbytes)
+        if len(data) != part.nbytes:
+            raise ValueError("the file ends too early")
+        part[:] = data
+    return array
+
+
+def _reason(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text or type(error).__name__

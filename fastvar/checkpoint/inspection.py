@@ -1,0 +1,207 @@
+"""What is in a checkpoint, or in a folder of them, and whether it is whole."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastvar.checkpoint import record
+from fastvar.checkpoint.anyfile import Values, is_checkpoint, open_any, values_of
+from fastvar.checkpoint.foreign import Foreign
+from fastvar.checkpoint.foreign.source import open_regular
+from fastvar.checkpoint.progress import progress
+from fastvar.checkpoint.reader import File
+from fastvar.checkpoint.record import CheckpointError
+
+_MANAGER = "$manager"  # in the state: what the manager knows of the save
+_PIN = ".pin"  # beside a file: never to be removed
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One row of an `Inspection`; `values` only if asked for."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    values: Values | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a file.
+
+    Attributes
+    ----------
+    path, format : str
+    size : int
+        Of the file, in bytes.
+    tensors : list of Tensor
+    step, counter, run : int, int, str, or None
+        The commit record's; None in files of others.
+    time : float or None
+        When it was saved, in seconds since 1970; by the manager, or else the file's own time.
+    metrics : dict
+        The manager's.
+    state : dict
+        The JSON state of optimizers and other objects.
+    pinned : bool
+        Whether `PATH.pin` stands beside it.
+    notes : list of str
+        What a file of others has besides tensors.
+    """
+
+    path: str
+    format: str
+    size: int
+    tensors: list[Tensor]
+    step: int | None = None
+    counter: int | None = None
+    run: str | None = None
+    time: float | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    pinned: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file in a folder of checkpoints: what is in it, as far as that can be read, and what is wrong with it."""
+
+    path: str
+    size: int
+    inspection: Inspection | None
+    problem: str | None = None
+
+
+def inspect(path: str | os.PathLike[str], *, values: bool = False) -> Inspection:
+    """Return what is in a checkpoint, or in a file of others.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+    values : bool
+        Whether to read (and so verify) all tensors, and tell norm, minimum, maximum, and how many numbers
+        are not finite. Without, only their names and shapes are looked at.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or of no known format.
+    OSError
+        If it cannot be opened.
+
+    Examples
+    --------
+    >>> import fastvar as fv, tempfile
+    >>> w = fv.Variable([3.0, 4.0], name="w")
+    >>> path = fv.Checkpoint(variables=[w]).save(tempfile.mkdtemp() + "/a.h5", step=7)
+    >>> found = fv.checkpoint.inspect(path, values=True)
+    >>> found.step, found.tensors[0].name, found.tensors[0].values.norm
+    (7, 'variables/w', 5.0)
+    """
+    with open_any(path) as file:
+        return _inspection(file, values)
+
+
+def _inspection(file: File | Foreign, values: bool = False) -> Inspection:
+    status, tensors = os.stat(file.path), []
+    lengths = {name: e.dtype.itemsize * math.prod(e.shape) for name, e in file.entries.items()}
+    with progress(f"reading {os.path.basename(file.path)}", sum(lengths.values()) if values else 0) as advance:
+        for name, entry in file.entries.items():
+            found = values_of(file.read(name)) if values else None
+            tensors.append(Tensor(name, entry.dtype.name, entry.shape, lengths[name], found))
+            advance(lengths[name])
+    if not isinstance(file, File):
+        return Inspection(file.path, file.format, status.st_size, tensors, time=status.st_mtime, notes=file.notes)
+    manager = file.state.get(_MANAGER)
+    known = manager if isinstance(manager, dict) else {}
+    time, metrics = known.get("time"), known.get("metrics")
+    return Inspection(
+        file.path,
+        "fastvar",
+        status.st_size,
+        tensors,
+        step=file.step,
+        counter=file.saved.counter,
+        run=file.saved.run,
+        time=time if isinstance(time, (int, float)) else status.st_mtime,
+        metrics=metrics if isinstance(metrics, dict) else {},
+        state={key: value for key, value in file.state.items() if key != _MANAGER},
+        pinned=os.path.lexists(file.path + _PIN),
+    )
+
+
+def inspect_folder(path: str | os.PathLike[str], *, quick: bool = False) -> list[Listed]:
+    """Return the checkpoints in a folder, oldest first, whole and damaged ones.
+
+    Files of others, and what a killed save left, do not count.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The folder.
+    quick : bool
+        Whether to leave the tensors' bytes unverified.
+    """
+    listed = []
+    for file in checkpoints_in(path):
+        found = problem = None
+        try:
+            with File(file) as opened:
+                found = _inspection(opened)
+                if not quick:
+                    opened.verify()
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except CheckpointError as error:
+            problem = str(error)
+        listed.append(Listed(file, os.stat(file).st_size, found, problem))
+    return sorted(listed, key=lambda item: item.inspection.counter or 0 if item.inspection else 0)
+
+
+def checkpoints_in(folder: str | os.PathLike[str]) -> list[str]:
+    """Return the files in a folder that are checkpoints, or were before they were damaged."""
+    return sorted(entry.path for entry in os.scandir(folder) if entry.is_file() and _was_checkpoint(entry))
+
+
+def _was_checkpoint(entry: os.DirEntry[str]) -> bool:
+    if entry.name.startswith("."):
+        return False
+    if is_checkpoint(entry.path):
+        return True
+    if not entry.name.endswith(".h5"):
+        return False
+    with open_regular(entry.path) as stream:  # other programs' HDF5 files begin with its signature, ours do not
+        return stream.read(len(record.HDF5_SIGNATURE)) != record.HDF5_SIGNATURE
+
+
+def verify(path: str | os.PathLike[str]) -> None:
+    """Read all of a checkpoint and compare it with its checksums, in little memory.
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged (its `damaged` lists the tensors), or fastvar did not write it.
+    OSError
+        If it cannot be opened.
+
+    Examples
+    --------
+    >>> import fastvar as fv, tempfile
+    >>> w = fv.Variable([3.0, 4.0], name="w")
+    >>> path = fv.Checkpoint(variables=[w]).save(tempfile.mkdtemp() + "/a.h5")
+    >>> fv.checkpoint.verify(path)
+    >>> with open(path, "r+b") as file:
+    ...     _ = file.seek(-1, 2), file.write(b"!")
+    >>> fv.checkpoint.verify(path)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    fastvar.CheckpointError: a.h5: damaged tensors: 'variables/w' ...
+    """
+    with File(path) as file:
+        file.verify()

@@ -1,0 +1,136 @@
+"""What a restore tells: what was taken, what was not, and what was perhaps meant."""
+
+from __future__ import annotations
+
+import collections
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+_FEW = 5  # names are listed up to this many, then counted by the path that they share
+_LINES = 10  # of each kind in an error
+_MANY = 2000  # names among which a like one is searched letter by letter
+
+
+@dataclass
+class Restored:
+    """What a restore took from a file.
+
+    Attributes
+    ----------
+    path : str
+    step : int
+        The step at which the file was saved; 0 for an import.
+    taken, missing, skipped : list of str
+        Names that were restored, that the file lacks, and that only the file has.
+    refused : list of str
+        With `partial`, why an optimizer or another object did not take its saved state.
+    notes : list of str
+        Of an import: dtypes that were converted, things in the file that are not tensors.
+    """
+
+    path: str
+    step: int
+    taken: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        step = f", step {self.step:,}" if self.step else ""
+        lines = [f"{self.path}{step}: {len(self.taken):,} restored"]
+        lines += [f"  restored: {summary(self.taken)}"] * bool(self.taken)
+        if len(self.missing) <= _FEW:
+            like = Like(self.skipped)
+            lines += [f"  not in the file: {name}{like.hint(name)}" for name in self.missing]
+        else:
+            lines.append(f"  not in the file: {summary(self.missing)}")
+        lines += [f"  only in the file: {summary(self.skipped)}"] * bool(self.skipped)
+        lines += [f"  refused: {text}" for text in self.refused]
+        lines += [f"  note: {text}" for text in self.notes[:_FEW]]
+        lines += [f"  and {len(self.notes) - _FEW:,} more notes"] * (len(self.notes) > _FEW)
+        return "\n".join(lines)
+
+
+def summary(names: Sequence[str]) -> str:
+    """Return the names if they are few, else what their paths begin with, and how many begin so."""
+    if len(names) <= _FEW:
+        return ", ".join(names)
+    for depth in (3, 2, 1):
+        groups = collections.Counter("/".join(name.split("/")[:depth]) for name in names)
+        if len(groups) <= _FEW:
+            return ", ".join(f"{group}/... ({n:,})" if n > 1 else group for group, n in groups.items())
+    return f"{', '.join(names[:_FEW])} and {len(names) - _FEW:,} more"
+
+
+class Like:
+    """Finds the name that was perhaps meant: one that ends alike, else one that is spelt alike."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = {_bare(name): name for name in names}
+        self._by_tail: dict[str, list[str]] = collections.defaultdict(list)
+        for name in self._names:
+            for count in (1, 2):
+                self._by_tail[_tail(name, count)].append(name)
+
+    def find(self, name: str) -> str | None:
+        """Return that name, or None."""
+        name = _bare(name.partition(" (as ")[0])
+        alike = self._by_tail.get(_tail(name, 2)) if re.search("[/.]", name) else None
+        if alike:
+            close = difflib.get_close_matches(name, alike[:100], n=1, cutoff=0)
+        else:
+            names = list(self._names) if len(self._names) <= _MANY else self._by_tail.get(_tail(name, 1), [])
+            close = difflib.get_close_matches(name, names[:_MANY], n=1)
+        return self._names[close[0]] if close else None
+
+    def hint(self, name: str) -> str:
+        """Return ` (it has NAME)`, or nothing."""
+        found = self.find(name)
+        return f" (it has {found})" if found else ""
+
+
+def mismatch(restored: Restored, wrong: Sequence[str], names: Iterable[str], advice: str = "") -> str:
+    """Return the text of the error that lists all that does not match."""
+    lines = [f"{restored.path}: does not match what it is restored into; nothing was changed"]
+    lines += _listed("mismatched", wrong)
+    unused, used = Like(restored.skipped), Like(names)
+    hints = [f"{name}{unused.hint(name) or used.hint(name)}" for name in restored.missing[:_LINES]]
+    lines += _listed("missing in the file", hints + restored.missing[_LINES:])
+    lines += _listed("unexpected in the file", restored.skipped)
+    if wrong:
+        advice = advice or "name_map={NAME: None} leaves a variable as it is"
+    else:
+        meant = _common_renaming([(name, unused.find(name)) for name in restored.missing[:_LINES]])
+        advice = f"partial=True takes what is there; name_map={meant} renames"
+    return "\n".join([*lines, f"  ({advice})"])
+
+
+def _common_renaming(pairs: Sequence[tuple[str, str | None]]) -> str:
+    """Return the one mapping of prefixes that all pairs of names follow, as it is written; "" if there is none."""
+    prefixes = set()
+    for here, there in pairs:
+        ours, theirs = _bare(here).split("/"), _bare(there or "").split("/")
+        while ours and theirs and ours[-1] == theirs[-1]:
+            del ours[-1], theirs[-1]
+        prefixes.add(("/".join(ours), "/".join(theirs)) if there else ("", ""))
+    ((here, there),) = prefixes if len(prefixes) == 1 else {("", "")}
+    return repr({here: there}) if here or there else ""
+
+
+def _listed(what: str, items: Sequence[str]) -> list[str]:
+    lines = [f"  {what}: {item}" for item in items[:_LINES]]
+    if len(items) > _LINES:
+        lines.append(f"  {what}: and {len(items) - _LINES:,} more: {summary(items[_LINES:])}")
+    return lines
+
+
+def _bare(name: str) -> str:
+    """Return the name of a variable without what all have in common."""
+    return name.removeprefix("variables/")
+
+
+def _tail(name: str, count: int) -> str:
+    return "/".join(re.split("[/.]", name)[-count:])

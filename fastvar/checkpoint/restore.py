@@ -1,0 +1,257 @@
+"""Matching of what a file holds with what is here, by name: everything is checked before anything is assigned."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastvar import optimizer_state
+from fastvar.buffers import Array
+from fastvar.checkpoint.contents import Commit, Contents, Rename
+from fastvar.checkpoint.foreign.source import Foreign, HasSpec
+from fastvar.checkpoint.reader import File
+from fastvar.checkpoint.record import EXTENDED
+from fastvar.checkpoint.report import Like, Restored, mismatch
+from fastvar.variable import Variable
+
+NameMap = Mapping[str, str | None] | Rename
+Convert = Callable[[np.dtype[Any], np.dtype[Any]], bool]  # from the file's, to that of here
+
+_KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
+_OWN = "$"  # begins the keywords of state that a manager keeps for itself
+
+
+class Source(Protocol):
+    """A file of named tensors, of any kind."""
+
+    path: str
+
+    @property
+    def entries(self) -> Mapping[str, HasSpec]: ...
+    def read(self, name: str) -> Array: ...
+
+
+def prepare_restore(
+    contents: Contents, file: File, partial: bool, name_map: NameMap | None
+) -> tuple[Restored, list[Commit]]:
+    """Check and read everything; return the report and the assignments to be made.
+
+    An optimizer that is not built yet is built, and unbuilt again if anything does not fit.
+    """
+    if isinstance(name_map, Mapping):
+        there = [name.partition("/")[2] for name in file.entries if not name.startswith("state/")]
+        _check_map(name_map, _owners(contents), there, file.path)
+    rename = _renamer(name_map)
+    built = _build_optimizers(contents, file.state, rename)
+    try:
+        return _prepare(contents, file, partial, rename)
+    except BaseException:
+        for optimizer in built:
+            optimizer_state.unbuild(optimizer)
+        raise
+
+
+def _prepare(contents: Contents, file: File, partial: bool, rename: Rename) -> tuple[Restored, list[Commit]]:
+    restored = Restored(file.path, file.step)
+    arrays = {name: file.read(name) for name in file.entries if name.startswith("state/")}
+    commits, refused = _prepare_states(contents, file, arrays, rename, restored)
+    places = contents.tensors()
+    if refused:  # slots without their optimizer mean nothing
+        places = {name: place for name, place in places.items() if name.partition("/")[0] not in refused}
+    wanted = {name: (place, _source(name, rename)) for name, place in places.items()}
+    taking, used, wrong = _match(wanted, file, restored, lambda there, here: False)
+    restored.skipped += [n for n in file.entries if n not in used and not n.startswith("state/")]
+    if not partial:
+        wrong += restored.refused
+    if wrong or (not partial and (restored.missing or restored.skipped)):
+        raise ValueError(mismatch(restored, wrong, file.entries))
+    return restored, [*commits, _assignment([(place._array, file.read(n)) for place, n in taking])]
+
+
+def prepare_import(
+    contents: Contents, file: Foreign, partial: bool, name_map: NameMap | None, cast: bool
+) -> tuple[Restored, list[Commit]]:
+    """Check and read variables from a file of others; return the report and the assignments to be made."""
+    places = contents.tensors()
+    slots = [name for name in places if not name.startswith("variables/")]
+    if isinstance(name_map, Mapping):
+        _check_map(name_map, {*_owners(contents), *slots}, file.entries, file.path)
+    rename = _renamer(name_map)
+    explicit = name_map if isinstance(name_map, Mapping) else {}
+    wanted = {}
+    for name, place in places.items():
+        target = explicit[name] if name in explicit and name in slots else _source(name, rename)
+        if target is not None and target.startswith("variables/"):
+            bare = target.removeprefix("variables/")
+            target = target if bare not in file.entries and target in file.entries else bare
+        if target in file.entries or name not in slots:
+            wanted[name] = place, target
+    restored = Restored(file.path, 0, notes=list(file.notes))
+    taking, used, wrong = _match(wanted, file, restored, _any if cast else _lossless)
+    restored.skipped += [name for name in file.entries if name not in used]
+    if wrong or (not partial and (restored.missing or restored.skipped)):
+        advice = "name_map={NAME: None} leaves a variable as it is; cast=True converts dtypes"
+        raise ValueError(mismatch(restored, wrong, file.entries, advice))
+    commits: list[Commit] = []
+    for place, name in taking:
+        array = file.read(name)
+        if array.dtype != place.dtype:
+            restored.notes.append(f"{name}: {array.dtype} in the file, {place.dtype} here")
+            array = _converted(array, place.dtype, f"{file.path}: {name}")
+        commits.append(functools.partial(place.assign, array))
+    return restored, commits
+
+
+def _assignment(pairs: list[tuple[Array, Array]]) -> Commit:
+    def assign() -> None:
+        for target, source in pairs:
+            np.copyto(target, source)
+
+    return assign
+
+
+def _match(
+    wanted: Mapping[str, tuple[Variable, str | None]], file: Source, restored: Restored, convertible: Convert
+) -> tuple[list[tuple[Variable, str]], set[str], list[str]]:
+    """Find each place's entry; return what to read where, the names in the file, and what does not fit."""
+    taking, used, wrong = [], set(), []
+    entries, taken = file.entries, restored.taken
+    for name, (place, source) in wanted.items():
+        if source is None:
+            continue
+        entry, array = entries.get(source), place._array
+        if entry is None:
+            same = source in {name, name.removeprefix("variables/")}
+            restored.missing.append(name if same else f"{name} (as {source})")
+            continue
+        used.add(source)
+        there = entry.dtype
+        if entry.shape == array.shape and (there == array.dtype or convertible(there, array.dtype)):
+            taking.append((place, source))
+            taken.append(name)
+        else:
+            here = f"{array.dtype}{list(array.shape)}"
+            wrong.append(f"{name}: {here} here, {there}{list(entry.shape)} in the file")
+    return taking, used, wrong
+
+
+def _prepare_states(
+    contents: Contents, file: File, arrays: dict[str, Array], rename: Rename, restored: Restored
+) -> tuple[list[Commit], set[str]]:
+    """Prepare generators, users' objects and optimizers, in the order in which they may still fail."""
+    commits: list[Commit] = []
+    refused: set[str] = set()
+    for keyword in [*contents.states, *contents.optimizers]:
+        if keyword not in file.state:
+            restored.missing.append(keyword)
+            continue
+        try:
+            commits.append(contents.prepare(keyword, file.state[keyword], arrays, rename))
+            restored.taken.append(keyword)
+        except ValueError as error:
+            restored.refused.append(str(error))
+            refused.add(keyword)
+    known = {*contents.optimizers, *contents.states}
+    restored.skipped += [k for k in file.state if k not in known and not k.startswith(_OWN)]
+    return commits, refused
+
+
+def _build_optimizers(contents: Contents, state: dict[str, Any], rename: Rename) -> list[Any]:
+    """Build those that are not built yet on the variables they were saved with, if all are here."""
+    built = []
+    named = {str(rename(name)): v for name, v in contents.variables.items()}
+    for keyword, optimizer in contents.optimizers.items():
+        saved = state.get(keyword, {})
+        names = [n for group in saved.get("groups", ()) for n in group["variables"]]
+        if not optimizer._variables and names and all(n in named for n in names):
+            optimizer_state.build(optimizer, saved, named)
+            built.append(optimizer)
+    return built
+
+
+def _owners(contents: Contents) -> set[str]:
+    """Return the names of all variables: those given, and those that optimizers were built on."""
+    of_optimizers = {contents.name_of(v) for o in contents.optimizers.values() for v in o._variables}
+    return {*contents.variables, *of_optimizers}
+
+
+def _renamer(name_map: NameMap | None) -> Rename:
+    if name_map is None:
+        return _same
+    if callable(name_map):
+        return name_map
+    mapping = dict(name_map)
+
+    def by_longest_prefix(name: str) -> str | None:
+        for head in _heads(name):
+            if head in mapping:
+                target = mapping[head]
+                return None if target is None else f"{target}/{name[len(head) :].lstrip('/')}".strip("/")
+        return name
+
+    return by_longest_prefix
+
+
+def _same(name: str) -> str:
+    return name
+
+
+def _heads(name: str) -> list[str]:
+    """Return the name and every leading part of its path, the longest first; the last is empty."""
+    parts = name.split("/")
+    return ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _check_map(name_map: Mapping[str, str | None], here: Iterable[str], there: Iterable[str], path: str) -> None:
+    """Refuse a mapping with a key that is no name here, or a target that is none in the file."""
+    ours = {head for name in here for head in _heads(name)} | {""}
+    theirs = {head for name in there for head in _heads(name)} | {""}
+    for key, target in name_map.items():
+        for name, known, where in [(key, ours, "no variable here"), (target, theirs, f"nothing in {path}")]:
+            if name is not None and name not in known:
+                meant = Like(k for k in known if k and k.count("/") == name.count("/")).find(name)
+                raise ValueError(f"name_map: {name!r} names {where}" + (f"; is it {meant!r}?" if meant else ""))
+
+
+def _source(name: str, rename: Rename) -> str | None:
+    """Return the name in the file of a tensor here; slots follow their variables."""
+    if rename is _same:
+        return name
+    kind, _, rest = name.partition("/")
+    variable, slot = (rest, "") if kind == "variables" else rest.rsplit("/", 1)
+    target = rename(variable)
+    return None if target is None else "/".join([kind, target, slot]).rstrip("/")
+
+
+def _rank(dtype: np.dtype[Any]) -> int:
+    return 2 if dtype.name in EXTENDED else _KINDS[dtype.kind]
+
+
+def _any(there: np.dtype[Any], here: np.dtype[Any]) -> bool:
+    """Whether numbers stay of their kind: integers may become floats, floats never integers."""
+    return _rank(there) <= _rank(here)
+
+
+def _lossless(there: np.dtype[Any], here: np.dtype[Any]) -> bool:
+    """Whether every number of one dtype is one of the other. (NumPy's "safe" lets int64 become float64.)"""
+    return _rank(there) == _rank(here) and np.can_cast(there, here)
+
+
+def _converted(array: Array, dtype: np.dtype[Any], name: str) -> Array:
+    """Return the array as another dtype; ValueError if numbers are too large for it."""
+    with np.errstate(all="ignore"):
+        result = array.astype(dtype)
+        if _rank(dtype) == 1:
+            lost = bool((result != array).any())
+        else:
+            lost = not np.array_equal(_finite(result), _finite(array))
+    if lost:
+        raise ValueError(f"{name}: some of its numbers are too large for {dtype}; nothing was changed")
+    return result
+
+
+def _finite(array: Array) -> Any:
+    return np.isfinite(array.astype(np.float32) if array.dtype.name in EXTENDED else array)
