@@ -21,6 +21,7 @@ from fastvar.variable import Variable
 
 RESERVED = ("variables", "state", "manifest", "root")
 ARRAY = "$array"  # in JSON state: the name of the tensor that stands here
+MALFORMED = (TypeError, LookupError, AttributeError, OverflowError)  # of using JSON that is not as we write it
 Commit = Callable[[], object]
 Rename = Callable[[str], str | None]  # from a variable's name here to that in the file; None: not restored
 
@@ -120,9 +121,13 @@ class Contents:
                 return optimizer_state.prepare(
                     self.optimizers[keyword], saved, lambda v: str(rename(self.name_of(v)))
                 )
-            except (KeyError, TypeError) as error:
+            except MALFORMED as error:
                 raise ValueError(f"{keyword}: the saved state is not one of an optimizer") from error
-        return _prepare_state(keyword, self.states[keyword], _decode(saved, arrays))
+        try:
+            decoded = _decode(saved, arrays)
+        except RecursionError as error:
+            raise ValueError(f"{keyword}: the saved state is nested too deeply") from error
+        return _prepare_state(keyword, self.states[keyword], decoded)
 
 
 def _kind(thing: Any) -> str:
@@ -164,7 +169,7 @@ def _prepare_state(keyword: str, thing: Any, saved: Any) -> Commit:
         if kind == "numpy":
             type(_bits(thing))().state = saved
             return lambda: setattr(_bits(thing), "state", saved)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (ValueError, *MALFORMED) as error:
         raise ValueError(f"{keyword}: the saved state is not one of a {type(thing).__name__} ({error})") from error
     if kind == "object":
         return lambda: thing.load_state_dict(saved)
@@ -205,7 +210,7 @@ def _encode(value: Any, arrays: dict[str, Array]) -> Any:
 def _decode(value: Any, arrays: Mapping[str, Array]) -> Any:
     if isinstance(value, dict):
         if value.keys() == {ARRAY}:
-            if value[ARRAY] not in arrays:
+            if not isinstance(value[ARRAY], str) or value[ARRAY] not in arrays:
                 raise ValueError(f"the array {value[ARRAY]!r} of the saved state is missing")
             return arrays[value[ARRAY]]
         return {key: _decode(item, arrays) for key, item in value.items()}

@@ -201,6 +201,5 @@ RIVALS = [
     Format("h5py", _save_h5py, _load_h5py),
     Format("Keras `.weights.h5`", _save_keras, _load_keras),
 ]
-FORMATS = {
-    format.name: format for format in [*OURS, *MORE, QUICK, *RIVALS, *(replacing(rival) for rival in RIVALS)]
-}
+CAREFUL = [replacing(rival) for rival in RIVALS]
+FORMATS = {format.name: format for format in [*OURS, *MORE, QUICK, *RIVALS, *CAREFUL]}

@@ -84,7 +84,9 @@ def _text(good: bytes, section: Section) -> bytes:
 def _mutated(text: bytes) -> bytes:
     """Change one thing in a JSON text."""
     depth = random.choice((200, 900, 100_000))
+    inside = text.replace(b'"position": ', b'"position": ' + b"[" * depth + b"]" * depth + b', "x": ')
     rough = (
+        inside,  # of what the program takes back
         text.replace(b"{", b"{" + b'"a":[' * 5000, 1),
         text[:-1] + b", " + text[1:],  # every key twice
         text[:-1] + b', "deep": ' + b"[" * depth + b"]" * depth + b"}",
