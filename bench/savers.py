@@ -71,6 +71,7 @@ def _raw(arrays: Arrays) -> Saver:
 
     def save(folder: str) -> None:
         descriptor = os.open(f"{folder}/raw", os.O_WRONLY | os.O_CREAT)
+        os.posix_fallocate(descriptor, 0, sum(view.size for view in views))
         for view in views:
             rest = view.data
             while rest.nbytes:
