@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Mapping
@@ -77,9 +78,11 @@ def _variables(folder: str) -> dict[str, fv.Variable]:
 
 def _like(folder: str) -> Arrays:
     """Arrays of the shapes that were saved: programs know theirs; here, the sizes of the files tell them."""
-    return payload(
-        0, large=max(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) > 1 << 16
-    )
+    sizes = [0]
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):  # others may save meanwhile
+            sizes.append(os.path.getsize(os.path.join(folder, name)))
+    return payload(0, large=max(sizes) > 1 << 16)
 
 
 def _save_one_file(folder: str, arrays: Arrays) -> None:
