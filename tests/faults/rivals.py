@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import fastvar as fv
 from tests.faults import lab
 from tests.faults.formats import CAREFUL, OURS, RIVALS
 
@@ -67,8 +68,9 @@ def versions() -> str:
     """Who was measured."""
     from importlib.metadata import version
 
-    names = ("fastvar", "torch", "safetensors", "numpy", "h5py", "keras")
-    return "Measured with " + ", ".join(f"{name} {version(name)}" for name in names) + "."
+    names = ("torch", "safetensors", "numpy", "h5py", "keras")
+    others = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"Measured with fastvar {fv.__version__}, {others}."
 
 
 def table() -> str:
