@@ -179,7 +179,7 @@ def replacing(format: Format) -> Format:
     """The same, by hand more careful: to a file beside, which then replaces the old one."""
 
     def save(folder: str, arrays: Arrays) -> None:
-        beside = os.path.join(folder, "beside")
+        beside = os.path.join(folder, f"beside-{os.getpid()}")  # each process its own
         os.makedirs(beside, exist_ok=True)
         format.save(beside, arrays)
         for name in os.listdir(beside):

@@ -25,7 +25,8 @@ What is left of a saved model when something goes wrong: the same faults for fas
 instead. `make faults` makes this page; `tests/faults` holds the faults, and tests that fastvar keeps its promises.
 
 Everyone saves three arrays (90 KB) over an older save of them, as its users do: straight to the path.
-*+ `os.replace`* is the same by hand more careful: to a file beside, which then replaces the old one.
+*+ `os.replace`* is the same by hand more careful: to a file beside, which then replaces the old one (what a kill
+leaves of that file is not counted as debris).
 fastvar saves by `CheckpointManager` (a new file beside the old), and by `Checkpoint.save(overwrite=True)`.
 
 | Fault | What is done |
