@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(wildcard fastvar/kernels/*.pyx fastvar/kernels/*.pxi)
 PYTEST := $(PY) -m pytest -n 2 --timeout 600
 
-.PHONY: demo test bench lint format sanitize avx512 clean
+.PHONY: demo test bench lint format sanitize soak faults avx512 clean
 
 demo: $(VENV)/.examples
 	$(PY) examples/digits.py
@@ -35,6 +35,14 @@ sanitize: $(VENV)/.test
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize/lib \
 	$(PYTEST) tests/test_bits.py tests/test_kernels.py tests/test_sparse.py tests/test_bad_plan.py tests/test_bad_input.py
+
+# The faults of tests/faults, with 10,000 kills.
+soak: $(VENV)/.test
+	FASTVAR_KILLS=10000 $(PYTEST) tests/faults -s
+
+# The same faults for everyone else: docs/faults.md.
+faults: $(VENV)/.test
+	$(PY) -m tests.faults.rivals
 
 # The AVX-512 kernels on a machine that has none, in an emulated one (Debian, root; some minutes).
 avx512: $(VENV)/.test

@@ -268,7 +268,7 @@ def truncations(bench: Bench, amount: int) -> None:
 def _small_file(bench: Bench) -> tuple[str, bytes]:
     os.makedirs(bench.folder)
     bench.format.save(bench.folder, payload(1, large=False))
-    (entry,) = [entry for entry in os.scandir(bench.folder) if not entry.name.startswith(".")]
+    (entry,) = [entry for entry in os.scandir(bench.folder) if entry.is_file() and not entry.name.startswith(".")]
     with open(entry.path, "rb") as file:
         return entry.path, file.read()
 

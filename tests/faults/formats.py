@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Mapping
@@ -77,9 +78,11 @@ def _variables(folder: str) -> dict[str, fv.Variable]:
 
 def _like(folder: str) -> Arrays:
     """Arrays of the shapes that were saved: programs know theirs; here, the sizes of the files tell them."""
-    return payload(
-        0, large=max(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) > 1 << 16
-    )
+    sizes = [0]
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):  # others may save meanwhile
+            sizes.append(os.path.getsize(os.path.join(folder, name)))
+    return payload(0, large=max(sizes) > 1 << 16)
 
 
 def _save_one_file(folder: str, arrays: Arrays) -> None:
@@ -176,7 +179,7 @@ def replacing(format: Format) -> Format:
     """The same, by hand more careful: to a file beside, which then replaces the old one."""
 
     def save(folder: str, arrays: Arrays) -> None:
-        beside = os.path.join(folder, "beside")
+        beside = os.path.join(folder, f"beside-{os.getpid()}")  # each process its own
         os.makedirs(beside, exist_ok=True)
         format.save(beside, arrays)
         for name in os.listdir(beside):

@@ -1,0 +1,16 @@
+"""Runs that are killed at random instants, while they save in the background, end as undisturbed ones do."""
+
+import os
+
+import pytest
+from cases import CASES
+
+from tests.faults import lab
+
+
+@pytest.mark.skipif(not lab.available, reason="faults are made by a library for Linux, with gcc")
+def test_killed_runs_of_every_optimizer_resume_bit_for_bit():
+    kills = max(3, int(os.environ.get("FASTVAR_KILLS", "0")) // 500)
+    counts = lab.run("resumed runs", "every optimizer", kills)["counts"]
+    assert counts.pop("resumed in the middle") > len(CASES) // 3
+    assert counts == {"equal": len(CASES)}
