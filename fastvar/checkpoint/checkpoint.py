@@ -10,7 +10,7 @@ from fastvar.checkpoint.contents import Contents
 from fastvar.checkpoint.foreign import open_foreign
 from fastvar.checkpoint.names import make_directory
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import check_names
+from fastvar.checkpoint.record import check_names, failing
 from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.restore import NameMap, prepare_import, prepare_restore
 from fastvar.checkpoint.writer import write
@@ -76,14 +76,18 @@ class Checkpoint:
         """
         tensors, arrays, state, own_step = self.collect()
         path = os.fspath(path)
-        make_directory(os.path.dirname(path))
+        with failing(path):
+            make_directory(os.path.dirname(path))
         write(path, tensors | arrays, state, step=own_step if step is None else step, replace=overwrite)
         return path
 
     def collect(self) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any], int]:
         """Return what a save consists of: tensors (in place), arrays of the state (copied), state, step."""
         contents = self._contents()
-        state, arrays = contents.state()
+        try:
+            state, arrays = contents.state()
+        except RecursionError as error:
+            raise ValueError("Checkpoint: state is nested too deeply") from error
         tensors = {name: v._array for name, v in contents.tensors().items()}
         return tensors, arrays, state, _step_of(contents)
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastvar.checkpoint.locks import Lock
 from fastvar.checkpoint.names import make_directory, sync_directory
 from fastvar.checkpoint.reader import peek
-from fastvar.checkpoint.record import CheckpointError
+from fastvar.checkpoint.record import CheckpointError, failing
 from fastvar.checkpoint.retention import Found
 
 OWN = "$manager"  # in the state of a file: when it was saved, and the metrics
@@ -34,7 +34,8 @@ class Folder:
     def scan(self) -> tuple[list[Found], list[str]]:
         """Return the checkpoints, oldest first, and messages about files that look like damaged ones."""
         found, damaged = [], []
-        names = set(os.listdir(self.directory))
+        with failing(self.directory, "cannot be read"):
+            names = set(os.listdir(self.directory))
         for name in names:
             if not self._number_after(name):
                 continue

@@ -6,6 +6,7 @@ Windows) has none, nothing is locked, and a manager says so.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -13,6 +14,7 @@ import sys
 import time
 import warnings
 import weakref
+from collections.abc import Iterator
 
 if sys.platform != "win32":
     import fcntl
@@ -21,6 +23,7 @@ from fastvar.checkpoint.record import CheckpointError
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # by a file system
 _NO_LOCKS = {*UNSUPPORTED, errno.ENOLCK}  # the last: of NFS without its lock service
+_TRIES = 100  # others hold a directory for much less than so many milliseconds
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
@@ -37,6 +40,23 @@ def try_lock(descriptor: int) -> bool | None:
             return None
         raise
     return True
+
+
+@contextlib.contextmanager
+def in_turn(directory: str) -> Iterator[None]:
+    """Keep other writers of fastvar out of a directory for a moment, as far as there are locks."""
+    if sys.platform == "win32":  # there, directories cannot be opened
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        for _ in range(_TRIES):
+            if try_lock(descriptor) is not False:
+                break
+            time.sleep(0.001)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Lock:

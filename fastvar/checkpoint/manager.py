@@ -15,7 +15,7 @@ from fastvar.checkpoint.background import Background, Staging
 from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.folder import OWN, Folder
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import CheckpointError, Saved
+from fastvar.checkpoint.record import CheckpointError, Saved, failing
 from fastvar.checkpoint.retention import Retention
 from fastvar.checkpoint.writer import prepare
 
@@ -106,7 +106,8 @@ class CheckpointManager:
         self._retention = Retention(
             max_to_keep, keep_checkpoint_every_n_hours, keep_checkpoint_every_n_steps, monitor, mode, keep_best
         )
-        self._folder = Folder(os.fspath(directory), checkpoint_name)
+        with failing(os.fspath(directory), "cannot be read"):
+            self._folder = Folder(os.fspath(directory), checkpoint_name)
         self._staging, self._background = Staging(), Background()
         self._run = secrets.token_hex(16)
         self._last_step: int | None = None
@@ -174,11 +175,12 @@ class CheckpointManager:
             return None
         metrics = self._checked(metrics)
         self.wait()
-        self._folder.lock.acquire()
+        with failing(self.directory):
+            self._folder.lock.acquire()
+            counter = self._folder.next_counter()
         tensors, arrays, state, _ = self.checkpoint.collect()
         if not blocking:
             tensors = self._staging.copy(tensors)
-        counter = self._folder.next_counter()
         path = self._folder.path(counter)
         state[OWN] = {"time": time.time(), "metrics": metrics}
         write = prepare(path, tensors | arrays, state, step=step, saved=Saved(self._run, counter))
@@ -262,6 +264,8 @@ class CheckpointManager:
         for checkpoint in reversed(found):
             try:
                 self._last_step = self.checkpoint.restore(checkpoint.path).step
+            except FileNotFoundError:  # another process saves here, and has just removed it: there are newer ones
+                return self.restore_or_initialize()
             except CheckpointError as error:
                 damaged.append(str(error))
                 continue
@@ -292,9 +296,13 @@ def _save(write: Callable[[], None], path: str, folder: Folder, retention: Reten
     It holds the folder, and so its lock, until it is done.
     """
     write()
-    dispensable = retention.dispensable(folder.scan()[0])
+    try:
+        dispensable = retention.dispensable(folder.scan()[0])
+    except CheckpointError as error:
+        warnings.warn(f"{path}: saved, but no older one was removed: {error}", RuntimeWarning, stacklevel=2)
+        return
     if dispensable:
-        with File(path) as file:
+        with failing(path, "saved, but cannot be read again"), File(path) as file:
             file.verify()
     for found in dispensable:
         try:

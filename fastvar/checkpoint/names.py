@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator
 
-from fastvar.checkpoint.locks import UNSUPPORTED, try_lock
+from fastvar.checkpoint.locks import UNSUPPORTED, in_turn, try_lock
 
 _PREFIX = ".fastvar-"  # of temporary files: what is left of a killed writer can be told from all else
 _SUFFIX = ".tmp"
@@ -71,32 +71,29 @@ def publish(source: str, path: str, replace: bool) -> None:
         os.replace(source, path)
         sync_directory(path)
         return
-    linked = _claim(source, path)
     try:
-        if linked:
+        if _link(source, path):
             os.unlink(source)
-        else:
-            os.replace(source, path)
         sync_directory(path)
+    except FileExistsError:
+        raise
     except BaseException:
         discard(path)
         raise
 
 
-def _claim(source: str, path: str) -> bool:
-    """Take the name, unless it is taken: by a link, else (False) by an empty file."""
+def _link(source: str, path: str) -> bool:
+    """Give a file a second name, unless that is taken; False if it was moved, as there are no links here."""
     try:
         os.link(source, path)
         return True
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        os.close(descriptor)
-    except BaseException:
-        discard(path)
-        raise
+    with in_turn(os.path.dirname(path) or "."):
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        os.replace(source, path)
     return False
 
 

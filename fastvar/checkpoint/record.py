@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,6 +59,17 @@ class CheckpointError(OSError):
         super().__init__(message)
         self.errno = errno
         self.damaged = tuple(damaged)
+
+
+@contextlib.contextmanager
+def failing(path: str, what: str = "not saved") -> Iterator[None]:
+    """Turn an error of the system, raised inside, into one that names the file or folder."""
+    try:
+        yield
+    except (CheckpointError, FileExistsError):
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: {what}: {error.strerror or error}", errno=error.errno) from error
 
 
 class Saved(NamedTuple):

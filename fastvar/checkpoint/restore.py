@@ -166,10 +166,13 @@ def _build_optimizers(contents: Contents, state: dict[str, Any], rename: Rename)
     named = {str(rename(name)): v for name, v in contents.variables.items()}
     for keyword, optimizer in contents.optimizers.items():
         saved = state.get(keyword, {})
-        names = [n for group in saved.get("groups", ()) for n in group["variables"]]
-        if not optimizer._variables and names and all(n in named for n in names):
-            optimizer_state.build(optimizer, saved, named)
-            built.append(optimizer)
+        try:
+            names = [n for group in saved.get("groups", ()) for n in group["variables"]]
+            if not optimizer._variables and names and all(n in named for n in names):
+                optimizer_state.build(optimizer, saved, named)
+                built.append(optimizer)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{keyword}: the saved state is not one of an optimizer") from error
     return built
 
 

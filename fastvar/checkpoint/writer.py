@@ -21,7 +21,7 @@ from fastvar.checkpoint import names
 from fastvar.checkpoint.layout import Layout, layout_of
 from fastvar.checkpoint.locks import UNSUPPORTED
 from fastvar.checkpoint.progress import Advance, progress
-from fastvar.checkpoint.record import CHUNK, LARGE, CheckpointError, Record, Saved, Section
+from fastvar.checkpoint.record import CHUNK, LARGE, Record, Saved, Section, failing
 
 _MIN_STATE = 4096
 _PART = 1 << 24  # bytes in one call: a progress bar moves, and the calls cost nothing
@@ -107,15 +107,13 @@ def _write_new(path: str, fill: Callable[[int], None], replace: bool) -> None:
     """Let `fill` write a new file (and close it), and give it its name."""
     directory = os.path.dirname(path) or "."
     try:
-        names.clean(directory)
-        with names.temporary(directory) as (temporary, descriptor):
-            fill(descriptor)
-            names.publish(temporary, path, replace)
+        with failing(path):
+            names.clean(directory)
+            with names.temporary(directory) as (temporary, descriptor):
+                fill(descriptor)
+                names.publish(temporary, path, replace)
     except FileExistsError:
         raise _exists(path) from None
-    except OSError as error:
-        cause = error.strerror or error
-        raise CheckpointError(f"{path}: not saved: {cause}", errno=error.errno) from error
 
 
 def _exists(path: str) -> FileExistsError:
