@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tracemalloc
 import zipfile
@@ -159,7 +160,10 @@ def test_an_import_takes_all_or_nothing(tmp_path: Path) -> None:
     assert "missing in the file: variables/c" in str(caught.value)
     assert "unexpected in the file: extra" in str(caught.value)
     assert not a.value.any()
-    restored = fv.Checkpoint(a=a).import_weights(path, partial=True)
+    built = fv.optimizers.SGD(momentum=0.9)  # its slots need not be there
+    built.build([a])
+    restored = fv.Checkpoint(a=a, optimizer=built).import_weights(path, partial=True)
+    assert not restored.missing
     assert (restored.taken, restored.skipped) == (["variables/a"], ["b", "extra"])
     assert a.value.all()
 
@@ -192,9 +196,12 @@ def test_bfloat16_in_plain_hdf5_as_fastvar_marks_it(tmp_path: Path) -> None:
         file["marked"] = array.view(np.uint16)
         file["marked"].attrs["dtype"] = np.bytes_("bfloat16")
         file["plain"] = array.view(np.uint16)
-        file["odd"] = array.view(np.uint16)
-        file["odd"].attrs["dtype"] = "bfloat16" * 100
-    expected = {"marked": array, "plain": array.view(np.uint16), "odd": array.view(np.uint16)}
+        odd = ["bfloat16", np.array(b"bfloat16", "S100"), np.bytes_("nonsense"), np.bytes_("float8_e5m2"), 7]
+        for index, value in enumerate(odd):
+            file[f"odd{index}"] = array.view(np.uint16)
+            file[f"odd{index}"].attrs["dtype"] = value
+    expected = {name: array.view(np.uint16) for name in ["plain", *(f"odd{i}" for i in range(5))]}
+    expected["marked"] = array
     same(load_foreign(tmp_path / "a.h5"), expected)
 
 
@@ -211,6 +218,26 @@ def test_soft_links_text_and_second_names_are_left_out_and_told(tmp_path: Path) 
         assert len(opened.entries) == 1
         notes = {note.partition(":")[0] for note in opened.notes}
     assert notes == {*({"w", "again"} - set(opened.entries)), "soft", "text", "words", "empty"}
+
+
+def test_text_in_npz_is_left_out(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npz", w=np.ones(2), text=np.array(["a", "b"]), raw=np.array([b"a"]))
+    w = fv.Variable([0.0, 0.0])
+    assert fv.Checkpoint(w=w).import_weights(path).notes == ["text: text", "raw: text"]
+
+
+def test_hdf5_behind_a_block_of_the_users(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a", "w", userblock_size=1024) as file:
+        file["w"] = np.ones(2)
+    assert load_foreign(tmp_path / "a")["w"].all()
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    safetensors.numpy.save_file({"w": np.ones(1 << 16)}, tmp_path / "a")
+    with foreign.open_foreign(tmp_path / "a") as opened:
+        os.truncate(tmp_path / "a", 80)
+        with pytest.raises(fv.CheckpointError, match="'w' cannot be read: the file ends too early"):
+            opened.read("w")
 
 
 def test_a_large_file_is_read_a_tensor_at_a_time(tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def compressed_twice(file: Any, folder: Path) -> None:
     h5py.h5d.create(file.id, b"w", kind, space, options).write(h5py.h5s.ALL, h5py.h5s.ALL, np.zeros(1 << 20, "f4"))
 
 
+def two_compressions(file: Any, folder: Path) -> None:
+    options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    options.set_chunk((1 << 10,))
+    options.set_deflate(9)
+    options.set_filter(h5py.h5z.FILTER_LZF, h5py.h5z.FLAG_OPTIONAL)
+    space, kind = h5py.h5s.create_simple((1 << 10,)), h5py.h5t.NATIVE_FLOAT
+    h5py.h5d.create(file.id, b"w", kind, space, options)
+
+
 def other_filter(file: Any, folder: Path) -> None:
     file.create_dataset("w", (64,), "i4", chunks=(64,), scaleoffset=4)[...] = 1
 
@@ -111,11 +120,12 @@ HOSTILE = {
     compound: "dataset 'w': its dtype .* is not one of numbers",
     ragged: "dataset 'w': its dtype object is not one of numbers",
     opaque: "dataset 'w': its dtype .* is not one of numbers",
-    never_written: "dataset 'w': 0 stored bytes cannot hold the 4398046511104",
+    never_written: "dataset 'w': 0 stored bytes cannot be the 4398046511104",
     never_written_chunks: "dataset 'w': 0 stored bytes cannot hold",
-    one_chunk_of_many: "dataset 'w': 4096 stored bytes cannot hold",
+    one_chunk_of_many: "dataset 'w': 4096 stored bytes cannot be",
     huge_chunk: "dataset 'w': 10 stored bytes cannot hold",
     compressed_twice: "dataset 'w': it is compressed twice",
+    two_compressions: "dataset 'w': it is compressed twice",
     other_filter: "dataset 'w': it needs a filter other than",
     cycle: "group 'a/b/c' has two names, or holds itself",
     root_cycle: "group 'a/w' has two names, or holds itself",
@@ -156,16 +166,35 @@ def test_no_other_file_is_opened(make: Any, tmp_path: Path) -> None:
     assert "trap" not in log
 
 
+def patched(path: Path, old: int, new: int) -> None:
+    """Replace a number in a file of HDF5's old format, which has no checksums."""
+    data = path.read_bytes()
+    assert data.count(old.to_bytes(8, "little")) >= 1
+    path.write_bytes(data.replace(old.to_bytes(8, "little"), new.to_bytes(8, "little")))
+
+
 def test_datasets_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
-        for i in range(4):
-            file[f"w{i}"] = np.full(5000, i, np.uint8)
-        places = [file[f"w{i}"].id.get_offset() for i in range(4)]
-    data = (tmp_path / "a.h5").read_bytes()
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        data = [file.create_dataset(f"w{i}", (5555,), "u1") for i in range(9)]  # first all headers, then the bytes
+        for one in data:
+            one[...] = 1
+        places = [one.id.get_offset() for one in data]
+    assert places == sorted(places)
     for place in places[1:]:
-        data = data.replace(place.to_bytes(8, "little"), places[0].to_bytes(8, "little"))
-    (tmp_path / "a.h5").write_bytes(data[: places[0] + 6000])
-    with pytest.raises(fv.CheckpointError, match="cannot be imported as HDF5"):
+        patched(path, place, places[0])
+    end = places[0] + 5555
+    patched(path, path.stat().st_size, end)
+    os.truncate(path, end)
+    with pytest.raises(fv.CheckpointError, match="the file is shorter than the data that it claims to hold"):
+        load_foreign(path)
+
+
+def test_data_that_are_longer_than_their_shape_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["w"] = np.ones(7777, "u2")
+    patched(tmp_path / "a.h5", 7777, 3333)
+    with pytest.raises(fv.CheckpointError, match="'w': 15554 stored bytes cannot be the 6666 that it claims"):
         load_foreign(tmp_path / "a.h5")
 
 
@@ -225,15 +254,35 @@ def test_zip_bombs_and_lies_are_refused(tmp_path: Path) -> None:
         load_foreign(path)
 
 
-def test_a_zip_that_declares_more_than_deflate_can_hold(tmp_path: Path) -> None:
-    header = npy(np.zeros(1000), **{"(1000,)": "(99999999999,)"})
-    path = npz(tmp_path / "a.npz", ("w.npy", header), compression=zipfile.ZIP_DEFLATED)
-    size, data = len(header), path.read_bytes()
-    for claimed in (size + 1, (1 << 32) - 2):
-        lie = data.replace(size.to_bytes(4, "little"), claimed.to_bytes(4, "little"))
-        path.write_bytes(lie)
-        with pytest.raises(fv.CheckpointError, match=r"cannot be of|cannot hold"):
+def test_a_zip_that_declares_more_than_it_holds(tmp_path: Path) -> None:
+    """Each member's header agrees with the size in the zip's directory, which lies."""
+    count = 500_000_000
+    data = npy(np.zeros(1000), **{"(1000,)": f"({count},)"})
+    claimed = len(data) - 8000 + 8 * count
+    for compression, both, words in [
+        (zipfile.ZIP_DEFLATED, False, "stored bytes cannot hold the 4000000128 that it claims"),
+        (zipfile.ZIP_STORED, True, "its members claim more bytes than the file has"),
+    ]:
+        path = npz(tmp_path / "a.npz", ("w.npy", data), compression=compression)
+        directory(path, len(data), claimed, stored=both)
+        with pytest.raises(fv.CheckpointError, match=words):
             load_foreign(path)
+    shorter = npy(np.zeros(1000), **{"(1000,)": "(1100,)"})
+    path = npz(tmp_path / "a.npz", ("w.npy", shorter))
+    directory(path, len(shorter), len(shorter) + 800, stored=False)
+    with pytest.raises(fv.CheckpointError, match="its size in the zip's directory is wrong"):
+        load_foreign(path)
+
+
+def directory(path: Path, size: int, claimed: int, stored: bool) -> None:
+    """Change the size (and, if asked, the stored size) of the only member in the zip's directory."""
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    assert int.from_bytes(data[entry + 24 : entry + 28], "little") == size
+    data[entry + 24 : entry + 28] = claimed.to_bytes(4, "little")
+    if stored:
+        data[entry + 20 : entry + 24] = claimed.to_bytes(4, "little")
+    path.write_bytes(data)
 
 
 def test_a_damaged_npz_is_detected(tmp_path: Path) -> None:
