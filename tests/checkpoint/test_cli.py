@@ -224,7 +224,7 @@ def test_diff_draws(run: Run, tmp_path: Path) -> None:
 
 def everything() -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays = {"a": np.ones(3, np.int8)}  # after which the next is not aligned
     for dtype in DTYPES:
         for shape in [(), (3, 5), (0, 2)]:
             count = int(np.prod(shape)) * dtype.itemsize
