@@ -151,8 +151,8 @@ class Checkpoint:
         """Take variables from a file that others wrote: HDF5, Keras's `.weights.h5`, `.npz`, safetensors.
 
         All that fits is read and checked, and only then assigned. State such as `iterations` and
-        hyperparameters is not in such files. Slots of a built optimizer are taken where the file has them by
-        their names, `optimizer/NAME/SLOT`, or a mapping gives their names; set its `iterations` then, too.
+        hyperparameters is not taken. Slots of a built optimizer are, where the file has them by their names,
+        `optimizer/NAME/SLOT`, or a mapping gives their names; bias corrections go on from its own `iterations`.
         What is refused in files, see `load_foreign`.
 
         Parameters

@@ -100,9 +100,12 @@ def convert(
         if isinstance(file, File) and (file.state or len(tensors.specs) < len(file.entries)):
             notes.append("the state of optimizers and other objects was left out")
         _check(tensors, to, target)
-        with progress(f"writing {os.path.basename(target)}", tensors.length) as advance:
+        with progress(f"converting to {os.path.basename(target)}", tensors.length) as advance:
             if to == "fastvar":
-                arrays = {f"variables/{name}": tensors.read(name) for name in tensors.specs}
+                arrays = {}
+                for name in tensors.specs:
+                    arrays[f"variables/{name}"] = array = tensors.read(name)
+                    advance(array.nbytes)
                 write(target, arrays, {}, step=0, replace=overwrite)
                 return notes
             with _new_file(target, overwrite) as stream:

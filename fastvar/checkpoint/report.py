@@ -77,7 +77,8 @@ class Like:
 
     def find(self, name: str) -> str | None:
         """Return that name, or None."""
-        name = _bare(name.partition(" (as ")[0])
+        here, _, there = name.partition(" (as ")  # of a renamed one, what was looked for in the file
+        name = _bare(there.rstrip(")") or here)
         alike = self._by_tail.get(_tail(name, 2)) if re.search("[/.]", name) else None
         if alike:
             close = difflib.get_close_matches(name, alike[:100], n=1, cutoff=0)
@@ -112,6 +113,8 @@ def _common_renaming(pairs: Sequence[tuple[str, str | None]]) -> str:
     """Return the one mapping of prefixes that all pairs of names follow, as it is written; "" if there is none."""
     prefixes = set()
     for here, there in pairs:
+        if " (as " in here:  # there is a name map already
+            return ""
         ours, theirs = _bare(here).split("/"), _bare(there or "").split("/")
         while ours and theirs and ours[-1] == theirs[-1]:
             del ours[-1], theirs[-1]

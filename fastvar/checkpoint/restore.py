@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from fastvar import optimizer_state
 from fastvar.buffers import Array
 from fastvar.checkpoint.contents import Commit, Contents, Rename
 from fastvar.checkpoint.foreign.source import Foreign, HasSpec
+from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import EXTENDED
 from fastvar.checkpoint.report import Like, Restored, mismatch
@@ -97,7 +99,7 @@ def prepare_import(
         advice = "name_map={NAME: None} leaves a variable as it is; cast=True converts dtypes"
         raise ValueError(mismatch(restored, wrong, file.entries, advice))
     commits: list[Commit] = []
-    for place, name in taking:
+    for place, name in _shown(taking, file.path):
         array = file.read(name)
         if array.dtype != place.dtype:
             restored.notes.append(f"{name}: {array.dtype} in the file, {place.dtype} here")
@@ -112,6 +114,14 @@ def _assignment(targets: list[Array], sources: list[Array]) -> Commit:
             np.copyto(target, source)
 
     return assign
+
+
+def _shown(taking: list[tuple[Variable, str]], path: str) -> Iterator[tuple[Variable, str]]:
+    """Walk over what is to be read, with a progress bar if that takes long."""
+    with progress(f"importing {os.path.basename(path)}", sum(place.nbytes for place, _ in taking)) as advance:
+        for place, name in taking:
+            yield place, name
+            advance(place.nbytes)
 
 
 def _match(

@@ -75,6 +75,7 @@ def test_inspect_a_file(run: Run, tmp_path: Path) -> None:
         "$manager": {"time": 86400.0 * 365, "metrics": {"loss": 0.25, "best": True}},
         "optimizer": {"class_name": "Adam"},
         "long": "x" * 500,
+        "markup": "[red]bold[/red]",
     }
     tensors = {"variables/w": array, "variables/z": np.complex64([3 + 4j]), "variables/[red]\x1b[2J": np.zeros(0)}
     writer.write(path, tensors, state, step=1234, saved=record.Saved("ab" * 16, 7))
@@ -87,6 +88,7 @@ def test_inspect_a_file(run: Run, tmp_path: Path) -> None:
     assert ["variables/z", "complex64", "[1]", "8", "5", "5", "5", "0"] in rows
     assert ["variables/[red]\\x1b[2J", "float64", "[0]", "0", "0", "nan", "nan", "0"] in rows
     assert "\x1b" not in out
+    assert 'markup: "[red]bold[/red]"' in out
     assert 'optimizer: {"class_name": "Adam"}' in out
     assert max(map(len, out.splitlines())) < 250
     assert "$manager" not in out
@@ -187,14 +189,25 @@ def test_diff(run: Run, tmp_path: Path) -> None:
 
 
 def test_diff_sees_bits_and_what_is_not_finite(tmp_path: Path) -> None:
-    old = {"v/zero": np.array([0.0]), "v/nan": np.array([np.nan, 3.0]), "v/b": np.array([True])}
-    new = {"v/zero": np.array([-0.0]), "v/nan": np.array([1.0, 3.0]), "v/b": np.array([False])}
+    old = {
+        "v/zero": np.array([0.0]),
+        "v/nan": np.array([np.nan, 3.0]),
+        "v/same": np.array([np.nan, 3.0]),
+        "v/b": np.array([True]),
+    }
+    new = {
+        "v/zero": np.array([-0.0]),
+        "v/nan": np.array([1.0, 3.0]),
+        "v/same": np.array([np.nan, 4.0]),
+        "v/b": np.array([False]),
+    }
     writer.write(tmp_path / "a.h5", old, {}, step=0)
     writer.write(tmp_path / "b.h5", new, {}, step=0)
-    zero, nan, boolean = checkpoint.diff(tmp_path / "a.h5", tmp_path / "b.h5").changed
+    zero, nan, partly, boolean = checkpoint.diff(tmp_path / "a.h5", tmp_path / "b.h5").changed
     assert (zero.name, zero.difference) == ("v/zero", 0.0)
     assert (nan.before, nan.after) == (3.0, 10**0.5)
     assert np.isnan(nan.difference)
+    assert (partly.before, partly.difference) == (3.0, 1.0)  # what is no number in both has not changed
     assert (boolean.before, boolean.difference) == (1.0, 1.0)
 
 
@@ -211,7 +224,7 @@ def test_diff_draws(run: Run, tmp_path: Path) -> None:
 
 def everything() -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays = {"a": np.ones(3, np.int8)}  # after which the next is not aligned
     for dtype in DTYPES:
         for shape in [(), (3, 5), (0, 2)]:
             count = int(np.prod(shape)) * dtype.itemsize
@@ -247,6 +260,9 @@ def test_convert_there_and_back(suffix: str, run: Run, tmp_path: Path) -> None:
         assert "bfloat16/2/8: bfloat16 became float32" in out
         same(dict(np.load(target)), expected := wide)
     elif suffix == "safetensors":
+        header = json.loads(target.read_bytes()[8:].split(b"}}")[0] + b"}}")
+        for name, entry in header.items():
+            assert entry["data_offsets"][0] % expected[name].itemsize == 0
         plain = {n: a for n, a in expected.items() if not a.dtype.name.startswith("float8")}
         with safetensors.safe_open(target, "np") as file:  # the library gives NumPy no 8-bit floats
             assert sorted(file.keys()) == sorted(expected)
@@ -275,6 +291,7 @@ def test_convert_never_replaces_unasked_and_leaves_no_debris(run: Run, tmp_path:
     assert np.load(target)["body/w"].tolist() == [2.5, 4.0]
     os.chmod(target, 0o600)
     damage(path)
+    assert "file exists" in run("convert", path, target)[2]  # which is known before anything is read
     code, _, err = run("convert", path, target, "--overwrite")
     assert code == 1
     assert "damaged tensors" in err
@@ -307,6 +324,10 @@ def test_convert_refuses_what_the_target_cannot_hold(run: Run, tmp_path: Path) -
     assert run("convert", path, tmp_path / "plain", "--to", "npz")[0] == 0
     np.savez(tmp_path / "bad.npz", **{"a": np.ones(1), "a/b": np.ones(1)})
     code, _, err = run("convert", tmp_path / "bad.npz", tmp_path / "c.h5")
+    assert code == 2
+    assert "cannot be both a tensor and the group" in err
+    writer.write(tmp_path / "both.h5", {"variables/o": np.ones(1), "o/w/m": np.ones(1)}, {}, step=0)
+    code, _, err = run("convert", tmp_path / "both.h5", tmp_path / "plain.h5")
     assert code == 2
     assert "cannot be both a tensor and the group" in err
     writer.write(tmp_path / "twice.h5", {"variables/o/w/m": np.ones(1), "o/w/m": np.ones(1)}, {}, step=0)
@@ -357,12 +378,13 @@ def test_without_rich_one_line_says_what_to_install(tmp_path: Path) -> None:
     assert (done.returncode, json.loads(done.stdout)["step"]) == (0, 1)
 
 
-def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_a_reader_that_has_enough_is_no_error(option: str, tmp_path: Path) -> None:
     tensors = {f"variables/{i:05}": np.zeros(1) for i in range(5000)}
     writer.write(tmp_path / "a.h5", tensors, {}, step=0)
-    command = f"{sys.executable} -m fastvar inspect {tmp_path / 'a.h5'} | head -1"
+    command = f"{sys.executable} -m fastvar inspect {option} {tmp_path / 'a.h5'} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.startswith(str(tmp_path / "a.h5"))
+    assert done.stdout.startswith(str(tmp_path / "a.h5") if not option else "{")
     assert done.stderr == ""
 
 

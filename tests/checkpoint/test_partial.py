@@ -57,19 +57,31 @@ def test_names_without_a_common_path_are_cut_off() -> None:
     assert summary(["a/x", "a/y", "b", "a/z", "c", "d"]) == "a/... (3), b, c, d"
 
 
+def test_none_leaves_a_variable_as_it_is(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.h5", "v", "w")
+    here = variables("v", "w")
+    restored = fv.Checkpoint(here).restore(path, partial=True, name_map={"w": None})
+    assert (restored.taken, restored.missing, restored.skipped) == (["variables/v"], [], ["variables/w"])
+    assert here["v"].value.all()
+    assert not here["w"].value.any()
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
         ("variables/enc/dense_1/kernel", "variables/encoder/dense_1/kernel"),  # the longest common ending
         ("variables/encoder/dense_2/kernle", "variables/encoder/dense_2/kernel"),  # a slip
         ("encoder.dense_1.kernel", "variables/encoder/dense_1/kernel"),  # PyTorch's dots
+        ("e/x/scale", "variables/a/long/path/that/is/quite/another/x/scale"),  # unlike but for its ending
+        ("e.x.scale", "variables/a/long/path/that/is/quite/another/x/scale"),
+        ("variables/head (as encoder/dense_1/kernels)", "variables/encoder/dense_1/kernel"),  # it is renamed
         ("variables/head (as top)", None),
         ("variables/x", None),  # not alike because all begin with variables/
     ],
 )
 def test_what_was_meant(name: str, meant: str | None) -> None:
     names = [f"variables/encoder/dense_{i}/{leaf}" for i in (1, 2) for leaf in ("kernel", "bias")]
-    assert Like([*names, "variables/w"]).find(name) == meant
+    assert Like([*names, "variables/w", "variables/a/long/path/that/is/quite/another/x/scale"]).find(name) == meant
 
 
 def test_the_error_proposes_the_renaming_that_all_names_follow(tmp_path: Path) -> None:

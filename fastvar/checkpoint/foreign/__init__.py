@@ -21,7 +21,8 @@ def load_foreign(path: str | os.PathLike[str], *, edited: bool = False) -> dict[
     Reads HDF5 (h5py, Keras's `.weights.h5`), `.npz` and safetensors, told apart by their content. The file is
     not trusted: links to other files, external storage, virtual datasets, filters other than h5py's own,
     pickles, and data that would take more room than the file can hold are refused, and no other file is
-    opened. Text is left out. There are no checksums to verify in most of these formats.
+    opened. Text is left out. There are no checksums to verify in most of these formats, and it is libhdf5
+    itself that parses HDF5: prefer safetensors from strangers.
 
     Parameters
     ----------

@@ -104,9 +104,7 @@ class Hdf5(Foreign):
         if _COMPRESSIONS.intersection(_filters(options)):
             check_ratio(least, stored)
         elif stored < least or (stored != length and options.get_layout() != h5d.CHUNKED):
-            raise ValueError(f"{stored} stored bytes cannot hold the {least} that it claims")
-        if options.get_layout() == h5d.CONTIGUOUS and dataset.get_offset() + length > self._size:
-            raise ValueError("its data lie beyond the end of the file")
+            raise ValueError(f"{stored} stored bytes cannot be the {least} that it claims")
 
     def _read(self, name: str) -> Array:
         spec, dataset = self.entries[name], self._datasets[name]

@@ -27,7 +27,7 @@ class Npz(Foreign):
         if not any(member.filename.endswith(".npy") for member in members):
             raise ValueError("it holds no arrays (of a .keras file, import what model.save_weights writes)")
         if sum(member.compress_size for member in members) > self._size:
-            raise ValueError("its members overlap")
+            raise ValueError("its members claim more bytes than the file has")
         for member in members:
             name = member.filename.removesuffix(".npy")
             if name == member.filename:
@@ -42,8 +42,8 @@ class Npz(Foreign):
                 raise ValueError(f"array {name!r}: {error}") from error
 
     def _add(self, name: str, member: zipfile.ZipInfo) -> None:
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
-            raise ValueError("it is encrypted, or compressed otherwise than NumPy does")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("it is compressed otherwise than NumPy does")
         check_ratio(member.file_size, member.compress_size)
         if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
             raise ValueError("its size in the zip's directory is wrong")
@@ -64,8 +64,6 @@ class Npz(Foreign):
         with self._zip.open(self._members[name]) as file:
             shape, fortran, dtype = _header(file)
             array = fill(file, np.empty(shape[::-1] if fortran else shape, dtype))
-            if file.read(1):  # which checks the zip's checksum, too
-                raise ValueError("it is longer than its header says")
         return np.ascontiguousarray(array.T if fortran else array, self.entries[name].dtype).reshape(shape)
 
 

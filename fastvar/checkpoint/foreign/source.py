@@ -147,4 +147,6 @@ def fill(stream: Any, array: Array) -> Array:
 
 def _reason(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, KeyError) and error.args:  # whose text is in quotation marks
+        text = str(error.args[0])
     return text or type(error).__name__
