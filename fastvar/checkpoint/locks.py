@@ -27,6 +27,12 @@ _TRIES = 100  # others hold a directory for much less than so many milliseconds
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
+def close_read(descriptor: int) -> None:
+    """Close what was only read: nothing can be lost, whatever the system says."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
 def try_lock(descriptor: int) -> bool | None:
     """Lock an open file until its last descriptor is closed; False if another has it, None without locks."""
     if sys.platform == "win32":
@@ -118,7 +124,8 @@ class Lock:
         """Give the lock back; a second time does nothing."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            os.close(descriptor)  # without unlocking: a forked child's copy must not end the parent's lock
+            # Without unlocking: a forked child's copy must not end the parent's lock.
+            close_read(descriptor)
 
     def __del__(self) -> None:
         self.release()

@@ -15,6 +15,7 @@ import xxhash
 
 from fastvar import threads
 from fastvar.buffers import Array
+from fastvar.checkpoint.locks import close_read
 from fastvar.checkpoint.progress import Advance, progress
 from fastvar.checkpoint.record import (
     LARGE,
@@ -165,7 +166,7 @@ class File:
         """Close the file; a second time does nothing."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            os.close(descriptor)
+            close_read(descriptor)
 
     def __enter__(self) -> File:
         return self
@@ -267,7 +268,7 @@ def peek(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{os.fspath(path)}: {error}") from error
     finally:
-        os.close(descriptor)
+        close_read(descriptor)
 
 
 def _read_record(descriptor: int) -> Record:

@@ -64,7 +64,7 @@ def mutant(good: bytes) -> bytes:
             manifest = _mutated(manifest)
         else:
             state = _mutated(state)
-    return _forged(good, record, manifest, state)
+    return _forged(good, record, manifest, state, spoilt=0.1)
 
 
 def _random_bytes(good: bytes) -> bytes:
@@ -130,8 +130,8 @@ def _nodes(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-def _forged(good: bytes, record: Record, manifest: bytes, state: bytes) -> bytes:
-    """Make a file with these texts, placed at its end, and other fields; most of its hashes are right."""
+def _forged(good: bytes, record: Record, manifest: bytes, state: bytes, spoilt: float = 0) -> bytes:
+    """Make a file with these texts, placed at its end, whose hashes are right; one in some has a wrong field."""
     content = bytearray(good)
     try:
         entries = json.loads(manifest)
@@ -150,7 +150,7 @@ def _forged(good: bytes, record: Record, manifest: bytes, state: bytes) -> bytes
         gaps = []
     metadata = xxhash.xxh3_128_hexdigest(b"".join(content[at : at + length] for at, length in gaps))
     fields: dict[str, Any] = {**sections, "metadata": metadata, "length": len(content)}
-    if random.random() < 0.1:
+    if random.random() < spoilt:
         name = random.choice([*sections, "length", "step"])
         number = random.choice([n for n in NUMBERS if 0 <= n < 1 << 64])
         fields[name] = fields[name]._replace(length=number) if name in sections else number
