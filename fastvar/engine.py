@@ -34,7 +34,7 @@ class Resolved:
 class Engine:
     """Everything about a step that stays the same until the optimizer, its groups or variables change.
 
-    An optimizer without special options has at most 29 of its attributes: with more, CPython reads all more slowly.
+    Without special options it has at most 29 attributes: of an object with more, CPython reads all more slowly.
     """
 
     def __init__(self, optimizer: Optimizer, labels: list[str]) -> None:
