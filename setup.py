@@ -22,6 +22,8 @@ DEBUG, SANITIZE, COVERAGE = (
 EXACT = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wall", "-Wextra"]
 # GCC gives up vectorising a rule of four slots (adan) at its default of 10 pairs of arrays that might overlap.
 EXACT += ["--param=vect-max-version-for-alias-checks=32"]
+# Threading jumps, GCC makes branches of selects that share a condition (rprop), and vectorises these badly.
+EXACT += ["-fno-thread-jumps"]
 AVX512 = [f"-mavx512{part}" for part in ("f", "vl", "dq", "bw")] + ["-mprefer-vector-width=512"]
 FLAGS = {  # compiler type -> (all modules, openmp, per instruction set)
     "unix": (["-O3", *EXACT], ["-fopenmp"], {"avx2": ["-mavx2"], "avx512": AVX512}),

@@ -34,7 +34,7 @@ class Resolved:
 class Engine:
     """Everything about a step that stays the same until the optimizer, its groups or variables change.
 
-    Without special options it has at most 29 attributes of its own: with more, CPython reads all more slowly.
+    Without special options it has at most 29 attributes: of an object with more, CPython reads all more slowly.
     """
 
     def __init__(self, optimizer: Optimizer, labels: list[str]) -> None:

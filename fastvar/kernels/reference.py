@@ -31,7 +31,8 @@ def larger(x: Array, other: Any) -> Array:
 
 
 def between(low: Any, x: Array, high: Any) -> Array:
-    return np.where(x < low, low, np.where(x > high, high, x))
+    raised = np.where(x < low, low, x)
+    return np.where(raised > high, high, raised)
 
 
 def towards(x: Array, target: Array, rate: Any) -> Array:
