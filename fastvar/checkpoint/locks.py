@@ -116,7 +116,7 @@ class Lock:
                 stacklevel=4,
             )
         elif not locked:
-            holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process"
+            holder = _holder(descriptor)
             own = " (this process: close() the other manager)" if holder.startswith(f"pid {os.getpid()} ") else ""
             raise self._error(f"{holder} is saving here{own}", errno.EWOULDBLOCK)
 
@@ -132,6 +132,16 @@ class Lock:
 
     def _error(self, cause: str, number: int | None) -> CheckpointError:
         return CheckpointError(f"{os.path.dirname(self._path)}: not saved: {cause}", errno=number)
+
+
+def _holder(descriptor: int) -> str:
+    """Return what the holder has written down, which it does at once."""
+    for _ in range(_TRIES):
+        text = os.pread(descriptor, 1000, 0)
+        if text:
+            return text.decode(errors="replace")
+        time.sleep(0.001)
+    return "another process"
 
 
 def _myself() -> str:

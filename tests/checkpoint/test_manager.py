@@ -265,6 +265,39 @@ def test_one_manager_saves_and_the_other_is_told_who(tmp_path: Path) -> None:
     assert one.save(6) is not None
 
 
+def test_of_eight_processes_one_saves_and_seven_are_told_who(tmp_path: Path) -> None:
+    code = """
+import multiprocessing
+
+def work(start, results, done):
+    manager = fv.CheckpointManager(fv.Checkpoint(w=fv.Variable([1.0])), sys.argv[1])
+    start.wait()
+    try:
+        manager.save(1)
+        results.put(("saved", str(os.getpid())))
+    except fv.CheckpointError as error:
+        results.put(("told", str(error)))
+    done.wait()  # with the lock, if it has it
+
+context = multiprocessing.get_context("fork")
+start, done, results = context.Barrier(8), context.Barrier(9), context.Queue()
+children = [context.Process(target=work, args=(start, results, done)) for _ in range(8)]
+for child in children:
+    child.start()
+said = [results.get(timeout=30) for _ in children]
+done.wait()
+for child in children:
+    child.join()
+(winner,) = [text for kind, text in said if kind == "saved"]
+told = [text for kind, text in said if kind == "told"]
+assert len(told) == 7, said
+assert all(f"not saved: pid {winner} on " in text for text in told), said
+"""
+    done = run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path) == ["ckpt-1.h5"]
+
+
 def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
     code = """
 manager = fv.CheckpointManager(fv.Checkpoint(w=fv.Variable([1.0])), sys.argv[1])
