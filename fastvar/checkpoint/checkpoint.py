@@ -133,10 +133,10 @@ class Checkpoint:
         ValueError
             If names, shapes or dtypes do not match: one error for all of them.
         """
-        with File(path) as file, file.progress("restoring"):
+        with File(path) as file, file.progress("restoring", times=2):
             restored, commits = prepare_restore(self._contents(), file, partial, name_map)
-        for commit in commits:
-            commit()
+            for commit in commits:
+                commit()
         return restored
 
     def import_weights(

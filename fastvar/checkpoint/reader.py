@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -22,7 +23,6 @@ from fastvar.checkpoint.record import (
     MAX_JSON,
     USER_BLOCK,
     CheckpointError,
-    Entry,
     Record,
     Section,
     parse_manifest,
@@ -103,58 +103,71 @@ class File:
             raise CheckpointError(f"{self.path}: there is no tensor {name!r} in this checkpoint")
         entry = self.entries[name]
         if entry.length >= LARGE or not entry.length:
-            return self._read_large(name, self._window)
+            return self._read_large(name)
         with_neighbours = self._guarded(name, self._window.part, entry.offset, entry.length)
         if xxhash.xxh3_128_hexdigest(with_neighbours[: entry.length]) != entry.hash:
             raise self._damaged([name])
         return np.ndarray(entry.shape, entry.dtype, with_neighbours).copy()
 
-    def read_all(self, names: Iterable[str]) -> list[Array]:
-        """Several tensors, as `read` returns them; the large ones by as many threads as steps use."""
-        names = list(names)
-        large = [name for name in names if self.entries[name].length >= LARGE]
-        read: dict[str, Array] = {}
-        if large:
-            with ThreadPoolExecutor(threads.get_num_threads(), "fastvar-read") as pool:
-                try:
-                    for name, array in zip(large, pool.map(self._read_apart, large), strict=True):
-                        read[name] = array
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-        return [read[name] if name in read else self.read(name) for name in names]
-
-    def _read_apart(self, name: str) -> Array:
-        """Read in a thread of its own."""
-        return self._read_large(name, self._window.again())
-
-    def _read_large(self, name: str, window: _Window) -> Array:
+    def _read_large(self, name: str) -> Array:
         entry = self.entries[name]
         array = np.empty(entry.shape, entry.dtype)
-        if self._digest(name, entry, window, array.reshape(-1).view(np.uint8)) != entry.hash:
+        if self._digest(name, array.reshape(-1).view(np.uint8)) != entry.hash:
             raise self._damaged([name])
         return array
 
-    def verify(self) -> None:
-        """Verify all tensors, in little memory. (The rest was verified at opening.)
+    def read_into(self, targets: Sequence[tuple[str, Array]]) -> None:
+        """Read tensors that were just verified into arrays of their shapes and dtypes.
+
+        Reading twice costs less than keeping all of them in memory: new memory is slow, and may be short.
+
+        Raises
+        ------
+        CheckpointError
+            If a tensor is not what it was a moment ago; arrays are then overwritten in part.
+        """
+        names = [name for name, _ in targets]
+        digests = self._beside(self._digest, names, [array.reshape(-1).view(np.uint8) for _, array in targets])
+        changed = [name for name, digest in zip(names, digests, strict=True) if digest != self.entries[name].hash]
+        if changed:
+            raise CheckpointError(
+                f"{self.path}: {changed[0]!r} changed while it was being restored, and what it is restored into is "
+                "overwritten in part; restore another checkpoint",
+                damaged=changed,
+            )
+
+    def verify(self, names: Iterable[str] | None = None) -> None:
+        """Verify tensors, by default all, in little memory. (The rest was verified at opening.)
 
         Raises
         ------
         CheckpointError
             Naming every damaged tensor; its `damaged` lists them.
         """
-        damaged = []
-        with self.progress("verifying"):
-            for name, entry in self.entries.items():
-                if self._digest(name, entry, self._window) != entry.hash:
-                    damaged.append(name)
+        names = list(self.entries if names is None else names)
+        small = [name for name in names if self.entries[name].length < LARGE]
+        large = [name for name in names if self.entries[name].length >= LARGE]
+        digests = dict(zip(small, map(self._digest, small), strict=True))
+        with self.progress("verifying") if self._advance is None else contextlib.nullcontext():
+            digests |= zip(large, self._beside(self._digest, large), strict=True)
+        damaged = [name for name in names if digests[name] != self.entries[name].hash]
         if damaged:
             raise self._damaged(damaged)
 
+    def _beside(self, work: Callable[..., str], *arguments: Iterable[Any]) -> list[str]:
+        """Do something for each tensor, by as many threads as steps use, or one beside a training."""
+        apart = threading.current_thread() is not threading.main_thread()
+        with ThreadPoolExecutor(1 if apart else threads.get_num_threads(), "fastvar-read") as pool:
+            try:
+                return list(pool.map(work, *arguments))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
     @contextlib.contextmanager
-    def progress(self, what: str) -> Iterator[None]:
-        """Show a progress bar for what is read inside this context, if that takes long."""
-        total = sum(e.length for e in self.entries.values() if e.length >= LARGE)
+    def progress(self, what: str, times: int = 1) -> Iterator[None]:
+        """Show a progress bar for what is read inside this context, so many times, if that takes long."""
+        total = times * sum(e.length for e in self.entries.values() if e.length >= LARGE)
         with progress(f"{what} {os.path.basename(self.path)}", total) as advance:
             self._advance = advance
             try:
@@ -179,10 +192,12 @@ class File:
     ) -> None:
         self.close()
 
-    def _digest(self, name: str, entry: Entry, window: _Window, target: Array | None = None) -> str:
+    def _digest(self, name: str, target: Array | None = None) -> str:
         """The hash of the tensor's bytes as they are, which are copied to `target` if given."""
-        digest = xxhash.xxh3_128()
-        advance = self._advance if entry.length >= LARGE else None
+        entry, digest = self.entries[name], xxhash.xxh3_128()
+        large = entry.length >= LARGE
+        window = self._window.again() if large else self._window  # large ones may have threads of their own
+        advance = self._advance if large else None
         self._guarded(name, window.hash, entry.offset or 0, entry.length, digest, target, advance)
         return digest.hexdigest()
 

@@ -15,7 +15,7 @@ from fastvar.checkpoint.contents import Commit, Contents, Rename
 from fastvar.checkpoint.foreign.source import Foreign, HasSpec
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import EXTENDED
+from fastvar.checkpoint.record import EXTENDED, LARGE
 from fastvar.checkpoint.report import Like, Restored, mismatch
 from fastvar.variable import Variable
 
@@ -39,7 +39,7 @@ class Source(Protocol):
 def prepare_restore(
     contents: Contents, file: File, partial: bool, name_map: NameMap | None
 ) -> tuple[Restored, list[Commit]]:
-    """Check and read everything; return the report and the assignments to be made.
+    """Check everything; return the report and what will assign it all, while the file is open.
 
     An optimizer that is not built yet is built, and unbuilt again if anything does not fit.
     """
@@ -70,8 +70,10 @@ def _prepare(contents: Contents, file: File, partial: bool, rename: Rename) -> t
         wrong += restored.refused
     if wrong or (not partial and (restored.missing or restored.skipped)):
         raise ValueError(mismatch(restored, wrong, file.entries))
-    arrays = file.read_all(name for _, name in taking)
-    return restored, [*commits, _assignment([place._array for place, _ in taking], arrays)]
+    large = [(name, place._array) for place, name in taking if file.entries[name].length >= LARGE]
+    small = [(place._array, file.read(name)) for place, name in taking if file.entries[name].length < LARGE]
+    file.verify(name for name, _ in large)
+    return restored, [*commits, functools.partial(file.read_into, large), functools.partial(_assign, small)]
 
 
 def prepare_import(
@@ -108,12 +110,9 @@ def prepare_import(
     return restored, commits
 
 
-def _assignment(targets: list[Array], sources: list[Array]) -> Commit:
-    def assign() -> None:
-        for target, source in zip(targets, sources, strict=True):
-            np.copyto(target, source)
-
-    return assign
+def _assign(pairs: list[tuple[Array, Array]]) -> None:
+    for target, source in pairs:
+        np.copyto(target, source)
 
 
 def _shown(taking: list[tuple[Variable, str]], path: str) -> Iterator[tuple[Variable, str]]:

@@ -71,6 +71,25 @@ def test_a_damaged_file_changes_nothing(tmp_path: Path) -> None:
     assert snapshot(second) == before
 
 
+def test_what_changes_between_verifying_and_reading_is_told(tmp_path: Path, monkeypatch: Any) -> None:
+    from fastvar.checkpoint import reader
+
+    w = fv.Variable(np.ones(1 << 15))
+    checkpoint = fv.Checkpoint(w=w)
+    path = Path(checkpoint.save(tmp_path / "a.h5"))
+    read_into = reader.File.read_into
+
+    def damaged(file: Any, targets: Any) -> None:
+        content = bytearray(path.read_bytes())
+        content[file.entries["variables/w"].offset] ^= 1
+        path.write_bytes(content)
+        read_into(file, targets)
+
+    monkeypatch.setattr(reader.File, "read_into", damaged)
+    with pytest.raises(fv.CheckpointError, match="'variables/w' changed while it was being restored"):
+        checkpoint.restore(path)
+
+
 def test_one_error_lists_all_that_does_not_match(tmp_path: Path) -> None:
     saved = fv.Checkpoint(kernel=fv.Variable(np.ones(3)), bias=fv.Variable(1.0), old=fv.Variable(1.0))
     path = saved.save(tmp_path / "a.h5")
