@@ -6,6 +6,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 from fastvar import buffers, kernels, threads
@@ -31,6 +32,30 @@ class Staging:
     @staticmethod
     def _kinds(arrays: Mapping[str, Array]) -> list[tuple[str, Any, tuple[int, ...]]]:
         return [(name, a.dtype, a.shape) for name, a in arrays.items()]
+
+
+class _InTurn(Executor):
+    """Does everything at once, where it is submitted."""
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*arguments, **keywords))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+def helpers(most: int) -> Executor:
+    """Return so many threads at most, as many as steps use, to help the main thread.
+
+    Others, such as that of a background save, work alone: they leave the processors to the training. So does the
+    main thread once the program ends, when no thread can be started any more.
+    """
+    main = threading.main_thread()
+    if threading.current_thread() is not main or not main.is_alive():
+        return _InTurn()
+    return ThreadPoolExecutor(min(most, threads.get_num_threads()), "fastvar-io")
 
 
 class Background:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from fastvar import threads
 from fastvar.buffers import Array
+from fastvar.checkpoint.background import helpers
 from fastvar.checkpoint.locks import close_read
 from fastvar.checkpoint.progress import Advance, progress
 from fastvar.checkpoint.record import (
@@ -131,8 +129,8 @@ class File:
         changed = [name for name, digest in zip(names, digests, strict=True) if digest != self.entries[name].hash]
         if changed:
             raise CheckpointError(
-                f"{self.path}: {changed[0]!r} changed while it was being restored, and what it is restored into is "
-                "overwritten in part; restore another checkpoint",
+                f"{self.path}: {changed[0]!r} changed while it was being restored, which has overwritten part of "
+                "what is here; restore another checkpoint",
                 damaged=changed,
             )
 
@@ -154,12 +152,11 @@ class File:
         if damaged:
             raise self._damaged(damaged)
 
-    def _beside(self, work: Callable[..., str], *arguments: Iterable[Any]) -> list[str]:
-        """Do something for each tensor, by as many threads as steps use, or one beside a training."""
-        apart = threading.current_thread() is not threading.main_thread()
-        with ThreadPoolExecutor(1 if apart else threads.get_num_threads(), "fastvar-read") as pool:
+    def _beside(self, work: Callable[..., str], names: list[str], *more: Iterable[Any]) -> list[str]:
+        """Do something for each tensor, by several threads."""
+        with helpers(max(1, len(names))) as pool:
             try:
-                return list(pool.map(work, *arguments))
+                return list(pool.map(work, names, *more))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

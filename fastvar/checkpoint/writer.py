@@ -11,13 +11,14 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import xxhash
 
 from fastvar.checkpoint import names
+from fastvar.checkpoint.background import helpers
 from fastvar.checkpoint.layout import Layout, layout_of
 from fastvar.checkpoint.locks import UNSUPPORTED
 from fastvar.checkpoint.progress import Advance, progress
@@ -213,7 +214,7 @@ def _write_tensors(
     later: dict[int, Future[str]] = {}
     batch: list[bytes] = []  # neighbours in the file, from `begin` to `end`
     begin = end = 0
-    with ThreadPoolExecutor(1, "fastvar-hash") as pool:
+    with helpers(1) as pool:
         for index, offset in layout.order:
             array = arrays[index]
             if array.nbytes >= LARGE:  # hashed while it is written, from the array itself

@@ -232,6 +232,20 @@ manager.save(1, blocking=False)
     assert files(tmp_path / "b") == []
 
 
+def test_a_save_while_the_program_ends(tmp_path: Path) -> None:
+    code = """
+import atexit
+w = fv.Variable([1.0] * 100_000)
+checkpoint = fv.Checkpoint(w=w)
+def last():
+    checkpoint.restore(checkpoint.save(sys.argv[1]))
+    print("saved")
+atexit.register(last)
+"""
+    done = run(code, tmp_path / "a.h5")
+    assert (done.stdout, done.stderr) == ("saved\n", "")
+
+
 def test_the_error_of_a_forgotten_task_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     def task() -> None:
         raise OSError("lost?")
