@@ -46,14 +46,14 @@ def progress(what: str, total: int) -> Iterator[Advance]:
     """
     bar = _bar(what, total)
     if bar is None:
-        yield _nothing
+        yield nothing
         return
     with bar:
         yield bar.update
 
 
-def _nothing(count: int) -> None:
-    pass
+def nothing(count: int) -> None:
+    """Show no progress."""
 
 
 def _bar(what: str, total: int) -> Any:

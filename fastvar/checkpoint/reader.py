@@ -15,8 +15,9 @@ import xxhash
 from fastvar.buffers import Array
 from fastvar.checkpoint.background import helpers
 from fastvar.checkpoint.locks import close_read
-from fastvar.checkpoint.progress import Advance, progress
+from fastvar.checkpoint.progress import Advance, nothing, progress
 from fastvar.checkpoint.record import (
+    CHUNK,
     LARGE,
     MAX_JSON,
     USER_BLOCK,
@@ -28,7 +29,7 @@ from fastvar.checkpoint.record import (
     uncovered,
 )
 
-_ROOM = 1 << 17
+_ROOM = 1 << 18
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
@@ -190,13 +191,25 @@ class File:
         self.close()
 
     def _digest(self, name: str, target: Array | None = None) -> str:
-        """The hash of the tensor's bytes as they are, which are copied to `target` if given."""
+        """The hash of the tensor's bytes as they are, which are read into `target` if given."""
         entry, digest = self.entries[name], xxhash.xxh3_128()
-        large = entry.length >= LARGE
-        window = self._window.again() if large else self._window  # large ones may have threads of their own
-        advance = self._advance if large else None
-        self._guarded(name, window.hash, entry.offset or 0, entry.length, digest, target, advance)
+        offset, length = entry.offset or 0, entry.length
+        advance = self._advance if self._advance is not None and length >= LARGE else nothing
+        if target is not None:
+            self._guarded(name, self._read, offset, target.data, digest, advance)
+        elif length >= LARGE:  # in a thread of its own, perhaps
+            self._guarded(name, self._window.again().hash, offset, length, digest, advance)
+        else:
+            self._guarded(name, self._window.hash, offset, length, digest)
         return digest.hexdigest()
+
+    def _read(self, offset: int, target: memoryview, digest: xxhash.xxh3_128, advance: Advance) -> None:
+        """Read bytes to where they are to go, and hash them."""
+        for start in range(0, target.nbytes, CHUNK):
+            part = target[start : start + CHUNK]
+            _fill(self._descriptor, part, offset + start)
+            digest.update(part)
+            advance(part.nbytes)
 
     def _guarded(self, name: str, reading: Callable[..., Any], *arguments: Any) -> Any:
         """Do some reading for a tensor, which its errors will name."""
@@ -220,8 +233,7 @@ class File:
 class _Window:
     """The bytes of a file, read into a small room.
 
-    It stays in the cache: reading so, and copying from there, takes half as long as reading into memory where the
-    bytes are to go. And small tensors come many at a time.
+    It stays in the cache, so that only to verify takes less time; and small tensors come many at a time.
     """
 
     def __init__(self, descriptor: int, length: int) -> None:
@@ -243,23 +255,13 @@ class _Window:
             self._start, self._held, at = offset, part, 0
         return self._held[at:]
 
-    def hash(
-        self,
-        offset: int,
-        length: int,
-        digest: xxhash.xxh3_128,
-        target: Array | None = None,
-        advance: Advance | None = None,
-    ) -> None:
-        """Update `digest` with a stretch, which is copied to `target` if given, and tell how far it is."""
+    def hash(self, offset: int, length: int, digest: xxhash.xxh3_128, advance: Advance = nothing) -> None:
+        """Update `digest` with a stretch, and tell how far it is."""
         done = 0
         while done < length:
             part = self.part(offset + done)[: length - done]
             digest.update(part)
-            if target is not None:
-                np.copyto(target[done : done + part.nbytes], part)
-            if advance is not None:
-                advance(part.nbytes)
+            advance(part.nbytes)
             done += part.nbytes
 
 
