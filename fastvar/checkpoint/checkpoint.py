@@ -105,8 +105,9 @@ class Checkpoint:
     ) -> Restored:
         """Read a file, verify all of it, and only then give every object its saved state.
 
-        Large tensors are read twice, first to verify them, then into place, so that they are in memory only once. A
-        file that another program writes into just between the two is an error that says what it has done.
+        Large tensors are read twice, first to verify them, then into place: so they are in memory only once. What
+        changes in the file between the two is told by an error.
+
         An optimizer that is not built yet is built as it was. Hyperparameters come back as they were saved,
         also those given otherwise to the constructor (a schedule that is a plain function stays the program's):
         set after the restore what is to differ. The streams of random generators come back, the count of
