@@ -52,6 +52,7 @@ avx512: $(VENV)/.test
 $(VENV)/.%: $(SOURCES)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	test $* != lint || touch $(VENV)/.test # of which it has everything: no need to build again
 	touch $@
 
 clean:
