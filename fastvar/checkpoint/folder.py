@@ -45,6 +45,7 @@ class Folder:
                 continue  # removed since: by the other thread, or the user
             except OSError as error:
                 damaged.append(str(error))
+        self._read = {name: seen for name, seen in self._read.items() if name in names}
         return sorted(found, key=lambda f: (f.counter, f.step, f.path)), damaged
 
     def _look(self, name: str, pinned: bool) -> Found:
