@@ -38,7 +38,7 @@ sanitize: $(VENV)/.test
 
 # The faults of tests/faults, with 10,000 kills.
 soak: $(VENV)/.test
-	FASTVAR_KILLS=10000 $(PYTEST) tests/faults -s
+	FASTVAR_KILLS=10000 $(PYTEST) -rP tests/faults # with the figures
 
 # The same faults for everyone else: docs/faults.md.
 faults: $(VENV)/.test
