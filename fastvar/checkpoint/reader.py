@@ -126,14 +126,17 @@ class File:
             If a tensor is not what it was a moment ago; arrays are then overwritten in part.
         """
         names = [name for name, _ in targets]
-        digests = self._beside(self._digest, names, [array.reshape(-1).view(np.uint8) for _, array in targets])
-        changed = [name for name, digest in zip(names, digests, strict=True) if digest != self.entries[name].hash]
-        if changed:
+        try:
+            digests = self._beside(self._digest, names, [array.reshape(-1).view(np.uint8) for _, array in targets])
+            changed = [n for n, digest in zip(names, digests, strict=True) if digest != self.entries[n].hash]
+            if changed:
+                raise self._damaged(changed)
+        except CheckpointError as error:
             raise CheckpointError(
-                f"{self.path}: {changed[0]!r} changed while it was being restored, which has overwritten part of "
-                "what is here; restore another checkpoint",
-                damaged=changed,
-            )
+                f"{error}; it changed while it was being restored, which has overwritten part of what is here",
+                errno=error.errno,
+                damaged=error.damaged,
+            ) from error
 
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Verify tensors, by default all, in little memory. (The rest was verified at opening.)

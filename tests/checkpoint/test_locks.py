@@ -1,0 +1,131 @@
+"""Locks and debris: one program at a time saves into a folder, and only what nobody writes is cleaned."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from managing import files, manager, run
+
+import fastvar as fv
+from fastvar.checkpoint import locks, names
+
+
+def test_one_manager_saves_and_the_other_is_told_who(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    one, two = manager(tmp_path, w), manager(tmp_path, w)
+    one.save(1)
+    with pytest.raises(fv.CheckpointError, match=rf"not saved: pid {os.getpid()} on .* is saving here \(this"):
+        two.save(2)
+    assert two.restore_or_initialize() == one.latest_checkpoint  # reading needs no lock
+    code = "fv.CheckpointManager(fv.Checkpoint(w=fv.Variable([1.0])), sys.argv[1]).save(3)"
+    other = run(code, tmp_path)
+    assert other.returncode == 1
+    assert f"CheckpointError: {tmp_path}: not saved: pid {os.getpid()} on " in other.stderr
+    one.close()
+    assert run(code, tmp_path).returncode == 0
+    two.save(4)
+    del two
+    one.save(5)  # what is gone holds nothing
+    assert len(one.checkpoints) == 4
+    assert one.save(6) is not None
+
+
+def test_of_eight_processes_one_saves_and_seven_are_told_who(tmp_path: Path) -> None:
+    code = """
+import multiprocessing
+
+def work(start, results, done):
+    manager = fv.CheckpointManager(fv.Checkpoint(w=fv.Variable([1.0])), sys.argv[1])
+    start.wait()
+    try:
+        manager.save(1)
+        results.put(("saved", str(os.getpid())))
+    except fv.CheckpointError as error:
+        results.put(("told", str(error)))
+    done.wait()  # with the lock, if it has it
+
+context = multiprocessing.get_context("fork")
+start, done, results = context.Barrier(8), context.Barrier(9), context.Queue()
+children = [context.Process(target=work, args=(start, results, done)) for _ in range(8)]
+for child in children:
+    child.start()
+said = [results.get(timeout=30) for _ in children]
+done.wait()
+for child in children:
+    child.join()
+(winner,) = [text for kind, text in said if kind == "saved"]
+told = [text for kind, text in said if kind == "told"]
+assert len(told) == 7, said
+assert all(f"not saved: pid {winner} on " in text for text in told), said
+"""
+    done = run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path) == ["ckpt-1.h5"]
+
+
+def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
+    code = """
+manager = fv.CheckpointManager(fv.Checkpoint(w=fv.Variable([1.0])), sys.argv[1])
+manager.save(1)
+if os.fork() == 0:
+    sys.stdout.close()
+    os.close(1), os.close(2)
+    import time
+    time.sleep(30)
+print("done", flush=True)
+os._exit(0)
+"""
+    assert run(code, tmp_path).stdout == "done\n"
+    assert manager(tmp_path, fv.Variable([1.0])).save(2) is not None
+
+
+def test_without_locks_a_manager_says_so_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def none(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    (tmp_path / ".fastvar-0123.tmp").write_text("somebody's?")
+    one = manager(tmp_path, fv.Variable([1.0]))
+    with pytest.warns(RuntimeWarning, match=r"\.lock: this file system has no locks"):
+        one.save(1)
+    one.save(2)
+    assert files(tmp_path) == [".fastvar-0123.tmp", "ckpt-1.h5", "ckpt-2.h5"]
+
+
+def test_debris_is_cleaned_and_nothing_else(tmp_path: Path) -> None:
+    foreign = [".fastvar-x.tmp.txt", "fastvar-1.tmp", ".other-1.tmp"]
+    for name in (".fastvar-dead.tmp", ".fastvar-living.tmp", *foreign):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".fastvar-link.tmp").symlink_to(tmp_path / "fastvar-1.tmp")
+    (tmp_path / ".fastvar-directory.tmp").mkdir()
+    with open(tmp_path / ".fastvar-living.tmp") as file:
+        assert locks.try_lock(file.fileno())
+        fv.Checkpoint(w=fv.Variable([1.0])).save(tmp_path / "a.h5")
+        living = [".fastvar-directory.tmp", ".fastvar-link.tmp", ".fastvar-living.tmp"]
+        assert files(tmp_path) == sorted([*living, *foreign, "a.h5"])
+    names.clean(str(tmp_path))
+    assert files(tmp_path) == sorted([*living[:2], *foreign, "a.h5"])
+
+
+def test_a_temporary_file_taken_for_debris_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def lock(descriptor: int) -> bool:
+        asked.append(descriptor)
+        if len(asked) == 1:  # another process cleans up: it has the lock
+            return False
+        if len(asked) == 2:  # or had it, and has removed the file
+            for path in tmp_path.glob(".fastvar-*.tmp"):
+                path.unlink()
+        return bool(locks.try_lock(descriptor))
+
+    monkeypatch.setattr(names, "try_lock", lock)
+    with names.temporary(str(tmp_path)) as (path, descriptor):
+        os.close(descriptor)
+        assert os.path.exists(path)
+        assert len(asked) == 3
