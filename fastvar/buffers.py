@@ -7,7 +7,7 @@ that names it, before anything is written.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -30,16 +30,22 @@ REAL = (np.dtype(np.float32), np.dtype(np.float64))  # what the rules compute in
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """Return an uninitialised C-contiguous array on a 64-byte boundary."""
-    dtype = np.dtype(dtype)
+    return _within(np.empty, shape, np.dtype(dtype))
+
+
+def _within(new: Callable[..., Array], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an array on its boundary in one that `new` makes."""
     nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
     boundary, place = (PAGE, next(_places)) if nbytes >= LARGE else (ALIGNMENT, 0)
-    raw = np.empty(nbytes + boundary + place, np.uint8)
+    raw = new(nbytes + boundary + place, np.uint8)
     start = -raw.ctypes.data % boundary + place
     return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
-def full(shape: tuple[int, ...], dtype: npt.DTypeLike, value: float) -> Array:
-    """Return an aligned array holding `value` everywhere."""
+def full(shape: tuple[int, ...], dtype: npt.DTypeLike, value: npt.ArrayLike) -> Array:
+    """Return an aligned array holding `value`, which is broadcast."""
+    if np.ndim(value) == 0 and value == 0:
+        return _within(np.zeros, shape, np.dtype(dtype))  # whose memory the system makes when it is first used
     array = empty(shape, dtype)
     array[...] = value
     return array

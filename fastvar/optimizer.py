@@ -183,12 +183,11 @@ class Optimizer(Formula):
         ours = slot in self.slots
         if ours and not self.keeps(slot, variable):
             return None
-        array = buffers.empty(self.slot_shape(slot, variable) if ours else variable.shape, variable.dtype)
+        shape = self.slot_shape(slot, variable) if ours else variable.shape
+        value = self.initial(slot, variable, group) if ours else 0
         if slot == "average":  # it begins where the weights are
-            array[...] = variable.value
-        else:
-            array[...] = self.initial(slot, variable, group) if ours else 0
-        return Variable(array, False, slot, copy=False)
+            value = variable.value
+        return Variable(buffers.full(shape, variable.dtype, value), False, slot, copy=False)
 
     def _refreshed(self) -> Engine:
         """Return an engine that knows the present hyperparameters, anew only if the plan itself must change."""

@@ -10,7 +10,7 @@ from fastvar.checkpoint.contents import Contents
 from fastvar.checkpoint.foreign import open_foreign
 from fastvar.checkpoint.names import make_directory
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import check_names, failing
+from fastvar.checkpoint.record import check_names, failing, uncollected
 from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.restore import NameMap, prepare_import, prepare_restore
 from fastvar.checkpoint.writer import write
@@ -100,6 +100,7 @@ class Checkpoint:
         """Whether there is just one optimizer, whose iterations count the steps."""
         return len(self._contents().optimizers) == 1
 
+    @uncollected()
     def restore(
         self, path: str | os.PathLike[str], *, partial: bool = False, name_map: NameMap | None = None
     ) -> Restored:

@@ -95,15 +95,11 @@ class Contents:
         """Return the places of all tensors by their names in a file."""
         places = {f"variables/{name}": v for name, v in self.variables.items()}
         for keyword, optimizer in self.optimizers.items():
+            owners = [self.name_of(variable) for variable in optimizer._variables]
             for slot, of_variable in optimizer._state.items():
-                for owner, place in zip(optimizer._variables, of_variable, strict=True):
-                    if place is None:
-                        continue
-                    name = f"{keyword}/{self.name_of(owner)}/{slot}"
-                    if places.setdefault(name, place) is not place:
-                        raise ValueError(
-                            f"Checkpoint: two variables of {keyword} are named {self.name_of(owner)!r}"
-                        )
+                for owner, place in zip(owners, of_variable, strict=True):
+                    if place is not None and places.setdefault(f"{keyword}/{owner}/{slot}", place) is not place:
+                        raise ValueError(f"Checkpoint: two variables of {keyword} are named {owner!r}")
         return places
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:

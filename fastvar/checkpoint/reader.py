@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from fastvar import threads
 from fastvar.buffers import Array
 from fastvar.checkpoint.background import helpers
 from fastvar.checkpoint.locks import close_read
@@ -22,6 +24,7 @@ from fastvar.checkpoint.record import (
     MAX_JSON,
     USER_BLOCK,
     CheckpointError,
+    Entry,
     Record,
     Section,
     parse_manifest,
@@ -29,7 +32,7 @@ from fastvar.checkpoint.record import (
     uncovered,
 )
 
-_ROOM = 1 << 18
+_ROOM = 1 << 19  # half of the L2 cache; with less, threads wait for one another's GIL
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
@@ -82,7 +85,8 @@ class File:
         uncovered(((part.offset, part.length) for part in sections), record.length)
         self.entries = parse_manifest(_read_section(self._descriptor, "manifest", record.manifest))
         self.state = parse_object(_read_section(self._descriptor, "state", record.state))
-        places = [(e.offset, e.length) for e in self.entries.values() if e.offset is not None]
+        places = [(offset, length) for _, _, offset, length, _ in self.entries.values() if offset is not None]
+        self._large = sum(length for _, length in places if length >= LARGE)
         places += [(part.offset, part.length) for part in sections]
         digest = xxhash.xxh3_128()
         for gap in uncovered(places, record.length):
@@ -101,19 +105,37 @@ class File:
         if name not in self.entries:
             raise CheckpointError(f"{self.path}: there is no tensor {name!r} in this checkpoint")
         entry = self.entries[name]
-        if entry.length >= LARGE or not entry.length:
-            return self._read_large(name)
-        with_neighbours = self._guarded(name, self._window.part, entry.offset, entry.length)
-        if xxhash.xxh3_128_hexdigest(with_neighbours[: entry.length]) != entry.hash:
-            raise self._damaged([name])
-        return np.ndarray(entry.shape, entry.dtype, with_neighbours).copy()
-
-    def _read_large(self, name: str) -> Array:
-        entry = self.entries[name]
         array = np.empty(entry.shape, entry.dtype)
-        if self._digest(name, array.reshape(-1).view(np.uint8)) != entry.hash:
+        if self._digest(name, self._window, array.reshape(-1).view(np.uint8)) != entry.hash:
             raise self._damaged([name])
         return array
+
+    def read_many(self, names: Sequence[str]) -> list[Array]:
+        """Verified tensors that have few bytes, but some: those that are neighbours in the file are read at once.
+
+        Raises
+        ------
+        CheckpointError
+            Naming every damaged tensor, or one that cannot be read.
+        """
+        arrays: list[Array] = []
+        damaged: list[str] = []
+        for group in _neighbours([self.entries[name] for name in names]):
+            kinds, shapes, offsets, lengths, hashes = zip(*group, strict=True)
+            start = offsets[0]
+            room = bytearray(offsets[-1] + lengths[-1] - start)
+            self._guarded(names[len(arrays)], _fill, self._descriptor, memoryview(room), start)
+            read: list[Any] = [
+                np.ndarray(s, k, room, o - start) for s, k, o in zip(shapes, kinds, offsets, strict=True)
+            ]
+            digests = tuple(map(xxhash.xxh3_128_hexdigest, read))
+            if digests != hashes:
+                whose = names[len(arrays) : len(arrays) + len(read)]
+                damaged += [n for n, is_, was in zip(whose, digests, hashes, strict=True) if is_ != was]
+            arrays += read
+        if damaged:
+            raise self._damaged(damaged)
+        return arrays
 
     def read_into(self, targets: Sequence[tuple[str, Array]]) -> None:
         """Read tensors that were just verified into arrays of their shapes and dtypes.
@@ -127,8 +149,8 @@ class File:
         """
         names = [name for name, _ in targets]
         try:
-            digests = self._beside(self._digest, names, [array.reshape(-1).view(np.uint8) for _, array in targets])
-            changed = [n for n, digest in zip(names, digests, strict=True) if digest != self.entries[n].hash]
+            digests = self._digests([(name, array.reshape(-1).view(np.uint8)) for name, array in targets])
+            changed = [name for name in names if digests[name] != self.entries[name].hash]
             if changed:
                 raise self._damaged(changed)
         except CheckpointError as error:
@@ -149,27 +171,43 @@ class File:
         names = list(self.entries if names is None else names)
         small = [name for name in names if self.entries[name].length < LARGE]
         large = [name for name in names if self.entries[name].length >= LARGE]
-        digests = dict(zip(small, map(self._digest, small), strict=True))
+        digests = {name: self._digest(name, self._window) for name in small}
         with self.progress("verifying") if self._advance is None else contextlib.nullcontext():
-            digests |= zip(large, self._beside(self._digest, large), strict=True)
+            digests |= self._digests([(name, None) for name in large])
         damaged = [name for name in names if digests[name] != self.entries[name].hash]
         if damaged:
             raise self._damaged(damaged)
 
-    def _beside(self, work: Callable[..., str], names: list[str], *more: Iterable[Any]) -> list[str]:
-        """Do something for each tensor, by several threads."""
-        with helpers(max(1, len(names))) as pool:
+    def _digests(self, tensors: list[tuple[str, Array | None]]) -> dict[str, str]:
+        """The hash of each tensor, which is read into an array if one is given, by several threads."""
+        waiting = iter(tensors)
+        digests: dict[str, str] = {}
+
+        def work() -> None:
+            window = self._window.again()
             try:
-                return list(pool.map(work, names, *more))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+                for name, target in waiting:
+                    digests[name] = self._digest(name, window, target)
+            finally:
+                deque(waiting, 0)  # after an error, no one need go on
+
+        more = min(len(tensors), threads.get_num_threads()) - 1
+        with helpers(max(1, more)) as pool:
+            try:
+                futures = []
+                with contextlib.suppress(RuntimeError):  # no thread is to be had: alone, then
+                    futures += [pool.submit(work) for _ in range(more)]
+                work()
+                for future in futures:
+                    future.result()
+            finally:
+                deque(waiting, 0)
+        return digests
 
     @contextlib.contextmanager
     def progress(self, what: str, times: int = 1) -> Iterator[None]:
         """Show a progress bar for what is read inside this context, so many times, if that takes long."""
-        total = times * sum(e.length for e in self.entries.values() if e.length >= LARGE)
-        with progress(f"{what} {os.path.basename(self.path)}", total) as advance:
+        with progress(f"{what} {os.path.basename(self.path)}", times * self._large) as advance:
             self._advance = advance
             try:
                 yield
@@ -193,17 +231,15 @@ class File:
     ) -> None:
         self.close()
 
-    def _digest(self, name: str, target: Array | None = None) -> str:
+    def _digest(self, name: str, window: _Window, target: Array | None = None) -> str:
         """The hash of the tensor's bytes as they are, which are read into `target` if given."""
         entry, digest = self.entries[name], xxhash.xxh3_128()
         offset, length = entry.offset or 0, entry.length
         advance = self._advance if self._advance is not None and length >= LARGE else nothing
         if target is not None:
             self._guarded(name, self._read, offset, target.data, digest, advance)
-        elif length >= LARGE:  # in a thread of its own, perhaps
-            self._guarded(name, self._window.again().hash, offset, length, digest, advance)
         else:
-            self._guarded(name, self._window.hash, offset, length, digest)
+            self._guarded(name, window.hash, offset, length, digest, advance)
         return digest.hexdigest()
 
     def _read(self, offset: int, target: memoryview, digest: xxhash.xxh3_128, advance: Advance) -> None:
@@ -266,6 +302,20 @@ class _Window:
             digest.update(part)
             advance(part.nbytes)
             done += part.nbytes
+
+
+def _neighbours(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """Divide the entries where the next does not begin in the file where the one before ends, or it is much."""
+    first, end, most = 0, -1, 0
+    for number, entry in enumerate(entries):
+        at = entry.offset or 0
+        if at != end or at > most:
+            if number:
+                yield entries[first:number]
+            first, most = number, at + _ROOM
+        end = at + entry.length
+    if entries:
+        yield entries[first:]
 
 
 def peek(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Any]]:

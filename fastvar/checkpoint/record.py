@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -70,6 +73,18 @@ def failing(path: str, what: str = "not saved") -> Iterator[None]:
         raise
     except OSError as error:
         raise CheckpointError(f"{path}: {what}: {error.strerror or error}", errno=error.errno) from error
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect no garbage inside: to look through thousands of new objects takes longer than to make them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Saved(NamedTuple):
@@ -155,6 +170,10 @@ class Entry(NamedTuple):
     hash: str
 
 
+_new_entry = functools.partial(tuple.__new__, Entry)
+_MALFORMED = (TypeError, ValueError, LookupError)
+
+
 @functools.cache
 def dtype_named(name: str) -> np.dtype[Any]:
     """The little-endian dtype that `name` stands for in a manifest; ValueError if none does."""
@@ -167,9 +186,9 @@ def dtype_named(name: str) -> np.dtype[Any]:
 def check_names(names: Iterable[str]) -> None:
     """Raise ValueError (TypeError) unless `names` are HDF5 paths that can stand in one file."""
     names = [MANIFEST, STATE, *names]
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"tensor names must be str, got {name!r}")
+    if not all(map(isinstance, names, repeat(str))):
+        strange_name = next(name for name in names if not isinstance(name, str))
+        raise TypeError(f"tensor names must be str, got {strange_name!r}")
     datasets = set(names)
     if len(datasets) != len(names):
         raise ValueError(f"{MANIFEST!r} and {STATE!r} are fastvar's own: choose another name")
@@ -232,14 +251,16 @@ def parse_manifest(text: bytes) -> dict[str, Entry]:
     """The entries by name; ValueError, naming the tensor, for anything that cannot be true."""
     manifest = parse_object(text)
     check_names(manifest)
-    entries = {}
-    name = ""
     try:
-        for name, fields in manifest.items():
-            entries[name] = _entry(**fields)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"tensor {name!r}: {error}") from error
-    return entries
+        return dict(zip(manifest, _entries(manifest.values()), strict=True))
+    except _MALFORMED:
+        for name, fields in manifest.items():  # whose is it?
+            try:
+                _entries([fields])
+            except _MALFORMED as error:
+                cause = error if type(error) is ValueError else "its entry in the manifest is malformed"
+                raise ValueError(f"tensor {name!r}: {cause}") from error
+        raise
 
 
 def parse_object(text: bytes) -> dict[str, Any]:
@@ -253,20 +274,28 @@ def parse_object(text: bytes) -> dict[str, Any]:
     return value
 
 
-def _entry(dtype: Any, shape: Any, offset: Any, length: Any, hash: Any) -> Entry:
-    if type(shape) is not list or type(hash) is not str or len(shape) > MAX_RANK:
-        raise ValueError("its entry in the manifest is malformed")
-    kind = _kind(dtype, length, *shape)
-    if (type(offset) is not int or offset < 0) if length else offset is not None:
-        raise ValueError(f"its {length} bytes cannot be at {offset!r}")
-    return Entry(kind, tuple(shape), offset, length, hash)
+def _entries(entries: Collection[Any]) -> list[Entry]:
+    """The entries that dicts stand for, checked all at once: they are many."""
+    if not entries:
+        return []
+    if {*map(len, entries)} - {len(Entry._fields)}:
+        raise TypeError
+    kinds, shapes, offsets, lengths, hashes = zip(*map(itemgetter(*Entry._fields), entries), strict=True)
+    if {*map(type, shapes)} - {list} or {*map(type, hashes)} - {str}:
+        raise TypeError
+    if {*map(type, chain(lengths, chain.from_iterable(shapes)))} - {int}:
+        raise TypeError
+    if {*zip(map(bool, lengths), map(type, offsets), strict=True)} - {(True, int), (False, type(None))}:
+        raise ValueError("what has bytes must have an offset, and only that")
+    shapes = tuple(map(tuple, shapes))
+    dtypes = map(_kind, kinds, shapes, lengths)
+    return [*map(_new_entry, zip(dtypes, shapes, offsets, lengths, hashes, strict=True))]
 
 
-@functools.lru_cache(typed=True)  # few differ among thousands; typed, as 1 equals True and 1.0
-def _kind(dtype: Any, length: Any, *shape: Any) -> np.dtype[Any]:
-    for number in (length, *shape):
-        if type(number) is not int or number < 0:
-            raise ValueError("its entry in the manifest is malformed")
+@functools.lru_cache  # few differ among thousands
+def _kind(dtype: Any, shape: tuple[int, ...], length: int) -> np.dtype[Any]:
+    if len(shape) > MAX_RANK or min((length, *shape)) < 0:
+        raise TypeError
     kind = dtype_named(dtype)
     if kind.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
         raise ValueError("its shape is too large")

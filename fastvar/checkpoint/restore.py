@@ -63,17 +63,24 @@ def _prepare(contents: Contents, file: File, partial: bool, rename: Rename) -> t
     places = contents.tensors()
     if refused:  # slots without their optimizer mean nothing
         places = {name: place for name, place in places.items() if name.partition("/")[0] not in refused}
-    wanted = {name: (place, _source(name, rename)) for name, place in places.items()}
-    taking, used, wrong = _match(wanted, file, restored, lambda there, here: False)
+    sources = places if rename is _same else [_source(name, rename) for name in places]
+    wanted = dict(zip(places, sources, strict=True))
+    taking, used, wrong = _match(places, wanted, file, restored, lambda there, here: False)
     restored.skipped += [n for n in file.entries if n not in used and not n.startswith("state/")]
     if not partial:
         wrong += restored.refused
     if wrong or (not partial and (restored.missing or restored.skipped)):
         raise ValueError(mismatch(restored, wrong, file.entries))
-    large = [(name, place._array) for place, name in taking if file.entries[name].length >= LARGE]
-    small = [(place._array, file.read(name)) for place, name in taking if file.entries[name].length < LARGE]
-    file.verify(name for name, _ in large)
-    return restored, [*commits, functools.partial(file.read_into, large), functools.partial(_assign, small)]
+    large, few, targets = [], [], []
+    for name, source in taking.items():
+        if 0 < file.entries[source].length < LARGE:
+            few.append(source)
+            targets.append(places[name]._array)
+        else:
+            large.append((source, places[name]._array))
+    small = functools.partial(_assign, targets, file.read_many(few))
+    file.verify(source for source, _ in large)
+    return restored, [*commits, functools.partial(file.read_into, large), small]
 
 
 def prepare_import(
@@ -87,21 +94,21 @@ def prepare_import(
     rename = _renamer(name_map)
     explicit = name_map if isinstance(name_map, Mapping) else {}
     wanted = {}
-    for name, place in places.items():
+    for name in places:
         target = explicit[name] if name in explicit and name in slots else _source(name, rename)
         if target is not None and target.startswith("variables/"):
             bare = target.removeprefix("variables/")
             target = target if bare not in file.entries and target in file.entries else bare
         if target in file.entries or name not in slots:
-            wanted[name] = place, target
+            wanted[name] = target
     restored = Restored(file.path, 0, notes=list(file.notes))
-    taking, used, wrong = _match(wanted, file, restored, _any if cast else _lossless)
+    taking, used, wrong = _match(places, wanted, file, restored, _any if cast else _lossless)
     restored.skipped += [name for name in file.entries if name not in used]
     if wrong or (not partial and (restored.missing or restored.skipped)):
         advice = "name_map={NAME: None} leaves a variable as it is; cast=True converts dtypes"
         raise ValueError(mismatch(restored, wrong, file.entries, advice))
     commits: list[Commit] = []
-    for place, name in _shown(taking, file.path):
+    for place, name in _shown([(places[name], source) for name, source in taking.items()], file.path):
         array = file.read(name)
         if array.dtype != place.dtype:
             restored.notes.append(f"{name}: {array.dtype} in the file, {place.dtype} here")
@@ -110,9 +117,9 @@ def prepare_import(
     return restored, commits
 
 
-def _assign(pairs: list[tuple[Array, Array]]) -> None:
-    for target, source in pairs:
-        np.copyto(target, source)
+def _assign(targets: list[Array], arrays: list[Array]) -> None:
+    for target, source in zip(targets, arrays, strict=True):
+        target[...] = source
 
 
 def _shown(taking: list[tuple[Variable, str]], path: str) -> Iterator[tuple[Variable, str]]:
@@ -124,15 +131,19 @@ def _shown(taking: list[tuple[Variable, str]], path: str) -> Iterator[tuple[Vari
 
 
 def _match(
-    wanted: Mapping[str, tuple[Variable, str | None]], file: Source, restored: Restored, convertible: Convert
-) -> tuple[list[tuple[Variable, str]], set[str], list[str]]:
-    """Find each place's entry; return what to read where, the names in the file, and what does not fit."""
-    taking, used, wrong = [], set(), []
-    entries, taken = file.entries, restored.taken
-    for name, (place, source) in wanted.items():
+    places: Mapping[str, Variable],
+    wanted: Mapping[str, str | None],
+    file: Source,
+    restored: Restored,
+    convertible: Convert,
+) -> tuple[dict[str, str], set[str], list[str]]:
+    """Find the entry wanted for each place; return those to be read, the names in the file, and what is wrong."""
+    taking, used, wrong = {}, set(), []
+    entries = file.entries
+    for name, source in wanted.items():
         if source is None:
             continue
-        entry, array = entries.get(source), place._array
+        entry, array = entries.get(source), places[name]._array
         if entry is None:
             same = source in {name, name.removeprefix("variables/")}
             restored.missing.append(name if same else f"{name} (as {source})")
@@ -140,11 +151,11 @@ def _match(
         used.add(source)
         there = entry.dtype
         if entry.shape == array.shape and (there == array.dtype or convertible(there, array.dtype)):
-            taking.append((place, source))
-            taken.append(name)
+            taking[name] = source
         else:
             here = f"{array.dtype}{list(array.shape)}"
             wrong.append(f"{name}: {here} here, {there}{list(entry.shape)} in the file")
+    restored.taken += taking
     return taking, used, wrong
 
 
@@ -231,8 +242,6 @@ def _check_map(name_map: Mapping[str, str | None], here: Iterable[str], there: I
 
 def _source(name: str, rename: Rename) -> str | None:
     """Return the name in the file of a tensor here; slots follow their variables."""
-    if rename is _same:
-        return name
     kind, _, rest = name.partition("/")
     variable, slot = (rest, "") if kind == "variables" else rest.rsplit("/", 1)
     target = rename(variable)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,63 @@ def test_a_damaged_file_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(fv.CheckpointError, match=r"a\.h5"):
         second.checkpoint.restore(path)
     assert snapshot(second) == before
+
+
+SIZES = [3, 0, 1 << 15, 1, 100, 8000, 0, 1 << 16, 7, 8000, 20]
+
+
+def many(order: list[int], value: float) -> list[fv.Variable]:
+    return [fv.Variable(np.full(SIZES[i], value), name=f"w{i}") for i in order]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tensors_come_back_in_any_order_and_number(seed: int, tmp_path: Path) -> None:
+    path = fv.Checkpoint(variables=many([*range(len(SIZES))], 2.0)).save(tmp_path / "a.h5")
+    order = np.random.default_rng(seed).permutation(len(SIZES))[: len(SIZES) - seed].tolist()
+    variables = many(order, 1.0)
+    restored = fv.Checkpoint(variables=variables).restore(path, partial=True)
+    assert sorted(restored.taken) == sorted(f"variables/w{i}" for i in order)
+    assert all((v.value == 2.0).all() for v in variables)
+
+
+@pytest.mark.parametrize("victim", [0, 2, 4, 10])
+def test_the_damaged_tensor_alone_is_named(victim: int, tmp_path: Path) -> None:
+    variables = many([*range(len(SIZES))], 2.0)
+    path = Path(fv.Checkpoint(variables=variables).save(tmp_path / "a.h5"))
+    with fv.checkpoint.reader.File(path) as file:
+        offset = file.entries[f"variables/w{victim}"].offset
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+    here = many([*range(len(SIZES))], 1.0)
+    with pytest.raises(fv.CheckpointError) as caught:
+        fv.Checkpoint(variables=here).restore(path)
+    assert caught.value.damaged == (f"variables/w{victim}",)
+    assert all((v.value == 1.0).all() for v in here)
+
+
+def test_restoring_needs_no_second_thread(tmp_path: Path, monkeypatch: Any) -> None:
+    path = fv.Checkpoint(variables=many([2, 7], 2.0)).save(tmp_path / "a.h5")
+    here = many([2, 7], 1.0)
+
+    def none(thread: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    fv.Checkpoint(variables=here).restore(path)
+    assert all((v.value == 2.0).all() for v in here)
+
+
+def test_garbage_is_collected_after_a_restore_as_before(tmp_path: Path) -> None:
+    checkpoint = fv.Checkpoint(w=fv.Variable(1.0))
+    path = checkpoint.save(tmp_path / "a.h5")
+    for enabled in (False, True):
+        (gc.enable if enabled else gc.disable)()
+        checkpoint.restore(path)
+        assert gc.isenabled() == enabled
+        with pytest.raises(FileNotFoundError):
+            checkpoint.restore(tmp_path / "none.h5")
+        assert gc.isenabled() == enabled
 
 
 def test_what_changes_between_verifying_and_reading_is_told(tmp_path: Path, monkeypatch: Any) -> None:
