@@ -47,7 +47,7 @@ def savers(training: Training) -> dict[str, Saver]:
         training.checkpoint.save(f"{folder}/model.h5")
 
     everyone = {
-        RAW: _raw(training.arrays),
+        RAW: raw_saver(training.arrays),
         FASTVAR: Saver(fastvar, lambda folder: training.checkpoint.restore(f"{folder}/model.h5")),
     }
     flat = {name.replace("/", "_"): array for name, array in training.arrays.items()}
@@ -67,7 +67,8 @@ def _other(form: Format, arrays: Arrays) -> Saver:
     return Saver(lambda folder: form.save(folder, arrays), load)
 
 
-def _raw(arrays: Arrays) -> Saver:
+def raw_saver(arrays: Arrays) -> Saver:
+    """Write and read arrays by plain calls, one after the other."""
     views = [array.reshape(-1).view(np.uint8) for array in arrays.values()]
 
     def save(folder: str) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import random
 import resource
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,6 +136,21 @@ def test_restore(size: str, cold: bool, everyone: dict[str, Saver], show: Any, t
             times[name].append(took(lambda saver=saver, folder=folder: saver.load(str(folder))))
     how = "from the disk" if cold else "from the system's cache"
     show(f"Restore (fastvar: verified), {size}, {how}", ["", "median", "of raw speed", "x fastvar"], rows(times))
+
+
+def test_restore_in_a_new_process(show: Any, tmp_path: Path) -> None:
+    """As a program does that goes on: memory is new, and no optimizer is built."""
+    sizes = SIZES["one gigabyte"]
+    everyone = savers(Training(sizes))
+    times: Times = {RAW: [], FASTVAR: []}
+    for name in times:
+        everyone[name].save(str(tmp_path))
+    for _ in range(ROUNDS["one gigabyte"]):
+        for name in times:
+            command = [sys.executable, "-m", "bench.resume", tmp_path, name, len(sizes), sizes[0]]
+            done = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True)
+            times[name].append(float(done.stdout))
+    show("Restore, one gigabyte, in a new process", ["", "median", "of raw speed", "x fastvar"], rows(times))
 
 
 class NoHash:
