@@ -1,6 +1,6 @@
 """Restore weights and moments in a new process, where no optimizer is built yet, and print the seconds it took.
 
-    python -m bench.resume FOLDER fastvar|"raw bytes" COUNT SIZE
+python -m bench.resume FOLDER fastvar|"raw bytes" COUNT SIZE
 """
 
 from __future__ import annotations

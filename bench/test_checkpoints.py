@@ -138,7 +138,8 @@ def test_restore(size: str, cold: bool, everyone: dict[str, Saver], show: Any, t
     show(f"Restore (fastvar: verified), {size}, {how}", ["", "median", "of raw speed", "x fastvar"], rows(times))
 
 
-def test_restore_in_a_new_process(show: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cold", [False, True], ids=["cached", "cold"])
+def test_restore_in_a_new_process(cold: bool, show: Any, tmp_path: Path) -> None:
     """As a program does that goes on: memory is new, and no optimizer is built."""
     sizes = SIZES["one gigabyte"]
     everyone = savers(Training(sizes))
@@ -147,10 +148,15 @@ def test_restore_in_a_new_process(show: Any, tmp_path: Path) -> None:
         everyone[name].save(str(tmp_path))
     for _ in range(ROUNDS["one gigabyte"]):
         for name in times:
+            if cold:
+                drop(str(tmp_path))
             command = [sys.executable, "-m", "bench.resume", tmp_path, name, len(sizes), sizes[0]]
             done = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True)
             times[name].append(float(done.stdout))
-    show("Restore, one gigabyte, in a new process", ["", "median", "of raw speed", "x fastvar"], rows(times))
+    how = "from the disk" if cold else "from the system's cache"
+    show(
+        f"Restore, one gigabyte, in a new process, {how}", ["", "median", "of raw speed", "x fastvar"], rows(times)
+    )
 
 
 class NoHash:

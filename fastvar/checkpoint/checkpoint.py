@@ -106,7 +106,8 @@ class Checkpoint:
     ) -> Restored:
         """Read a file, verify all of it, and only then give every object its saved state.
 
-        Large tensors are read twice, first to verify them, then into place: so they are in memory only once. What
+        Large tensors are read twice, first to verify them, then into place: so they are in memory only once (but
+        the slots of an optimizer that is not built yet are read once: they hold nothing that could be lost). What
         changes in the file between the two is told by an error.
 
         An optimizer that is not built yet is built as it was. Hyperparameters come back as they were saved,

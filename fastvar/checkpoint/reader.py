@@ -138,27 +138,14 @@ class File:
         return arrays
 
     def read_into(self, targets: Sequence[tuple[str, Array]]) -> None:
-        """Read tensors that were just verified into arrays of their shapes and dtypes.
-
-        Reading twice costs less than keeping all of them in memory: new memory is slow, and may be short.
+        """Read tensors into arrays of their shapes and dtypes, and only then know whether they are whole.
 
         Raises
         ------
         CheckpointError
-            If a tensor is not what it was a moment ago; arrays are then overwritten in part.
+            Naming every damaged tensor, or one that cannot be read. Arrays are then overwritten in part.
         """
-        names = [name for name, _ in targets]
-        try:
-            digests = self._digests([(name, array.reshape(-1).view(np.uint8)) for name, array in targets])
-            changed = [name for name in names if digests[name] != self.entries[name].hash]
-            if changed:
-                raise self._damaged(changed)
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{error}; it changed while it was being restored, which has overwritten part of what is here",
-                errno=error.errno,
-                damaged=error.damaged,
-            ) from error
+        self._compare(self._digests([(name, array.reshape(-1).view(np.uint8)) for name, array in targets]))
 
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Verify tensors, by default all, in little memory. (The rest was verified at opening.)
@@ -174,7 +161,10 @@ class File:
         digests = {name: self._digest(name, self._window) for name in small}
         with self.progress("verifying") if self._advance is None else contextlib.nullcontext():
             digests |= self._digests([(name, None) for name in large])
-        damaged = [name for name in names if digests[name] != self.entries[name].hash]
+        self._compare({name: digests[name] for name in names})
+
+    def _compare(self, digests: dict[str, str]) -> None:
+        damaged = [name for name, digest in digests.items() if digest != self.entries[name].hash]
         if damaged:
             raise self._damaged(damaged)
 

@@ -15,7 +15,7 @@ from fastvar.checkpoint.contents import Commit, Contents, Rename
 from fastvar.checkpoint.foreign.source import Foreign, HasSpec
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import EXTENDED, LARGE
+from fastvar.checkpoint.record import EXTENDED, LARGE, CheckpointError
 from fastvar.checkpoint.report import Like, Restored, mismatch
 from fastvar.variable import Variable
 
@@ -47,16 +47,19 @@ def prepare_restore(
         there = [name.partition("/")[2] for name in file.entries if not name.startswith("state/")]
         _check_map(name_map, _owners(contents), there, file.path)
     rename = _renamer(name_map)
-    built = _build_optimizers(contents, file.state, rename)
+    built: set[str] = set()
     try:
-        return _prepare(contents, file, partial, rename)
+        _build_optimizers(contents, file.state, rename, built)
+        return _prepare(contents, file, partial, rename, built)
     except BaseException:
-        for optimizer in built:
-            optimizer_state.unbuild(optimizer)
+        for keyword in built:
+            optimizer_state.unbuild(contents.optimizers[keyword])
         raise
 
 
-def _prepare(contents: Contents, file: File, partial: bool, rename: Rename) -> tuple[Restored, list[Commit]]:
+def _prepare(
+    contents: Contents, file: File, partial: bool, rename: Rename, built: set[str]
+) -> tuple[Restored, list[Commit]]:
     restored = Restored(file.path, file.step)
     kept = {name: file.read(name) for name in file.entries if name.startswith("state/")}
     commits, refused = _prepare_states(contents, file, kept, rename, restored)
@@ -71,16 +74,41 @@ def _prepare(contents: Contents, file: File, partial: bool, rename: Rename) -> t
         wrong += restored.refused
     if wrong or (not partial and (restored.missing or restored.skipped)):
         raise ValueError(mismatch(restored, wrong, file.entries))
-    large, few, targets = [], [], []
+    return restored, commits + _read(taking, places, file, built)
+
+
+def _read(taking: dict[str, str], places: Mapping[str, Variable], file: File, built: set[str]) -> list[Commit]:
+    """Verify tensors; return what will assign them.
+
+    Slots of an optimizer that was built just now hold nothing yet: they are read at once. Other large tensors are
+    read a second time. That costs less than keeping all of them in memory: new memory is slow, and may be short.
+    """
+    new: list[tuple[str, Array]] = []
+    large: list[tuple[str, Array]] = []
+    few, targets = [], []
     for name, source in taking.items():
+        array = places[name]._array
         if 0 < file.entries[source].length < LARGE:
             few.append(source)
-            targets.append(places[name]._array)
+            targets.append(array)
         else:
-            large.append((source, places[name]._array))
+            (new if name.partition("/")[0] in built else large).append((source, array))
     small = functools.partial(_assign, targets, file.read_many(few))
     file.verify(source for source, _ in large)
-    return restored, [*commits, functools.partial(file.read_into, large), small]
+    file.read_into(new)
+    return [functools.partial(_overwrite, file, large), small]
+
+
+def _overwrite(file: File, targets: list[tuple[str, Array]]) -> None:
+    """Read into place what was just verified."""
+    try:
+        file.read_into(targets)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; it changed while it was being restored, which has overwritten part of what is here",
+            errno=error.errno,
+            damaged=error.damaged,
+        ) from error
 
 
 def prepare_import(
@@ -180,9 +208,8 @@ def _prepare_states(
     return commits, refused
 
 
-def _build_optimizers(contents: Contents, state: dict[str, Any], rename: Rename) -> list[Any]:
+def _build_optimizers(contents: Contents, state: dict[str, Any], rename: Rename, built: set[str]) -> None:
     """Build those that are not built yet on the variables they were saved with, if all are here."""
-    built = []
     named = {str(rename(name)): v for name, v in contents.variables.items()}
     for keyword, optimizer in contents.optimizers.items():
         saved = state.get(keyword, {})
@@ -190,10 +217,9 @@ def _build_optimizers(contents: Contents, state: dict[str, Any], rename: Rename)
             names = [n for group in saved.get("groups", ()) for n in group["variables"]]
             if not optimizer._variables and names and all(n in named for n in names):
                 optimizer_state.build(optimizer, saved, named)
-                built.append(optimizer)
+                built.add(keyword)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{keyword}: the saved state is not one of an optimizer") from error
-    return built
 
 
 def _owners(contents: Contents) -> set[str]:

@@ -139,9 +139,10 @@ def test_what_changes_between_verifying_and_reading_is_told(tmp_path: Path, monk
     read_into = reader.File.read_into
 
     def damaged(file: Any, targets: Any) -> None:
-        content = bytearray(path.read_bytes())
-        content[file.entries["variables/w"].offset] ^= 1
-        path.write_bytes(content)
+        if targets:
+            content = bytearray(path.read_bytes())
+            content[file.entries["variables/w"].offset] ^= 1
+            path.write_bytes(content)
         read_into(file, targets)
 
     monkeypatch.setattr(reader.File, "read_into", damaged)
@@ -203,6 +204,28 @@ def test_an_unbuilt_optimizer_stays_unbuilt_if_the_restore_fails(tmp_path: Path)
         fv.Checkpoint(variables=[w], x=fv.Variable(1.0), optimizer=fresh).restore(path)
     assert not fresh.variables
     fresh.build([fv.Variable([1.0])])
+
+
+@pytest.mark.parametrize("size", [10, 1 << 16])
+def test_a_damaged_slot_leaves_an_unbuilt_optimizer_unbuilt(size: int, tmp_path: Path) -> None:
+    w = fv.Variable(np.ones(size), name="w")
+    optimizer = fv.optimizers.Adam()
+    optimizer.apply([np.ones(size)], [w])
+    path = Path(fv.Checkpoint(variables=[w], optimizer=optimizer).save(tmp_path / "a.h5"))
+    good = path.read_bytes()
+    with fv.checkpoint.reader.File(path) as file:
+        offset = file.entries["optimizer/w/momentum"].offset
+    path.write_bytes(good[:offset] + bytes([good[offset] ^ 1]) + good[offset + 1 :])
+    here, fresh = fv.Variable(np.zeros(size), name="w"), fv.optimizers.Adam()
+    checkpoint = fv.Checkpoint(variables=[here], optimizer=fresh)
+    with pytest.raises(fv.CheckpointError, match=r"damaged tensors: 'optimizer/w/momentum' \(not"):
+        checkpoint.restore(path)
+    assert not fresh.variables
+    assert not here.value.any()
+    path.write_bytes(good)
+    checkpoint.restore(path)
+    assert fresh.iterations == 1
+    assert all(np.array_equal(a, b) for a, b in zip(fresh.variables, optimizer.variables, strict=True))
 
 
 def test_two_of_one_name_are_an_error() -> None:
