@@ -197,12 +197,11 @@ def check_names(names: Iterable[str]) -> None:
     if strange or any(part in together for part in _FORBIDDEN):
         for name in names:
             _check_name(name)
-    groups = {name.rpartition("/")[0] for name in names}
-    for group in [*groups]:
-        above = group.rpartition("/")[0]
-        while above not in groups:
-            groups.add(above)
-            above = above.rpartition("/")[0]
+    groups: set[str] = set()
+    above = datasets
+    while above:
+        above = {name.rpartition("/")[0] for name in above} - groups
+        groups |= above
     both = groups & datasets
     if both:
         group = min(both)
@@ -280,14 +279,14 @@ def _entries(entries: Collection[Any]) -> list[Entry]:
         return []
     if {*map(len, entries)} - {len(Entry._fields)}:
         raise TypeError
-    kinds, shapes, offsets, lengths, hashes = zip(*map(itemgetter(*Entry._fields), entries), strict=True)
+    kinds, shapes, offsets, lengths, hashes = ([*map(itemgetter(field), entries)] for field in Entry._fields)
     if {*map(type, shapes)} - {list} or {*map(type, hashes)} - {str}:
         raise TypeError
     if {*map(type, chain(lengths, chain.from_iterable(shapes)))} - {int}:
         raise TypeError
     if {*zip(map(bool, lengths), map(type, offsets), strict=True)} - {(True, int), (False, type(None))}:
         raise ValueError("what has bytes must have an offset, and only that")
-    shapes = tuple(map(tuple, shapes))
+    shapes = [*map(tuple, shapes)]
     dtypes = map(_kind, kinds, shapes, lengths)
     return [*map(_new_entry, zip(dtypes, shapes, offsets, lengths, hashes, strict=True))]
 
