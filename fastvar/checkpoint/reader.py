@@ -274,10 +274,10 @@ class _Window:
         """Another window on the same file, for another thread."""
         return _Window(self._descriptor, self._length)
 
-    def part(self, offset: int, least: int = 1) -> memoryview:
-        """The bytes from `offset` on: at least so many, which are not more than the room has."""
+    def part(self, offset: int) -> memoryview:
+        """The bytes from `offset` on, as many as are at hand."""
         at = offset - self._start
-        if not 0 <= at <= self._held.nbytes - least:
+        if not 0 <= at < self._held.nbytes:
             self._held = self._room[:0]
             part = self._room[: self._length - offset]
             _fill(self._descriptor, part, offset)
