@@ -192,7 +192,7 @@ def every_stage_combination(size: int, rule: str) -> list[Spec]:
 @pytest.mark.parametrize("isa", kernels.ISAS)
 def test_instruction_set_is_compared(isa: str) -> None:
     if isa not in MODULES:
-        pytest.skip(f"this processor does not run {isa}; tools/avx512/run emulates one that does")
+        pytest.skip(f"this processor does not run {isa}; `make avx512` emulates one that does")
 
 
 def test_every_rule_has_a_case() -> None:
