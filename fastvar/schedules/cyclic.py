@@ -204,7 +204,7 @@ class Cyclic(LearningRateSchedule):
         if self.mode == "triangular2":
             height = scaled(height, 0.5, cycle)
         elif self.mode == "exp_range":
-            height *= self.gamma**step
+            height = scaled(height, self.gamma, step)
         return self.base_learning_rate * (1 - height) + self.max_learning_rate * height
 
     @property
