@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from fastvar.variable import Variable
 
 
-def walk(thing: Any, path: str = "") -> Iterator[tuple[str, Variable]]:
-    """Yield the variables reachable from `thing` with their paths: modules, lists, tuples, dicts, variables."""
-    yield from _walk(thing, path, set())
+def walk(thing: Any, path: str = "") -> list[tuple[str, Variable]]:
+    """Return the variables reachable from `thing` with their paths: modules, lists, tuples, dicts, variables."""
+    found: list[tuple[str, Variable]] = []
+    _walk(thing, path, set(), found)
+    return found
 
 
-def _walk(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Variable]]:
+def _walk(thing: Any, path: str, seen: set[int], found: list[tuple[str, Variable]]) -> None:
+    if id(thing) in seen:  # shared or cyclic: listed once, under its first path
+        return
+    children: Any = ()
     if isinstance(thing, Variable):
-        children: Any = None
+        found.append((path, thing))
     elif isinstance(thing, Module):
         children = vars(thing).items()
     elif isinstance(thing, dict):
@@ -24,14 +28,9 @@ def _walk(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Variable
         children = enumerate(thing)
     else:
         return
-    if id(thing) in seen:  # shared or cyclic: listed once, under its first path
-        return
     seen.add(id(thing))
-    if children is None:
-        yield path, thing
-        return
     for key, child in children:
-        yield from _walk(child, f"{path}/{key}" if path else str(key), seen)
+        _walk(child, f"{path}/{key}" if path else str(key), seen, found)
 
 
 class Module:

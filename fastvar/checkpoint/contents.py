@@ -59,7 +59,7 @@ class Contents:
             if keyword in RESERVED:
                 raise ValueError(f"Checkpoint: an optimizer cannot be given as {keyword}=")
             self.optimizers[keyword] = thing
-        elif isinstance(thing, (Module, Variable, list, tuple)) or any(True for _ in walk(thing)):
+        elif isinstance(thing, (Module, Variable, list, tuple)) or walk(thing):
             if not _only_variables(thing):
                 raise TypeError(
                     f"Checkpoint: {keyword}= must hold either variables and modules only, or no variable and be a "
