@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from rich.table import Table
 
 from bench.cases import Case
 from bench.contenders import FASTVAR, LIMIT, OUT, TORCH, WRITTEN
+
+os.environ["KERAS_BACKEND"] = "numpy"  # before anything imports Keras
 
 COLUMNS = ("case", "fastvar", "GB/s", "x NumPy", "x NumPy out=", "of traffic limit", "x torch")
 Report = dict[Case, dict[str, float]]

@@ -138,7 +138,7 @@ class Checkpoint:
         ValueError
             If names, shapes or dtypes do not match: one error for all of them.
         """
-        with File(path) as file, file.progress("restoring", times=2):
+        with File(path) as file:
             restored, commits = prepare_restore(self._contents(), file, partial, name_map)
             for commit in commits:
                 commit()

@@ -34,17 +34,18 @@ class Folder:
     def scan(self) -> tuple[list[Found], list[str]]:
         """Return the checkpoints, oldest first, and messages about files that look like damaged ones."""
         found, damaged = [], []
-        with failing(self.directory, "cannot be read"):
-            names = set(os.listdir(self.directory))
-        for name in names:
-            if not self._number_after(name):
-                continue
-            try:
-                found.append(self._look(name, name + _PIN in names))
-            except FileNotFoundError:
-                continue  # removed since: by the other thread, or the user
-            except OSError as error:
-                damaged.append(str(error))
+        gone = True
+        while gone and not found:  # where others save, all may be removed while we look, and there are newer ones
+            gone, damaged = False, []
+            with failing(self.directory, "cannot be read"):
+                names = set(os.listdir(self.directory))
+            for name in filter(self._number_after, names):
+                try:
+                    found.append(self._look(name, name + _PIN in names))
+                except FileNotFoundError:
+                    gone = True
+                except OSError as error:
+                    damaged.append(str(error))
         self._read = {name: seen for name, seen in self._read.items() if name in names}
         return sorted(found, key=lambda f: (f.counter, f.step, f.path)), damaged
 

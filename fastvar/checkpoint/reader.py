@@ -63,7 +63,6 @@ class File:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._advance: Advance | None = None
         self._descriptor = os.open(self.path, _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0))
         try:
             self._open()
@@ -86,7 +85,6 @@ class File:
         self.entries = parse_manifest(_read_section(self._descriptor, "manifest", record.manifest))
         self.state = parse_object(_read_section(self._descriptor, "state", record.state))
         places = [(offset, length) for _, _, offset, length, _ in self.entries.values() if offset is not None]
-        self._large = sum(length for _, length in places if length >= LARGE)
         places += [(part.offset, part.length) for part in sections]
         digest = xxhash.xxh3_128()
         for gap in uncovered(places, record.length):
@@ -145,7 +143,8 @@ class File:
         CheckpointError
             Naming every damaged tensor, or one that cannot be read. Arrays are then overwritten in part.
         """
-        self._compare(self._digests([(name, array.reshape(-1).view(np.uint8)) for name, array in targets]))
+        tensors = [(name, array.reshape(-1).view(np.uint8)) for name, array in targets]
+        self._compare(self._digests("restoring", tensors))
 
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Verify tensors, by default all, in little memory. (The rest was verified at opening.)
@@ -159,8 +158,7 @@ class File:
         small = [name for name in names if self.entries[name].length < LARGE]
         large = [name for name in names if self.entries[name].length >= LARGE]
         digests = {name: self._digest(name, self._window) for name in small}
-        with self.progress("verifying") if self._advance is None else contextlib.nullcontext():
-            digests |= self._digests([(name, None) for name in large])
+        digests |= self._digests("verifying", [(name, None) for name in large])
         self._compare({name: digests[name] for name in names})
 
     def _compare(self, digests: dict[str, str]) -> None:
@@ -168,7 +166,7 @@ class File:
         if damaged:
             raise self._damaged(damaged)
 
-    def _digests(self, tensors: list[tuple[str, Array | None]]) -> dict[str, str]:
+    def _digests(self, what: str, tensors: Sequence[tuple[str, Array | None]]) -> dict[str, str]:
         """The hash of each tensor, which is read into an array if one is given, by several threads."""
         waiting = iter(tensors)
         digests: dict[str, str] = {}
@@ -177,12 +175,13 @@ class File:
             window = self._window.again()
             try:
                 for name, target in waiting:
-                    digests[name] = self._digest(name, window, target)
+                    digests[name] = self._digest(name, window, target, advance)
             finally:
                 deque(waiting, 0)  # after an error, no one need go on
 
         more = min(len(tensors), threads.get_num_threads()) - 1
-        with helpers(max(1, more)) as pool:
+        total = sum(self.entries[name].length for name, _ in tensors)
+        with progress(f"{what} {os.path.basename(self.path)}", total) as advance, helpers(max(1, more)) as pool:
             try:
                 futures = []
                 with contextlib.suppress(RuntimeError):  # no thread is to be had: alone, then
@@ -193,16 +192,6 @@ class File:
             finally:
                 deque(waiting, 0)
         return digests
-
-    @contextlib.contextmanager
-    def progress(self, what: str, times: int = 1) -> Iterator[None]:
-        """Show a progress bar for what is read inside this context, so many times, if that takes long."""
-        with progress(f"{what} {os.path.basename(self.path)}", times * self._large) as advance:
-            self._advance = advance
-            try:
-                yield
-            finally:
-                self._advance = None
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
@@ -221,11 +210,10 @@ class File:
     ) -> None:
         self.close()
 
-    def _digest(self, name: str, window: _Window, target: Array | None = None) -> str:
+    def _digest(self, name: str, window: _Window, target: Array | None = None, advance: Advance = nothing) -> str:
         """The hash of the tensor's bytes as they are, which are read into `target` if given."""
         entry, digest = self.entries[name], xxhash.xxh3_128()
         offset, length = entry.offset or 0, entry.length
-        advance = self._advance if self._advance is not None and length >= LARGE else nothing
         if target is not None:
             self._guarded(name, self._read, offset, target.data, digest, advance)
         else:

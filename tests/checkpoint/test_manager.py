@@ -347,3 +347,20 @@ def test_a_fresh_start_beside_checkpoints_of_another_name_is_loud(tmp_path: Path
 def test_bad_options_are_named(option: str, value: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"CheckpointManager: {option} must be"):
         manager(tmp_path, fv.Variable([0.0]), **{option: value})
+
+
+def test_what_is_removed_while_one_looks_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder whose checkpoints have all been replaced since they were listed is not an empty one."""
+    w = fv.Variable(1.0)
+    with manager(tmp_path, w) as saving:
+        saving.save(1)
+    here, there = fv.Variable(0.0), manager(tmp_path, w)
+    listdir, listings = os.listdir, [["ckpt-0.h5"], ["ckpt-0.h5"]]
+    monkeypatch.setattr(os, "listdir", lambda path: listings.pop() if listings else listdir(path))
+    assert there.latest_checkpoint is not None
+    assert not listings
+    listings += [["ckpt-0.h5"]]
+    assert manager(tmp_path, here).restore_or_initialize() is not None
+    assert here == 1.0

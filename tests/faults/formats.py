@@ -78,11 +78,10 @@ def _variables(folder: str) -> dict[str, fv.Variable]:
 
 def _like(folder: str) -> Arrays:
     """Arrays of the shapes that were saved: programs know theirs; here, the sizes of the files tell them."""
-    sizes = [0]
-    for name in os.listdir(folder):
+    while True:
         with contextlib.suppress(FileNotFoundError):  # others may save meanwhile
-            sizes.append(os.path.getsize(os.path.join(folder, name)))
-    return payload(0, large=max(sizes) > 1 << 16)
+            sizes = [os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)]
+            return payload(0, large=max(sizes, default=0) > 1 << 16)
 
 
 def _save_one_file(folder: str, arrays: Arrays) -> None:
