@@ -33,7 +33,8 @@ class Folder:
 
     def scan(self) -> tuple[list[Found], list[str]]:
         """Return the checkpoints, oldest first, and messages about files that look like damaged ones."""
-        found, damaged = [], []
+        found: list[Found] = []
+        damaged: list[str] = []
         gone = True
         while gone and not found:  # where others save, all may be removed while we look, and there are newer ones
             gone, damaged = False, []
