@@ -79,8 +79,9 @@ def _variables(folder: str) -> dict[str, fv.Variable]:
 def _like(folder: str) -> Arrays:
     """Arrays of the shapes that were saved: programs know theirs; here, the sizes of the files tell them."""
     while True:
+        names = os.listdir(folder)
         with contextlib.suppress(FileNotFoundError):  # others may save meanwhile
-            sizes = [os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)]
+            sizes = [os.path.getsize(os.path.join(folder, name)) for name in names]
             return payload(0, large=max(sizes, default=0) > 1 << 16)
 
 
