@@ -43,15 +43,16 @@ class Folder:
             for name in filter(self._number_after, names):
                 try:
                     found.append(self._look(name, name + _PIN in names))
-                except FileNotFoundError:
-                    gone = True
                 except OSError as error:
-                    damaged.append(str(error))
+                    if os.path.lexists(self._path(name)):  # a link to nothing, too
+                        damaged.append(str(error))
+                    else:
+                        gone = True
         self._read = {name: seen for name, seen in self._read.items() if name in names}
         return sorted(found, key=lambda f: (f.counter, f.step, f.path)), damaged
 
     def _look(self, name: str, pinned: bool) -> Found:
-        path = os.path.join(self.directory, name)
+        path = self._path(name)
         status = os.stat(path)
         identity = (status.st_ino, status.st_size, status.st_mtime_ns, pinned)
         if self._read.get(name, (None,))[0] != identity:
@@ -67,7 +68,10 @@ class Folder:
         return max([1, *counters, *map(self._number_after, os.listdir(self.directory))])
 
     def path(self, counter: int) -> str:
-        return os.path.join(self.directory, f"{self.name}-{counter}.h5")
+        return self._path(f"{self.name}-{counter}.h5")
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
 
     def _number_after(self, name: str) -> int:
         """Return the number that follows the one in the name of a file of ours; 0 for any other file."""
@@ -80,7 +84,7 @@ class Folder:
         for name in sorted(os.listdir(self.directory)):
             if name.endswith(".h5") and not self._number_after(name):
                 try:
-                    peek(os.path.join(self.directory, name))
+                    peek(self._path(name))
                 except (CheckpointError, FileNotFoundError):
                     continue
                 names.append(name)
@@ -88,7 +92,7 @@ class Folder:
 
     def pin(self, path: str, pinned: bool) -> None:
         """Make (or remove) the file that keeps a checkpoint from being removed, durably."""
-        path = os.path.join(self.directory, os.path.basename(path))
+        path = self._path(os.path.basename(path))
         if pinned:
             os.stat(path)  # a mistyped name is an error
             os.close(os.open(path + _PIN, os.O_WRONLY | os.O_CREAT, 0o666))
