@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
@@ -39,6 +39,7 @@ SIZES = {
 }
 ROUNDS = {"one gigabyte": 7, "2,000 small": 11}
 Times = dict[str, list[float]]
+T = TypeVar("T")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's NumPy
 
 
@@ -92,7 +93,7 @@ def drop(folder: str) -> None:
         os.close(descriptor)
 
 
-def shuffled(everyone: dict[str, Saver], number: int) -> list[tuple[str, Saver]]:
+def shuffled(everyone: dict[str, T], number: int) -> list[tuple[str, T]]:
     """Return all in another order in each round: what one leaves behind helps or harms the next."""
     return random.Random(number).sample(list(everyone.items()), len(everyone))
 
@@ -169,18 +170,23 @@ class NoHash:
         return "0" * 32
 
 
-def test_hashing(show: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("durable", [True, False], ids=["fsync", "no-fsync"])
+def test_hashing(durable: bool, show: Any, tmp_path: Path) -> None:
     training = Training(SIZES["one gigabyte"])
-    times: Times = {"hashed": [], "not hashed": []}
-    for _ in range(ROUNDS["one gigabyte"]):
-        for name, digest in (("hashed", writer.xxhash.xxh3_128), ("not hashed", NoHash)):
-            with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
-                path = os.path.join(folder, "a.h5")
-                with mock.patch.object(writer.xxhash, "xxh3_128", digest):
-                    times[name].append(took(lambda path=path: training.checkpoint.save(path)))
+    ways = {"hashed": writer.xxhash.xxh3_128, "not hashed": NoHash}
+    times: Times = {name: [] for name in ways}
+    with mock.patch.object(os, "fsync", os.fsync if durable else lambda descriptor: None):
+        for number in range(2 * ROUNDS["one gigabyte"]):
+            for name, digest in shuffled(ways, number):
+                os.sync()
+                with (
+                    tempfile.TemporaryDirectory(dir=tmp_path) as folder,
+                    mock.patch.object(writer.xxhash, "xxh3_128", digest),
+                ):
+                    times[name].append(took(lambda folder=folder: training.checkpoint.save(f"{folder}/a.h5")))
     cost = ratio(times["hashed"], times["not hashed"]) - 1
-    show("Hashing, one gigabyte", ["", "median"], [[n, duration(median(t))] for n, t in times.items()])
-    show("Hashing, one gigabyte", ["", "share"], [["hashing adds", f"{cost:.1%}"]])
+    cells = [[name, duration(median(t))] for name, t in times.items()] + [["hashing adds", f"{cost:.1%}"]]
+    show(f"Save, one gigabyte, {'durable' if durable else 'without fsync'}", ["", ""], cells)
 
 
 @pytest.mark.parametrize("count", [1, 2])
