@@ -237,15 +237,14 @@ def check_vectors(owner: str, x: object, y: object) -> None:
         raise ValueError(f"{owner}: must be given arrays of one dtype and size")
 
 
-def check_copy(owner: str, target: object, source: object) -> None:
-    """Check that a kernel may copy the bytes of one array to those of another."""
-    for array in (target, source):
-        if not (isinstance(array, np.ndarray) and array.flags.c_contiguous and not array.dtype.hasobject):
-            raise TypeError(f"{owner}: must be given contiguous arrays of numbers")
-    if target.dtype != source.dtype or target.shape != source.shape:  # type: ignore[attr-defined]
-        raise ValueError(f"{owner}: must be given arrays of one dtype and shape")
-    if not target.flags.writeable or np.may_share_memory(target, source):  # type: ignore
-        raise ValueError(f"{owner}: must be given a writable target that shares no memory with the source")
+def refuse_copy(target: object, source: object) -> NoReturn:
+    """Raise the error of what a kernel cannot copy, byte by byte."""
+    for what, array in (("target", target), ("source", source)):
+        if not (isinstance(array, np.ndarray) or (array is source and type(array) is bytes)):
+            raise TypeError(f"copy: {what} must be a NumPy array, got {type(array).__name__}")
+        if isinstance(array, np.ndarray) and (array.dtype.hasobject or not array.flags.c_contiguous):
+            raise TypeError(f"copy: {what} must be a contiguous array of numbers")
+    raise ValueError("copy: must be given a writable target, and a source of as many bytes that is apart from it")
 
 
 def refuse_zeroing(owner: str) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import RULE_CASES, assert_same_bits
@@ -162,26 +163,38 @@ def test_sums_refuse_what_they_cannot_read(isa: str, bad: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 32 * 1024 - 1, 32 * 1024, 70_001])
-@pytest.mark.parametrize("dtype", ["f4", "f8", "?", "<u2", "c16"])
-def test_copies_are_whole_on_any_number_of_threads(size: int, dtype: str) -> None:
-    source = np.random.default_rng(1).integers(0, 2, size).astype(dtype)
+@pytest.mark.parametrize("dtype", ["f4", "f8", "?", "<u2", "c16", ml_dtypes.bfloat16, "u1,f4"])
+def test_copies_are_whole_on_any_number_of_threads(size: int, dtype: Any) -> None:
+    bits = np.random.default_rng(1).integers(0, 256, size * np.dtype(dtype).itemsize).astype(np.uint8)
+    source, short = bits.view(dtype), np.arange(5.0)
     for module in [*MODULES.values(), reference]:
         for threads in (1, 2, 3, 7):
-            room = np.zeros(size + 2, dtype)
-            module.copy(room[1:-1], source, threads)
-            assert_same_bits(room[1:-1], source)
-            assert room[0] == room[-1] == 0
+            room, other = np.zeros(size + 2, dtype), np.zeros((1, 5))
+            module.copy([other, room[1:-1]], [short, source], threads)
+            assert room[1:-1].tobytes() == source.tobytes()
+            assert not (room[0].tobytes() + room[-1].tobytes()).strip(b"\0")
+            assert other.tolist() == [short.tolist()]
+            for held in (bits, bits.tobytes()):  # what a file held
+                room[...] = 0
+                module.copy([room[1:-1]], [held], threads)
+                assert room[1:-1].tobytes() == source.tobytes()
+            module.copy([], [], threads)
 
 
 @pytest.mark.parametrize("isa", [*MODULES, "reference"])
 def test_copies_refuse_what_does_not_fit(isa: str) -> None:
     module, good, x = MODULES.get(isa, reference), np.zeros(4), np.ones(8)
-    fixed = np.zeros(4)
+    fixed, mixed = np.zeros(4), np.zeros(2, "f8,O")
     fixed.flags.writeable = False
-    for source in (None, [1.0] * 4, x[::2], x[:3], x[:4].astype("f4"), x[:4].reshape(2, 2), x[:4].astype(object)):
+    text = np.array(["a", "b"], np.dtypes.StringDType())
+    wrong = (x[::2], x[:3], x[:4].astype("f4"), x[:4].astype(object), mixed, text)
+    for source in (None, [1.0] * 4, *wrong, bytes(31), bytearray(32), memoryview(bytes(32))):
+        with pytest.raises((TypeError, ValueError), match="copy: "):
+            module.copy([np.zeros(4), good], [x[:4], source])
+    for target in (None, bytes(32), fixed, x[::2], x[2:6], x[:4], x[3:7], x[:4].astype(object), mixed, text):
+        with pytest.raises((TypeError, ValueError), match="copy: "):
+            module.copy([good, target], [x[4:], x[:4]])
+    for sources in ([], [x[:4], x[4:]], None):
         with pytest.raises((TypeError, ValueError)):
-            module.copy(good, source)
-    for target in (None, fixed, x[::2], x[2:6]):
-        with pytest.raises((TypeError, ValueError)):
-            module.copy(target, x[:4])
+            module.copy([good], sources)
     assert not good.any()

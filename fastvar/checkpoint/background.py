@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
 from fastvar import buffers, kernels, threads
 from fastvar.buffers import Array
+
+T = TypeVar("T")
 
 
 class Staging:
@@ -24,9 +28,7 @@ class Staging:
         if self._kinds(self._room) != self._kinds(arrays):
             self._room.clear()  # before there is the new
             self._room = {name: buffers.empty(a.shape, a.dtype) for name, a in arrays.items()}
-        count = threads.get_num_threads()
-        for name, array in arrays.items():
-            kernels.copy(self._room[name], array, count)
+        kernels.copy(self._room.values(), arrays.values(), threads.get_num_threads())
         return self._room
 
     @staticmethod
@@ -34,28 +36,51 @@ class Staging:
         return [(name, a.dtype, a.shape) for name, a in arrays.items()]
 
 
-class _InTurn(Executor):
-    """Does everything at once, where it is submitted."""
+class Turns(Generic[T]):
+    """Items that several threads take in turn; after an error in one of them, there are no more."""
 
-    def submit(self, work: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(work(*arguments, **keywords))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items, self._lock = iter(items), threading.Lock()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        with self._lock:
+            return next(self._items)
+
+    def end(self) -> None:
+        self._items = iter(())
 
 
-def helpers(most: int) -> Executor:
-    """Return so many threads at most, as many as steps use, to help the main thread.
+def share(items: Iterable[T], work: Callable[[Turns[T]], object], most: int) -> None:
+    """Let `work` take items until there are none, at once in so many threads at most as steps use.
 
-    Others, such as that of a background save, work alone: they leave the processors to the training. So does the
-    main thread once the program ends, when no thread can be started any more.
+    Only the main thread is helped. Others, such as that of a background save, work alone: they leave the
+    processors to the training. So does the main thread once the program ends, when no thread can be started any
+    more, and where the system reads and writes only at the one place of a file.
     """
+    turns = Turns(items)
+
+    def one() -> None:
+        try:
+            work(turns)
+        finally:
+            turns.end()
+
     main = threading.main_thread()
-    if threading.current_thread() is not main or not main.is_alive():
-        return _InTurn()
-    return ThreadPoolExecutor(min(most, threads.get_num_threads()), "fastvar-io")
+    helped = threading.current_thread() is main and main.is_alive() and hasattr(os, "preadv")
+    more = min(most, threads.get_num_threads()) - 1 if helped else 0
+    if more < 1:
+        one()
+        return
+    with ThreadPoolExecutor(more, "fastvar-io") as pool:
+        futures = []
+        with contextlib.suppress(RuntimeError):  # no thread is to be had: alone, then
+            futures += [pool.submit(one) for _ in range(more)]
+        one()
+        for future in futures:
+            future.result()
 
 
 class Background:

@@ -9,7 +9,7 @@ from fastvar.buffers import Array
 from fastvar.checkpoint.contents import Contents
 from fastvar.checkpoint.foreign import open_foreign
 from fastvar.checkpoint.names import make_directory
-from fastvar.checkpoint.reader import File
+from fastvar.checkpoint.reader import File, foresee
 from fastvar.checkpoint.record import check_names, failing, uncollected
 from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.restore import NameMap, prepare_import, prepare_restore
@@ -138,8 +138,10 @@ class Checkpoint:
         ValueError
             If names, shapes or dtypes do not match: one error for all of them.
         """
+        foresee(path)
+        contents = self._contents()
         with File(path) as file:
-            restored, commits = prepare_restore(self._contents(), file, partial, name_map)
+            restored, commits = prepare_restore(contents, file, partial, name_map)
             for commit in commits:
                 commit()
         return restored

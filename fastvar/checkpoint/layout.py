@@ -112,17 +112,12 @@ def layout_of(specs: tuple[Spec, ...], state_length: int) -> Layout:
 def _head(spec: Spec, offset: int | None) -> str:
     """A tensor's part of the manifest up to its hash: all that does not change between saves."""
     name, dtype, shape = spec
-    fields = {
-        "dtype": dtype.name,
-        "shape": shape,
-        "offset": offset,
-        "length": dtype.itemsize * math.prod(shape),
-    }
-    return f'{json.dumps(name)}: {json.dumps(fields)[:-1]}, "hash": "'
+    fields = json.dumps([dtype.name, shape, offset, dtype.itemsize * math.prod(shape)])
+    return f'{json.dumps(name)}: {fields[:-1]}, "'
 
 
 def _manifest(heads: Iterable[str], hashes: Sequence[str]) -> bytes:
-    entries = [f'{head}{digest}"}}' for head, digest in zip(heads, hashes, strict=True)]
+    entries = [f'{head}{digest}"]' for head, digest in zip(heads, hashes, strict=True)]
     return ("{" + ",\n".join(entries) + "}").encode()
 
 

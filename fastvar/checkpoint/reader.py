@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 import stat
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from fastvar import threads
 from fastvar.buffers import Array
-from fastvar.checkpoint.background import helpers
+from fastvar.checkpoint.background import Turns, share
 from fastvar.checkpoint.locks import close_read
 from fastvar.checkpoint.progress import Advance, nothing, progress
 from fastvar.checkpoint.record import (
-    CHUNK,
     LARGE,
     MAX_JSON,
     USER_BLOCK,
     CheckpointError,
-    Entry,
     Record,
     Section,
     parse_manifest,
@@ -32,8 +30,8 @@ from fastvar.checkpoint.record import (
     uncovered,
 )
 
-_ROOM = 1 << 19  # half of the L2 cache; with less, threads wait for one another's GIL
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+_ROOM = 1 << 19  # what is read and hashed at a time stays in the L2 cache; with less, threads wait for the GIL
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # no FIFO is waited for
 
 
 class File:
@@ -63,7 +61,7 @@ class File:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._descriptor = os.open(self.path, _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0))
+        self._descriptor = os.open(self.path, _OPEN_FLAGS)
         try:
             self._open()
         except (OSError, ValueError) as error:
@@ -78,17 +76,17 @@ class File:
 
     def _open(self) -> None:
         record = _read_record(self._descriptor)
-        self._window = _Window(self._descriptor, record.length)
         self.step, self.saved = record.step, record.saved
         sections = (record.manifest, record.state)
         uncovered(((part.offset, part.length) for part in sections), record.length)
-        self.entries = parse_manifest(_read_section(self._descriptor, "manifest", record.manifest))
+        manifest = _read_section(self._descriptor, "manifest", record.manifest)
+        self.entries = parse_manifest(manifest, record.version)
         self.state = parse_object(_read_section(self._descriptor, "state", record.state))
-        places = [(offset, length) for _, _, offset, length, _ in self.entries.values() if offset is not None]
+        places = [*filter(itemgetter(1), map(itemgetter(2, 3), self.entries.values()))]  # offset, length
         places += [(part.offset, part.length) for part in sections]
-        digest = xxhash.xxh3_128()
+        digest, room = xxhash.xxh3_128(), _room()
         for gap in uncovered(places, record.length):
-            self._window.hash(*gap, digest)
+            self._hash(*gap, digest, room)
         if digest.hexdigest() != record.metadata:
             raise ValueError("the HDF5 metadata are damaged; use another checkpoint")
 
@@ -104,36 +102,48 @@ class File:
             raise CheckpointError(f"{self.path}: there is no tensor {name!r} in this checkpoint")
         entry = self.entries[name]
         array = np.empty(entry.shape, entry.dtype)
-        if self._digest(name, self._window, array.reshape(-1).view(np.uint8)) != entry.hash:
+        if self._digest(name, _bytes(array)) != entry.hash:
             raise self._damaged([name])
         return array
 
-    def read_many(self, names: Sequence[str]) -> list[Array]:
-        """Verified tensors that have few bytes, but some: those that are neighbours in the file are read at once.
+    def read_small(self, names: Sequence[str]) -> list[bytes]:
+        """The verified bytes of tensors that have few, but some. `names` stand in the order of their offsets.
 
         Raises
         ------
         CheckpointError
             Naming every damaged tensor, or one that cannot be read.
         """
-        arrays: list[Array] = []
+        parts: list[bytes] = []
         damaged: list[str] = []
-        for group in _neighbours([self.entries[name] for name in names]):
-            kinds, shapes, offsets, lengths, hashes = zip(*group, strict=True)
-            start = offsets[0]
-            room = bytearray(offsets[-1] + lengths[-1] - start)
-            self._guarded(names[len(arrays)], _fill, self._descriptor, memoryview(room), start)
-            read: list[Any] = [
-                np.ndarray(s, k, room, o - start) for s, k, o in zip(shapes, kinds, offsets, strict=True)
-            ]
-            digests = tuple(map(xxhash.xxh3_128_hexdigest, read))
-            if digests != hashes:
-                whose = names[len(arrays) : len(arrays) + len(read)]
-                damaged += [n for n, is_, was in zip(whose, digests, hashes, strict=True) if is_ != was]
-            arrays += read
+        for more, broken in self._small(names):
+            parts += more
+            damaged += broken
         if damaged:
             raise self._damaged(damaged)
-        return arrays
+        return parts
+
+    def _small(self, names: Sequence[str]) -> Iterator[tuple[list[bytes], list[str]]]:
+        """The bytes of small tensors, read at once where they are neighbours, and the names of the damaged."""
+        entries = [*map(self.entries.__getitem__, names)]
+        offsets = [entry.offset or 0 for entry in entries]
+        assert offsets == sorted(offsets)
+        first = 0
+        while first < len(names):
+            start = offsets[first]
+            near = slice(first, bisect.bisect_left(offsets, start + _ROOM))
+            first = near.stop
+            end = offsets[first - 1] + entries[first - 1].length
+            room = bytearray(end - start)
+            self._guarded(names[near.start], _fill, self._descriptor, memoryview(room), start)
+            data = bytes(room)
+            _, _, places, lengths, hashes = zip(*entries[near], strict=True)
+            parts = [data[at - start : at - start + n] for at, n in zip(places, lengths, strict=True)]
+            digests = tuple(map(xxhash.xxh3_128_hexdigest, parts))
+            damaged = []
+            if digests != hashes:
+                damaged = [n for n, is_, was in zip(names[near], digests, hashes, strict=True) if is_ != was]
+            yield parts, damaged
 
     def read_into(self, targets: Sequence[tuple[str, Array]]) -> None:
         """Read tensors into arrays of their shapes and dtypes, and only then know whether they are whole.
@@ -143,8 +153,9 @@ class File:
         CheckpointError
             Naming every damaged tensor, or one that cannot be read. Arrays are then overwritten in part.
         """
-        tensors = [(name, array.reshape(-1).view(np.uint8)) for name, array in targets]
-        self._compare(self._digests("restoring", tensors))
+        damaged = self._read("restoring", [(name, _bytes(array)) for name, array in targets])
+        if damaged:
+            raise self._damaged(damaged)
 
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Verify tensors, by default all, in little memory. (The rest was verified at opening.)
@@ -155,43 +166,28 @@ class File:
             Naming every damaged tensor; its `damaged` lists them.
         """
         names = list(self.entries if names is None else names)
-        small = [name for name in names if self.entries[name].length < LARGE]
-        large = [name for name in names if self.entries[name].length >= LARGE]
-        digests = {name: self._digest(name, self._window) for name in small}
-        digests |= self._digests("verifying", [(name, None) for name in large])
-        self._compare({name: digests[name] for name in names})
-
-    def _compare(self, digests: dict[str, str]) -> None:
-        damaged = [name for name, digest in digests.items() if digest != self.entries[name].hash]
+        small = [name for name in names if 0 < self.entries[name].length < LARGE]
+        small.sort(key=lambda name: self.entries[name].offset or 0)
+        rest = [(name, None) for name in names if not 0 < self.entries[name].length < LARGE]
+        damaged = {name for _, broken in self._small(small) for name in broken}
+        damaged.update(self._read("verifying", rest))
         if damaged:
-            raise self._damaged(damaged)
+            raise self._damaged([name for name in names if name in damaged])
 
-    def _digests(self, what: str, tensors: Sequence[tuple[str, Array | None]]) -> dict[str, str]:
-        """The hash of each tensor, which is read into an array if one is given, by several threads."""
-        waiting = iter(tensors)
-        digests: dict[str, str] = {}
+    def _read(self, what: str, tensors: Sequence[tuple[str, memoryview | None]]) -> list[str]:
+        """Read tensors, by several threads, to where they are to go if that is given; the names of the damaged."""
+        damaged: set[str] = set()
 
-        def work() -> None:
-            window = self._window.again()
-            try:
-                for name, target in waiting:
-                    digests[name] = self._digest(name, window, target, advance)
-            finally:
-                deque(waiting, 0)  # after an error, no one need go on
+        def work(waiting: Turns[tuple[str, memoryview | None]]) -> None:
+            room = _room()
+            for name, target in waiting:
+                if self._digest(name, room if target is None else target, advance) != self.entries[name].hash:
+                    damaged.add(name)
 
-        more = min(len(tensors), threads.get_num_threads()) - 1
         total = sum(self.entries[name].length for name, _ in tensors)
-        with progress(f"{what} {os.path.basename(self.path)}", total) as advance, helpers(max(1, more)) as pool:
-            try:
-                futures = []
-                with contextlib.suppress(RuntimeError):  # no thread is to be had: alone, then
-                    futures += [pool.submit(work) for _ in range(more)]
-                work()
-                for future in futures:
-                    future.result()
-            finally:
-                deque(waiting, 0)
-        return digests
+        with progress(f"{what} {os.path.basename(self.path)}", total) as advance:
+            share(tensors, work, len(tensors))
+        return [name for name, _ in tensors if name in damaged]
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
@@ -210,20 +206,20 @@ class File:
     ) -> None:
         self.close()
 
-    def _digest(self, name: str, window: _Window, target: Array | None = None, advance: Advance = nothing) -> str:
-        """The hash of the tensor's bytes as they are, which are read into `target` if given."""
+    def _digest(self, name: str, target: memoryview, advance: Advance = nothing) -> str:
+        """The hash of the tensor's bytes as they are; see `_hash`."""
         entry, digest = self.entries[name], xxhash.xxh3_128()
-        offset, length = entry.offset or 0, entry.length
-        if target is not None:
-            self._guarded(name, self._read, offset, target.data, digest, advance)
-        else:
-            self._guarded(name, window.hash, offset, length, digest, advance)
+        self._guarded(name, self._hash, entry.offset or 0, entry.length, digest, target, advance)
         return digest.hexdigest()
 
-    def _read(self, offset: int, target: memoryview, digest: xxhash.xxh3_128, advance: Advance) -> None:
-        """Read bytes to where they are to go, and hash them."""
-        for start in range(0, target.nbytes, CHUNK):
-            part = target[start : start + CHUNK]
+    def _hash(
+        self, offset: int, length: int, digest: xxhash.xxh3_128, target: memoryview, advance: Advance = nothing
+    ) -> None:
+        """Read a stretch of the file to `target`, if need be (it is smaller) piece over piece, and hash it."""
+        fits = target.nbytes >= length
+        for start in range(0, length, _ROOM):
+            at = start if fits else 0
+            part = target[at : at + min(_ROOM, length - start)]
             _fill(self._descriptor, part, offset + start)
             digest.update(part)
             advance(part.nbytes)
@@ -247,53 +243,24 @@ class File:
         )
 
 
-class _Window:
-    """The bytes of a file, read into a small room.
-
-    It stays in the cache, so that only to verify takes less time; and small tensors come many at a time.
-    """
-
-    def __init__(self, descriptor: int, length: int) -> None:
-        self._descriptor, self._length = descriptor, length
-        self._room = memoryview(bytearray(min(length, _ROOM)))
-        self._start, self._held = 0, self._room[:0]
-
-    def again(self) -> _Window:
-        """Another window on the same file, for another thread."""
-        return _Window(self._descriptor, self._length)
-
-    def part(self, offset: int) -> memoryview:
-        """The bytes from `offset` on, as many as are at hand."""
-        at = offset - self._start
-        if not 0 <= at < self._held.nbytes:
-            self._held = self._room[:0]
-            part = self._room[: self._length - offset]
-            _fill(self._descriptor, part, offset)
-            self._start, self._held, at = offset, part, 0
-        return self._held[at:]
-
-    def hash(self, offset: int, length: int, digest: xxhash.xxh3_128, advance: Advance = nothing) -> None:
-        """Update `digest` with a stretch, and tell how far it is."""
-        done = 0
-        while done < length:
-            part = self.part(offset + done)[: length - done]
-            digest.update(part)
-            advance(part.nbytes)
-            done += part.nbytes
+def _room() -> memoryview:
+    """Where bytes stay that are only hashed: in the cache."""
+    return memoryview(bytearray(_ROOM))
 
 
-def _neighbours(entries: list[Entry]) -> Iterator[list[Entry]]:
-    """Divide the entries where the next does not begin in the file where the one before ends, or it is much."""
-    first, end, most = 0, -1, 0
-    for number, entry in enumerate(entries):
-        at = entry.offset or 0
-        if at != end or at > most:
-            if number:
-                yield entries[first:number]
-            first, most = number, at + _ROOM
-        end = at + entry.length
-    if entries:
-        yield entries[first:]
+def _bytes(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def foresee(path: str | os.PathLike[str]) -> None:
+    """Let the system begin to read a file that will soon be opened; what is wrong with it is told then."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, _OPEN_FLAGS)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                close_read(descriptor)
 
 
 def peek(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Any]]:
@@ -306,7 +273,7 @@ def peek(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Any]]:
     OSError
         If the file cannot be opened.
     """
-    descriptor = os.open(path, _OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0))
+    descriptor = os.open(path, _OPEN_FLAGS)
     try:
         record = _read_record(descriptor)
         return record, parse_object(_read_section(descriptor, "state", record.state))

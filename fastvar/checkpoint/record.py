@@ -38,7 +38,8 @@ EXTENDED = (  # of ml_dtypes; HDF5 gets unsigned integers and an attribute "dtyp
 )
 
 MAGIC = b"\x89fastvar\r\n\x1a\n"
-_VERSION = 1
+_VERSION = 2
+READABLE = (1, 2)  # 1: the manifest's entries are objects, and not rows (see `parse_manifest`)
 # magic, version; file length, step; run, counter; offset, length, hash of manifest and of state;
 # hash of the metadata
 _FIELDS = struct.Struct("<12sI QQ 16sQ QQ16s QQ16s 16s")
@@ -116,6 +117,7 @@ class Record:
     manifest: Section
     state: Section
     metadata: str
+    version: int = _VERSION
 
     def pack(self) -> bytes:
         """The 4096 bytes of the user block."""
@@ -124,7 +126,7 @@ class Record:
             sections += [section.offset, section.length, bytes.fromhex(section.hash)]
         run = bytes.fromhex(self.saved.run)
         body = _FIELDS.pack(
-            *(MAGIC, _VERSION, self.length, self.step, run, self.saved.counter),
+            *(MAGIC, self.version, self.length, self.step, run, self.saved.counter),
             *(*sections, bytes.fromhex(self.metadata)),
         ).ljust(_BODY, b"\0")
         return body + xxhash.xxh3_128_digest(body)
@@ -153,11 +155,11 @@ class Record:
         if xxhash.xxh3_128_digest(body) != own_hash:
             raise ValueError("the commit record is damaged; use another checkpoint")
         version, length, step, run, counter, *places, metadata = _FIELDS.unpack_from(body)[1:]
-        if version != _VERSION:
-            raise ValueError(f"format version {version} is not {_VERSION}: update fastvar")
+        if version not in READABLE:
+            raise ValueError(f"format version {version} is not among {READABLE}: update fastvar")
         manifest = Section(places[0], places[1], places[2].hex())
         state = Section(places[3], places[4], places[5].hex())
-        return cls(length, step, Saved(run.hex(), counter), manifest, state, metadata.hex())
+        return cls(length, step, Saved(run.hex(), counter), manifest, state, metadata.hex(), version)
 
 
 class Entry(NamedTuple):
@@ -170,7 +172,6 @@ class Entry(NamedTuple):
     hash: str
 
 
-_new_entry = functools.partial(tuple.__new__, Entry)
 _MALFORMED = (TypeError, ValueError, LookupError)
 
 
@@ -192,11 +193,7 @@ def check_names(names: Iterable[str]) -> None:
     datasets = set(names)
     if len(datasets) != len(names):
         raise ValueError(f"{MANIFEST!r} and {STATE!r} are fastvar's own: choose another name")
-    together = f"/{'/'.join(names)}/"  # all at once; the culprit is looked for only if there is one
-    strange = not together.isascii() or len(max(names, key=len)) > MAX_NAME
-    if strange or any(part in together for part in _FORBIDDEN):
-        for name in names:
-            _check_name(name)
+    check_paths(names)
     groups: set[str] = set()
     above = datasets
     while above:
@@ -209,7 +206,16 @@ def check_names(names: Iterable[str]) -> None:
         raise ValueError(f"{group!r} cannot be both a tensor and the group of {inside!r}")
 
 
-def _check_name(name: str) -> None:
+def check_paths(names: Collection[str]) -> None:
+    """Raise ValueError unless each of `names` is an HDF5 path."""
+    together = f"/{'/'.join(names)}/"  # all at once; the culprit is looked for only if there is one
+    strange = not together.isascii() or len(max(names, key=len, default="")) > MAX_NAME
+    if strange or (names and any(part in together for part in _FORBIDDEN)):
+        for name in names:
+            _check_path(name)
+
+
+def _check_path(name: str) -> None:
     if any(part in f"/{name}/" for part in _FORBIDDEN):
         raise ValueError(
             f"tensor {name!r}: name must have no NUL, no leading or trailing slash "
@@ -246,16 +252,20 @@ def uncovered(regions: Iterable[tuple[int, int]], end: int) -> list[tuple[int, i
     return gaps
 
 
-def parse_manifest(text: bytes) -> dict[str, Entry]:
-    """The entries by name; ValueError, naming the tensor, for anything that cannot be true."""
+def parse_manifest(text: bytes, version: int = _VERSION) -> dict[str, Entry]:
+    """The entries by name; ValueError, naming the tensor, for anything that cannot be true.
+
+    The text is a JSON object: to each name, the fields of an entry in their order, such as
+    `["float32", [3, 2], 8192, 24, "0f..."]`; in format version 1, an object of them.
+    """
     manifest = parse_object(text)
-    check_names(manifest)
+    check_paths(manifest)
     try:
-        return dict(zip(manifest, _entries(manifest.values()), strict=True))
+        return dict(zip(manifest, _entries(manifest.values(), version), strict=True))
     except _MALFORMED:
         for name, fields in manifest.items():  # whose is it?
             try:
-                _entries([fields])
+                _entries([fields], version)
             except _MALFORMED as error:
                 cause = error if type(error) is ValueError else "its entry in the manifest is malformed"
                 raise ValueError(f"tensor {name!r}: {cause}") from error
@@ -273,22 +283,27 @@ def parse_object(text: bytes) -> dict[str, Any]:
     return value
 
 
-def _entries(entries: Collection[Any]) -> list[Entry]:
-    """The entries that dicts stand for, checked all at once: they are many."""
-    if not entries:
+def _entries(rows: Collection[Any], version: int) -> list[Entry]:
+    """The entries that JSON stands for, checked all at once: they are many."""
+    if not rows:
         return []
-    if {*map(len, entries)} - {len(Entry._fields)}:
+    if {*map(len, rows)} != {len(Entry._fields)}:
         raise TypeError
-    kinds, shapes, offsets, lengths, hashes = ([*map(itemgetter(field), entries)] for field in Entry._fields)
+    if version == 1:
+        rows = [*map(itemgetter(*Entry._fields), rows)]
+    kinds, shapes, offsets, lengths, hashes = zip(*rows, strict=True)
     if {*map(type, shapes)} - {list} or {*map(type, hashes)} - {str}:
         raise TypeError
     if {*map(type, chain(lengths, chain.from_iterable(shapes)))} - {int}:
         raise TypeError
-    if {*zip(map(bool, lengths), map(type, offsets), strict=True)} - {(True, int), (False, type(None))}:
+    some = 0 in lengths or None in offsets
+    if some and [*map(bool, lengths)] != [offset is not None for offset in offsets]:
         raise ValueError("what has bytes must have an offset, and only that")
-    shapes = [*map(tuple, shapes)]
-    dtypes = map(_kind, kinds, shapes, lengths)
-    return [*map(_new_entry, zip(dtypes, shapes, offsets, lengths, hashes, strict=True))]
+    if {*map(type, offsets)} - {int, type(None)}:
+        raise TypeError
+    shapes = tuple(map(tuple, shapes))
+    fields = zip(map(_kind, kinds, shapes, lengths), shapes, offsets, lengths, hashes, strict=True)
+    return [*map(tuple.__new__, repeat(Entry), fields)]  # takes less than Entry._make
 
 
 @functools.lru_cache  # few differ among thousands

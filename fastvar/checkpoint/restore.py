@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
 
-from fastvar import optimizer_state
+from fastvar import kernels, optimizer_state
 from fastvar.buffers import Array
 from fastvar.checkpoint.contents import Commit, Contents, Rename
 from fastvar.checkpoint.foreign.source import Foreign, HasSpec
@@ -68,7 +69,8 @@ def _prepare(
         places = {name: place for name, place in places.items() if name.partition("/")[0] not in refused}
     sources = places if rename is _same else [_source(name, rename) for name in places]
     wanted = dict(zip(places, sources, strict=True))
-    taking, used, wrong = _match(places, wanted, file, restored, lambda there, here: False)
+    taking, wrong = _match(places, wanted, file, restored, lambda there, here: False)
+    used = {*sources}
     restored.skipped += [n for n in file.entries if n not in used and not n.startswith("state/")]
     if not partial:
         wrong += restored.refused
@@ -85,15 +87,16 @@ def _read(taking: dict[str, str], places: Mapping[str, Variable], file: File, bu
     """
     new: list[tuple[str, Array]] = []
     large: list[tuple[str, Array]] = []
-    few, targets = [], []
+    few: list[tuple[int, str, Array]] = []
     for name, source in taking.items():
-        array = places[name]._array
-        if 0 < file.entries[source].length < LARGE:
-            few.append(source)
-            targets.append(array)
+        array, entry = places[name]._array, file.entries[source]
+        if 0 < entry.length < LARGE:
+            few.append((entry.offset or 0, source, array))
         else:
             (new if name.partition("/")[0] in built else large).append((source, array))
-    small = functools.partial(_assign, targets, file.read_many(few))
+    few.sort(key=itemgetter(0))
+    parts = file.read_small([source for _, source, _ in few])
+    small = functools.partial(kernels.copy, [array for _, _, array in few], parts)
     file.verify(source for source, _ in large)
     file.read_into(new)
     return [functools.partial(_overwrite, file, large), small]
@@ -130,7 +133,8 @@ def prepare_import(
         if target in file.entries or name not in slots:
             wanted[name] = target
     restored = Restored(file.path, 0, notes=list(file.notes))
-    taking, used, wrong = _match(places, wanted, file, restored, _any if cast else _lossless)
+    taking, wrong = _match(places, wanted, file, restored, _any if cast else _lossless)
+    used = {*wanted.values()}
     restored.skipped += [name for name in file.entries if name not in used]
     if wrong or (not partial and (restored.missing or restored.skipped)):
         advice = "name_map={NAME: None} leaves a variable as it is; cast=True converts dtypes"
@@ -143,11 +147,6 @@ def prepare_import(
             array = _converted(array, place.dtype, f"{file.path}: {name}")
         commits.append(functools.partial(place.assign, array))
     return restored, commits
-
-
-def _assign(targets: list[Array], arrays: list[Array]) -> None:
-    for target, source in zip(targets, arrays, strict=True):
-        target[...] = source
 
 
 def _shown(taking: list[tuple[Variable, str]], path: str) -> Iterator[tuple[Variable, str]]:
@@ -164,9 +163,9 @@ def _match(
     file: Source,
     restored: Restored,
     convertible: Convert,
-) -> tuple[dict[str, str], set[str], list[str]]:
-    """Find the entry wanted for each place; return those to be read, the names in the file, and what is wrong."""
-    taking, used, wrong = {}, set(), []
+) -> tuple[dict[str, str], list[str]]:
+    """Find the entry wanted for each place; return the names in the file of those that fit, and what is wrong."""
+    taking, wrong = {}, []
     entries = file.entries
     for name, source in wanted.items():
         if source is None:
@@ -176,7 +175,6 @@ def _match(
             same = source in {name, name.removeprefix("variables/")}
             restored.missing.append(name if same else f"{name} (as {source})")
             continue
-        used.add(source)
         there = entry.dtype
         if entry.shape == array.shape and (there == array.dtype or convertible(there, array.dtype)):
             taking[name] = source
@@ -184,7 +182,7 @@ def _match(
             here = f"{array.dtype}{list(array.shape)}"
             wrong.append(f"{name}: {here} here, {there}{list(entry.shape)} in the file")
     restored.taken += taking
-    return taking, used, wrong
+    return taking, wrong
 
 
 def _prepare_states(

@@ -10,24 +10,23 @@ import operator
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 
 from fastvar.checkpoint import names
-from fastvar.checkpoint.background import helpers
+from fastvar.checkpoint.background import Turns, share
 from fastvar.checkpoint.layout import Layout, layout_of
 from fastvar.checkpoint.locks import UNSUPPORTED
 from fastvar.checkpoint.progress import Advance, progress
 from fastvar.checkpoint.record import CHUNK, LARGE, Record, Saved, Section, failing
 
 _MIN_STATE = 4096
-_PART = 1 << 24  # bytes in one call: a progress bar moves, and the calls cost nothing
 _NO_BYTES = xxhash.xxh3_128_hexdigest(b"")
 _SWAPPED = (">",) if sys.byteorder == "little" else (">", "=")  # byte orders to be turned round
+Data = bytes | memoryview
 
 
 def write(
@@ -97,8 +96,8 @@ def prepare(
         saved = Saved(run, next(counter))
 
     def fill(descriptor: int) -> None:
-        large = sum(array.nbytes for array in arrays if array.nbytes >= LARGE)
-        with progress(f"saving {os.path.basename(path)}", large) as advance:
+        total = sum(array.nbytes for array in arrays)
+        with progress(f"saving {os.path.basename(path)}", total) as advance:
             _write_file(descriptor, layout, arrays, text.ljust(room), step, saved, advance)
 
     return functools.partial(_write_new, path, fill, replace)
@@ -209,47 +208,49 @@ def _reserve(descriptor: int, length: int) -> None:
 def _write_tensors(
     descriptor: int, layout: Layout, arrays: Sequence[np.ndarray[Any, Any]], advance: Advance
 ) -> list[str]:
-    """Write the tensors, the small ones gathered; their hashes."""
+    """Write the tensors, by several threads where there is much; their hashes."""
     hashes = [_NO_BYTES] * len(arrays)
-    later: dict[int, Future[str]] = {}
-    batch: list[bytes] = []  # neighbours in the file, from `begin` to `end`
-    begin = end = 0
-    with helpers(1) as pool:
-        for index, offset in layout.order:
-            array = arrays[index]
-            if array.nbytes >= LARGE:  # hashed while it is written, from the array itself
-                later[index] = pool.submit(_hash, array)
-                _write_large(descriptor, array, offset, advance)
-                continue
-            if offset != end or end - begin >= CHUNK:
-                _write_all(descriptor, b"".join(batch), begin)
-                batch.clear()
-                begin = end = offset
-            data = array.tobytes()
-            hashes[index] = xxhash.xxh3_128_hexdigest(data)
-            batch.append(data)
-            end += len(data)
-        _write_all(descriptor, b"".join(batch), begin)
-        for index, digest in later.items():
-            hashes[index] = digest.result()
+
+    def work(pieces: Turns[tuple[Data, int]]) -> None:
+        for data, offset in pieces:
+            _write_all(descriptor, data, offset)
+            advance(len(data))
+
+    share(_pieces(layout, arrays, hashes), work, layout.length // CHUNK)
     return hashes
 
 
-def _hash(array: np.ndarray[Any, Any]) -> str:
-    digest = xxhash.xxh3_128()
-    digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+def _pieces(
+    layout: Layout, arrays: Sequence[np.ndarray[Any, Any]], hashes: list[str]
+) -> Iterator[tuple[Data, int]]:
+    """What to write, and where, in file order: small tensors gathered, large ones piece by piece.
+
+    A piece has just been hashed when it is taken, and so is in the cache.
+    """
+    batch: list[bytes] = []  # neighbours in the file, from `begin` to `end`
+    begin = end = 0
+    for index, offset in layout.order:
+        array = arrays[index]
+        if array.nbytes >= LARGE:  # written from the array itself
+            digest, whole = xxhash.xxh3_128(), array.reshape(-1).view(np.uint8).data
+            for start in range(0, array.nbytes, CHUNK):
+                part = whole[start : start + CHUNK]
+                digest.update(part)
+                yield part, offset + start
+            hashes[index] = digest.hexdigest()
+            continue
+        if offset != end or end - begin >= CHUNK:
+            yield b"".join(batch), begin
+            batch.clear()
+            begin = end = offset
+        data = array.tobytes()
+        hashes[index] = xxhash.xxh3_128_hexdigest(data)
+        batch.append(data)
+        end += len(data)
+    yield b"".join(batch), begin
 
 
-def _write_large(descriptor: int, array: np.ndarray[Any, Any], offset: int, advance: Advance) -> None:
-    data = array.reshape(-1).view(np.uint8).data
-    for start in range(0, data.nbytes, _PART):
-        part = data[start : start + _PART]
-        _write_all(descriptor, part, offset + start)
-        advance(part.nbytes)
-
-
-def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+def _write_all(descriptor: int, data: Data, offset: int) -> None:
     rest = memoryview(data)
     while rest.nbytes:  # Python itself repeats a call that a signal interrupted
         count = _pwrite(descriptor, rest, offset)

@@ -1,20 +1,66 @@
-# Copies of whole arrays: snapshots of a training program's state.
+# Copies of the bytes of whole arrays: snapshots of a training program's state, and what was read back.
 
-def copy(target, source, int threads=1):
-    cdef Py_ssize_t nbytes, part, at
-    cdef int k, workers
-    cdef char* to
-    cdef const char* origin
-    buffers.check_copy("copy", target, source)
-    nbytes = source.nbytes
-    to, origin = cnp.PyArray_BYTES(target), cnp.PyArray_BYTES(source)
-    workers = 1 if nbytes < SERIAL * <Py_ssize_t> sizeof(float) else max(1, min(threads, MOST_THREADS))
-    part = (nbytes // workers // PAGE + 1) * PAGE
-    with nogil:
-        if workers == 1:
-            memcpy(to, origin, nbytes)
-        else:
-            for k in prange(workers, num_threads=workers, schedule="static", chunksize=1):
-                at = k * part
-                if at < nbytes:  # one long piece each: memcpy then writes past the cache
-                    memcpy(to + at, origin + at, min(part, nbytes - at))
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+
+cdef extern from "numpy/arrayobject.h":
+    bint PyDataType_REFCHK(cnp.PyArray_Descr*)
+
+cdef struct Move:
+    char* to
+    const char* origin
+    Py_ssize_t nbytes
+
+
+def copy(targets, sources, int threads=1):
+    cdef list to = list(targets), origins = list(sources)
+    cdef Py_ssize_t k, n = len(to)
+    cdef Move* moves = NULL
+    if len(origins) != n:
+        raise ValueError(f"copy: must be given {n} sources, got {len(origins)}")
+    try:
+        moves = <Move*> calloc(max(n, 1), sizeof(Move))
+        if moves == NULL:
+            raise MemoryError
+        for k in range(n):
+            if not fits(&moves[k], to[k], origins[k]):
+                buffers.refuse_copy(to[k], origins[k])
+        with nogil:
+            for k in range(n):
+                move(&moves[k], threads)
+    finally:
+        free(moves)
+
+
+cdef inline bint plain(object array) noexcept:
+    return (cnp.PyArray_Check(array) and cnp.PyArray_IS_C_CONTIGUOUS(array)
+            and not PyDataType_REFCHK(cnp.PyArray_DESCR(array)))
+
+
+cdef inline bint fits(Move* m, object target, object source) noexcept:
+    # Whether the bytes of `source` can be copied to `target`, and then which and where.
+    if not (plain(target) and cnp.PyArray_ISWRITEABLE(target)):
+        return False
+    m.to, m.nbytes = cnp.PyArray_BYTES(target), cnp.PyArray_NBYTES(target)
+    if PyBytes_CheckExact(source):
+        m.origin = PyBytes_AS_STRING(source)
+        return PyBytes_GET_SIZE(source) == m.nbytes
+    if not plain(source):
+        return False
+    m.origin = cnp.PyArray_BYTES(source)
+    return (cnp.PyArray_NBYTES(source) == m.nbytes
+            and (m.to + m.nbytes <= m.origin or m.origin + m.nbytes <= m.to))
+
+
+cdef void move(const Move* m, int threads) noexcept nogil:
+    cdef int k, workers = 1
+    cdef Py_ssize_t part, at
+    if m.nbytes >= SERIAL * <Py_ssize_t> sizeof(float):
+        workers = max(1, min(threads, MOST_THREADS))
+    if workers == 1:
+        memcpy(m.to, m.origin, m.nbytes)
+        return
+    part = (m.nbytes // workers // PAGE + 1) * PAGE
+    for k in prange(workers, num_threads=workers, schedule="static", chunksize=1):
+        at = k * part
+        if at < m.nbytes:  # one long piece each: memcpy then writes past the cache
+            memcpy(m.to + at, m.origin + at, min(part, m.nbytes - at))

@@ -262,10 +262,24 @@ def sum_in_order(rows: Array) -> Any:
     return total
 
 
-def copy(target: Array, source: Array, threads: int = 1) -> None:
-    """Copy an array of any dtype into another of its dtype and shape."""
-    buffers.check_copy("copy", target, source)
-    target[...] = source
+def copy(targets: Iterable[Array], sources: Iterable[Array | bytes], threads: int = 1) -> None:
+    """Copy the bytes of each source (an array of any dtype, or bytes) to the target at its place."""
+    pairs = list(zip(targets, sources, strict=True))
+    for target, source in pairs:
+        if not (_plain(target) and target.flags.writeable and (type(source) is bytes or _plain(source))):
+            buffers.refuse_copy(target, source)
+        if target.nbytes != len(_bytes(source)) or np.may_share_memory(target, _bytes(source)):
+            buffers.refuse_copy(target, source)
+    for target, source in pairs:
+        _bytes(target)[...] = _bytes(source)
+
+
+def _plain(array: object) -> bool:
+    return isinstance(array, np.ndarray) and array.flags.c_contiguous and not array.dtype.hasobject
+
+
+def _bytes(source: Array | bytes) -> Array:
+    return np.frombuffer(source, np.uint8) if isinstance(source, bytes) else source.reshape(-1).view(np.uint8)
 
 
 def openmp() -> bool:

@@ -273,18 +273,35 @@ HOSTILE = [  # changes of the entry: dtype int16, shape [7], length 14
 ]
 
 
+@pytest.mark.parametrize("version", record.READABLE)
 @pytest.mark.parametrize("change", HOSTILE, ids=str)
-def test_hostile_manifest(change, small):
+def test_hostile_manifest(change, version, small):
     def edit(manifest):
         del manifest["variables/a/w"]  # room for the other
-        manifest["variables/b"].update(change)
+        entry = dict(zip(record.Entry._fields, manifest["variables/b"], strict=True)) | change
+        manifest["variables/b"] = entry if version == 1 else [*entry.values()]
 
-    forge(small, edit)
+    forge(small, edit, version=version)
     tracemalloc.start()
     with pytest.raises(record.CheckpointError, match=r"tensor 'variables/b': |overlap|end at|metad"):
         reader.File(small)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("row", [None, 5, "abcde", {}, [], {"a": 1, "b": [], "c": 3, "d": 4, "e": ""}, [[]] * 5])
+@pytest.mark.parametrize("version", record.READABLE)
+def test_a_manifest_of_something_else(row, version, small):
+    forge(small, lambda manifest: manifest.update({"variables/a/w": row}), version=version)
+    with pytest.raises(record.CheckpointError, match=r"tensor 'variables/a/w': its entry .* is malformed"):
+        reader.File(small)
+
+
+@pytest.mark.parametrize("version", [0, 3, 1 << 31])
+def test_another_format_version(version, small):
+    forge(small, lambda manifest: None, version=version)
+    with pytest.raises(record.CheckpointError, match=f"format version {version} is not among .*update fastvar"):
+        reader.File(small)
 
 
 def test_hostile_record_and_foreign_files(small):

@@ -1,17 +1,23 @@
-"""Files of format version 1, made once and committed, stay readable and give what was put into them."""
+"""Files of each format version, made once and committed, stay readable and give what was put into them."""
 
 import shutil
 
 import numpy as np
+import pytest
 
 import fastvar as fv
-from fastvar.checkpoint.reader import File
+from fastvar.checkpoint.reader import File, peek
+from fastvar.checkpoint.record import READABLE
 from tests.checkpoint.fixtures.make import FOLDER, SAVED, STATE, Run, tensors, value_of
 
+every_version = pytest.mark.parametrize("version", READABLE)
 
-def test_every_dtype_and_shape():
+
+@every_version
+def test_every_dtype_and_shape(version):
     expected = tensors()
-    with File(FOLDER / "dtypes_v1.h5") as file:
+    assert peek(FOLDER / f"dtypes_v{version}.h5")[0].version == version
+    with File(FOLDER / f"dtypes_v{version}.h5") as file:
         file.verify()
         assert (file.step, file.saved, repr(file.state)) == (2**40, SAVED, repr(STATE))
         assert list(file.entries) == list(expected)
@@ -20,12 +26,13 @@ def test_every_dtype_and_shape():
             assert (value.dtype, value.shape, value.tobytes()) == (array.dtype, array.shape, array.tobytes()), name
 
 
-def test_a_run_with_every_optimizer_goes_on(tmp_path):
+@every_version
+def test_a_run_with_every_optimizer_goes_on(version, tmp_path):
     """Every weight and slot, the counters, generators, state and metrics come back into a program of today."""
-    shutil.copy(FOLDER / "run_v1-1.h5", tmp_path)
+    shutil.copy(FOLDER / f"run_v{version}-1.h5", tmp_path)
     run, undisturbed = Run(), Run()
-    manager = fv.CheckpointManager(run.checkpoint, tmp_path, checkpoint_name="run_v1", monitor="loss")
-    assert manager.restore_or_initialize() == manager.best_checkpoint == str(tmp_path / "run_v1-1.h5")
+    manager = fv.CheckpointManager(run.checkpoint, tmp_path, checkpoint_name=f"run_v{version}", monitor="loss")
+    assert manager.restore_or_initialize() == manager.best_checkpoint == str(tmp_path / f"run_v{version}-1.h5")
     places = run.places()
     assert len(places) > 90
     for name, place in places.items():

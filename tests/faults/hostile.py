@@ -5,6 +5,7 @@ Most mutants have right hashes, so that only what the reader checks besides stan
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -22,7 +23,7 @@ import xxhash
 
 import fastvar as fv
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import Record, Section, uncovered
+from fastvar.checkpoint.record import Entry, Record, Section, uncovered
 from tests.faults.lab import each, folders
 
 ROOM = 64 << 20  # what reading one of these files, of some 20 KB, may add to the memory of a process
@@ -130,6 +131,15 @@ def _nodes(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
+def as_version_1(good: bytes) -> bytes:
+    """The same checkpoint in the older format."""
+    record = Record.unpack(good)
+    rows = json.loads(_text(good, record.manifest))
+    entries = {name: dict(zip(Entry._fields, row, strict=True)) for name, row in rows.items()}
+    older = dataclasses.replace(record, version=1)
+    return _forged(good, older, json.dumps(entries).encode(), _text(good, record.state))
+
+
 def _forged(good: bytes, record: Record, manifest: bytes, state: bytes, spoilt: float = 0) -> bytes:
     """Make a file with these texts, placed at its end, whose hashes are right; one in some has a wrong field."""
     content = bytearray(good)
@@ -162,10 +172,12 @@ def _rehash(content: bytearray, entries: dict[str, Any]) -> list[tuple[int, int]
     """Give every entry the hash of the bytes where it says that it lies; the places."""
     places = []
     for entry in entries.values():
-        offset, length = entry.get("offset"), entry.get("length")
-        if type(offset) is int and type(length) is int and 0 <= offset <= offset + length <= len(content):
-            entry["hash"] = xxhash.xxh3_128_hexdigest(content[offset : offset + length])
-            places.append((offset, length))
+        keys = Entry._fields if isinstance(entry, dict) else range(len(Entry._fields))  # of version 1, and later
+        with contextlib.suppress(LookupError, TypeError):
+            _, _, offset, length, _ = (entry[key] for key in keys)
+            if type(offset) is int and type(length) is int and 0 <= offset <= offset + length <= len(content):
+                entry[keys[-1]] = xxhash.xxh3_128_hexdigest(content[offset : offset + length])
+                places.append((offset, length))
     return places
 
 
@@ -205,6 +217,7 @@ def hostile_files(amount: int) -> dict[str, Any]:
         path, target = str(work / "ckpt-1.h5"), Target()
         target.checkpoint.save(path)
         good = Path(path).read_bytes()
+        older = as_version_1(good)
         before = target.contents()
         opened: list[str] = []
         sys.addaudithook(_watch(opened))
@@ -220,7 +233,7 @@ def hostile_files(amount: int) -> dict[str, Any]:
             strange = {name for name in opened if not name.startswith(str(work)) and "site-packages" not in name}
             return f"opened {strange}" if strange else result
 
-        counts = Counter(each((mutant(good) for _ in range(amount)), outcome))
+        counts = Counter(each((mutant(random.choice((good, older))) for _ in range(amount)), outcome))
     return {"counts": dict(counts), "errors": []}
 
 

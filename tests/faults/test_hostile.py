@@ -11,7 +11,7 @@ import fastvar as fv
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import Record
 from tests.faults import lab
-from tests.faults.hostile import Target, _forged, _text
+from tests.faults.hostile import Target, _forged, _text, as_version_1
 
 needs_linux = pytest.mark.skipif(not lab.available, reason="faults are made by a library for Linux, with gcc")
 
@@ -22,6 +22,17 @@ def test_two_thousand_mutants():
     counts = lab.run("hostile files", "fastvar", 2000)["counts"]
     assert counts.keys() == {"told", "read"}, counts
     assert counts["told"] > 5 * counts["read"]
+
+
+def test_what_the_mutants_are_made_of_is_good(tmp_path):
+    """Else an error would say nothing: each is told for what was changed in it."""
+    path, target = tmp_path / "a.h5", Target()
+    target.checkpoint.save(path)
+    path.write_bytes(as_version_1(path.read_bytes()))
+    assert Record.unpack(path.read_bytes()).version == 1
+    target.w[...] = 0
+    target.checkpoint.restore(path)
+    assert target.w[0] == -1
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo", "socket", "device", "dangling", "loop"])
