@@ -163,7 +163,7 @@ def _calls(bench: Bench) -> int:
 
 
 def kills(bench: Bench, amount: int) -> None:
-    """End by kill -9 before, amid and after every call of a save, and then at random instants."""
+    """End by kill -9 before, amid and after every call of a save, and then at so many random instants."""
     calls = _calls(bench)
     for k in range(1, calls + 1):
         for action in ("kill before", "kill amid", "kill after"):
@@ -174,7 +174,7 @@ def kills(bench: Bench, amount: int) -> None:
         start = time.perf_counter()
         bench.save(lambda: None)
         times.append(time.perf_counter() - start)
-    for _ in range(amount - 3 * calls):
+    for _ in range(amount):
         bench.attempt(lambda: None, kill_after=random.uniform(0, statistics.median(times)))
 
 

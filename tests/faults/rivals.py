@@ -31,7 +31,7 @@ fastvar saves by `CheckpointManager` (a new file beside the old), and by `Checkp
 
 | Fault | What is done |
 |---|---|
-| kill -9 | before, amid and after every call on files of one save; then at random instants |
+| kill -9 | before, amid and after every call on files of one save; then at 200 random instants |
 | failing calls | every call of a save fails, alone or with all after it: no space, quota, I/O error and others |
 | full disk | the disk is full after every 4 KB, with and without reserving room first; and RLIMIT_FSIZE |
 | power loss | after each call, and after the save has returned: of what no fsync has followed, any part is lost |

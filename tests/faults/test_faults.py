@@ -1,6 +1,6 @@
 """The promises of a checkpoint, each put to its fault: nothing is lost, nothing is wrong, the process lives.
 
-`FASTVAR_KILLS=10000` (`make soak`) kills so many saves instead of 600.
+`FASTVAR_KILLS=10000` (`make soak`) kills so many saves at random instants instead of 600.
 """
 
 import os
@@ -25,7 +25,7 @@ def counts(fault: str, format: str, amount: int = 0) -> dict[str, int]:
 def test_kill_at_every_call_and_at_random_instants(format):
     found = counts("kills", format, KILLS // 4)
     assert found.keys() == {"old", "new"}
-    assert sum(found.values()) >= KILLS // 4
+    assert sum(found.values()) > KILLS // 4  # those at every call, too
 
 
 @all_ours
