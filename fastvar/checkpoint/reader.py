@@ -15,7 +15,6 @@ import numpy as np
 import xxhash
 
 from fastvar.buffers import Array
-from fastvar.checkpoint.background import Turns, share
 from fastvar.checkpoint.locks import close_read
 from fastvar.checkpoint.progress import Advance, nothing, progress
 from fastvar.checkpoint.record import (
@@ -29,6 +28,7 @@ from fastvar.checkpoint.record import (
     parse_object,
     uncovered,
 )
+from fastvar.checkpoint.sharing import Turns, share
 
 _ROOM = 1 << 19  # what is read and hashed at a time stays in the L2 cache; with less, threads wait for the GIL
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # no FIFO is waited for

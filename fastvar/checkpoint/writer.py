@@ -17,11 +17,11 @@ import numpy as np
 import xxhash
 
 from fastvar.checkpoint import names
-from fastvar.checkpoint.background import Turns, share
 from fastvar.checkpoint.layout import Layout, layout_of
 from fastvar.checkpoint.locks import UNSUPPORTED
 from fastvar.checkpoint.progress import Advance, progress
 from fastvar.checkpoint.record import CHUNK, LARGE, Record, Saved, Section, failing
+from fastvar.checkpoint.sharing import Turns, share
 
 _MIN_STATE = 4096
 _NO_BYTES = xxhash.xxh3_128_hexdigest(b"")

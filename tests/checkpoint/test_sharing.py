@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import fastvar as fv
-from fastvar.checkpoint import background, reader, writer
-from fastvar.checkpoint.background import share
+from fastvar.checkpoint import reader, sharing, writer
 from fastvar.checkpoint.record import Saved
+from fastvar.checkpoint.sharing import share
 
 SAVED = Saved("00" * 16, 1)
 
@@ -72,7 +72,7 @@ def test_where_no_thread_can_be_started_the_main_one_does_it_all(monkeypatch: An
         raise RuntimeError("can't start new thread")
 
     taken: list[int] = []
-    monkeypatch.setattr(background.ThreadPoolExecutor, "submit", refused)
+    monkeypatch.setattr(sharing.ThreadPoolExecutor, "submit", refused)
     share(range(10), taken.extend, 10)
     assert taken == list(range(10))
 
