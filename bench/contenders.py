@@ -58,7 +58,7 @@ def contenders(case: Case) -> dict[str, Contender]:
         made[name] = repeated(baseline(ws, gs)), ws
     if (touch := traffic_limit(case)) is not None:
         made[LIMIT] = touch, []
-    if in_torch.INSTALLED and case.rule.torch:
+    if case.rule.torch:
         ws, gs = arrays(case)
         made[TORCH] = repeated(in_torch.fused(ws, gs, case.rule.clip_and_average, **case.rule.torch)), ws
     return made
@@ -69,10 +69,9 @@ def threads(count: int) -> Iterator[None]:
     """Let everyone use so many threads."""
     before = fv.get_num_threads()
     fv.set_num_threads(count)
-    of_torch = in_torch.set_threads(count) if in_torch.INSTALLED else None
+    of_torch = in_torch.set_threads(count)
     try:
         yield
     finally:
         fv.set_num_threads(before)
-        if of_torch is not None:
-            in_torch.set_threads(of_torch)
+        in_torch.set_threads(of_torch)

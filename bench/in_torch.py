@@ -1,19 +1,16 @@
-"""The same rules by PyTorch's fused optimizers, if PyTorch is installed; fastvar does not need it."""
+"""The same rules by PyTorch's fused optimizers."""
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
-from bench.as_written import Arrays, Step
+import torch
 
-INSTALLED = importlib.util.find_spec("torch") is not None
+from bench.as_written import Arrays, Step
 
 
 def fused(ws: Arrays, gs: Arrays, clip_and_average: bool, name: str, **options: Any) -> Step:
     """Return a step of `torch.optim.<name>(fused=True)`, which works on the memory of the arrays."""
-    import torch
-
     parameters = [torch.nn.Parameter(torch.from_numpy(w)) for w in ws]
     for parameter, g in zip(parameters, gs, strict=True):
         parameter.grad = torch.from_numpy(g)
@@ -33,8 +30,6 @@ def fused(ws: Arrays, gs: Arrays, clip_and_average: bool, name: str, **options: 
 
 def set_threads(threads: int) -> int:
     """Let PyTorch use so many threads, and return how many it used: it sets OpenMP's limit, fastvar's too."""
-    import torch
-
     before: int = torch.get_num_threads()
     torch.set_num_threads(threads)
     return before
