@@ -18,6 +18,7 @@ from fastvar.buffers import Array
 from fastvar.checkpoint.locks import close_read
 from fastvar.checkpoint.progress import Advance, nothing, progress
 from fastvar.checkpoint.record import (
+    CHUNK,
     LARGE,
     MAX_JSON,
     USER_BLOCK,
@@ -30,7 +31,6 @@ from fastvar.checkpoint.record import (
 )
 from fastvar.checkpoint.sharing import Turns, share
 
-_ROOM = 1 << 19  # what is read and hashed at a time stays in the L2 cache; with less, threads wait for the GIL
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # no FIFO is waited for
 
 
@@ -84,9 +84,9 @@ class File:
         self.state = parse_object(_read_section(self._descriptor, "state", record.state))
         places = [*filter(itemgetter(1), map(itemgetter(2, 3), self.entries.values()))]  # offset, length
         places += [(part.offset, part.length) for part in sections]
-        digest, room = xxhash.xxh3_128(), _room()
-        for gap in uncovered(places, record.length):
-            self._hash(*gap, digest, room)
+        digest = xxhash.xxh3_128()
+        for offset, length in uncovered(places, record.length):
+            self._hash(offset, length, digest, _room(length))
         if digest.hexdigest() != record.metadata:
             raise ValueError("the HDF5 metadata are damaged; use another checkpoint")
 
@@ -131,7 +131,7 @@ class File:
         first = 0
         while first < len(names):
             start = offsets[first]
-            near = slice(first, bisect.bisect_left(offsets, start + _ROOM))
+            near = slice(first, bisect.bisect_left(offsets, start + CHUNK))
             first = near.stop
             end = offsets[first - 1] + entries[first - 1].length
             room = bytearray(end - start)
@@ -217,9 +217,9 @@ class File:
     ) -> None:
         """Read a stretch of the file to `target`, if need be (it is smaller) piece over piece, and hash it."""
         fits = target.nbytes >= length
-        for start in range(0, length, _ROOM):
+        for start in range(0, length, CHUNK):
             at = start if fits else 0
-            part = target[at : at + min(_ROOM, length - start)]
+            part = target[at : at + min(CHUNK, length - start)]
             _fill(self._descriptor, part, offset + start)
             digest.update(part)
             advance(part.nbytes)
@@ -243,9 +243,9 @@ class File:
         )
 
 
-def _room() -> memoryview:
-    """Where bytes stay that are only hashed: in the cache."""
-    return memoryview(bytearray(_ROOM))
+def _room(length: int = CHUNK) -> memoryview:
+    """Where bytes stay that are only hashed, so many at most: in the cache."""
+    return memoryview(bytearray(min(length, CHUNK)))
 
 
 def _bytes(array: Array) -> memoryview:

@@ -20,7 +20,7 @@ import xxhash
 
 USER_BLOCK = 4096
 LARGE = 1 << 16  # tensors from here on are aligned to a page and written straight from the array
-CHUNK = 1 << 20  # what is hashed and moved at a time: fits the L2 cache
+CHUNK = 1 << 20  # what is hashed and moved at a time: about the L2 cache; with less, threads wait for the GIL
 MAX_JSON = 1 << 26  # of manifest and state each: bounds what reading a hostile file can cost
 MAX_NAME = 4096  # bytes: far below HDF5's 64 KB for an object header message
 MAX_RANK = 32  # HDF5's
