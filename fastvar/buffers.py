@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 ALIGNMENT = 64  # bytes: a cache line and the widest vector; NumPy itself gives 16
 PAGE = 4096
-LARGE = 16 * PAGE
+LARGE = 4 * PAGE  # a page more is too much for what is smaller
 # Large arrays that a step writes begin at different places of a page, and none just behind that of NumPy's own
 # (gradients): loads that match a store under way in the last 12 bits of the address wait for it (4K aliasing).
 _places = itertools.cycle(range(0, PAGE, PAGE // 4))
@@ -37,8 +37,8 @@ def _within(new: Callable[..., Array], shape: tuple[int, ...], dtype: np.dtype[A
     """Return an array on its boundary in one that `new` makes."""
     nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
     boundary, place = (PAGE, next(_places)) if nbytes >= LARGE else (ALIGNMENT, 0)
-    raw = new(nbytes + boundary + place, np.uint8)
-    start = -raw.ctypes.data % boundary + place
+    raw = new(nbytes + boundary, np.uint8)
+    start = (place - raw.ctypes.data) % boundary
     return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
