@@ -12,6 +12,8 @@ from unittest import mock
 import numpy as np
 
 import fastvar as fv
+from fastvar import threads
+from fastvar.checkpoint import writer
 from fastvar.checkpoint.reader import File
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -61,6 +63,12 @@ def _save_without_links(folder: str, arrays: Arrays) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     with mock.patch.object(os, "link", refused):
+        _save_managed(folder, arrays)
+
+
+def _save_by_threads(folder: str, arrays: Arrays) -> None:
+    """As large files are written: by several threads, which here have less at a time, so that each has some."""
+    with mock.patch.object(threads, "get_num_threads", return_value=3), mock.patch.object(writer, "CHUNK", 1 << 14):
         _save_managed(folder, arrays)
 
 
@@ -196,6 +204,7 @@ QUICK = Format("fastvar, the reader alone", _save_one_file, _load_in_one_go)  # 
 MORE = [
     Format("fastvar, in the background", _save_in_background, _load_managed),
     Format("fastvar, without links", _save_without_links, _load_managed),
+    Format("fastvar, by threads", _save_by_threads, _load_managed),
 ]
 RIVALS = [
     Format("`torch.save`", _save_torch, _load_torch),
