@@ -68,7 +68,8 @@ def _save_without_links(folder: str, arrays: Arrays) -> None:
 
 def _save_by_threads(folder: str, arrays: Arrays) -> None:
     """As large files are written: by several threads, which here have less at a time, so that each has some."""
-    with mock.patch.object(threads, "get_num_threads", return_value=3), mock.patch.object(writer, "CHUNK", 1 << 14):
+    three = mock.patch.object(threads, "get_num_threads", return_value=3)
+    with three, mock.patch.object(writer, "CHUNK", 1 << 14):
         _save_managed(folder, arrays)
 
 
