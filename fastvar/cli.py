@@ -134,6 +134,8 @@ def _verify(given: argparse.Namespace) -> int:
             checkpoint.verify(path)
             results[path] = None
         except OSError as error:
+            if path not in given.paths and not os.path.lexists(path):
+                continue  # removed since its folder was looked through
             results[path] = _message(error)
             code = max(code, WRONG if isinstance(error, checkpoint.CheckpointError) else TROUBLE)
         if not given.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass, field
@@ -151,34 +152,47 @@ def inspect_folder(path: str | os.PathLike[str], *, quick: bool = False) -> list
     """
     listed = []
     for file in checkpoints_in(path):
-        found = problem = None
-        try:
-            with File(file) as opened:
-                found = _inspection(opened)
-                if not quick:
-                    opened.verify()
-        except FileNotFoundError:  # removed meanwhile
-            continue
-        except CheckpointError as error:
-            problem = str(error)
-        listed.append(Listed(file, os.stat(file).st_size, found, problem))
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            listed.append(_listed(file, quick))
     return sorted(listed, key=lambda item: item.inspection.counter or 0 if item.inspection else 0)
+
+
+def _listed(path: str, quick: bool) -> Listed:
+    found = problem = None
+    try:
+        with File(path) as opened:
+            found = _inspection(opened)
+            if not quick:
+                opened.verify()
+    except CheckpointError as error:
+        problem = str(error)
+    except FileNotFoundError:
+        if not os.path.islink(path):
+            raise
+        return Listed(path, 0, None, f"{path}: a link to a file that is not there")
+    return Listed(path, os.stat(path).st_size, found, problem)
 
 
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[str]:
     """Return the files in a folder that are checkpoints, or were before they were damaged."""
-    return sorted(entry.path for entry in os.scandir(folder) if entry.is_file() and _was_checkpoint(entry))
+    return sorted(entry.path for entry in os.scandir(folder) if _was_checkpoint(entry))
 
 
 def _was_checkpoint(entry: os.DirEntry[str]) -> bool:
+    named = entry.name.endswith(".h5")
     if entry.name.startswith("."):
         return False
-    if is_checkpoint(entry.path):
-        return True
-    if not entry.name.endswith(".h5"):
+    if not entry.is_file():
+        return named and not os.path.exists(entry.path)  # a link to nothing; if it is gone, whoever opens it knows
+    try:
+        if is_checkpoint(entry.path):
+            return True
+        with open_regular(
+            entry.path
+        ) as stream:  # other programs' HDF5 files begin with its signature, ours do not
+            return named and stream.read(len(record.HDF5_SIGNATURE)) != record.HDF5_SIGNATURE
+    except FileNotFoundError:  # removed meanwhile
         return False
-    with open_regular(entry.path) as stream:  # other programs' HDF5 files begin with its signature, ours do not
-        return stream.read(len(record.HDF5_SIGNATURE)) != record.HDF5_SIGNATURE
 
 
 def verify(path: str | os.PathLike[str]) -> None:

@@ -110,22 +110,51 @@ def test_inspect_a_folder(run: Run, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "others.h5", "w") as file:
         file["w"] = 1
     (tmp_path / ".fastvar-0.tmp").write_bytes(Path(first).read_bytes())
+    (tmp_path / "folder.h5").mkdir()
+    os.symlink("gone", tmp_path / "ckpt-8.h5")
     code, out, _ = run("inspect", tmp_path)
     rows = {row[0]: row for row in cells(out) if row}
     assert code == 1
-    assert [name for name in rows if name.endswith(".h5")] == ["ckpt-9.h5", "ckpt-1.h5", "ckpt-2.h5", "ckpt-3.h5"]
+    assert [name for name in rows if name.endswith(".h5")] == [
+        *("ckpt-8.h5", "ckpt-9.h5", "ckpt-1.h5", "ckpt-2.h5", "ckpt-3.h5")
+    ]
     assert rows["ckpt-1.h5"][1:3] == ["1", "1"]
     assert rows["ckpt-1.h5"][-1] == "whole"
     assert rows["ckpt-2.h5"][1:3] == ["2", "2"]
     assert rows["ckpt-2.h5"][-1].startswith("damaged tensors: 'optimizer/body/w/momentum'")
     assert rows["ckpt-3.h5"][-1] == "whole, pinned"
+    assert rows["ckpt-8.h5"][-1] == "a link to a file that is not there"
     assert rows["ckpt-9.h5"][-1].endswith("there is no commit record")
-    assert f"{tmp_path}: 4 checkpoints, 2 damaged" in out
+    assert f"{tmp_path}: 5 checkpoints, 3 damaged" in out
     code, out, _ = run("inspect", tmp_path, "--quick", "--json")
     listed = json.loads(out)
     assert code == 1
-    assert [item["problem"] is None for item in listed] == [False, True, True, True]
-    assert listed[3]["inspection"]["pinned"]
+    assert [item["problem"] is None for item in listed] == [False, False, True, True, True]
+    assert listed[4]["inspection"]["pinned"]
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_files_that_others_remove_meanwhile_do_not_count(
+    number: int, command: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a training that goes on does: before the file is looked into, and before it is read."""
+    first, *_ = train(tmp_path)
+    real, opened = os.open, []
+
+    def remove_and_open(path: Any, *arguments: Any, **options: Any) -> int:
+        if path == first:
+            opened.append(path)
+            if len(opened) == number:
+                os.unlink(first)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", remove_and_open)
+    code, out, err = run(command, tmp_path)
+    assert len(opened) == number
+    assert (code, err) == (0, "")
+    assert "ckpt-1.h5" not in out
+    assert out.count("whole") == 2
 
 
 def test_verify(run: Run, tmp_path: Path) -> None:
