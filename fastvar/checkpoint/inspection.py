@@ -187,9 +187,7 @@ def _was_checkpoint(entry: os.DirEntry[str]) -> bool:
     try:
         if is_checkpoint(entry.path):
             return True
-        with open_regular(
-            entry.path
-        ) as stream:  # other programs' HDF5 files begin with its signature, ours do not
+        with open_regular(entry.path) as stream:  # HDF5 files of others begin with its signature, ours do not
             return named and stream.read(len(record.HDF5_SIGNATURE)) != record.HDF5_SIGNATURE
     except FileNotFoundError:  # removed meanwhile
         return False
