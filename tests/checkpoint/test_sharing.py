@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -75,6 +76,61 @@ def test_where_no_thread_can_be_started_the_main_one_does_it_all(monkeypatch: An
     monkeypatch.setattr(sharing.ThreadPoolExecutor, "submit", refused)
     share(range(10), taken.extend, 10)
     assert taken == list(range(10))
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_where_fewer_threads_can_be_started_the_errors_of_these_are_raised(monkeypatch: Any) -> None:
+    submit, submitted, tried = sharing.ThreadPoolExecutor.submit, [], threading.Event()
+
+    def once(*arguments: Any) -> Any:
+        if submitted:
+            raise RuntimeError("can't start new thread")
+        submitted.append(submit(*arguments))
+        return submitted[0]
+
+    def work(items: Iterator[int]) -> None:
+        for _ in items:
+            if threading.current_thread() is not threading.main_thread():
+                tried.set()
+                raise ZeroDivisionError
+            assert tried.wait(10)
+
+    monkeypatch.setattr(sharing.ThreadPoolExecutor, "submit", once)
+    with pytest.raises(ZeroDivisionError):
+        share(range(100), work, 100)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_no_thread_is_at_work_any_more_however_often_one_interrupts(tmp_path: Path, monkeypatch: Any) -> None:
+    """Else it would write to whatever was opened after that, under the same number."""
+    write, main = os.pwrite, threading.main_thread()
+    at_work, begun, interrupted = set[int](), threading.Event(), threading.Event()
+
+    def interrupt() -> None:
+        for _ in range(3):
+            time.sleep(0.02)
+            signal.pthread_kill(main.ident or 0, signal.SIGINT)
+        interrupted.set()
+
+    def slow(descriptor: int, data: Any, offset: int) -> int:
+        if threading.current_thread() is main:
+            assert begun.wait(10)
+            threading.Thread(target=interrupt).start()
+            raise KeyboardInterrupt
+        at_work.add(threading.get_ident())
+        begun.set()
+        interrupted.wait(10)
+        time.sleep(0.1)
+        count = write(descriptor, data, offset)
+        at_work.remove(threading.get_ident())
+        return count
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write(tmp_path / "a.h5", tensors(), {}, step=1)
+    assert begun.is_set()
+    assert not at_work
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.usefixtures("four_threads")
