@@ -8,7 +8,7 @@ from typing import Any
 from fastvar.buffers import Array
 from fastvar.checkpoint.contents import Contents
 from fastvar.checkpoint.foreign import open_foreign
-from fastvar.checkpoint.names import make_directory
+from fastvar.checkpoint.names import absolute, make_directory
 from fastvar.checkpoint.reader import File, foresee
 from fastvar.checkpoint.record import check_names, failing, uncollected
 from fastvar.checkpoint.report import Restored
@@ -56,7 +56,7 @@ class Checkpoint:
         return Contents(self._root, self._objects)
 
     def save(self, path: str | os.PathLike[str], *, step: int | None = None, overwrite: bool = False) -> str:
-        """Write everything to one HDF5 file, and return its path; it is then durable.
+        """Write everything to one HDF5 file, and return its absolute path; it is then durable.
 
         Parameters
         ----------
@@ -74,8 +74,8 @@ class Checkpoint:
         CheckpointError
             If it cannot be written; older files are untouched.
         """
+        path = absolute(path)
         tensors, arrays, state, own_step = self.collect()
-        path = os.fspath(path)
         with failing(path):
             make_directory(os.path.dirname(path))
         write(path, tensors | arrays, state, step=own_step if step is None else step, replace=overwrite)

@@ -86,7 +86,7 @@ def convert(
     >>> np.load(folder + "/a.npz")["body/w"]
     array([3., 4.])
     """
-    target = os.fspath(target)
+    target = names.absolute(target)
     with open_any(source) as file:
         if to is None:
             to = _SUFFIXES.get(os.path.splitext(target)[1].lower())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import Any
 
 from fastvar.checkpoint.locks import Lock
-from fastvar.checkpoint.names import make_directory, sync_directory
+from fastvar.checkpoint.names import absolute, make_directory, sync_directory
 from fastvar.checkpoint.reader import peek
 from fastvar.checkpoint.record import CheckpointError, failing
 from fastvar.checkpoint.retention import Found
@@ -25,10 +26,10 @@ class Folder:
         The right to write here.
     """
 
-    def __init__(self, directory: str, name: str) -> None:
-        self.directory, self.name = directory, name
-        make_directory(directory)
-        self.lock = Lock(os.path.join(directory, f".fastvar-{name}.lock"))
+    def __init__(self, directory: str | os.PathLike[str], name: str) -> None:
+        self.directory, self.name = absolute(directory), name
+        make_directory(self.directory)
+        self.lock = Lock(self._path(f".fastvar-{name}.lock"))
         self._read: dict[str, tuple[Any, Found]] = {}  # what was read of files that have not changed since
 
     def scan(self) -> tuple[list[Found], list[str]]:
@@ -92,7 +93,10 @@ class Folder:
 
     def pin(self, path: str, pinned: bool) -> None:
         """Make (or remove) the file that keeps a checkpoint from being removed, durably."""
-        path = self._path(os.path.basename(path))
+        directory, name = os.path.split(path)
+        if directory and not os.path.samefile(directory, self.directory):
+            raise FileNotFoundError(errno.ENOENT, f"not in the folder {self.directory}", path)
+        path = self._path(name)
         if pinned:
             os.stat(path)  # a mistyped name is an error
             os.close(os.open(path + _PIN, os.O_WRONLY | os.O_CREAT, 0o666))

@@ -30,7 +30,8 @@ class CheckpointManager:
     ----------
     checkpoint : Checkpoint
     directory : str or path-like
-        Made if it is missing. Only whole checkpoints of fastvar in it count, and no other file is touched.
+        Made if it is missing; a relative one stays where it is after `os.chdir`. Only whole checkpoints of
+        fastvar in it count, and no other file is touched.
     max_to_keep : int, optional
         How many of the newest stay; None keeps all.
     keep_checkpoint_every_n_hours : float, optional
@@ -106,15 +107,15 @@ class CheckpointManager:
         self._retention = Retention(
             max_to_keep, keep_checkpoint_every_n_hours, keep_checkpoint_every_n_steps, monitor, mode, keep_best
         )
-        with failing(os.fspath(directory), "cannot be read"):
-            self._folder = Folder(os.fspath(directory), checkpoint_name)
+        with failing(os.fsdecode(directory), "cannot be read"):
+            self._folder = Folder(directory, checkpoint_name)
         self._staging, self._background = Staging(), Background()
         self._run = secrets.token_hex(16)
         self._last_step: int | None = None
 
     @property
     def directory(self) -> str:
-        """The folder."""
+        """The folder, as an absolute path."""
         return self._folder.directory
 
     @property

@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 from fastvar.checkpoint.locks import UNSUPPORTED, in_turn, try_lock
 
@@ -101,6 +102,17 @@ def discard(path: str) -> None:
     """Remove a file of ours on the way out; the error that is being raised says more."""
     with contextlib.suppress(OSError):
         os.unlink(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return the path from the root, so that it means the same place after `os.chdir`.
+
+    As in Python's own functions, `~` is an ordinary character. `..` stays: what is before it may be a link.
+    """
+    text = os.fsdecode(path)
+    whole = Path(text).absolute()
+    folder = os.path.basename(text) in {"", "."}  # it ends so that only a folder can be meant
+    return os.path.join(whole, "") if folder else str(whole)
 
 
 def make_directory(path: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.contents import Named
+from fastvar.checkpoint.names import absolute
 from fastvar.checkpoint.report import Restored
 from fastvar.variable import Variable
 
@@ -54,7 +55,7 @@ class Saver:
         self.last_checkpoints: list[str] = []
 
     def save(self, path: str | os.PathLike[str], global_step: int | Variable | None = None) -> str:
-        """Write the variables to `PATH-STEP.h5`, or `PATH.h5` without a step, and return that path.
+        """Write the variables to `PATH-STEP.h5`, or `PATH.h5` without a step, and return that path, absolute.
 
         A file of that name is replaced. The oldest beyond `max_to_keep` are removed after that.
 
@@ -63,7 +64,7 @@ class Saver:
         CheckpointError
             If it cannot be written; older files are untouched.
         """
-        stem, suffix = os.path.splitext(os.fspath(path))
+        stem, suffix = os.path.splitext(absolute(path))
         if suffix != ".h5":
             stem, suffix = stem + suffix, ".h5"
         step = None if global_step is None else int(global_step)
@@ -81,5 +82,5 @@ class Saver:
 
         Options are those of `Checkpoint.restore`.
         """
-        path = os.fspath(path)
+        path = os.fsdecode(path)
         return self._checkpoint.restore(path if path.endswith(".h5") else f"{path}.h5", **options)

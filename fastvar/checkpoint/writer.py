@@ -80,7 +80,7 @@ def prepare(
     saved: Saved | None = None,
 ) -> Callable[[], None]:
     """Check all that `write` is given, and return what does the writing, from the arrays as they then are."""
-    path = os.fspath(path)
+    path = names.absolute(path)
     step = operator.index(step)
     if not 0 <= step < 1 << 64:
         raise ValueError(f"step must be from 0 to 2**64 - 1, got {step}")
