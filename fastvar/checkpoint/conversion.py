@@ -130,7 +130,9 @@ def _check(tensors: _Tensors, to: str, target: str) -> None:
 def _new_file(path: str, overwrite: bool) -> Iterator[BinaryIO]:
     """Give a temporary file beside `path` that takes its place at the end, or vanishes after an error."""
     exists = FileExistsError(17, "file exists and is not replaced (overwrite)", path)
-    if not overwrite and os.path.lexists(path):
+    if overwrite:
+        names.check_replaceable(path)
+    elif os.path.lexists(path):
         raise exists
     try:
         with names.temporary(os.path.dirname(path) or ".") as (temporary, descriptor):

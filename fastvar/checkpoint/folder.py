@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
-from typing import Any
+import stat
+from typing import Any, NamedTuple
 
 from fastvar.checkpoint.locks import Lock
 from fastvar.checkpoint.names import absolute, make_directory, sync_directory
 from fastvar.checkpoint.reader import peek
-from fastvar.checkpoint.record import CheckpointError, failing
+from fastvar.checkpoint.record import MAX_COUNTER, CheckpointError, failing
 from fastvar.checkpoint.retention import Found
 
 OWN = "$manager"  # in the state of a file: when it was saved, and the metrics
+_PLAUSIBLE = 1 << 62  # a larger number in a name was never a count of saves
 _PIN = ".pin"  # follows the name of a checkpoint in that of the empty file that pins it
+
+
+class Scan(NamedTuple):
+    """What a look through a folder has found.
+
+    Attributes
+    ----------
+    found : list of Found
+        The checkpoints, oldest first.
+    damaged : list of str
+        Messages about what has a checkpoint's name and cannot be read.
+    strangers : list of str
+        The same, where no manager gives such a name: `ckpt-007.h5`, absurd numbers.
+    """
+
+    found: list[Found]
+    damaged: list[str]
+    strangers: list[str]
 
 
 class Folder:
@@ -32,41 +53,50 @@ class Folder:
         self.lock = Lock(self._path(f".fastvar-{name}.lock"))
         self._read: dict[str, tuple[Any, Found]] = {}  # what was read of files that have not changed since
 
-    def scan(self) -> tuple[list[Found], list[str]]:
-        """Return the checkpoints, oldest first, and messages about files that look like damaged ones."""
-        found: list[Found] = []
-        damaged: list[str] = []
-        gone = True
-        while gone and not found:  # where others save, all may be removed while we look, and there are newer ones
-            gone, damaged = False, []
+    def scan(self) -> Scan:
+        """Look through the folder. Whole checkpoints count whatever number their names have."""
+        scan, gone = Scan([], [], []), True
+        while gone and not scan.found:  # where others save, all may be removed meanwhile: there are newer ones
+            scan, gone = Scan([], [], []), False
             with failing(self.directory, "cannot be read"):
                 names = set(os.listdir(self.directory))
-            for name in filter(self._number_after, names):
+            for name in filter(self._numbered, sorted(names)):
                 try:
-                    found.append(self._look(name, name + _PIN in names))
+                    scan.found.append(self._look(name, name + _PIN in names))
                 except OSError as error:
                     if os.path.lexists(self._path(name)):  # a link to nothing, too
-                        damaged.append(str(error))
+                        kind = scan.strangers if self._number(name) is None else scan.damaged
+                        kind.append(message(self._path(name), error))
                     else:
                         gone = True
         self._read = {name: seen for name, seen in self._read.items() if name in names}
-        return sorted(found, key=lambda f: (f.counter, f.step, f.path)), damaged
+        scan.found.sort(key=lambda f: (f.counter, f.step, f.path))
+        return scan
 
     def _look(self, name: str, pinned: bool) -> Found:
         path = self._path(name)
         status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path}: not a file")
         identity = (status.st_ino, status.st_size, status.st_mtime_ns, pinned)
         if self._read.get(name, (None,))[0] != identity:
             record, state = peek(path)
             time, metrics = _own(state, status.st_mtime)
-            found = Found(record.saved.counter, record.step, time, path, metrics, pinned)
+            kept = pinned or self._number(name) is None  # we gave no such name
+            found = Found(record.saved.counter, record.step, time, path, metrics, kept)
             self._read[name] = identity, found
         return self._read[name][1]
 
     def next_counter(self) -> int:
         """Return the count for a new checkpoint, beyond those here and the names of damaged ones."""
-        counters = [found.counter + 1 for found in self.scan()[0]]
-        return max([1, *counters, *map(self._number_after, os.listdir(self.directory))])
+        counters = [found.counter for found in self.scan().found]
+        numbers = map(self._number, os.listdir(self.directory))
+        counter = 1 + max([0, *counters, *filter(None, numbers)])
+        if counter > MAX_COUNTER:
+            raise CheckpointError(f"{self.directory}: not saved: a checkpoint here has the last count of all")
+        while os.path.lexists(self.path(counter)):
+            counter += 1
+        return counter
 
     def path(self, counter: int) -> str:
         return self._path(f"{self.name}-{counter}.h5")
@@ -74,21 +104,23 @@ class Folder:
     def _path(self, name: str) -> str:
         return os.path.join(self.directory, name)
 
-    def _number_after(self, name: str) -> int:
-        """Return the number that follows the one in the name of a file of ours; 0 for any other file."""
-        match = re.fullmatch(re.escape(self.name) + r"-(\d+)\.h5", name)
-        return int(match[1]) + 1 if match else 0
+    def _numbered(self, name: str) -> bool:
+        """Whether a file is named like a checkpoint, be it by us or by hand, such as `ckpt-007.h5`."""
+        return re.fullmatch(re.escape(self.name) + r"-\d+\.h5", name) is not None
 
-    def strangers(self) -> list[str]:
+    def _number(self, name: str) -> int | None:
+        """Return the number in a name that we may have given, else None."""
+        match = re.fullmatch(re.escape(self.name) + r"-(0|[1-9][0-9]*)\.h5", name)
+        return int(match[1]) if match and int(match[1]) <= _PLAUSIBLE else None
+
+    def others(self) -> list[str]:
         """Return the names of checkpoints here that are called otherwise."""
         names = []
         for name in sorted(os.listdir(self.directory)):
-            if name.endswith(".h5") and not self._number_after(name):
-                try:
+            if name.endswith(".h5") and not self._numbered(name):
+                with contextlib.suppress(OSError):
                     peek(self._path(name))
-                except (CheckpointError, FileNotFoundError):
-                    continue
-                names.append(name)
+                    names.append(name)
         return names
 
     def pin(self, path: str, pinned: bool) -> None:
@@ -103,6 +135,11 @@ class Folder:
             sync_directory(path)
         elif os.path.exists(path + _PIN):
             os.unlink(path + _PIN)
+
+
+def message(path: str, error: OSError) -> str:
+    """Return what is wrong with a file, which the error may not name."""
+    return str(error) if isinstance(error, CheckpointError) else f"{path}: {error.strerror or error}"
 
 
 def _own(state: dict[str, Any], time: float) -> tuple[float, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 from dataclasses import dataclass, field
@@ -141,7 +142,7 @@ def _inspection(file: File | Foreign, values: bool = False) -> Inspection:
 def inspect_folder(path: str | os.PathLike[str], *, quick: bool = False) -> list[Listed]:
     """Return the checkpoints in a folder, oldest first, whole and damaged ones.
 
-    Files of others, and what a killed save left, do not count.
+    Files of others, what is no file (such as a pipe), and what a killed save left do not count.
 
     Parameters
     ----------
@@ -170,27 +171,32 @@ def _listed(path: str, quick: bool) -> Listed:
         if not os.path.islink(path):
             raise
         return Listed(path, 0, None, f"{path}: a link to a file that is not there")
+    except OSError as error:
+        problem = f"{path}: {error.strerror or error}"
     return Listed(path, os.stat(path).st_size, found, problem)
 
 
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[str]:
     """Return the files in a folder that are checkpoints, or were before they were damaged."""
-    return sorted(entry.path for entry in os.scandir(folder) if _was_checkpoint(entry))
+    with os.scandir(folder) as entries:
+        return sorted(entry.path for entry in entries if _was_checkpoint(entry))
 
 
 def _was_checkpoint(entry: os.DirEntry[str]) -> bool:
     named = entry.name.endswith(".h5")
     if entry.name.startswith("."):
         return False
-    if not entry.is_file():
-        return named and not os.path.exists(entry.path)  # a link to nothing; if it is gone, whoever opens it knows
     try:
+        if not entry.is_file():
+            return named and not os.path.exists(entry.path)  # a link to nothing; or gone: who opens it will know
         if is_checkpoint(entry.path):
             return True
         with open_regular(entry.path) as stream:  # HDF5 files of others begin with its signature, ours do not
             return named and stream.read(len(record.HDF5_SIGNATURE)) != record.HDF5_SIGNATURE
     except FileNotFoundError:  # removed meanwhile
         return False
+    except OSError as error:  # it may be one that cannot be read; not a link in a circle
+        return named and error.errno != errno.ELOOP
 
 
 def verify(path: str | os.PathLike[str]) -> None:

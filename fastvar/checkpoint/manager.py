@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fastvar.checkpoint.background import Background, Staging
 from fastvar.checkpoint.checkpoint import Checkpoint
-from fastvar.checkpoint.folder import OWN, Folder
+from fastvar.checkpoint.folder import OWN, Folder, message
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import CheckpointError, Saved, failing
 from fastvar.checkpoint.retention import Retention
@@ -121,7 +121,7 @@ class CheckpointManager:
     @property
     def checkpoints(self) -> list[str]:
         """Paths of the checkpoints in the folder, oldest first."""
-        return [found.path for found in self._folder.scan()[0]]
+        return [found.path for found in self._folder.scan().found]
 
     @property
     def latest_checkpoint(self) -> str | None:
@@ -132,7 +132,7 @@ class CheckpointManager:
     @property
     def best_checkpoint(self) -> str | None:
         """Path of the one that is best by `monitor`, also of earlier runs; None if there is none."""
-        ranked = self._retention.ranked(self._folder.scan()[0])
+        ranked = self._retention.ranked(self._folder.scan().found)
         return ranked[0].path if ranked else None
 
     def _step(self) -> int:
@@ -251,7 +251,8 @@ class CheckpointManager:
     def restore_or_initialize(self) -> str | None:
         """Restore the newest good checkpoint and return its path; without any, call `init_fn`, return None.
 
-        A damaged one is passed over with a warning.
+        A damaged one is passed over with a warning. So is what no manager can have saved, as its name has an
+        absurd number or leading zeros; that is no reason not to start afresh.
 
         Raises
         ------
@@ -261,27 +262,32 @@ class CheckpointManager:
             If the newest good one does not match the objects.
         """
         self.wait()
-        found, damaged = self._folder.scan()
+        found, damaged, strangers = self._folder.scan()
+        for stranger in strangers:
+            warnings.warn(f"{stranger}; it is left alone", RuntimeWarning, stacklevel=2)
         for checkpoint in reversed(found):
             try:
                 self._last_step = self.checkpoint.restore(checkpoint.path).step
-            except FileNotFoundError:  # another process saves here, and has just removed it: there are newer ones
-                return self.restore_or_initialize()
-            except CheckpointError as error:
-                damaged.append(str(error))
+            except OSError as error:
+                own = isinstance(error, CheckpointError) or error.filename == checkpoint.path
+                if not own:  # of an object that is restored
+                    raise
+                if isinstance(error, FileNotFoundError):  # another process, which saves here, has just removed it:
+                    return self.restore_or_initialize()  # there are newer ones
+                damaged.append(message(checkpoint.path, error))
                 continue
-            for message in damaged:
-                warnings.warn(f"{message}; restored {checkpoint.path} instead", RuntimeWarning, stacklevel=2)
+            for problem in damaged:
+                warnings.warn(f"{problem}; restored {checkpoint.path} instead", RuntimeWarning, stacklevel=2)
             return checkpoint.path
         if damaged:
             raise CheckpointError(
                 f"{self.directory}: no checkpoint is whole; move them away to start afresh:\n  "
                 + "\n  ".join(damaged)
             )
-        strangers = self._folder.strangers()
-        if strangers:
+        others = self._folder.others()
+        if others:
             warnings.warn(
-                f"{self.directory}: holds no {self._folder.name}-*.h5, but {', '.join(strangers)}; "
+                f"{self.directory}: holds no {self._folder.name}-*.h5, but {', '.join(others)}; "
                 "starting afresh (checkpoint_name= chooses others)",
                 RuntimeWarning,
                 stacklevel=2,
@@ -298,7 +304,7 @@ def _save(write: Callable[[], None], path: str, folder: Folder, retention: Reten
     """
     write()
     try:
-        dispensable = retention.dispensable(folder.scan()[0])
+        dispensable = retention.dispensable(folder.scan().found)
     except CheckpointError as error:
         warnings.warn(f"{path}: saved, but no older one was removed: {error}", RuntimeWarning, stacklevel=2)
         return

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastvar.checkpoint.locks import UNSUPPORTED, in_turn, try_lock
+from fastvar.checkpoint.record import CheckpointError, failing
 
 _PREFIX = ".fastvar-"  # of temporary files: what is left of a killed writer can be told from all else
 _SUFFIX = ".tmp"
@@ -60,10 +62,17 @@ def clean(directory: str) -> None:
 def _remove_dead(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
-        if try_lock(descriptor):
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and try_lock(descriptor):
             os.unlink(path)
     finally:
         os.close(descriptor)
+
+
+def check_replaceable(path: str) -> None:
+    """Raise CheckpointError for what stands at `path` and is no file, such as `/dev/null`: never replace that."""
+    with failing(path), contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise CheckpointError(f"{path}: not saved: what is there is no file, and is not replaced")
 
 
 def publish(source: str, path: str, replace: bool) -> None:

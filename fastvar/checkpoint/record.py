@@ -88,6 +88,9 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+MAX_COUNTER = (1 << 64) - 1
+
+
 class Saved(NamedTuple):
     """Which save wrote a file: the run's random id (32 hex digits) and its count of saves."""
 

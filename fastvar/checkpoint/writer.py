@@ -89,7 +89,9 @@ def prepare(
     room = max(_MIN_STATE, 1 << (len(text) - 1).bit_length())  # so that layouts are made rarely
     specs = tuple((name, a.dtype, a.shape) for name, a in zip(tensors, arrays, strict=True))
     layout = layout_of(specs, room)
-    if not replace and os.path.lexists(path):
+    if replace:
+        names.check_replaceable(path)
+    elif os.path.lexists(path):
         raise _exists(path)
     if saved is None:
         run, counter = _process(os.getpid())
