@@ -96,7 +96,7 @@ def as_gradient(gradient: Any, like: Array, owner: str, rows: bool = True) -> An
 
     Whatever NumPy can read as real numbers is accepted (lists, integers, strided, byte-swapped, misaligned,
     half precision, array protocols, DLPack exporters), and copied only if a kernel cannot read it in place.
-    With `rows`, `IndexedSlices` are returned as `Rows`.
+    With `rows`, `IndexedSlices` and sparse matrices (what has `tocsr`) are returned as `Rows`.
 
     Raises
     ------
@@ -105,11 +105,21 @@ def as_gradient(gradient: Any, like: Array, owner: str, rows: bool = True) -> An
     ValueError
         If its shape is another one.
     """
-    if not isinstance(gradient, IndexedSlices):
+    sparse = hasattr(type(gradient), "tocsr")
+    if not sparse and not isinstance(gradient, IndexedSlices):
         return as_real(gradient, like.dtype, like.shape, owner)
     if not rows:
         raise TypeError(f"{owner}: must be dense for this rule, which needs all of it; got {gradient!r}")
-    return as_rows(gradient, like, owner)
+    return as_rows(_sliced(gradient, like, owner) if sparse else gradient, like, owner)
+
+
+def _sliced(matrix: Any, like: Array, owner: str) -> IndexedSlices:
+    if like.ndim != 2 or np.shape(matrix) != like.shape:
+        raise ValueError(f"{owner}: must have shape {like.shape}, got {matrix!r}")
+    try:
+        return IndexedSlices.of_sparse(matrix)
+    except Exception as error:  # whatever a foreign tocsr raises
+        raise TypeError(f"{owner}: cannot be read as a sparse matrix ({error})") from error
 
 
 def as_rows(gradient: IndexedSlices, like: Array, owner: str) -> Rows:

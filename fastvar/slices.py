@@ -19,11 +19,15 @@ class IndexedSlices:
     Parameters
     ----------
     values : array_like
-        The rows, of shape `(k, *row_shape)`.
+        The rows, of shape `(*indices.shape, *row_shape)`; kept as `(k, *row_shape)`.
     indices : array_like of int
-        The row each is for, of shape `(k,)`, from 0.
+        The row each is for, from 0, of any shape; kept as one vector.
     dense_shape : tuple of int, optional
         The shape of the whole array; needed for `np.asarray` only.
+
+    Notes
+    -----
+    Sparse matrices of SciPy (whatever has `tocsr`) are gradients, too: of each row that stores anything.
 
     Examples
     --------
@@ -38,21 +42,31 @@ class IndexedSlices:
     def __init__(
         self, values: npt.ArrayLike, indices: npt.ArrayLike, dense_shape: tuple[int, ...] | None = None
     ) -> None:
-        self.values = np.asarray(values)
-        self.indices = np.asarray(indices)
-        if self.indices.size == 0:
-            self.indices = self.indices.astype(np.intp)
-        self.dense_shape = None if dense_shape is None else tuple(int(n) for n in dense_shape)
-        if self.indices.ndim != 1 or self.indices.dtype.kind not in "iu":
-            raise TypeError(
-                f"IndexedSlices: indices must be whole numbers in one dimension, got {self.indices.dtype} "
-                f"of shape {self.indices.shape}"
-            )
-        if self.values.shape[:1] != self.indices.shape:
+        rows, which = np.asarray(values), np.asarray(indices)
+        if which.size == 0:
+            which = which.astype(np.intp)
+        if which.dtype.kind not in "iu":
+            raise TypeError(f"IndexedSlices: indices must be whole numbers, got {which.dtype}")
+        row_shape = rows.shape[which.ndim :]
+        if rows.shape[: which.ndim] != which.shape:
             raise ValueError(
-                f"IndexedSlices: values must have one row per index, got {self.values.shape} for "
-                f"{len(self.indices)} indices"
+                f"IndexedSlices: values must have one row per index, got shape {rows.shape} for indices of shape "
+                f"{which.shape}"
             )
+        self.dense_shape = None if dense_shape is None else tuple(int(n) for n in dense_shape)
+        if self.dense_shape is not None and (self.dense_shape == () or self.dense_shape[1:] != row_shape):
+            raise ValueError(
+                f"IndexedSlices: dense_shape must be (n, *{row_shape}) as the rows are, got {self.dense_shape}"
+            )
+        self.values = rows.reshape(which.size, *row_shape)
+        self.indices = which.reshape(-1)
+
+    @classmethod
+    def of_sparse(cls, matrix: Any) -> IndexedSlices:
+        """Return the rows of a sparse matrix that store anything: of SciPy's, or of what converts to its CSR."""
+        rows = matrix.tocsr()
+        touched = np.flatnonzero(np.diff(rows.indptr))
+        return cls(rows[touched].toarray(), touched, rows.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -63,6 +77,8 @@ class IndexedSlices:
             raise ValueError("IndexedSlices: dense_shape must be given to make an array of it")
         if copy is False:
             raise ValueError("IndexedSlices: an array of it is always a copy")
+        if self.indices.size and not 0 <= self.indices.min() <= self.indices.max() < self.dense_shape[0]:
+            raise ValueError(f"IndexedSlices: indices must be below {self.dense_shape[0]}, and not negative")
         dense = np.zeros(self.dense_shape, self.dtype if dtype is None else dtype)
         np.add.at(dense, self.indices, self.values)
         return dense

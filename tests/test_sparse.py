@@ -145,11 +145,96 @@ def test_a_scalar_has_no_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "indices"), [([[1.0]], [[0]]), ([[1.0]], [0.5]), ([[1.0]], [True]), ([[1.0]], [0, 1]), (1.0, [0])]
+    ("values", "indices"),
+    [
+        ([[1.0]], [[0.5]]),
+        ([[1.0]], [True]),
+        ([[1.0]], [0, 1]),
+        (1.0, [0]),
+        ([[1.0, 2.0]], [[0]]),
+        ([1.0, 2.0], 0.0),
+    ],
 )
 def test_slices_that_do_not_fit_together(values: Any, indices: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=r"IndexedSlices: (indices|values) must"):
         fv.IndexedSlices(values, indices)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0), (2, 3), (2, 1, 3)])
+@pytest.mark.parametrize("row_shape", [(), (4,), (2, 3)])
+def test_indices_of_any_shape(shape: tuple[int, ...], row_shape: tuple[int, ...]) -> None:
+    """As in TensorFlow: `values.shape == indices.shape + row_shape`."""
+    rng = np.random.default_rng(8)
+    indices = rng.integers(0, 3, shape)  # duplicates among them
+    values = np.asarray(rng.integers(-8, 8, shape + row_shape), float)
+    dense = np.zeros((5, *row_shape))
+    np.add.at(dense, indices, values)
+    given = fv.IndexedSlices(values, indices, dense_shape=dense.shape)
+    assert_same_bits(np.asarray(given), dense)
+    table = fv.Variable(np.ones(dense.shape))
+    fv.optimizers.SGD(0.5).apply([given], [table])
+    assert_same_bits(table.numpy(), 1 - 0.5 * dense)
+
+
+@pytest.mark.parametrize(
+    ("indices", "dense_shape"), [([0], ()), ([0], (3, 2)), ([0], (3, 1, 1)), ([3], (3, 1)), ([-1], (3, 1))]
+)
+def test_slices_that_do_not_fit_their_dense_shape(indices: Any, dense_shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"IndexedSlices: (indices|dense_shape) must"):
+        np.asarray(fv.IndexedSlices([[1.0]], indices, dense_shape))
+
+
+MATRICES = [
+    f"{name}_{kind}" for name in ("csr", "csc", "coo", "bsr", "lil", "dok", "dia") for kind in ("matrix", "array")
+]
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4"])
+def test_sparse_matrices_of_scipy_are_gradients(kind: str, dtype: str) -> None:
+    """For gradient descent, rows of zeros may as well not be named: the dense gradient is the oracle."""
+    sparse = pytest.importorskip("scipy.sparse")
+    rng = np.random.default_rng(9)
+    dense = (rng.integers(-8, 8, (9, 6)) * (rng.random((9, 6)) < 0.2)).astype(dtype)
+    dense[3] = 0
+    tables = [fv.Variable(np.ones(dense.shape, np.float32)) for _ in range(2)]
+    matrix = getattr(sparse, kind)(dense)
+    for gradient, table in zip((matrix, dense), tables, strict=True):
+        optimizer = fv.optimizers.SGD(0.5)
+        optimizer.build([table])
+        table.grad = gradient
+        optimizer.step()
+    assert_same_bits(tables[0].numpy(), tables[1].numpy())
+
+
+def test_sparse_matrices_update_the_rows_that_store_anything() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    rows, columns, values = [4, 1, 4, 4, 2], [0, 2, 1, 0, 0], [1.0, 2.0, 3.0, 4.0, 0.0]
+    tables = [fv.Variable(np.ones((6, 3)), name="t") for _ in range(2)]
+    sliced = fv.IndexedSlices([[0.0, 0, 2], [0, 0, 0], [5, 3, 0]], [1, 2, 4])
+    matrix = sparse.coo_array((values, (rows, columns)), (6, 3))
+    optimizers = [fv.optimizers.Adam(0.125, use_ema=True) for _ in tables]
+    for _ in range(3):
+        for optimizer, gradient, table in zip(optimizers, (matrix, sliced), tables, strict=True):
+            optimizer.apply([gradient], [table])
+    assert contents(optimizers[0], tables[:1]) == contents(optimizers[1], tables[1:])
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (6,), (2, 3, 1), (2, 4), ()])
+def test_sparse_matrices_that_do_not_fit_change_nothing(shape: tuple[int, ...]) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    table = fv.Variable(np.ones(shape), name="t")
+    optimizer = fv.optimizers.SGD()
+    optimizer.build([table])
+    with pytest.raises(ValueError, match=r"SGD: gradient of 't': must have shape"):
+        optimizer.apply([sparse.csr_array(np.ones((2, 3)))])
+    assert (table.value == 1).all()
+    with pytest.raises(TypeError, match=r"SGD: gradient of 'c': must hold real numbers, got dtype complex128"):
+        fv.optimizers.SGD().apply(
+            [sparse.csr_array(np.ones((2, 3)) * 1j)], [fv.Variable(np.ones((2, 3)), name="c")]
+        )
+    with pytest.raises(TypeError, match=r"Lamb: gradient of 'c': must be dense for this rule"):
+        fv.optimizers.Lamb().apply([sparse.csr_array(np.ones((2, 3)))], [fv.Variable(np.ones((2, 3)), name="c")])
 
 
 def test_slices_as_an_array() -> None:
