@@ -7,7 +7,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,13 +16,15 @@ from fastvar.buffers import Array
 from fastvar.checkpoint import names, record
 from fastvar.checkpoint.anyfile import exported, open_any
 from fastvar.checkpoint.foreign import Foreign
-from fastvar.checkpoint.foreign.safetensors import NAMES
+from fastvar.checkpoint.foreign.safetensors import METADATA, NAMES
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.writer import write
 
 FORMATS = ("fastvar", "h5", "npz", "safetensors")
 _SUFFIXES = {".npz": "npz", ".safetensors": "safetensors", ".h5": "h5", ".hdf5": "h5"}
+_MAX_MEMBER = (1 << 16) - 1  # bytes of a name in a zip
+_MAX_HEADER = 100_000_000  # bytes, of the safetensors library
 _DTYPES = {dtype: name for name, dtype in NAMES.items()}
 
 
@@ -121,9 +123,28 @@ def _check(tensors: _Tensors, to: str, target: str) -> None:
     """Refuse names and dtypes that the format cannot hold, before anything is written."""
     if to in ("fastvar", "h5"):
         record.check_names(f"variables/{name}" for name in tensors.specs)
+        return
     for name, spec in tensors.specs.items():
+        reason = _unfit(name, to, tensors.specs)
+        if reason:
+            raise ValueError(f"{target}: {to} cannot hold the name {name!r}: {reason}")
         if to == "safetensors" and spec.dtype.name not in _DTYPES:
             raise ValueError(f"{target}: safetensors cannot hold {spec.dtype}, the dtype of {name!r}")
+
+
+def _unfit(name: str, to: str, others: Container[str]) -> str:
+    """Return why a tensor of this name cannot stand in `.npz` or safetensors; empty if it can."""
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        return "it is not valid Unicode"
+    if to == "safetensors":
+        return "the format keeps it for itself" if name == METADATA else ""
+    if "\0" in name or length > _MAX_MEMBER - len(".npy"):
+        return f"it has a NUL, or more than {_MAX_MEMBER} bytes with .npy"
+    if name.endswith(".npy") and name.removesuffix(".npy") in others:
+        return f"np.load would read {name.removesuffix('.npy')!r} instead"
+    return ""
 
 
 @contextlib.contextmanager
@@ -179,6 +200,8 @@ def _safetensors(stream: BinaryIO, tensors: _Tensors, advance: Callable[[int], A
         header[name] = {"dtype": _DTYPES[spec.dtype.name], "shape": list(spec.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
+    if len(text) > _MAX_HEADER:
+        raise ValueError(f"safetensors cannot hold the names of {len(header)} tensors: {len(text)} bytes")
     stream.write(len(text).to_bytes(8, "little") + text)
     for name in ordered:
         array = tensors.read(name)

@@ -11,6 +11,7 @@ from fastvar.buffers import Array
 from fastvar.checkpoint import record
 from fastvar.checkpoint.foreign.source import Foreign, Spec, fill
 
+METADATA = "__metadata__"  # no tensor: text of whoever wrote the file
 NAMES = {  # of dtypes in the format
     **{"BOOL": "bool", "F16": "float16", "F32": "float32", "F64": "float64", "C64": "complex64"},
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
@@ -30,7 +31,7 @@ class Safetensors(Foreign):
         if length > min(self._size - 8, record.MAX_JSON):
             raise ValueError("its header is longer than the file, or too large")
         header = record.parse_object(self._stream.read(length))
-        header.pop("__metadata__", None)
+        header.pop(METADATA, None)
         self._start = 8 + length
         self._places: dict[str, int] = {}
         places = []
