@@ -1,4 +1,4 @@
-"""Sparse gradients: 1,000 rows of a table of 10 million, beside PyTorch's SparseAdam."""
+"""Sparse gradients: beside PyTorch's SparseAdam, and beside the dense update of the whole table."""
 
 from __future__ import annotations
 
@@ -70,3 +70,27 @@ def test_sparse(distinct: bool, count: int, report: Table) -> None:
     cells = [f"{median(took) * 1e6:.0f} µs" for took in times.values()]
     cells.append(f"{ratio(times['torch'], times['fastvar']):.3g}")
     report.add_row(f"{'distinct' if distinct else 'each 4 times'}, {count} thread{'s' * (count > 1)}", *cells)
+
+
+@pytest.mark.parametrize("distinct", [True, False], ids=["random", "each 4 times"])
+def test_beside_the_dense_update(distinct: bool) -> None:
+    rows, width, touched = 100_000, 32, 4096
+    rng = np.random.default_rng(1)
+    high, times = (rows, 1) if distinct else (rows, 4)
+    indices = cycle([rng.integers(0, high, touched // times).repeat(times) for _ in range(BATCHES)])
+    values, dense = (rng.standard_normal((n, width)).astype(np.float32) for n in (touched, rows))
+    table = fv.Variable(np.zeros((rows, width), np.float32))
+    optimizer = fv.optimizers.Adam(0.001)
+    optimizer.build([table])
+    with threads(1):
+        took = interleaved(
+            {
+                "rows": repeated(lambda: optimizer.apply([fv.IndexedSlices(values, next(indices))])),
+                "dense": repeated(lambda: optimizer.apply([dense])),
+            },
+            seconds=0.02,
+        )
+    of_rows, of_table = (median(took[name]) * 1e6 for name in ("rows", "dense"))
+    print(
+        f"\n{touched:,} rows of {rows:,} x {width}: {of_rows:.0f} µs, {of_rows / of_table:.2f} of the dense update"
+    )

@@ -123,28 +123,17 @@ def _sliced(matrix: Any, like: Array, owner: str) -> IndexedSlices:
 
 
 def as_rows(gradient: IndexedSlices, like: Array, owner: str) -> Rows:
-    """Return a sparse gradient of `like` with every row once, in rising order; values of one row are summed."""
+    """Return a sparse gradient of `like` as rows in the order given; a row may come several times."""
     if like.ndim == 0 or gradient.dense_shape not in (None, like.shape):
         raise ValueError(f"{owner}: must be rows of an array of shape {like.shape}, got {gradient!r}")
-    indices = gradient.indices
-    values = as_real(gradient.values, like.dtype, (len(indices), *like.shape[1:]), owner)
-    if not len(indices):
-        return Rows(np.empty(0, np.intp), values)
-    if indices.min() < 0 or indices.max() >= len(like):
-        raise ValueError(
-            f"{owner}: indices must be from 0 to {len(like) - 1}, got {indices.min()} to {indices.max()}"
-        )
-    touched = indices.astype(np.intp)  # a copy, which nobody else can change
-    if (touched[1:] > touched[:-1]).all():
-        return Rows(touched, values)
-    order = np.argsort(touched, kind="stable")
-    touched = touched[order]
-    begins = np.append(True, touched[1:] > touched[:-1])
-    if begins.all():
-        return Rows(touched, values[order])
-    summed = values[order[begins]]
-    np.add.at(summed, np.cumsum(begins)[~begins] - 1, values[order[~begins]])
-    return Rows(touched[begins], summed)
+    given = np.asarray(gradient.indices)
+    if given.dtype.kind not in "iu" or given.ndim != 1:
+        raise TypeError(f"{owner}: indices must be a vector of whole numbers, got {given.dtype}{given.shape}")
+    rows = given.astype(np.intp)  # a copy, which no other thread can change
+    values = as_real(gradient.values, like.dtype, (rows.size, *like.shape[1:]), owner)
+    if rows.size and (rows.min() < 0 or rows.max() >= len(like)):
+        raise ValueError(f"{owner}: indices must be from 0 to {len(like) - 1}, got {rows.min()} to {rows.max()}")
+    return Rows(rows, values)
 
 
 def as_real(gradient: Any, arithmetic: np.dtype[Any], shape: tuple[int, ...], owner: str) -> Array:
@@ -247,6 +236,15 @@ def check_vectors(owner: str, x: object, y: object) -> None:
         raise ValueError(f"{owner}: must be given arrays of one dtype and size")
 
 
+def check_rows(owner: str, rows: object, values: object) -> None:
+    """Check that a kernel may sort rows and add their values: whole numbers from 0, and one value each."""
+    if not (isinstance(rows, np.ndarray) and rows.dtype == np.intp and rows.flags.c_contiguous and rows.ndim == 1):
+        raise TypeError(f"{owner}: must be given row numbers as a contiguous vector")
+    check_vectors(owner, values, values)
+    if values.shape[:1] != rows.shape or rows.min(initial=0) < 0:  # type: ignore[attr-defined]
+        raise ValueError(f"{owner}: must be given row numbers from 0, and values for each")
+
+
 def refuse_copy(target: object, source: object) -> NoReturn:
     """Raise the error of what a kernel cannot copy, byte by byte."""
     for what, array in (("target", target), ("source", source)):
@@ -260,6 +258,11 @@ def refuse_copy(target: object, source: object) -> NoReturn:
 def refuse_zeroing(owner: str) -> NoReturn:
     """Raise the error of a gradient that cannot be zeroed where it lies."""
     raise ValueError(f"{owner}: must be a writable contiguous array to be zeroed in place")
+
+
+def refuse_changed(owner: str) -> NoReturn:
+    """Raise the error of a gradient that was resized while later ones were read."""
+    raise ValueError(f"{owner}: must not change while the gradients are read")
 
 
 def check_disjoint(arrays: Iterable[tuple[str, Any]]) -> None:

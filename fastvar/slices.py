@@ -58,8 +58,9 @@ class IndexedSlices:
             raise ValueError(
                 f"IndexedSlices: dense_shape must be (n, *{row_shape}) as the rows are, got {self.dense_shape}"
             )
-        self.values = rows.reshape(which.size, *row_shape)
-        self.indices = which.reshape(-1)
+        one_axis = which.ndim == 1  # then without a view: that of an array which is resized points nowhere
+        self.values = rows if one_axis else rows.reshape(which.size, *row_shape)
+        self.indices = which if one_axis else which.reshape(-1)
 
     @classmethod
     def of_sparse(cls, matrix: Any) -> IndexedSlices:
@@ -89,7 +90,7 @@ class IndexedSlices:
 
 
 class Rows(NamedTuple):
-    """What a kernel reads of a sparse gradient: checked, every row once, in rising order."""
+    """What a kernel reads of a sparse gradient, checked; once merged, every row once, in rising order."""
 
     rows: npt.NDArray[np.intp]
     values: npt.NDArray[Any]

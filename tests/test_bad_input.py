@@ -353,6 +353,40 @@ def test_none_and_empty_are_harmless(case: Case) -> None:
     assert optimizer.iterations == 3
 
 
+class Shrinking:
+    """A gradient that makes another one smaller when it is read."""
+
+    def __init__(self, victim: Any) -> None:
+        self.victim = victim
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        self.victim.resize(1, *self.victim.shape[1:], refcheck=False)
+        return np.zeros(SHAPE, np.float32)
+
+
+class Keeping:
+    """A gradient that hands out an array which others can reach."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return self.array
+
+
+@every_case
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("kind", ["array", "kept", "rows"])
+def test_gradients_that_shrink_while_others_are_read_change_nothing(case: Case, settings: str, kind: str) -> None:
+    scene = Scene(case, SETTINGS[settings])
+    victim = np.ones(SHAPE, np.float32)
+    before = scene.contents()
+    gradient = {"array": victim, "kept": Keeping(victim), "rows": fv.IndexedSlices(victim, range(4))}[kind]
+    with pytest.raises((ValueError, TypeError), match=r"gradient of 'w': must (not change while|be dense)"):
+        scene.optimizer.apply([gradient, Shrinking(victim), scene.grads[2]])
+    assert scene.contents() == before
+
+
 @every_case
 @pytest.mark.parametrize("constraint", [None, fv.constraints.UnitNorm()])
 def test_gradients_may_come_from_a_generator(case: Case, constraint: Any) -> None:

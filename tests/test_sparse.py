@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +15,7 @@ from runs import COMBINATIONS, assert_all_same_bits, elementwise, several_passes
 import fastvar as fv
 from fastvar import kernels
 from fastvar.kernels import reference
+from fastvar.slices import Rows
 
 MODULES = {isa: kernels.load(isa)[1] for isa in kernels.supported()}
 STAGES = {"scale": 0.3, "l2": 0.07, "l1": 0.013, "clip": 0.7, "limit": 0.11, "decay": 0.021, "nonneg": 1.0}
@@ -53,6 +55,47 @@ def test_rows_equal_reference_bit_for_bit(rule: str, stages: dict[str, float]) -
         for (isa, module), threads in itertools.product(MODULES.items(), (1, 2, 3)):
             for actual, wanted in zip(play(module, rule, dtype, gradient, stages, threads), expected, strict=True):
                 assert_same_bits(actual, wanted, f"{isa}, {threads} threads, {dtype}, {gradient}")
+
+
+@pytest.mark.parametrize("values", ["f4", "f8"])
+@pytest.mark.parametrize("isa", MODULES)
+def test_merged_rows_equal_numpy(isa: str, values: str) -> None:
+    rng = np.random.default_rng(8)
+    for count, highest, width in itertools.product((0, 1, 2, 3000), (1, 7, 2**11, 2**23, 2**40), (0, 1, 5)):
+        rows = rng.integers(0, highest, count).astype(np.intp)
+        given = Rows(rows, (rng.standard_normal((count, width)) * 10.0 ** rng.integers(-9, 9)).astype(values))
+        before = given.rows.copy(), given.values.copy()
+        merged = MODULES[isa].merge(given)
+        expected = reference.merge(given)
+        unique, which = np.unique(rows, return_inverse=True)
+        summed = np.zeros((len(unique), width), values)
+        np.add.at(summed, which, given.values)
+        assert_same_bits(merged.rows, unique)
+        np.testing.assert_array_equal(merged.values, summed)  # it adds to 0 first: -0 differs
+        for ours, theirs in zip((*merged, *given), (*expected, *before), strict=True):
+            assert_same_bits(ours, theirs, f"{count} of {highest}, {width}")
+
+
+@pytest.mark.parametrize("isa", [*MODULES, "reference"])
+@pytest.mark.parametrize(
+    ("rows", "values", "error"),
+    [
+        (np.array([2.0, 1.0]), np.ones((2, 1)), TypeError),
+        (np.array([2, 1], np.int8), np.ones((2, 1)), TypeError),
+        (np.array([[2], [1]]), np.ones((2, 1)), TypeError),
+        (np.arange(8)[::-2], np.ones((4, 1)), TypeError),
+        ([2, 1], np.ones((2, 1)), TypeError),
+        (np.array([2, 1]), np.ones((2, 1), np.int64), TypeError),
+        (np.array([2, 1]), np.ones((2, 4))[:, ::2], TypeError),
+        (np.array([2, 1]), np.ones((1, 1)), ValueError),
+        (np.array([2, 1]), np.ones(()), ValueError),
+        (np.array([2, -1]), np.ones((2, 1)), ValueError),
+    ],
+)
+def test_only_checked_rows_are_merged(isa: str, rows: Any, values: Any, error: type[Exception]) -> None:
+    module = reference if isa == "reference" else MODULES[isa]
+    with pytest.raises(error, match="merge: must be given"):
+        module.merge(Rows(rows, values))
 
 
 @elementwise
@@ -130,6 +173,60 @@ def test_bad_rows_change_nothing(gradient: fv.IndexedSlices, message: str, optio
     with pytest.raises((TypeError, ValueError), match=f"gradient of 'v0': {message}"):
         optimizer.apply([gradient, np.ones(5), None, None, None])
     assert contents(optimizer, given) == before
+
+
+class Leaping(np.ndarray):
+    """Row numbers that become others once they have been looked at."""
+
+    def max(self, *args: Any, **kwargs: Any) -> Any:
+        largest = np.asarray(self).max(*args, **kwargs)
+        np.asarray(self)[:] = 2**40
+        return largest
+
+
+@pytest.mark.parametrize("optimizer", [fv.optimizers.Adam(), fv.optimizers.LBFGS()], ids=["Adam", "LBFGS"])
+def test_rows_are_checked_as_they_are_used(optimizer: fv.Optimizer) -> None:
+    table = fv.Variable(np.ones((7, 2)), name="t")
+    gradient = fv.IndexedSlices(np.ones((3, 2)), [1, 5, 1])
+    gradient.indices = gradient.indices.view(Leaping)
+    if isinstance(optimizer, fv.optimizers.LBFGS):
+        optimizer.minimize(lambda: (float(table.sum()), [gradient]), [table])
+    else:
+        optimizer.apply([gradient], [table])
+    assert (table.value[[0, 2, 3, 4, 6]] == 1).all()
+    assert (table.value[[1, 5]] < 1).all()
+
+
+def test_rows_that_another_thread_rewrites() -> None:
+    table, optimizer = fv.Variable(np.ones((50_000, 2), np.float32), name="t"), fv.optimizers.SGD(0.5)
+    rows = np.arange(50_000)
+    gradient, going = fv.IndexedSlices(np.ones((50_000, 2), np.float32), rows), True
+
+    def rewrite() -> None:
+        while going:
+            rows[...] = 2**50
+            rows[...] = np.arange(50_000)
+
+    thread = Thread(target=rewrite)
+    thread.start()
+    try:
+        for _ in range(200):
+            before = table.numpy()
+            try:
+                optimizer.apply([gradient], [table])
+            except ValueError:  # the numbers were those that are out of range
+                assert_same_bits(table.numpy(), before)
+    finally:
+        going = False
+        thread.join()
+
+
+def test_indices_set_to_what_they_cannot_be() -> None:
+    table = fv.Variable(np.ones((3, 2)), name="t")
+    gradient = fv.IndexedSlices(np.ones((1, 2)), [1])
+    gradient.indices = np.array([0.5])
+    with pytest.raises(TypeError, match="gradient of 't': indices must be a vector of whole numbers, got float64"):
+        fv.optimizers.SGD().apply([gradient], [table])
 
 
 def test_rows_of_the_variable_itself_are_refused() -> None:
@@ -267,6 +364,22 @@ def test_cost_follows_the_rows_not_the_table(case: Case) -> None:
             optimizer.apply([gradient], [table])
             took[k].append(perf_counter() - start)
     assert 5 * np.median(took[0]) < np.median(took[1])  # 5,000 times fewer rows
+
+
+def test_rows_cost_what_they_touch() -> None:
+    table = fv.Variable(np.zeros((100_000, 32), np.float32))
+    optimizer = fv.optimizers.Adam()
+    rng = np.random.default_rng(9)
+    dense = np.ones(table.shape, np.float32)
+    took: dict[int, list[float]] = {0: [], 1: []}
+    fv.set_num_threads(1)
+    for _ in range(15):
+        rows = fv.IndexedSlices(np.ones((4096, 32), np.float32), rng.integers(0, 100_000, 4096))
+        for k, gradient in enumerate((rows, dense)):
+            start = perf_counter()
+            optimizer.apply([gradient], [table])
+            took[k].append(perf_counter() - start)
+    assert np.median(took[0]) < 0.3 * np.median(took[1])
 
 
 def test_adam_with_rows_is_torchs_sparse_adam() -> None:

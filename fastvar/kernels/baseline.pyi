@@ -4,6 +4,8 @@ from typing import Any, Self, final
 import numpy as np
 import numpy.typing as npt
 
+from fastvar.slices import Rows
+
 RULES: dict[str, CompiledRule]
 
 @final
@@ -42,6 +44,7 @@ class Plan:
     ) -> None: ...
 
 def dot(x: npt.NDArray[Any], y: npt.NDArray[Any], threads: int = 1) -> float: ...
+def merge(gradient: Rows) -> Rows: ...
 def unit_sums(
     x: npt.NDArray[Any], rows: int, columns: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...

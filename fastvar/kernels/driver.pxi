@@ -33,6 +33,11 @@ cdef extern from *:
     #define omp_get_max_threads() 1
     #define FV_OPENMP 0
     #endif
+    #ifdef __GNUC__
+    #define prefetch(address) __builtin_prefetch(address, 1)
+    #else
+    #define prefetch(address) ((void)(address))
+    #endif
     static const float TINY_F32 = 16384 * FLT_MIN;
     static const double TINY_F64 = 16384 * DBL_MIN;
     """
@@ -41,6 +46,7 @@ cdef extern from *:
     const double TINY_F64
     int omp_get_max_threads() nogil
     void check "assert"(bint) nogil
+    void prefetch(const void*) nogil
 
 cdef enum:
     BLOCK = 1024
@@ -51,6 +57,9 @@ cdef enum:
     MOST_THREADS = 1024
     PAGE = 4096
     ROOM = 8 * BLOCK + 64  # bytes of a block of doubles, however it is aligned
+    LINE = 64  # bytes of a cache line
+    AHEAD = 8  # rows of a sparse gradient that are fetched ahead of the one that is updated
+    FETCHED = 512  # bytes of a row that are fetched; the rest follows in order
 
 ctypedef fused real:  # what rules compute in
     float
@@ -101,6 +110,7 @@ if (sizeof(Stages) != _stages.STAGES.itemsize or BLOCK != _stages.BLOCK or LANES
 
 
 include "spans.pxi"
+include "rows.pxi"
 include "sums.pxi"
 include "copies.pxi"
 include "plan.pxi"

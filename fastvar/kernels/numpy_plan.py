@@ -124,10 +124,16 @@ class Plan:
             array = None
             if gradient is not None:
                 array = buffers.as_gradient(gradient, like, label, self._rows)
+                array = merge(array) if isinstance(array, Rows) else array
                 self._table.extents.refuse(array.values if isinstance(array, Rows) else array, label)
                 if zero and not (array is gradient and array.flags.writeable):
                     buffers.refuse_zeroing(label)
             held.append(array)
+        for array, like, label in zip(held, self._table.weights, labels, strict=True):
+            values = array.values if isinstance(array, Rows) else array
+            shape = (len(array.rows), *like.shape[1:]) if isinstance(array, Rows) else like.shape
+            if values is not None and values.shape != shape:  # resized by foreign code that read a later one
+                buffers.refuse_changed(label)
         if zero:
             buffers.check_disjoint(zip(labels, held, strict=True))
         self._held, self._zero = held, zero
@@ -217,6 +223,21 @@ def update(rule: Rule, g: Array | None, arrays: Sequence[Any], s: Any, scalars: 
             w[...] = w - w.dtype.type(s["decay"]) * w
         rule.block(w, x, slots, numbers)
     finish(w, average, s, g is not None)
+
+
+def merge(gradient: Rows) -> Rows:
+    """Return a sparse gradient with every row once, in rising order; values of one row are summed in theirs."""
+    rows, values = gradient
+    buffers.check_rows("merge", rows, values)
+    if (rows[1:] > rows[:-1]).all():
+        return gradient
+    order = np.argsort(rows, kind="stable")
+    rows, values = rows[order], values[order]
+    begins = np.append(True, rows[1:] > rows[:-1])
+    summed = values[begins]
+    with np.errstate(all="ignore"):
+        np.add.at(summed, np.cumsum(begins)[~begins] - 1, values[~begins])
+    return Rows(rows[begins], summed)
 
 
 def block_dot(x: Array, y: Array) -> float:

@@ -9,12 +9,11 @@ cdef class Plan:
     cdef list rules, names, weights, held, keep
     cdef object extents
     cdef Span* spans  # one per variable
-    cdef Span* active  # those of this step: the same, or a copy with one per touched row of sparse gradients
     cdef float* c32
     cdef double* c64
-    cdef Py_ssize_t n, count, groups
+    cdef Py_ssize_t n, groups
     cdef int* widths  # scalars that each group's rule takes
-    cdef bint bound, zero, disjoint, running
+    cdef bint bound, zero, disjoint, running, sparse
     cdef const uintptr_t* starts
     cdef const uintptr_t* ends
     cdef Py_ssize_t written
@@ -49,7 +48,6 @@ cdef class Plan:
         self.c64 = <double*> calloc(max(width, 1), sizeof(double))
         if self.spans == NULL or self.c32 == NULL or self.c64 == NULL:
             raise MemoryError
-        self.active, self.count = self.spans, self.n
         places = list(itertools.accumulate([given.scalars for given in self.rules], initial=0))
         for i in range(self.n):
             s = &self.spans[i]
@@ -60,15 +58,15 @@ cdef class Plan:
             s.rule = &(<CompiledRule> self.rules[table.group_of[i]]).rule
             for k in range(s.rule.slots):
                 s.slots[k] = cnp.PyArray_BYTES(arrays[3 + k])
-            s.n, s.wide, s.variable = arrays[0].size, arrays[0].itemsize == sizeof(double), i
+            s.n = s.length = arrays[0].size
+            s.width = s.n // max(len(arrays[0]), 1) if arrays[0].ndim else 1
+            s.wide = arrays[0].itemsize == sizeof(double)
             k = places[table.group_of[i]]
             s.c32, s.c64 = self.c32 + k, self.c64 + k
             s.stages = &records[i]
-            place(s, NULL if i == 0 else s - 1)
+        place(self.spans, self.n)
 
     def __dealloc__(self):
-        if self.active != self.spans:
-            free(self.active)
         free(self.spans)
         free(self.widths)
         free(self.c32)
@@ -88,70 +86,47 @@ cdef class Plan:
                 continue
             if not readable(gradient, <cnp.ndarray> self.weights[i]):
                 held[i] = buffers.as_gradient(gradient, self.weights[i], self.label(i), self.rows)
-                sparse |= type(held[i]) is Rows
+                if type(held[i]) is Rows:
+                    held[i], sparse = merge(held[i]), True
             if zero and not (gradient is held[i] and cnp.PyArray_ISWRITEABLE(gradient)):
                 buffers.refuse_zeroing(self.label(i))
             bound += 1
         if self.running:
             raise RuntimeError(f"{self.owner}: another thread is in a step with it")
-        self.bound, self.held = False, held
+        self.bound = False
+        for i in range(self.n):  # foreign code may have resized what was read before it
+            gradient = held[i]
+            if gradient is not None and not (
+                    readable(gradient, <cnp.ndarray> self.weights[i]) if type(gradient) is not Rows
+                    else readable_rows(gradient, self.spans[i].width)):
+                buffers.refuse_changed(self.label(i))
+        self.held = held
         for i in range(self.n):
             s = &self.spans[i]
             gradient = held[i]
+            s.rows, s.length = NULL, s.n
             if gradient is None:
                 s.g = NULL
                 continue
             if sparse and type(gradient) is Rows:
-                gradient = gradient.values
-                s.clear = NULL  # as many bytes as it has rows: what was clear says nothing of the next time
+                rows, gradient = gradient
+                s.rows, s.length = <const cnp.npy_intp*> cnp.PyArray_DATA(rows), gradient.size
             g, wide = cnp.PyArray_BYTES(gradient), cnp.PyArray_TYPE(gradient) == cnp.NPY_DOUBLE
-            if g != s.clear or wide != s.wide_clear:
+            if g != s.clear or wide != s.wide_clear or s.rows != NULL:
                 if self.overlaps(<uintptr_t> g, gradient.nbytes):
                     self.extents.refuse(gradient, self.label(i))
-                s.clear, s.wide_clear = g, wide
-            if sparse and type(held[i]) is Rows:
-                s.clear = NULL
+                # Of rows, the next gradient there may be longer.
+                s.clear, s.wide_clear = NULL if s.rows != NULL else g, wide
             if g != s.g or wide != s.wide_g:
                 self.disjoint = False
             s.g, s.wide_g = g, wide
         if zero and not self.disjoint:
             buffers.check_disjoint([(self.label(i), held[i]) for i in range(self.n)])
             self.disjoint = True
-        self.activate(sparse)
-        self.zero, self.bound = zero, True
+        if sparse or self.sparse:
+            place(self.spans, self.n)
+        self.sparse, self.zero, self.bound = sparse, zero, True
         return bound
-
-    cdef int activate(self, bint sparse) except -1:
-        # Choose the spans of this step: those of the variables, or with one per touched row in their place.
-        cdef Py_ssize_t i, k, n, count = 0
-        cdef Span* s
-        cdef const cnp.npy_intp* touched
-        if self.active != self.spans:
-            free(self.active)
-        self.active, self.count = self.spans, self.n
-        if not sparse:
-            return 0
-        for gradient in self.held:
-            count += len(gradient.rows) if type(gradient) is Rows else 1
-        s = <Span*> calloc(max(count, 1), sizeof(Span))
-        if s == NULL:
-            raise MemoryError
-        self.active, self.count, count = s, count, 0
-        for i in range(self.n):
-            gradient = self.held[i]
-            if type(gradient) is not Rows:
-                s[count] = self.spans[i]
-                place(&s[count], NULL if count == 0 else &s[count - 1])
-                count += 1
-                continue
-            n = self.spans[i].n // max(len(self.weights[i]), 1)
-            touched = <const cnp.npy_intp*> cnp.PyArray_DATA(gradient.rows)
-            for k in range(len(gradient.rows)):
-                s[count] = self.spans[i]
-                narrow(&s[count], touched[k], k, n)
-                place(&s[count], NULL if count == 0 else &s[count - 1])
-                count += 1
-        return 0
 
     cdef str label(self, Py_ssize_t i):
         return f"{self.owner}: gradient of {self.names[i]}"
@@ -167,8 +142,8 @@ cdef class Plan:
         return nbytes != 0 and low < self.written and self.starts[low] < start + nbytes
 
     cdef Py_ssize_t size(self, bint own) noexcept:
-        cdef const Span* last = self.active + self.count - 1
-        return 0 if self.count == 0 else (last.own if own else last.start) + last.n
+        cdef const Span* last = self.spans + self.n - 1
+        return 0 if self.n == 0 else (last.own if own else last.start) + last.length
 
     def sums_of_squares(self, bint each, int threads=1):
         cdef Py_ssize_t i, b, size = self.size(each)
@@ -182,15 +157,15 @@ cdef class Plan:
             with nogil:
                 if workers <= 1 or size < SERIAL:
                     for b in range(blocks):
-                        partial[b] = block_sum(self.active, self.count, b * BLOCK, each)
+                        partial[b] = block_sum(self.spans, self.n, b * BLOCK, each)
                 else:
                     for b in prange(blocks, num_threads=workers, schedule="dynamic", chunksize=16):
-                        partial[b] = block_sum(self.active, self.count, b * BLOCK, each)
+                        partial[b] = block_sum(self.spans, self.n, b * BLOCK, each)
                 i = 0
                 for b in range(blocks):
-                    while each and i + 1 < self.count and self.active[i + 1].own <= b * BLOCK:
+                    while each and i + 1 < self.n and self.spans[i + 1].own <= b * BLOCK:
                         i += 1
-                    sums[self.active[i].variable if each else 0] += partial[b]
+                    sums[i] += partial[b]
         finally:
             self.running = False
         return totals
@@ -218,11 +193,11 @@ cdef class Plan:
         try:
             with nogil:
                 if workers <= 1 or size < SERIAL:
-                    for i in range(self.count):
-                        run_span(&self.active[i], 0, self.active[i].n, self.zero)
+                    for i in range(self.n):
+                        run_span(&self.spans[i], 0, self.spans[i].length, self.zero)
                 else:
                     for i in prange(tasks, num_threads=workers, schedule="dynamic"):
-                        run_task(self.active, self.count, i * TASK, self.zero)
+                        run_task(self.spans, self.n, i * TASK, self.zero)
             if commits is not None:
                 for kept, value in commits:
                     cnp.PyArray_CopyInto(kept, value)
@@ -255,3 +230,9 @@ cdef inline bint readable(object gradient, cnp.ndarray like) noexcept:
         and memcmp(cnp.PyArray_DIMS(gradient), cnp.PyArray_DIMS(like),
                    cnp.PyArray_NDIM(like) * sizeof(cnp.npy_intp)) == 0
     )
+
+
+cdef inline bint readable_rows(object gradient, Py_ssize_t width) noexcept:
+    # Whether the values of a sparse gradient are still as many as were checked.
+    return (cnp.PyArray_ISCARRAY_RO(gradient.values)
+            and cnp.PyArray_SIZE(gradient.values) == cnp.PyArray_SIZE(gradient.rows) * width)

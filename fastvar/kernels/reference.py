@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from fastvar.buffers import Array
-from fastvar.kernels.numpy_plan import Plan, Rule, copy, dot, max_threads, openmp, unit_sums
+from fastvar.kernels.numpy_plan import Plan, Rule, copy, dot, max_threads, merge, openmp, unit_sums
 from fastvar.kernels.stages import TINY
 
-__all__ = ["RULES", "Plan", "Rule", "copy", "dot", "max_threads", "openmp", "unit_sums"]
+__all__ = ["RULES", "Plan", "Rule", "copy", "dot", "max_threads", "merge", "openmp", "unit_sums"]
 
 
 def flush(x: Array) -> Array:

@@ -1,4 +1,4 @@
-# How a rule runs over one span: a variable, or one row of it that a sparse gradient touches.
+# How a rule runs over one span: a variable, or the rows of it that a sparse gradient touches.
 
 cdef struct Span:  # what every step reads of it comes first, on as few cache lines as it fits
     char* w
@@ -7,7 +7,10 @@ cdef struct Span:  # what every step reads of it comes first, on as few cache li
     bint wide  # float64 rather than float32
     bint wide_g
     bint wide_clear
-    Py_ssize_t n
+    Py_ssize_t n  # elements of the variable
+    Py_ssize_t length  # elements of the gradient: n, or those of the touched rows
+    const cnp.npy_intp* rows  # the touched rows in rising order; NULL: all
+    Py_ssize_t width  # elements of a row
     const Rule* rule
     const Stages* stages
     const float* c32
@@ -16,20 +19,21 @@ cdef struct Span:  # what every step reads of it comes first, on as few cache li
     char* direction  # NULL: the rule updates w; otherwise it writes here what it would have added to w
     char* slots[MAX_SLOTS]
     Py_ssize_t start  # its place in the concatenation of all spans
-    Py_ssize_t own  # the same with every variable starting a block of its own
-    Py_ssize_t variable
+    Py_ssize_t own  # the same with every span starting a block of its own
 
 
 cdef inline void* aligned(char* room) noexcept nogil:
     return <void*> ((<uintptr_t> room + 63) & ~ <uintptr_t> 63)
 
 
-cdef void read_gradient(real* x, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
-    check(0 <= at and 0 < n <= BLOCK and at + n <= s.n)
+cdef void read_gradient(
+        real* x, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
+    # Elements `at` to `at + n` of the variable, whose gradient lies `shift` elements further on.
+    check(0 <= at and 0 < n <= BLOCK and at + n <= s.n and 0 <= at + shift and at + shift + n <= s.length)
     if s.wide_g:
-        load(x, <const double*> s.g + at, n, <real> s.stages.scale)
+        load(x, <const double*> s.g + at + shift, n, <real> s.stages.scale)
     else:
-        load(x, <const float*> s.g + at, n, <real> s.stages.scale)
+        load(x, <const float*> s.g + at + shift, n, <real> s.stages.scale)
     condition(x, w + at, n, s.stages)
 
 
@@ -58,7 +62,7 @@ cdef void direct(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero
     check(0 <= lo <= hi <= s.n)
     while at < hi:
         n = min(<Py_ssize_t> BLOCK, hi - at)
-        read_gradient(x, w, s, at, n)
+        read_gradient(x, w, s, at, 0, n)
         memset(direction + at, 0, n * sizeof(real))
         apply_rule(direction + at, <const real*> x, s, at, n)
         if zero:
@@ -66,8 +70,9 @@ cdef void direct(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero
         at += n
 
 
-cdef void advance(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero) noexcept nogil:
-    # Elements lo to hi of one span: straight on the user's memory, or block by block through the stages.
+cdef void advance(
+        real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift, bint zero) noexcept nogil:
+    # Elements lo to hi of a variable: straight on the user's memory, or block by block through the stages.
     cdef char room[ROOM]
     cdef real* x = <real*> aligned(room)
     cdef real* average = <real*> s.average
@@ -75,12 +80,12 @@ cdef void advance(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zer
     check(0 <= lo <= hi <= s.n)
     if (s.g != NULL and average == NULL and not zero and s.wide == s.wide_g and raw_gradient(s.stages)
             and s.stages.decay == 0 and s.stages.nonneg == 0):
-        apply_rule(w + lo, <const real*> s.g + lo, s, lo, hi - lo)
+        apply_rule(w + lo, <const real*> s.g + lo + shift, s, lo, hi - lo)
         return
     while at < hi:
         n = min(<Py_ssize_t> BLOCK, hi - at)
         if s.g != NULL:
-            read_gradient(x, w, s, at, n)
+            read_gradient(x, w, s, at, shift, n)
             if s.stages.decay != 0:
                 shrink(w + at, n, <real> s.stages.decay)
             apply_rule(w + at, <const real*> x, s, at, n)
@@ -98,11 +103,43 @@ cdef void run_span(const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero) noexc
             direct(<double*> s.w, s, lo, hi, zero)
         else:
             direct(<float*> s.w, s, lo, hi, zero)
+    elif s.rows != NULL:
+        run_rows(s, lo, hi)
     elif s.g != NULL or s.average != NULL:
         if s.wide:
-            advance(<double*> s.w, s, lo, hi, zero)
+            advance(<double*> s.w, s, lo, hi, 0, zero)
         else:
-            advance(<float*> s.w, s, lo, hi, zero)
+            advance(<float*> s.w, s, lo, hi, 0, zero)
+
+
+cdef void run_rows(const Span* s, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+    # Elements lo to hi of a sparse gradient, row by row.
+    cdef Py_ssize_t k, count, end, at
+    if lo >= hi:  # rows may have no elements
+        return
+    k, count = lo // s.width, s.length // s.width
+    while lo < hi:
+        end = min((k + 1) * s.width, hi)
+        at = s.rows[k] * s.width + (lo - k * s.width)
+        if k + AHEAD < count:
+            prefetch_row(s, s.rows[k + AHEAD])
+        if s.wide:
+            advance(<double*> s.w, s, at, at + (end - lo), lo - at, False)
+        else:
+            advance(<float*> s.w, s, at, at + (end - lo), lo - at, False)
+        lo = end
+        k += 1
+
+
+cdef inline void prefetch_row(const Span* s, Py_ssize_t row) noexcept nogil:
+    # Rows are scattered: the processor does not foresee where the next ones lie.
+    cdef Py_ssize_t width = s.width * <Py_ssize_t> (sizeof(double) if s.wide else sizeof(float)), line = 0
+    cdef int k
+    while line < width and line < FETCHED:
+        prefetch(s.w + row * width + line)
+        for k in range(s.rule.slots):
+            prefetch(s.slots[k] + row * width + line)
+        line += LINE
 
 
 cdef Py_ssize_t find(const Span* spans, Py_ssize_t n, Py_ssize_t at, bint own) noexcept nogil:
@@ -121,7 +158,7 @@ cdef void run_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint zero) no
     # Elements lo to lo + TASK of the concatenation.
     cdef Py_ssize_t i = find(spans, n, lo, False), hi = lo + TASK
     while i < n and spans[i].start < hi:
-        run_span(&spans[i], max(lo - spans[i].start, 0), min(hi - spans[i].start, spans[i].n), zero)
+        run_span(&spans[i], max(lo - spans[i].start, 0), min(hi - spans[i].start, spans[i].length), zero)
         i += 1
 
 
@@ -129,25 +166,10 @@ cdef inline Py_ssize_t whole_blocks(Py_ssize_t n) noexcept nogil:
     return (n + BLOCK - 1) // BLOCK * BLOCK
 
 
-cdef void place(Span* s, const Span* before) noexcept nogil:
-    # Put a span behind the one before it in both concatenations.
-    s.start = s.own = 0
-    if before != NULL:
-        s.start = before.start + before.n
-        s.own = before.own + before.n
-        if before.variable != s.variable:
-            s.own = whole_blocks(s.own)
-
-
-cdef void narrow(Span* s, Py_ssize_t row, Py_ssize_t k, Py_ssize_t n) noexcept nogil:
-    # Make the span of a variable that of its row of n elements which row k of its gradient is for.
-    cdef Py_ssize_t width = sizeof(double) if s.wide else sizeof(float)
-    cdef int slot
-    check(0 <= row and (row + 1) * n <= s.n)
-    s.n = n
-    s.w += row * n * width
-    s.g += k * n * (sizeof(double) if s.wide_g else sizeof(float))
-    if s.average != NULL:
-        s.average += row * n * width
-    for slot in range(s.rule.slots):
-        s.slots[slot] += row * n * width
+cdef void place(Span* spans, Py_ssize_t n) noexcept nogil:
+    # Put the spans one behind the other in both concatenations.
+    cdef Py_ssize_t i, start = 0, own = 0
+    for i in range(n):
+        spans[i].start, spans[i].own = start, own
+        start += spans[i].length
+        own += whole_blocks(spans[i].length)

@@ -15,13 +15,22 @@ cdef double block_dot(const stored* x, const stored* y) noexcept nogil:
     return lanes[0]
 
 
-cdef void as_doubles(double* out, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
+cdef void as_doubles(double* out, const real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+    # Elements lo to hi of the conditioned gradient, row by row where it is sparse.
     cdef char room[ROOM]
     cdef real* x = <real*> aligned(room)
-    cdef Py_ssize_t i
-    read_gradient(x, w, s, at, n)
-    for i in range(n):
-        out[i] = x[i]
+    cdef Py_ssize_t i, n, row, at
+    while lo < hi:
+        n, at = hi - lo, lo
+        if s.rows != NULL:
+            row = lo // s.width
+            n = min(n, (row + 1) * s.width - lo)
+            at = s.rows[row] * s.width + (lo - row * s.width)
+        read_gradient(x, w, s, at, lo - at, n)
+        for i in range(n):
+            out[i] = x[i]
+        out += n
+        lo += n
 
 
 cdef double whole_block_sum(const real* w, const Span* s, Py_ssize_t at) noexcept nogil:
@@ -30,7 +39,7 @@ cdef double whole_block_sum(const real* w, const Span* s, Py_ssize_t at) noexcep
     if s.wide == s.wide_g and raw_gradient(s.stages):
         x = <const real*> s.g + at
     else:
-        read_gradient(<real*> x, w, s, at, BLOCK)
+        read_gradient(<real*> x, w, s, at, 0, BLOCK)
     return block_dot(x, x)
 
 
@@ -46,15 +55,15 @@ cdef double block_sum(const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint own) 
         start = s.own if own else s.start
         if start >= hi:
             break
-        begin, end = max(start, lo), min(start + s.n, hi)
+        begin, end = max(start, lo), min(start + s.length, hi)
         if s.g != NULL and begin < end:
-            if end - begin == BLOCK:
+            if end - begin == BLOCK and s.rows == NULL:
                 return (whole_block_sum(<const double*> s.w, s, lo - start) if s.wide
                         else whole_block_sum(<const float*> s.w, s, lo - start))
             if s.wide:
-                as_doubles(x + (begin - lo), <const double*> s.w, s, begin - start, end - begin)
+                as_doubles(x + (begin - lo), <const double*> s.w, s, begin - start, end - start)
             else:
-                as_doubles(x + (begin - lo), <const float*> s.w, s, begin - start, end - begin)
+                as_doubles(x + (begin - lo), <const float*> s.w, s, begin - start, end - start)
         i += 1
     return block_dot(<const double*> x, <const double*> x)
 

@@ -142,7 +142,7 @@ class LBFGS(Optimizer):
         if gradient is not None:
             read = buffers.as_gradient(gradient, variable._array, f"{self._owner}: gradient of {variable!r}")
             if isinstance(read, Rows):
-                dense[read.rows] = read.values
+                np.add.at(dense, read.rows, read.values)
             else:
                 dense[...] = read
         if variable.regularizer:
