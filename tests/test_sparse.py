@@ -379,7 +379,7 @@ def test_rows_cost_what_they_touch() -> None:
             start = perf_counter()
             optimizer.apply([gradient], [table])
             took[k].append(perf_counter() - start)
-    assert np.median(took[0]) < 0.3 * np.median(took[1])
+    assert min(took[0]) < 0.3 * min(took[1])  # the least of many: others use the machine, too
 
 
 def test_adam_with_rows_is_torchs_sparse_adam() -> None:
