@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import sys
 import time
 import warnings
@@ -19,10 +20,12 @@ from collections.abc import Iterator
 if sys.platform != "win32":
     import fcntl
 
-from fastvar.checkpoint.record import CheckpointError
+from fastvar.checkpoint.record import CheckpointError, failing
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # by a file system
 _NO_LOCKS = {*UNSUPPORTED, errno.ENOLCK}  # the last: of NFS without its lock service
+# Links and pipes of others are left alone: what is written would not stay here.
+_OPEN_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _TRIES = 100  # others hold a directory for much less than so many milliseconds
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 
@@ -78,37 +81,40 @@ class Lock:
         self._path = path
         self._descriptor = -1
 
-    def acquire(self) -> None:
+    @property
+    def held(self) -> bool:
+        return self._descriptor >= 0
+
+    def acquire(self, purpose: str = "not saved") -> None:
         """Take the lock, if it is not held already.
 
         Raises
         ------
         CheckpointError
-            If another process, or another manager of this one, has it: it is named.
+            If another process, or another manager of this one, has it: it is named, and errno is EWOULDBLOCK.
+            `purpose` says what cannot be done now.
         """
-        if self._descriptor >= 0:
+        if self.held:
             return
+        with failing(self._path, purpose):
+            descriptor = os.open(self._path, _OPEN_FLAGS, 0o666)
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise self._error(error.strerror or str(error), error.errno) from error
-        try:
-            self._settle(descriptor)
+            with failing(self._path, purpose):
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise OSError(errno.EINVAL, "it is no file")
+                self._settle(descriptor, purpose)
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
         _held.add(self)
 
-    def _settle(self, descriptor: int) -> None:
+    def _settle(self, descriptor: int, purpose: str) -> None:
         """Lock the open file, and write down who did."""
-        try:
-            locked = try_lock(descriptor)
-            if locked:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, _myself().encode(), 0)
-        except OSError as error:
-            raise self._error(error.strerror or str(error), error.errno) from error
+        locked = try_lock(descriptor)
+        if locked:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, _myself().encode(), 0)
         if locked is None:
             warnings.warn(
                 f"{self._path}: this file system has no locks; nothing keeps a second program from saving here",
@@ -118,7 +124,8 @@ class Lock:
         elif not locked:
             holder = _holder(descriptor)
             own = " (this process: close() the other manager)" if holder.startswith(f"pid {os.getpid()} ") else ""
-            raise self._error(f"{holder} is saving here{own}", errno.EWOULDBLOCK)
+            folder = os.path.dirname(self._path)
+            raise CheckpointError(f"{folder}: {purpose}: {holder} is saving here{own}", errno=errno.EWOULDBLOCK)
 
     def release(self) -> None:
         """Give the lock back; a second time does nothing."""
@@ -129,9 +136,6 @@ class Lock:
 
     def __del__(self) -> None:
         self.release()
-
-    def _error(self, cause: str, number: int | None) -> CheckpointError:
-        return CheckpointError(f"{os.path.dirname(self._path)}: not saved: {cause}", errno=number)
 
 
 def _holder(descriptor: int) -> str:

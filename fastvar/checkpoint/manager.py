@@ -17,14 +17,15 @@ from fastvar.checkpoint.folder import OWN, Folder, message
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import CheckpointError, Saved, failing
 from fastvar.checkpoint.retention import Retention
+from fastvar.checkpoint.stopping import Listener
 from fastvar.checkpoint.writer import prepare
 
 
 class CheckpointManager:
     """Saves a `Checkpoint` into a folder again and again, and finds the latest again.
 
-    One manager at a time may save under one name into a folder: from its first save until `close`, or until it
-    or its process ends. Others may read meanwhile.
+    One manager at a time may save under one name into a folder: from `with`, its restore or its first save until
+    `close`, or until it or its process ends. Others may read meanwhile.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ class CheckpointManager:
         )
         with failing(os.fsdecode(directory), "cannot be read"):
             self._folder = Folder(directory, checkpoint_name)
-        self._staging, self._background = Staging(), Background()
+        self._staging, self._background, self._listener = Staging(), Background(), Listener()
         self._run = secrets.token_hex(16)
         self._last_step: int | None = None
 
@@ -220,19 +221,44 @@ class CheckpointManager:
             raise
 
     def close(self) -> None:
-        """Wait, and then let others save into the folder."""
+        """Wait, and then let others save into the folder, and signals end the process as before."""
         try:
             self.wait()
         finally:
+            self._listener.stop()
             self._folder.lock.release()
 
     def __enter__(self) -> CheckpointManager:
+        self._folder.lock.acquire("cannot be entered")
+        self._listener.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the system wants this process to end: whether SIGTERM or SIGUSR1 has come.
+
+        From `with` on, or from the first look at this, until `close` these signals do not end the process: the
+        program does, once it has saved. What else handles them (a function given to `signal.signal` before) is
+        still called. After `close` this stays as it is. A forked child is ended by signals as usual.
+
+        Raises
+        ------
+        RuntimeError
+            If the manager was not entered, nor this looked at, in the main thread: only there Python handles
+            signals.
+        """
+        if not self._listener.started:
+            self._listener.start()
+        if not self._listener.started:
+            raise RuntimeError(
+                "CheckpointManager: stopping is known only if the manager is entered (with) in the main thread"
+            )
+        return self._listener.called
 
     def pin(self, path: str) -> None:
         """Keep a checkpoint until `unpin`: by a file `NAME-COUNT.h5.pin` beside it, which any tool may make.
@@ -254,6 +280,10 @@ class CheckpointManager:
         A damaged one is passed over with a warning. So is what no manager can have saved, as its name has an
         absurd number or leading zeros; that is no reason not to start afresh.
 
+        From now on others cannot save here. If another saves here already, this manager cannot, and a warning
+        names the other one. (A program that only reads may instead pass `latest_checkpoint` to the `restore` of
+        its checkpoint.)
+
         Raises
         ------
         CheckpointError
@@ -262,9 +292,23 @@ class CheckpointManager:
             If the newest good one does not match the objects.
         """
         self.wait()
+        lock = self._folder.lock
+        held = lock.held
+        try:
+            lock.acquire("this manager cannot save")
+        except CheckpointError as error:
+            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+        try:
+            return self._restore_newest()
+        except BaseException:
+            if not held:
+                lock.release()
+            raise
+
+    def _restore_newest(self) -> str | None:
         found, damaged, strangers = self._folder.scan()
         for stranger in strangers:
-            warnings.warn(f"{stranger}; it is left alone", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{stranger}; it is left alone", RuntimeWarning, stacklevel=3)
         for checkpoint in reversed(found):
             try:
                 self._last_step = self.checkpoint.restore(checkpoint.path).step
@@ -273,11 +317,11 @@ class CheckpointManager:
                 if not own:  # of an object that is restored
                     raise
                 if isinstance(error, FileNotFoundError):  # another process, which saves here, has just removed it:
-                    return self.restore_or_initialize()  # there are newer ones
+                    return self._restore_newest()  # there are newer ones
                 damaged.append(message(checkpoint.path, error))
                 continue
             for problem in damaged:
-                warnings.warn(f"{problem}; restored {checkpoint.path} instead", RuntimeWarning, stacklevel=2)
+                warnings.warn(f"{problem}; restored {checkpoint.path} instead", RuntimeWarning, stacklevel=3)
             return checkpoint.path
         if damaged:
             raise CheckpointError(
@@ -290,7 +334,7 @@ class CheckpointManager:
                 f"{self.directory}: holds no {self._folder.name}-*.h5, but {', '.join(others)}; "
                 "starting afresh (checkpoint_name= chooses others)",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         if self.init_fn is not None:
             self.init_fn()

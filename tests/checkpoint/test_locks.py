@@ -19,7 +19,13 @@ def test_one_manager_saves_and_the_other_is_told_who(tmp_path: Path) -> None:
     one.save(1)
     with pytest.raises(fv.CheckpointError, match=rf"not saved: pid {os.getpid()} on .* is saving here \(this"):
         two.save(2)
-    assert two.restore_or_initialize() == one.latest_checkpoint  # reading needs no lock
+    with pytest.warns(RuntimeWarning, match=rf"this manager cannot save: pid {os.getpid()} on .* is saving here"):
+        assert two.restore_or_initialize() == one.latest_checkpoint  # reading needs no lock
+    with (
+        pytest.raises(fv.CheckpointError, match=rf"cannot be entered: pid {os.getpid()} on .* is saving here"),
+        two,
+    ):
+        pass
     code = "fv.CheckpointManager(fv.Checkpoint(w=fv.Variable([1.0])), sys.argv[1]).save(3)"
     other = run(code, tmp_path)
     assert other.returncode == 1
@@ -31,6 +37,76 @@ def test_one_manager_saves_and_the_other_is_told_who(tmp_path: Path) -> None:
     one.save(5)  # what is gone holds nothing
     assert len(one.checkpoints) == 4
     assert one.save(6) is not None
+
+
+@pytest.mark.parametrize("way", ["restores", "is entered", "starts afresh"])
+def test_the_lock_is_taken_before_the_first_save(way: str, tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    if way == "restores":
+        with manager(tmp_path, w) as before:
+            before.save(1)
+    one, two = manager(tmp_path, w), manager(tmp_path, w)
+    if way == "is entered":
+        one.__enter__()
+    else:
+        assert (one.restore_or_initialize() is None) == (way == "starts afresh")
+    code = """
+import warnings
+warnings.simplefilter("error")
+manager = fv.CheckpointManager(fv.Checkpoint(w=fv.Variable([1.0])), sys.argv[1])
+for way in (manager.restore_or_initialize, manager.__enter__, manager.save):
+    try:
+        way()
+    except (fv.CheckpointError, RuntimeWarning) as error:
+        print(error)
+"""
+    told = run(code, tmp_path).stdout.splitlines()
+    assert [
+        f"{tmp_path}: {what}: pid {os.getpid()} on " in line
+        for what, line in zip(("this manager cannot save", "cannot be entered", "not saved"), told, strict=True)
+    ] == [True] * 3
+    one.close()
+    assert two.save(2) is not None
+
+
+def test_a_restore_that_fails_holds_no_lock(tmp_path: Path) -> None:
+    w = fv.Variable([1.0])
+    one, other = manager(tmp_path, w), manager(tmp_path, fv.Variable([1.0, 2.0]))
+    one.save(1)
+    one.close()
+    with pytest.raises(ValueError, match="nothing was changed"):
+        other.restore_or_initialize()
+    assert one.save(2) is not None
+    one.close()
+    with other:
+        with pytest.raises(ValueError, match="nothing was changed"):
+            other.restore_or_initialize()
+        with pytest.raises(fv.CheckpointError, match="is saving here"):  # who held it holds it
+            one.save(3)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe", "link to nothing"])
+def test_what_stands_where_the_lock_should_is_left_alone(kind: str, tmp_path: Path) -> None:
+    w, lock, mine = fv.Variable([1.0]), tmp_path / "run" / ".fastvar-ckpt.lock", tmp_path / "mine.txt"
+    mine.write_text("mine")
+    with manager(tmp_path / "run", w) as before:
+        path = before.save(1)
+    lock.unlink()
+    if kind == "folder":
+        lock.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(mine if kind == "link" else tmp_path / "none")
+    one = manager(tmp_path / "run", w)
+    with pytest.warns(RuntimeWarning, match=r"\.fastvar-ckpt\.lock: this manager cannot save: "):
+        assert one.restore_or_initialize() == path
+    with pytest.raises(fv.CheckpointError, match=r"\.fastvar-ckpt\.lock: not saved: "):
+        one.save(2)
+    assert one.checkpoints == [path]
+    assert mine.read_text() == "mine"
+    assert files(tmp_path) == ["mine.txt", "run"]
 
 
 def test_of_eight_processes_one_saves_and_seven_are_told_who(tmp_path: Path) -> None:
