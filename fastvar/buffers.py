@@ -80,6 +80,11 @@ def place(array: object, owner: str) -> Array:
     return array.view(np.ndarray)
 
 
+def counts(numbers: Array) -> bool:
+    """Return whether all numbers are whole, and such as one gets by counting: exact in float64."""
+    return bool(((numbers >= 0) & (numbers <= 2.0**53) & (numbers == np.floor(numbers))).all())
+
+
 def check_update(array: Array, like: Array, owner: str) -> None:
     """Check that a kernel may update `array` along with `like`: real, contiguous, of its size and dtype."""
     if array.dtype not in REAL:

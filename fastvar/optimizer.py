@@ -365,6 +365,10 @@ class Optimizer(Formula):
         """Number of steps that `nonfinite="skip"` has left out."""
         return int(self._numbers["skipped"])
 
+    def can_be(self, name: str, number: buffers.Array) -> bool:
+        """Return whether one of `numbers`, or of those that every optimizer keeps, can have this value."""
+        return name != "skipped" or buffers.counts(number)
+
     @property
     def variables(self) -> list[Variable]:
         """The slots, moving averages and accumulators, by slot and then by variable."""

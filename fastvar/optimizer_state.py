@@ -12,6 +12,7 @@ from fastvar.hyper import Declared, deserialize, serialize
 from fastvar.optimizer import Optimizer
 from fastvar.variable import Variable
 
+MANY = 1 << 63  # steps
 FUNCTION = {"function": True}  # a schedule that is a plain function cannot be stored, only kept
 
 
@@ -83,10 +84,13 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
     taking = [optimizer, *(group._optimizer for group in optimizer.groups)]
     for whose, given in zip(taking, (values, *own), strict=True):
         for name, value in given.items():
-            if name not in whose.parameters:
-                raise ValueError(f"{owner}: has no parameter {name!r}, which was saved")
-            given[name] = whose.parameters[name].checked(whose, value)
-    steps, numbers = int(saved["steps"]), _numbers(saved.get("numbers", {}), optimizer, owner)
+            parameter = whose.parameters.get(name)
+            if parameter is None or not (parameter.per_group or given is values):
+                raise ValueError(f"{owner}: has no such parameter {name!r}, which was saved")
+            given[name] = parameter.checked(whose, value)
+    steps, numbers = saved["steps"], _numbers(saved.get("numbers", {}), optimizer, owner)
+    if type(steps) is not int or not 0 <= steps < MANY:
+        raise ValueError(f"{owner}: steps must be a whole number from 0 to 2**63 - 1, got {steps!r}")
 
     def take_over() -> None:
         optimizer._parameters.update(_adopted(optimizer._parameters, values))
@@ -103,11 +107,17 @@ def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Vari
 
 
 def _numbers(saved: dict[str, Any], optimizer: Optimizer, owner: str) -> dict[str, buffers.Array]:
-    numbers = {name: np.array(value, np.float64) for name, value in saved.items()}
-    for name, number in numbers.items():
+    numbers = {}
+    for name, value in saved.items():
+        given = value if isinstance(value, list) else [value]
+        if any(type(element) is not float for element in given):
+            raise ValueError(f"{owner}: {name} must be a float or a list of floats, got {value!r}")
+        number = numbers[name] = np.array(value, np.float64)
         place = optimizer._numbers.get(name)
         if place is None or place.shape != number.shape:
             raise ValueError(f"{owner}: keeps no {name!r} of shape {number.shape}, as was saved")
+        if not optimizer.can_be(name, number):
+            raise ValueError(f"{owner}: {name} is out of range, got {value!r}")
     return numbers
 
 

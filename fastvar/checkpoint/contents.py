@@ -7,20 +7,18 @@ and `state/arrays/0`, ... for arrays in other state.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
-from fastvar import buffers, optimizer_state
+from fastvar import optimizer_state
 from fastvar.buffers import Array
+from fastvar.checkpoint import generators, values
+from fastvar.checkpoint.generators import is_generator
 from fastvar.module import Module, walk
 from fastvar.optimizer import Optimizer
 from fastvar.variable import Variable
 
 RESERVED = ("variables", "state", "manifest", "root")
-ARRAY = "$array"  # in JSON state: the name of the tensor that stands here
 MALFORMED = (TypeError, LookupError, AttributeError, OverflowError)  # of using JSON that is not as we write it
 Commit = Callable[[], object]
 Rename = Callable[[str], str | None]  # from a variable's name here to that in the file; None: not restored
@@ -66,7 +64,7 @@ class Contents:
                     "dict of state; pass the two by keywords of their own"
                 )
             self._add_variables(keyword, thing)
-        elif isinstance(thing, dict) or _kind(thing):
+        elif type(thing) is dict or is_generator(thing) or _is_object(thing):
             self.states[keyword] = thing
         else:
             raise TypeError(
@@ -105,10 +103,10 @@ class Contents:
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return the state of optimizers, generators and the rest: JSON values, and the arrays among them."""
         arrays: dict[str, Array] = {}
-        values = {k: optimizer_state.describe(o, self.name_of) for k, o in self.optimizers.items()}
+        state = {k: optimizer_state.describe(o, self.name_of) for k, o in self.optimizers.items()}
         for keyword, thing in self.states.items():
-            values[keyword] = _encode(_get_state(thing), arrays)
-        return values, arrays
+            state[keyword] = values.encode(_get_state(thing), arrays)
+        return state, arrays
 
     def prepare(self, keyword: str, saved: Any, arrays: Mapping[str, Array], rename: Rename) -> Commit:
         """Check the saved state of one object, and return what will make the object take it over."""
@@ -118,59 +116,30 @@ class Contents:
                     self.optimizers[keyword], saved, lambda v: str(rename(self.name_of(v)))
                 )
             except MALFORMED as error:
-                raise ValueError(f"{keyword}: the saved state is not one of an optimizer") from error
+                raise ValueError(f"{keyword}: the saved state is not one of an optimizer ({error})") from error
         try:
-            decoded = _decode(saved, arrays)
-        except RecursionError as error:
-            raise ValueError(f"{keyword}: the saved state is nested too deeply") from error
-        return _prepare_state(keyword, self.states[keyword], decoded)
+            return _prepare_state(self.states[keyword], values.decode(saved, arrays))
+        except ValueError as error:
+            raise ValueError(f"{keyword}: {error}") from error
 
 
-def _kind(thing: Any) -> str:
-    if isinstance(thing, random.Random):
-        return "random"
-    if isinstance(thing, (np.random.Generator, np.random.RandomState, np.random.BitGenerator)):
-        return "numpy"
-    return "object" if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict") else ""
-
-
-def _bits(thing: Any) -> Any:
-    """Return the bit generator of a NumPy generator."""
-    if isinstance(thing, np.random.RandomState):
-        return thing._bit_generator
-    return thing.bit_generator if isinstance(thing, np.random.Generator) else thing
+def _is_object(thing: Any) -> bool:
+    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
 
 
 def _get_state(thing: Any) -> Any:
-    kind = _kind(thing)
-    if kind == "random":
-        version, numbers, gauss = thing.getstate()
-        return [version, list(numbers), gauss]
-    if kind == "numpy":
-        legacy = thing.get_state(legacy=False) if isinstance(thing, np.random.RandomState) else {}
-        return {**_bits(thing).state, **legacy}
-    return thing.state_dict() if kind else thing
+    if is_generator(thing):
+        return generators.get_state(thing)
+    return thing.state_dict() if _is_object(thing) else thing
 
 
-def _prepare_state(keyword: str, thing: Any, saved: Any) -> Commit:
-    kind = _kind(thing)
-    try:
-        if kind == "random":
-            state = (saved[0], tuple(saved[1]), saved[2])
-            random.Random().setstate(state)
-            return lambda: thing.setstate(state)
-        if isinstance(thing, np.random.RandomState):
-            np.random.RandomState(type(_bits(thing))()).set_state(saved)
-            return lambda: thing.set_state(saved)
-        if kind == "numpy":
-            type(_bits(thing))().state = saved
-            return lambda: setattr(_bits(thing), "state", saved)
-    except (ValueError, *MALFORMED) as error:
-        raise ValueError(f"{keyword}: the saved state is not one of a {type(thing).__name__} ({error})") from error
-    if kind == "object":
+def _prepare_state(thing: Any, saved: Any) -> Commit:
+    if is_generator(thing):
+        return generators.prepare(thing, saved)
+    if _is_object(thing):
         return lambda: thing.load_state_dict(saved)
     if not isinstance(saved, dict):
-        raise ValueError(f"{keyword}: the saved state is not a dict")
+        raise ValueError("the saved state is not a dict")
 
     def refill() -> None:
         thing.clear()
@@ -184,32 +153,3 @@ def _only_variables(thing: Any) -> bool:
         return True
     children = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple)) else [None]
     return all(child is not thing and _only_variables(child) for child in children)
-
-
-def _encode(value: Any, arrays: dict[str, Array]) -> Any:
-    """Move the arrays of a nested state into `arrays`, leaving their names."""
-    if isinstance(value, np.ndarray):
-        name = f"state/arrays/{len(arrays)}"
-        arrays[name] = buffers.copy(value)
-        return {ARRAY: name}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, dict):
-        if ARRAY in value:
-            raise ValueError(f"Checkpoint: the key {ARRAY!r} is reserved; state cannot have it")
-        return {key: _encode(item, arrays) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_encode(item, arrays) for item in value]
-    return value
-
-
-def _decode(value: Any, arrays: Mapping[str, Array]) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {ARRAY}:
-            if not isinstance(value[ARRAY], str) or value[ARRAY] not in arrays:
-                raise ValueError(f"the array {value[ARRAY]!r} of the saved state is missing")
-            return arrays[value[ARRAY]]
-        return {key: _decode(item, arrays) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_decode(item, arrays) for item in value]
-    return value

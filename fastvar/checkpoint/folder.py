@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
 import stat
@@ -149,4 +150,4 @@ def _own(state: dict[str, Any], time: float) -> tuple[float, dict[str, float]]:
         return time, {}
     noted, metrics = own.get("time"), own.get("metrics")
     numbers = {k: v for k, v in metrics.items() if type(v) is float} if isinstance(metrics, dict) else {}
-    return (noted if type(noted) is float else time), numbers
+    return (noted if type(noted) is float and math.isfinite(noted) else time), numbers

@@ -15,7 +15,7 @@ from fastvar.checkpoint.background import Background, Staging
 from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.folder import OWN, Folder, message
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import CheckpointError, Saved, failing
+from fastvar.checkpoint.record import CheckpointError, Saved, checked_step, failing
 from fastvar.checkpoint.retention import Retention
 from fastvar.checkpoint.stopping import Listener
 from fastvar.checkpoint.writer import prepare
@@ -139,7 +139,7 @@ class CheckpointManager:
     def _step(self) -> int:
         if self._step_counter is None:
             return self.checkpoint.step()
-        return int(self._step_counter() if callable(self._step_counter) else self._step_counter)
+        return checked_step(self._step_counter() if callable(self._step_counter) else self._step_counter)
 
     def save(
         self,
@@ -169,7 +169,7 @@ class CheckpointManager:
             If it cannot be written, or another manager saves here; older checkpoints are untouched. Also if the
             last save, which was not blocking, failed: this one has then not been made.
         """
-        step = self._step() if step is None else step
+        step = self._step() if step is None else checked_step(step)
         interval = self.checkpoint_interval if check_interval else None
         if interval and self._last_step is not None and step - self._last_step < interval:
             if not self._background.busy:
@@ -194,11 +194,13 @@ class CheckpointManager:
         self._last_step = step
         return path
 
-    def _checked(self, metrics: Mapping[str, float] | None) -> dict[str, float]:
+    def _checked(self, metrics: Mapping[str, Any] | None) -> dict[str, float]:
         values = {}
         for name, value in (metrics or {}).items():
             try:
-                values[str(name)] = float(value)
+                if isinstance(value, (str, bytes)) or not isinstance(name, str):
+                    raise TypeError
+                values[name] = float(value)
             except (TypeError, ValueError):
                 raise TypeError(f"CheckpointManager: metric {name!r} must be a number, got {value!r}") from None
         monitor = self._retention.monitor

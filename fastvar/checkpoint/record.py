@@ -7,6 +7,7 @@ import functools
 import gc
 import json
 import math
+import operator
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -63,6 +64,30 @@ class CheckpointError(OSError):
         super().__init__(message)
         self.errno = errno
         self.damaged = tuple(damaged)
+
+
+def checked_step(step: Any) -> int:
+    """Return a step, also one that is a Variable or a whole float, as an int.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not a whole number from 0 to 2**64 - 1.
+    """
+    wanted = f"step must be a whole number from 0 to 2**64 - 1, got {step!r}"
+    if isinstance(step, (bool, str, bytes)):
+        raise TypeError(wanted)
+    number: float
+    try:
+        number = operator.index(step)
+    except TypeError:
+        try:
+            number = float(step)
+        except (TypeError, ValueError):
+            raise TypeError(wanted) from None
+    if not 0 <= number < 1 << 64 or number % 1:
+        raise ValueError(wanted)
+    return int(step)
 
 
 @contextlib.contextmanager

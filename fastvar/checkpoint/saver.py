@@ -9,6 +9,7 @@ from typing import Any
 from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.contents import Named
 from fastvar.checkpoint.names import absolute
+from fastvar.checkpoint.record import checked_step
 from fastvar.checkpoint.report import Restored
 from fastvar.variable import Variable
 
@@ -67,7 +68,7 @@ class Saver:
         stem, suffix = os.path.splitext(absolute(path))
         if suffix != ".h5":
             stem, suffix = stem + suffix, ".h5"
-        step = None if global_step is None else int(global_step)
+        step = None if global_step is None else checked_step(global_step)
         target = stem + (f"-{step}" if step is not None else "") + suffix
         self._checkpoint.save(target, step=step or 0, overwrite=True)
         self.last_checkpoints = [p for p in self.last_checkpoints if p != target] + [target]

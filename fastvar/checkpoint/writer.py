@@ -6,7 +6,6 @@ import errno
 import functools
 import itertools
 import json
-import operator
 import os
 import secrets
 import sys
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from fastvar.checkpoint import names
+from fastvar.checkpoint import names, values
 from fastvar.checkpoint.layout import Layout, layout_of
 from fastvar.checkpoint.locks import UNSUPPORTED
 from fastvar.checkpoint.progress import Advance, progress
-from fastvar.checkpoint.record import CHUNK, LARGE, Record, Saved, Section, failing
+from fastvar.checkpoint.record import CHUNK, LARGE, Record, Saved, Section, checked_step, failing
 from fastvar.checkpoint.sharing import Turns, share
 
 _MIN_STATE = 4096
@@ -81,9 +80,7 @@ def prepare(
 ) -> Callable[[], None]:
     """Check all that `write` is given, and return what does the writing, from the arrays as they then are."""
     path = names.absolute(path)
-    step = operator.index(step)
-    if not 0 <= step < 1 << 64:
-        raise ValueError(f"step must be from 0 to 2**64 - 1, got {step}")
+    step = checked_step(step)
     arrays = [_storable(name, array) for name, array in tensors.items()]
     text = _encode(state)
     room = max(_MIN_STATE, 1 << (len(text) - 1).bit_length())  # so that layouts are made rarely
@@ -139,29 +136,12 @@ def _storable(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _encode(state: Mapping[str, Any]) -> bytes:
+    state = dict(state)
     try:
-        text = json.dumps(dict(state))
+        values.check(state, "state")
+        return json.dumps(state).encode()
     except RecursionError as error:
         raise ValueError("state: nested too deeply") from error
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"state: {error}") from error
-    _check_json(dict(state), "state")
-    return text.encode()
-
-
-def _check_json(value: Any, where: str) -> None:
-    """Refuse what JSON would silently turn into something else: tuples, keys other than str."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"{where}: key must be str, got {key!r}")
-            _check_json(item, f"{where}[{key!r}]")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            if not isinstance(item, (int, float, str)):
-                _check_json(item, f"{where}[{index}]")
-    elif isinstance(value, tuple):
-        raise TypeError(f"{where}: must be a list, got a tuple")
 
 
 def _write_file(

@@ -218,6 +218,9 @@ class Prodigy(Optimizer):
     def numbers(self) -> dict[str, float]:
         return {"distance": self.initial_distance, "numerator": 0.0}
 
+    def can_be(self, name: str, number: Any) -> bool:
+        return not number <= 0 if name == "distance" else super().can_be(name, number)  # NaN can be
+
     def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
         return variable.value if slot == "start" else 0
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
 
+from fastvar import buffers
 from fastvar.hyper import Declared, integer, nested, number
 from fastvar.kernels.turn import Turn
 from fastvar.module import Module
@@ -111,6 +113,11 @@ class LossScaleOptimizer(Optimizer):
             return scale
         self._numbers["loss_scale"][...] = (scale, made, skipped)
         return scale
+
+    def can_be(self, name: str, number: buffers.Array) -> bool:
+        if name != "loss_scale":
+            return self.inner_optimizer.can_be(name, number)
+        return bool(0 < number[0] < inf) and buffers.counts(number[1:])
 
     def build(self, variables: Module | Iterable[Variable | dict[str, Any]]) -> None:
         self.inner_optimizer.build(variables)

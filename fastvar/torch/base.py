@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
+from fastvar import buffers
 from fastvar.formula import Formula
 from fastvar.groups import Group
 from fastvar.hyper import flag, number
@@ -159,6 +160,9 @@ class TorchOptimizer(Optimizer):
     def carried(self, what: str) -> dict[str, float]:
         """Return the `numbers` of an optimizer in which each group carries on one from update to update."""
         return {name: 0.0 for group in range(len(self.groups)) for name in _places(what, group)}
+
+    def can_be(self, name: str, number: Any) -> bool:
+        return buffers.counts(number) if name.endswith(" at") else super().can_be(name, number)
 
 
 def _places(what: str, group: int) -> tuple[str, str, str]:

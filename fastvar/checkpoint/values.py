@@ -1,0 +1,188 @@
+"""What state may hold, and how it becomes JSON and arrays and again what it was, to the type of every value.
+
+JSON itself keeps None, bool, int, float, str, lists and dicts. Other values are dicts with a reserved key:
+`$array`, the name of a tensor (and `layout`: F for Fortran order, > for the byte order that is not the machine's);
+`$scalar`, the dtype and the value of a NumPy scalar; `$same`, the path to a list, dict or array that stands in a
+second place, so that it comes back as one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from fastvar import buffers
+from fastvar.buffers import Array
+from fastvar.checkpoint.record import EXTENDED, NATIVE
+
+ARRAY, SCALAR, SAME = RESERVED = ("$array", "$scalar", "$same")
+_PLAIN = {type(None), bool, int, float, str}
+_NUMBERS = _PLAIN - {str}
+_DIGITS = 4300  # of an integer: what Python reads back
+_TOO_LONG: int = 10**_DIGITS
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # JSON reads it as one character
+_KINDS = "None, a bool, int, float, str, list, dict or array of numbers, and of no subclass"
+Path = tuple[str | int, ...]
+
+
+def encode(value: Any, arrays: dict[str, Array]) -> Any:
+    """Return `value` as JSON, and put copies of its arrays into `arrays`; what cannot be kept stays as it is."""
+    return _Encoder(arrays).encode(value, ())
+
+
+class _Encoder:
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        self._arrays = arrays
+        self._paths: dict[int, Path] = {}  # of the lists, dicts and arrays so far, by id
+
+    def encode(self, value: Any, path: Path) -> Any:
+        kind = type(value)
+        if kind is list or kind is dict or (kind is np.ndarray and _is_kept(value.dtype)):
+            first = self._paths.setdefault(id(value), path)
+            if first is not path:
+                return {SAME: [*first]}
+            return self._array(value) if kind is np.ndarray else self._container(value, path)
+        if isinstance(value, np.generic) and _is_kept(value.dtype) and kind is value.dtype.type:
+            return {SCALAR: [value.dtype.name, _parts(value)]}
+        return value
+
+    def _container(self, value: Any, path: Path) -> Any:
+        if type(value) is list:
+            if {*map(type, value)} <= _PLAIN:
+                return value.copy()
+            return [self.encode(item, (*path, i)) for i, item in enumerate(value)]
+        for key in RESERVED:
+            if key in value:
+                raise ValueError(f"Checkpoint: the key {key!r} is reserved; state cannot have it")
+        return {key: self.encode(item, (*path, key)) for key, item in value.items()}
+
+    def _array(self, array: Array) -> dict[str, str]:
+        name = f"state/arrays/{len(self._arrays)}"
+        self._arrays[name] = buffers.copy(array)
+        fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+        layout = "F" * fortran + ">" * (not array.dtype.isnative)
+        return {ARRAY: name, "layout": layout} if layout else {ARRAY: name}
+
+
+def _is_kept(dtype: np.dtype[Any]) -> bool:
+    return dtype.name in NATIVE or dtype.name in EXTENDED
+
+
+def _parts(scalar: Any) -> Any:
+    return [float(scalar.real), float(scalar.imag)] if scalar.dtype.kind == "c" else scalar.item()
+
+
+def decode(value: Any, arrays: Mapping[str, Array]) -> Any:
+    """Return what `encode` was given.
+
+    Raises
+    ------
+    ValueError
+        If `value` is nothing that `encode` returns.
+    """
+    try:
+        return _Decoder(arrays).decode(value, ())
+    except RecursionError as error:
+        raise ValueError("the saved state is nested too deeply") from error
+
+
+class _Decoder:
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = arrays
+        self._made: dict[Path, Any] = {}  # lists, dicts and arrays by their paths
+
+    def decode(self, value: Any, path: Path) -> Any:
+        if type(value) is list:
+            if {*map(type, value)} <= _PLAIN:
+                self._made[path] = value
+                return value
+            items: list[Any] = []
+            self._made[path] = items  # before it is filled: it may contain itself
+            items.extend(self.decode(item, (*path, i)) for i, item in enumerate(value))
+            return items
+        if type(value) is not dict:
+            return value
+        for key, restore in ((ARRAY, self._array), (SCALAR, _scalar), (SAME, self._same)):
+            if key in value:
+                try:
+                    made = restore(value[key], **{k: item for k, item in value.items() if k != key})
+                except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+                    raise ValueError(f"{value} of the saved state stands for nothing") from error
+                self._made[path] = made
+                return made
+        filled: dict[str, Any] = {}
+        self._made[path] = filled
+        for key, item in value.items():
+            filled[key] = self.decode(item, (*path, key))
+        return filled
+
+    def _array(self, name: str, layout: str = "") -> Array:
+        array = self._arrays[name]
+        dtype = array.dtype.newbyteorder("=")
+        swapped = dtype.newbyteorder("S") if ">" in layout else dtype
+        return np.asarray(array, swapped, order="F" if "F" in layout else "C")
+
+    def _same(self, path: list[str | int]) -> Any:
+        return self._made[(*path,)]
+
+
+def _scalar(given: tuple[str, Any]) -> Any:
+    name, parts = given
+    if name not in NATIVE and name not in EXTENDED:
+        raise ValueError(name)
+    made = np.dtype(getattr(ml_dtypes, name, name)).type(complex(*parts) if isinstance(parts, list) else parts)
+    if repr(_parts(made)) != repr(parts):
+        raise ValueError(parts)
+    return made
+
+
+def check(value: Any, where: str) -> None:
+    """Refuse what JSON would not give back as it is, naming its place.
+
+    Raises
+    ------
+    TypeError
+        For values and keys of other types, subclasses among them.
+    ValueError
+        For integers and text that JSON does not keep.
+    """
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str:
+                raise TypeError(f"{where}: keys must be str, got {key!r} of type {_name(key)}")
+            if not _is_text(key):
+                raise ValueError(f"{where}: keys must not hold a pair of surrogates, got {key!r}")
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif type(value) is list:
+        kinds = {*map(type, value)}
+        if kinds <= _NUMBERS and (int not in kinds or all(_is_short(n) for n in value if type(n) is int)):
+            return
+        items = enumerate(value)
+    else:
+        raise TypeError(f"{where}: must be {_KINDS}; got {_name(value)}")
+    for key, item in items:
+        kind = type(item)
+        if kind not in _PLAIN:
+            check(item, f"{where}[{key!r}]")
+        elif kind is str and not _is_text(item):
+            raise ValueError(f"{where}[{key!r}]: must not hold a pair of surrogates, got {item!r}")
+        elif kind is int and not _is_short(item):
+            raise ValueError(f"{where}[{key!r}]: must be of at most {_DIGITS} digits, got a longer integer")
+
+
+def _is_short(value: int) -> bool:
+    return bool(-_TOO_LONG < value < _TOO_LONG)
+
+
+def _is_text(value: str) -> bool:
+    return value.isascii() or not _PAIR.search(value)
+
+
+def _name(value: Any) -> str:
+    kind = type(value)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{name} of dtype {value.dtype}" if kind is np.ndarray else name
