@@ -11,7 +11,7 @@ from fastvar import kernels, threads
 from fastvar.buffers import Array, Extents
 from fastvar.constraints import BUILTIN, NonNeg
 from fastvar.kernels import reference
-from fastvar.passes import Between, clip_units, copying, scratch
+from fastvar.passes import DOWN, Between, clip_units, copying, scratch
 from fastvar.variable import Structure, Variable
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 PARALLEL = 2**15  # elements below which a step is serial anyway, so that threads need not be asked for
 TRIES = 100  # of completing a step that signals keep interrupting
 RATES = ("learning_rate", "lr")  # what may change without changing how gradients are conditioned
-DOWN = 2.0**-600  # squares of float64 numbers that are times this cannot overflow
 
 
 class Resolved:
@@ -112,6 +111,7 @@ class Engine:
         self.first, self.last = self.plans[0], self.plans[-1]
         if self.several:  # what the later passes write is not to be a gradient either
             self.directions, self.clipped = directions, scratch(self.variables) if adaptive else []
+            self.largest = np.array([np.finfo(v.dtype).max for v in self.variables])
             places = {"": self.variables, **{f"{name} of ": of_slot for name, of_slot in state.items()}}
             self.extents = Extents(
                 (f"{optimizer._owner}: {what}{label}", place._array)
@@ -243,7 +243,7 @@ class Engine:
             k = done[0]
             between = self._between(k, iteration + 1, workers)
             plan = self.plans[k]
-            plan.stages["scale"] = between.sizes
+            plan.stages["scale"] = np.minimum(between.sizes, self.largest)  # what its dtype holds; NaN passes
             plan.bind(between.directions)
             scalars = [f(h, iteration + 1) for h, f in zip(self.hyper, self.formulas[k], strict=True)]
             if plan is self.last:
@@ -352,9 +352,25 @@ class Engine:
         each = self.own.clipnorm is not None
         limit: Any = self.own.clipnorm or self.own.global_clipnorm
         norms: Any = np.sqrt(self.first.sums_of_squares(each, workers))
+        if not np.isfinite(norms).all():  # or their squares are not
+            norms, limit = self._norms_scaled_down(workers), limit * DOWN
+            norms = norms if each else np.array([math.hypot(*norms)])
         if not each and not np.isfinite(norms[0]):
             return math.nan  # as in Keras: nothing may pass for clipped
         return limit / np.maximum(norms, limit)
+
+    def _norms_scaled_down(self, workers: int) -> Any:
+        """Return the norm of each gradient times `DOWN`: finite if the gradient is."""
+        norms: Any = np.sqrt(self.first.sums_of_squares(True, workers)) * DOWN
+        huge = [v.dtype == np.float64 for v in self.variables] & ~np.isfinite(norms)
+        stages = self.first.stages.copy()
+        try:
+            for field in ("scale", "l2", "l1"):
+                self.first.stages[field][huge] *= DOWN
+            norms[huge] = np.sqrt(self.first.sums_of_squares(True, workers))[huge]
+        finally:
+            self.first.stages[...] = stages
+        return norms
 
     def _accumulate(self, grads: list[Any], calls: int, zero: bool, workers: int) -> None:
         """Add the gradients up; bind their mean at the call that updates, else nothing."""

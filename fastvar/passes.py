@@ -14,6 +14,8 @@ from fastvar.variable import Variable
 
 SMALL_WEIGHTS = 1e-3  # adaptive clipping takes the norm of a unit's weights to be at least this, as in the paper
 SMALL_GRADIENT = 1e-6
+DOWN, UP = 2.0**-600, 2.0**600  # float64 numbers times these: their squares neither overflow nor vanish
+VANISHING = 2.0**-960  # a sum of squares below this may have lost some
 
 
 class Pass(NamedTuple):
@@ -80,7 +82,11 @@ class Between:
 
     def norm(self, x: Array) -> float:
         """Return the L2 norm of an array."""
-        return float(np.sqrt(self.dot(x, x)))
+        squares, scale = self.dot(x, x), 1.0
+        if x.dtype == np.float64 and not VANISHING <= squares < np.inf:
+            scale = UP if squares < VANISHING else DOWN
+            squares = self.dot(x * scale, x * scale)
+        return float(np.sqrt(squares)) / scale
 
     def weight_norm(self, i: int) -> float:
         """Return the L2 norm that the weights of a variable will have once they have decayed."""
@@ -97,10 +103,20 @@ def clip_units(clipping: float, w: Array, g: Array, out: Array) -> None:
     rows, columns = units(w.shape)
     if not g.size:
         return
-    (g_squares,), (w_squares,) = (kernels.unit_sums(x, rows, columns)[1] for x in (g, w))
-    g_norms, most = np.sqrt(g_squares), clipping * np.maximum(np.sqrt(w_squares), SMALL_WEIGHTS)
+    g_norms, w_norms = (unit_norms(x, rows, columns) for x in (g, w))
+    most = clipping * np.maximum(w_norms, SMALL_WEIGHTS)
     scale = np.where(g_norms < most, 1.0, most / np.maximum(g_norms, SMALL_GRADIENT)).astype(g.dtype)
     np.multiply(g.reshape(rows, columns), scale, out=out.reshape(rows, columns))
+
+
+def unit_norms(x: Array, rows: int, columns: int) -> Array:
+    """Return the norm of each column of a matrix."""
+    (squares,) = kernels.unit_sums(x, rows, columns)[1]
+    norms: Array = np.sqrt(squares)
+    if x.dtype == np.float64 and np.isinf(squares).any():
+        (small,) = kernels.unit_sums(x * DOWN, rows, columns)[1]
+        norms = np.where(np.isinf(squares), np.sqrt(small) / DOWN, norms)
+    return norms
 
 
 def units(shape: tuple[int, ...]) -> tuple[int, int]:

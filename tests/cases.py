@@ -127,15 +127,15 @@ CASES = [
             "weight_decay": 0.125,
         },
     ),
-    Case("radam", "RAdam", "adam", {"learning_rate": 0.0625}, "torch"),
+    Case("radam", "RAdam", "radam", {"learning_rate": 0.0625}, "torch"),
     Case(
         "radam-betas",
         "RAdam",
-        "adam",
+        "radam",
         {"learning_rate": 0.0625, "beta_1": 0.5, "beta_2": 0.875, "epsilon": 1e-3},
         "torch",
     ),
-    Case("radam-decay", "RAdam", "adam", {"learning_rate": 0.0625, "weight_decay": 0.125}, "torch"),
+    Case("radam-decay", "RAdam", "radam", {"learning_rate": 0.0625, "weight_decay": 0.125}, "torch"),
     Case("asgd", "ASGD", "asgd", {"learning_rate": 0.125}, "torch"),
     Case(
         "asgd-averaging",
@@ -395,4 +395,4 @@ def contents(optimizer: fv.Optimizer, variables: Any) -> list[str]:
 
 
 def digest(array: Any) -> str:
-    return hashlib.sha256(array.tobytes()).hexdigest()[:16]
+    return hashlib.sha256(bits(array).tobytes()).hexdigest()[:16]

@@ -296,13 +296,13 @@ def torch_sgd(lr: float, t: int, momentum: float, dampening: float = 0.0, nester
 
 
 def torch_adam(lr: float, t: int, beta_1: float, beta_2: float, eps: float) -> Any:
-    return 1 - beta_1, 1 - beta_2, lr / (1 - beta_1**t), 0.0, 1 / sqrt(1 - beta_2**t), eps
+    return 1 - beta_1, beta_2, 1 - beta_2, lr / (1 - beta_1**t), 0.0, 1 / sqrt(1 - beta_2**t), eps
 
 
 def torch_nadam(lr: float, t: int, beta_1: float, beta_2: float, eps: float, momentum_decay: float) -> Any:
     mu = [beta_1 * (1 - 0.5 * 0.96 ** (i * momentum_decay)) for i in range(1, t + 2)]
     by_m, by_g = lr * mu[t] / (1 - np.prod(mu)), lr * (1 - mu[t - 1]) / (1 - np.prod(mu[:t]))
-    return 1 - beta_1, 1 - beta_2, by_m, by_g, 1 / sqrt(1 - beta_2**t), eps
+    return 1 - beta_1, beta_2, 1 - beta_2, by_m, by_g, 1 / sqrt(1 - beta_2**t), eps
 
 
 def torch_adamax(lr: float, t: int, beta_1: float, beta_2: float, eps: float) -> Any:

@@ -227,8 +227,8 @@ cdef inline bint readable(object gradient, cnp.ndarray like) noexcept:
         (kind == cnp.NPY_FLOAT or kind == cnp.NPY_DOUBLE)
         and cnp.PyArray_ISCARRAY_RO(gradient)
         and cnp.PyArray_NDIM(gradient) == cnp.PyArray_NDIM(like)
-        and memcmp(cnp.PyArray_DIMS(gradient), cnp.PyArray_DIMS(like),
-                   cnp.PyArray_NDIM(like) * sizeof(cnp.npy_intp)) == 0
+        and cnp.PyArray_CompareLists(
+            cnp.PyArray_DIMS(gradient), cnp.PyArray_DIMS(like), cnp.PyArray_NDIM(like))
     )
 
 

@@ -1,6 +1,7 @@
 """The rules in plain typed NumPy: the specification, and the oracle of the compiled kernels.
 
-With `numpy_plan`, this module stands for one of the compiled ones: its rules agree with theirs bit for bit.
+With `numpy_plan`, this module stands for one of the compiled ones: its rules agree with theirs bit for bit, all
+NaNs (whose sign and payload are the processor's) being one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ def larger(x: Array, other: Any) -> Array:
     return np.where(other > x, other, x)
 
 
+def finite(x: Array) -> Array:
+    most = np.finfo(x.dtype).max
+    return np.where(most < x, most, x)
+
+
 def between(low: Any, x: Array, high: Any) -> Array:
     raised = np.where(x < low, low, x)
     return np.where(raised > high, high, raised)
@@ -43,6 +49,11 @@ def towards(x: Array, target: Array, rate: Any) -> Array:
 def blend(keep: Any, x: Array, take: Any, y: Array) -> Array:
     blended: Array = keep * x + take * y
     return blended
+
+
+def mean_square(keep: Any, v: Array, take: Any, x: Array) -> Array:
+    square: Array = keep * v + take * x * x
+    return square
 
 
 def scaled(x: Array, second: Array, by_v: Any, epsilon: Any) -> Array:
@@ -70,34 +81,41 @@ def sign_momentum(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) 
 
 def adam(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     m, v = slots
-    first, second = towards(m, g, c[0]), towards(v, g * g, c[1])
+    first, second = towards(m, g, c[0]), mean_square(c[1], v, c[2], g)
     m[...], v[...] = flush(first), flush(second)
-    w[...] = w - scaled(blend(c[2], first, c[3], g), second, c[4], c[5])
+    w[...] = w - scaled(blend(c[3], first, c[4], g), second, c[5], c[6])
+
+
+def radam(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
+    m, v = slots
+    first, second = towards(m, g, c[0]), mean_square(c[1], v, c[2], g)
+    m[...], v[...] = flush(first), flush(second)
+    w[...] = w - (c[3] * first + scaled(c[4] * first, second, w.dtype.type(1), c[5]))
 
 
 def amsgrad(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     m, v, peak = slots
-    first, second = towards(m, g, c[0]), flush(towards(v, g * g, c[1]))
+    first, second = towards(m, g, c[0]), flush(mean_square(c[1], v, c[2], g))
     m[...], v[...] = flush(first), second
     peak[...] = larger(peak, second)
-    w[...] = w - scaled(blend(c[2], first, c[3], g), peak, c[4], c[5])
+    w[...] = w - scaled(blend(c[3], first, c[4], g), peak, c[5], c[6])
 
 
 def adabelief(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     m, v = slots
-    first = towards(m, g, c[0])
-    error = g - first
-    second = towards(v, error * error, c[1]) + c[5]
+    first = blend(c[0], m, c[1], g)
+    second = mean_square(c[2], v, c[3], g - first) + c[7]
     m[...], v[...] = flush(first), flush(second)
-    w[...] = w - scaled(c[2] * first, second, c[3], c[4])
+    w[...] = w - scaled(c[4] * first, second, c[5], c[6])
 
 
 def yogi(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     m, v = slots
-    first, square = towards(m, g, c[0]), g * g
-    second = v - c[1] * sign(v - square) * square
+    first, square = blend(c[0], m, c[1], g), g * g
+    step = c[2] * square
+    second = np.where(v == square, v, np.where(v > square, v - step, v + step))
     m[...], v[...] = flush(first), flush(second)
-    w[...] = w - scaled(c[2] * first, second, c[3], c[4])
+    w[...] = w - scaled(c[3] * first, second, c[4], c[5])
 
 
 def adamax(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
@@ -109,45 +127,46 @@ def adamax(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None
 
 def ademamix(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     m, old, v = slots
-    first, slow, second = towards(m, g, c[0]), towards(old, g, c[1]), towards(v, g * g, c[2])
+    first, slow = blend(c[0], m, c[1], g), blend(c[2], old, c[3], g)
+    second = mean_square(c[4], v, c[5], g)
     m[...], old[...], v[...] = flush(first), flush(slow), flush(second)
-    w[...] = w - scaled(blend(c[3], first, c[4], slow), second, c[5], c[6])
+    w[...] = w - scaled(blend(c[6], first, c[7], slow), second, c[8], c[9])
 
 
 def adan(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     m, d, v, previous = slots
-    change = c[3] * (g - previous)
-    ahead = g + c[4] * change
-    first, drift, second = towards(m, g, c[0]), towards(d, change, c[1]), towards(v, ahead * ahead, c[2])
+    change = c[6] * (g - previous)
+    first, drift = blend(c[0], m, c[1], g), blend(c[2], d, c[3], change)
+    second = mean_square(c[4], v, c[5], g + c[7] * change)
     m[...], d[...], v[...], previous[...] = flush(first), flush(drift), flush(second), g
-    w[...] = w - scaled(blend(c[5], first, c[6], drift), second + c[9], c[7], c[8])
+    w[...] = w - scaled(blend(c[8], first, c[9], drift), second + c[12], c[10], c[11])
 
 
 def adopt(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     m, v = slots
-    first = towards(m, between(-c[4], g / larger(np.sqrt(v), c[3]), c[4]), c[0])
-    m[...], v[...] = flush(first), flush(towards(v, g * g, c[1]))
-    w[...] = w - c[2] * first
+    first = blend(c[0], m, c[1], between(-c[6], g / larger(np.sqrt(v), c[5]), c[6]))
+    m[...], v[...] = flush(first), flush(mean_square(c[2], v, c[3], g))
+    w[...] = w - c[4] * first
 
 
 def schedule_free(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     z, v = slots
-    second = towards(v, g * g, c[0])
-    fast = z - scaled(c[1] * g, second, c[2], c[3])
-    w[...] = blend(c[4], w - c[5] * z, c[6], fast)
+    second = mean_square(c[0], v, c[1], g)
+    fast = z - scaled(c[2] * g, second, c[3], c[4])
+    w[...] = blend(c[5], w - c[6] * z, c[7], fast)
     z[...], v[...] = fast, flush(second)
 
 
 def rmsprop(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     (v,) = slots
-    second = blend(c[0], v, c[1], g * g)
+    second = mean_square(c[0], v, c[1], g)
     v[...] = flush(second)
     w[...] = w - scaled(c[2] * g, second + c[3], w.dtype.type(1), c[4])
 
 
 def rmsprop_momentum(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     v, m = slots
-    second = blend(c[0], v, c[1], g * g)
+    second = mean_square(c[0], v, c[1], g)
     first = c[5] * m + scaled(c[2] * g, second + c[3], w.dtype.type(1), c[4])
     v[...], m[...] = flush(second), flush(first)
     w[...] = w - c[6] * first
@@ -155,8 +174,8 @@ def rmsprop_momentum(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any
 
 def rmsprop_centered(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     v, m, average = slots
-    second, mean = blend(c[0], v, c[1], g * g), blend(c[0], average, c[1], g)
-    spread = larger(second - mean * mean, w.dtype.type(0))
+    second, mean = mean_square(c[0], v, c[1], g), blend(c[0], average, c[1], g)
+    spread = larger(second - finite(mean * mean), w.dtype.type(0))
     first = c[5] * m + scaled(c[2] * g, spread + c[3], w.dtype.type(1), c[4])
     v[...], m[...], average[...] = flush(second), flush(first), flush(mean)
     w[...] = w - c[6] * first
@@ -164,9 +183,9 @@ def rmsprop_centered(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any
 
 def adadelta(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
     v, d = slots
-    second = blend(c[0], v, c[1], g * g)
+    second = mean_square(c[0], v, c[1], g)
     step = np.sqrt(d + c[3]) * g / np.sqrt(second + c[3])
-    v[...], d[...] = flush(second), flush(blend(c[0], d, c[1], step * step))
+    v[...], d[...] = flush(second), flush(mean_square(c[0], d, c[1], step))
     w[...] = w - c[2] * step
 
 
@@ -214,15 +233,16 @@ RULES = {
     "gradient_descent": Rule(gradient_descent, slots=0, scalars=1),
     "momentum": Rule(momentum, slots=1, scalars=4),
     "sign_momentum": Rule(sign_momentum, slots=1, scalars=5),
-    "adam": Rule(adam, slots=2, scalars=6),
-    "amsgrad": Rule(amsgrad, slots=3, scalars=6),
-    "adabelief": Rule(adabelief, slots=2, scalars=6),
-    "yogi": Rule(yogi, slots=2, scalars=5),
+    "adam": Rule(adam, slots=2, scalars=7),
+    "radam": Rule(radam, slots=2, scalars=6),
+    "amsgrad": Rule(amsgrad, slots=3, scalars=7),
+    "adabelief": Rule(adabelief, slots=2, scalars=8),
+    "yogi": Rule(yogi, slots=2, scalars=6),
     "adamax": Rule(adamax, slots=2, scalars=5),
-    "ademamix": Rule(ademamix, slots=3, scalars=7),
-    "adan": Rule(adan, slots=4, scalars=10),
-    "adopt": Rule(adopt, slots=2, scalars=5),
-    "schedule_free": Rule(schedule_free, slots=2, scalars=7),
+    "ademamix": Rule(ademamix, slots=3, scalars=10),
+    "adan": Rule(adan, slots=4, scalars=13),
+    "adopt": Rule(adopt, slots=2, scalars=7),
+    "schedule_free": Rule(schedule_free, slots=2, scalars=8),
     "rmsprop": Rule(rmsprop, slots=1, scalars=5),
     "rmsprop_momentum": Rule(rmsprop_momentum, slots=2, scalars=7),
     "rmsprop_centered": Rule(rmsprop_centered, slots=3, scalars=7),

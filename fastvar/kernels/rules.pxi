@@ -38,6 +38,11 @@ cdef inline real larger(real x, real other) noexcept nogil:
     return other if other > x else x
 
 
+cdef inline real finite(real x) noexcept nogil:
+    cdef real most = FLT_MAX if real is float else DBL_MAX
+    return most if most < x else x
+
+
 cdef inline real between(real low, real x, real high) noexcept nogil:
     cdef real raised = low if x < low else x
     return high if raised > high else raised
@@ -49,6 +54,11 @@ cdef inline real towards(real x, real target, real rate) noexcept nogil:
 
 cdef inline real blend(real keep, real x, real take, real y) noexcept nogil:
     return keep * x + take * y
+
+
+cdef inline real mean_square(real keep, real v, real take, real x) noexcept nogil:
+    # Infinite where x * x overflows, and then for ever: the step is 0. The form of `towards` would give NaN.
+    return keep * v + take * x * x
 
 
 cdef inline real scaled(real x, real second, real by_v, real epsilon) noexcept nogil:
@@ -84,26 +94,41 @@ cdef void sign_momentum(real* w, const real* g, real** slots, Py_ssize_t n, cons
 
 cdef void adam(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real first, second, rate_1 = c[0], rate_2 = c[1], by_m = c[2], by_g = c[3], by_v = c[4], epsilon = c[5]
+    cdef real first, second, rate_1 = c[0], keep = c[1], take = c[2]
+    cdef real by_m = c[3], by_g = c[4], by_v = c[5], epsilon = c[6]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
     for i in range(n):
         first = towards(m[i], g[i], rate_1)
-        second = towards(v[i], g[i] * g[i], rate_2)
+        second = mean_square(keep, v[i], take, g[i])
         m[i] = flush(first)
         v[i] = flush(second)
         w[i] = w[i] - scaled(blend(by_m, first, by_g, g[i]), second, by_v, epsilon)
 
 
+cdef void radam(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef real first, second, rate_1 = c[0], keep = c[1], take = c[2], by_m = c[3], by_ratio = c[4], epsilon = c[5]
+    cdef real* m = slots[0]
+    cdef real* v = slots[1]
+    for i in range(n):
+        first = towards(m[i], g[i], rate_1)
+        second = mean_square(keep, v[i], take, g[i])
+        m[i] = flush(first)
+        v[i] = flush(second)
+        w[i] = w[i] - (by_m * first + scaled(by_ratio * first, second, <real> 1, epsilon))
+
+
 cdef void amsgrad(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real first, second, rate_1 = c[0], rate_2 = c[1], by_m = c[2], by_g = c[3], by_v = c[4], epsilon = c[5]
+    cdef real first, second, rate_1 = c[0], keep = c[1], take = c[2]
+    cdef real by_m = c[3], by_g = c[4], by_v = c[5], epsilon = c[6]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
     cdef real* peak = slots[2]
     for i in range(n):
         first = towards(m[i], g[i], rate_1)
-        second = flush(towards(v[i], g[i] * g[i], rate_2))
+        second = flush(mean_square(keep, v[i], take, g[i]))
         m[i] = flush(first)
         v[i] = second
         peak[i] = larger(peak[i], second)
@@ -112,14 +137,14 @@ cdef void amsgrad(real* w, const real* g, real** slots, Py_ssize_t n, const real
 
 cdef void adabelief(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real first, second, error, rate_1 = c[0], rate_2 = c[1], rate = c[2], by_v = c[3], epsilon = c[4]
-    cdef real inside = c[5]
+    cdef real first, second, error, keep_1 = c[0], take_1 = c[1], keep_2 = c[2], take_2 = c[3]
+    cdef real rate = c[4], by_v = c[5], epsilon = c[6], inside = c[7]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
     for i in range(n):
-        first = towards(m[i], g[i], rate_1)
+        first = blend(keep_1, m[i], take_1, g[i])
         error = g[i] - first
-        second = towards(v[i], error * error, rate_2) + inside
+        second = mean_square(keep_2, v[i], take_2, error) + inside
         m[i] = flush(first)
         v[i] = flush(second)
         w[i] = w[i] - scaled(rate * first, second, by_v, epsilon)
@@ -127,13 +152,15 @@ cdef void adabelief(real* w, const real* g, real** slots, Py_ssize_t n, const re
 
 cdef void yogi(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real first, second, square, rate_1 = c[0], rate_2 = c[1], rate = c[2], by_v = c[3], epsilon = c[4]
+    cdef real first, second, square, step, keep = c[0], take = c[1], rate_2 = c[2]
+    cdef real rate = c[3], by_v = c[4], epsilon = c[5]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
     for i in range(n):
-        first = towards(m[i], g[i], rate_1)
+        first = blend(keep, m[i], take, g[i])
         square = g[i] * g[i]
-        second = v[i] - rate_2 * sign(v[i] - square) * square
+        step = rate_2 * square
+        second = v[i] if v[i] == square else v[i] - step if v[i] > square else v[i] + step
         m[i] = flush(first)
         v[i] = flush(second)
         w[i] = w[i] - scaled(rate * first, second, by_v, epsilon)
@@ -154,15 +181,15 @@ cdef void adamax(real* w, const real* g, real** slots, Py_ssize_t n, const real*
 
 cdef void ademamix(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real first, slow, second, rate_1 = c[0], rate_slow = c[1], rate_2 = c[2]
-    cdef real by_m = c[3], by_slow = c[4], by_v = c[5], epsilon = c[6]
+    cdef real first, slow, second, keep_1 = c[0], take_1 = c[1], keep_slow = c[2], take_slow = c[3]
+    cdef real keep_2 = c[4], take_2 = c[5], by_m = c[6], by_slow = c[7], by_v = c[8], epsilon = c[9]
     cdef real* m = slots[0]
     cdef real* old = slots[1]
     cdef real* v = slots[2]
     for i in range(n):
-        first = towards(m[i], g[i], rate_1)
-        slow = towards(old[i], g[i], rate_slow)
-        second = towards(v[i], g[i] * g[i], rate_2)
+        first = blend(keep_1, m[i], take_1, g[i])
+        slow = blend(keep_slow, old[i], take_slow, g[i])
+        second = mean_square(keep_2, v[i], take_2, g[i])
         m[i] = flush(first)
         old[i] = flush(slow)
         v[i] = flush(second)
@@ -171,8 +198,9 @@ cdef void ademamix(real* w, const real* g, real** slots, Py_ssize_t n, const rea
 
 cdef void adan(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real first, drift, second, change, ahead, rate_1 = c[0], rate_d = c[1], rate_2 = c[2]
-    cdef real begun = c[3], lead = c[4], by_m = c[5], by_d = c[6], by_v = c[7], epsilon = c[8], inside = c[9]
+    cdef real first, drift, second, change, ahead, keep_1 = c[0], take_1 = c[1], keep_d = c[2], take_d = c[3]
+    cdef real keep_2 = c[4], take_2 = c[5], begun = c[6], lead = c[7]
+    cdef real by_m = c[8], by_d = c[9], by_v = c[10], epsilon = c[11], inside = c[12]
     cdef real* m = slots[0]
     cdef real* d = slots[1]
     cdef real* v = slots[2]
@@ -180,9 +208,9 @@ cdef void adan(real* w, const real* g, real** slots, Py_ssize_t n, const real* c
     for i in range(n):
         change = begun * (g[i] - previous[i])
         ahead = g[i] + lead * change
-        first = towards(m[i], g[i], rate_1)
-        drift = towards(d[i], change, rate_d)
-        second = towards(v[i], ahead * ahead, rate_2)
+        first = blend(keep_1, m[i], take_1, g[i])
+        drift = blend(keep_d, d[i], take_d, change)
+        second = mean_square(keep_2, v[i], take_2, ahead)
         m[i] = flush(first)
         d[i] = flush(drift)
         v[i] = flush(second)
@@ -192,25 +220,26 @@ cdef void adan(real* w, const real* g, real** slots, Py_ssize_t n, const real* c
 
 cdef void adopt(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real first, step, rate_1 = c[0], rate_2 = c[1], rate = c[2], epsilon = c[3], limit = c[4]
+    cdef real first, step, keep_1 = c[0], take_1 = c[1], keep_2 = c[2], take_2 = c[3]
+    cdef real rate = c[4], epsilon = c[5], limit = c[6]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
     for i in range(n):
         step = between(-limit, g[i] / larger(root(v[i]), epsilon), limit)
-        first = towards(m[i], step, rate_1)
+        first = blend(keep_1, m[i], take_1, step)
         m[i] = flush(first)
-        v[i] = flush(towards(v[i], g[i] * g[i], rate_2))
+        v[i] = flush(mean_square(keep_2, v[i], take_2, g[i]))
         w[i] = w[i] - rate * first
 
 
 cdef void schedule_free(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real fast, second, rate_2 = c[0], rate = c[1], by_v = c[2], epsilon = c[3]
-    cdef real keep = c[4], less = c[5], take = c[6]
+    cdef real fast, second, keep_2 = c[0], take_2 = c[1], rate = c[2], by_v = c[3], epsilon = c[4]
+    cdef real keep = c[5], less = c[6], take = c[7]
     cdef real* z = slots[0]
     cdef real* v = slots[1]
     for i in range(n):
-        second = towards(v[i], g[i] * g[i], rate_2)
+        second = mean_square(keep_2, v[i], take_2, g[i])
         fast = z[i] - scaled(rate * g[i], second, by_v, epsilon)
         w[i] = blend(keep, w[i] - less * z[i], take, fast)
         z[i] = fast
@@ -222,7 +251,7 @@ cdef void rmsprop(real* w, const real* g, real** slots, Py_ssize_t n, const real
     cdef real second, keep = c[0], take = c[1], rate = c[2], inside = c[3], outside = c[4]
     cdef real* v = slots[0]
     for i in range(n):
-        second = blend(keep, v[i], take, g[i] * g[i])
+        second = mean_square(keep, v[i], take, g[i])
         v[i] = flush(second)
         w[i] = w[i] - scaled(rate * g[i], second + inside, <real> 1, outside)
 
@@ -234,7 +263,7 @@ cdef void rmsprop_momentum(real* w, const real* g, real** slots, Py_ssize_t n, c
     cdef real* v = slots[0]
     cdef real* m = slots[1]
     for i in range(n):
-        second = blend(keep, v[i], take, g[i] * g[i])
+        second = mean_square(keep, v[i], take, g[i])
         first = mu * m[i] + scaled(rate * g[i], second + inside, <real> 1, outside)
         v[i] = flush(second)
         m[i] = flush(first)
@@ -249,9 +278,9 @@ cdef void rmsprop_centered(real* w, const real* g, real** slots, Py_ssize_t n, c
     cdef real* m = slots[1]
     cdef real* average = slots[2]
     for i in range(n):
-        second = blend(keep, v[i], take, g[i] * g[i])
+        second = mean_square(keep, v[i], take, g[i])
         mean = blend(keep, average[i], take, g[i])
-        spread = larger(second - mean * mean, <real> 0)  # which rounding can make negative
+        spread = larger(second - finite(mean * mean), <real> 0)  # which rounding can make negative
         first = mu * m[i] + scaled(rate * g[i], spread + inside, <real> 1, outside)
         v[i] = flush(second)
         m[i] = flush(first)
@@ -265,10 +294,10 @@ cdef void adadelta(real* w, const real* g, real** slots, Py_ssize_t n, const rea
     cdef real* v = slots[0]
     cdef real* d = slots[1]
     for i in range(n):
-        second = blend(keep, v[i], take, g[i] * g[i])
+        second = mean_square(keep, v[i], take, g[i])
         step = root(d[i] + epsilon) * g[i] / root(second + epsilon)
         v[i] = flush(second)
-        d[i] = flush(blend(keep, d[i], take, step * step))
+        d[i] = flush(mean_square(keep, d[i], take, step))
         w[i] = w[i] - rate * step
 
 
@@ -311,15 +340,16 @@ cdef void asgd(real* w, const real* g, real** slots, Py_ssize_t n, const real* c
 register("gradient_descent", gradient_descent[float], gradient_descent[double], slots=0, scalars=1)
 register("momentum", momentum[float], momentum[double], slots=1, scalars=4)
 register("sign_momentum", sign_momentum[float], sign_momentum[double], slots=1, scalars=5)
-register("adam", adam[float], adam[double], slots=2, scalars=6)
-register("amsgrad", amsgrad[float], amsgrad[double], slots=3, scalars=6)
-register("adabelief", adabelief[float], adabelief[double], slots=2, scalars=6)
-register("yogi", yogi[float], yogi[double], slots=2, scalars=5)
+register("adam", adam[float], adam[double], slots=2, scalars=7)
+register("radam", radam[float], radam[double], slots=2, scalars=6)
+register("amsgrad", amsgrad[float], amsgrad[double], slots=3, scalars=7)
+register("adabelief", adabelief[float], adabelief[double], slots=2, scalars=8)
+register("yogi", yogi[float], yogi[double], slots=2, scalars=6)
 register("adamax", adamax[float], adamax[double], slots=2, scalars=5)
-register("ademamix", ademamix[float], ademamix[double], slots=3, scalars=7)
-register("adan", adan[float], adan[double], slots=4, scalars=10)
-register("adopt", adopt[float], adopt[double], slots=2, scalars=5)
-register("schedule_free", schedule_free[float], schedule_free[double], slots=2, scalars=7)
+register("ademamix", ademamix[float], ademamix[double], slots=3, scalars=10)
+register("adan", adan[float], adan[double], slots=4, scalars=13)
+register("adopt", adopt[float], adopt[double], slots=2, scalars=7)
+register("schedule_free", schedule_free[float], schedule_free[double], slots=2, scalars=8)
 register("rmsprop", rmsprop[float], rmsprop[double], slots=1, scalars=5)
 register("rmsprop_momentum", rmsprop_momentum[float], rmsprop_momentum[double], slots=2, scalars=7)
 register("rmsprop_centered", rmsprop_centered[float], rmsprop_centered[double], slots=3, scalars=7)

@@ -19,7 +19,7 @@ class Adam(Optimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
         w &\leftarrow w - \eta \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t} \frac{m}{\sqrt{v} + \epsilon}
 
     With `amsgrad`, :math:`\hat v \leftarrow \max(\hat v, v)` stands in the root.
@@ -74,7 +74,7 @@ class Adam(Optimizer):
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2  # 1.0 below: Python subtracts twice as fast from it as from 1
         rate = hyper.learning_rate * sqrt(1.0 - beta_2**t) / (1.0 - beta_1**t)
-        return 1.0 - beta_1, 1.0 - beta_2, rate, 0.0, 1.0, hyper.epsilon
+        return 1.0 - beta_1, beta_2, 1.0 - beta_2, rate, 0.0, 1.0, hyper.epsilon
 
 
 class AdamW(Adam):

@@ -20,8 +20,8 @@ class AdEMAMix(Optimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)(g - m), \quad s \leftarrow s + (1-\beta_3)(g - s), \quad
-        v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        m &\leftarrow \beta_1 m + (1-\beta_1) g, \quad s \leftarrow \beta_3 s + (1-\beta_3) g, \quad
+        v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
         w &\leftarrow w - \eta \left(\frac{m}{1-\beta_1^t} + \alpha s\right)
             \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right)
 
@@ -71,9 +71,10 @@ class AdEMAMix(Optimizer):
         return kernels.RULES["ademamix"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        rate, beta_1, beta_2 = hyper.learning_rate, hyper.beta_1, hyper.beta_2
+        rate, beta_1, beta_2, beta_3 = hyper.learning_rate, hyper.beta_1, hyper.beta_2, hyper.beta_3
         by_m, by_slow, by_v = rate / (1 - beta_1**t), rate * hyper.alpha, unbiased_root(beta_2, t)
-        return 1 - beta_1, 1 - hyper.beta_3, 1 - beta_2, by_m, by_slow, by_v, hyper.epsilon
+        decays = beta_1, 1 - beta_1, beta_3, 1 - beta_3, beta_2, 1 - beta_2
+        return *decays, by_m, by_slow, by_v, hyper.epsilon
 
 
 class Adan(Optimizer):
@@ -84,8 +85,8 @@ class Adan(Optimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)(g - m), \qquad d \leftarrow d + (1-\beta_2)(\Delta - d) \\
-        v &\leftarrow v + (1-\beta_3)((g + (1-\beta_2)\Delta)^2 - v) \\
+        m &\leftarrow \beta_1 m + (1-\beta_1) g, \qquad d \leftarrow \beta_2 d + (1-\beta_2) \Delta \\
+        v &\leftarrow \beta_3 v + (1-\beta_3) (g + (1-\beta_2)\Delta)^2 \\
         w &\leftarrow w - \eta \left(\frac{m}{1-\beta_1^t} + (1-\beta_2)\frac{d}{1-\beta_2^t}\right)
             \Big/ \left(\sqrt{v / (1-\beta_3^t) + \epsilon_r} + \epsilon\right)
 
@@ -139,11 +140,12 @@ class Adan(Optimizer):
         return kernels.RULES["adan"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        rate, take_1, take_2, beta_3 = hyper.learning_rate, 1 - hyper.beta_1, 1 - hyper.beta_2, hyper.beta_3
-        by_m, by_d = rate / (1 - hyper.beta_1**t), rate * take_2 / (1 - hyper.beta_2**t)
+        rate, beta_1, beta_2, beta_3 = hyper.learning_rate, hyper.beta_1, hyper.beta_2, hyper.beta_3
+        by_m, by_d = rate / (1 - beta_1**t), rate * (1 - beta_2) / (1 - beta_2**t)
         inside = hyper.epsilon_root * (1 - beta_3**t)  # before the correction
         begun, by_v = float(t > 1), unbiased_root(beta_3, t)
-        return take_1, take_2, 1 - beta_3, begun, take_2, by_m, by_d, by_v, hyper.epsilon, inside
+        decays = beta_1, 1 - beta_1, beta_2, 1 - beta_2, beta_3, 1 - beta_3
+        return *decays, begun, 1 - beta_2, by_m, by_d, by_v, hyper.epsilon, inside
 
 
 class Adopt(Optimizer):
@@ -154,9 +156,9 @@ class Adopt(Optimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)\left(\operatorname{clip}\left(\frac{g}{\max(\sqrt{v}, \epsilon)},
-            \pm (t-1)^p\right) - m\right) \\
-        w &\leftarrow w - \eta m, \qquad v \leftarrow v + (1-\beta_2)(g^2 - v)
+        m &\leftarrow \beta_1 m + (1-\beta_1) \operatorname{clip}\left(\frac{g}{\max(\sqrt{v}, \epsilon)},
+            \pm (t-1)^p\right) \\
+        w &\leftarrow w - \eta m, \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2
 
     Parameters
     ----------
@@ -205,9 +207,10 @@ class Adopt(Optimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         if t == 1:
-            return 0.0, 1.0, hyper.learning_rate, hyper.epsilon, 0.0
+            return 0.0, 0.0, 0.0, 1.0, hyper.learning_rate, hyper.epsilon, 0.0
         limit = inf if hyper.clip_power is None else (t - 1) ** hyper.clip_power
-        return 1 - hyper.beta_1, 1 - hyper.beta_2, hyper.learning_rate, hyper.epsilon, limit
+        decays = hyper.beta_1, 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2
+        return *decays, hyper.learning_rate, hyper.epsilon, limit
 
 
 class ScheduleFreeAdamW(Optimizer):
@@ -280,4 +283,4 @@ class ScheduleFreeAdamW(Optimizer):
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
         rate = hyper.learning_rate * (min(t / hyper.warmup_steps, 1.0) if hyper.warmup_steps else 1.0)
         keep, less, take = 1 - 1 / t, 1 - beta_1, 1 - beta_1 + beta_1 / t
-        return 1 - beta_2, rate, unbiased_root(beta_2, t), hyper.epsilon, keep, less, take
+        return beta_2, 1 - beta_2, rate, unbiased_root(beta_2, t), hyper.epsilon, keep, less, take

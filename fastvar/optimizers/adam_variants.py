@@ -33,7 +33,7 @@ class Nadam(Optimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
         w &\leftarrow w - \eta \left(\frac{\mu_{t+1} m}{1 - \prod_{i \le t+1} \mu_i}
             + \frac{(1 - \mu_t) g}{1 - \prod_{i \le t} \mu_i}\right)
             \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right)
@@ -89,7 +89,7 @@ class Nadam(Optimizer):
         following = beta_1 ** (t + 1) * products[min(t + 1, last)]
         by_m = rate * beta_1 * _warm(t + 1) / (1 - following)
         by_g = rate * (1 - beta_1 * _warm(t)) / (1 - product)
-        return 1 - beta_1, 1 - beta_2, by_m, by_g, unbiased_root(beta_2, t), hyper.epsilon
+        return 1 - beta_1, beta_2, 1 - beta_2, by_m, by_g, unbiased_root(beta_2, t), hyper.epsilon
 
 
 class RAdam(Optimizer):
@@ -101,7 +101,7 @@ class RAdam(Optimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
         w &\leftarrow w - \frac{\eta}{1-\beta_1^t} \begin{cases}
             m & \rho \le 5 \\
             \sqrt{\frac{(\rho-4)(\rho-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho}}
@@ -146,7 +146,7 @@ class RAdam(Optimizer):
     slots = ("momentum", "velocity")
 
     def rule(self) -> Any:
-        return kernels.RULES["adam"]
+        return kernels.RULES["radam"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         return rectified(hyper.learning_rate, hyper.beta_1, hyper.beta_2, hyper.epsilon, t)
@@ -215,8 +215,8 @@ class AdaBelief(Optimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)(g - m), \qquad
-        s \leftarrow s + (1-\beta_2)((g - m)^2 - s) + \epsilon_r \\
+        m &\leftarrow \beta_1 m + (1-\beta_1) g, \qquad
+        s \leftarrow \beta_2 s + (1-\beta_2) (g - m)^2 + \epsilon_r \\
         w &\leftarrow w - \frac{\eta}{1-\beta_1^t} m \Big/ \left(\sqrt{s / (1-\beta_2^t)} + \epsilon\right)
 
     Parameters
@@ -266,7 +266,7 @@ class AdaBelief(Optimizer):
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
         rate, by_v = hyper.learning_rate / (1 - beta_1**t), unbiased_root(beta_2, t)
-        return 1 - beta_1, 1 - beta_2, rate, by_v, hyper.epsilon, hyper.epsilon_root
+        return beta_1, 1 - beta_1, beta_2, 1 - beta_2, rate, by_v, hyper.epsilon, hyper.epsilon_root
 
 
 class Yogi(Optimizer):
@@ -277,7 +277,7 @@ class Yogi(Optimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)(g - m), \qquad
+        m &\leftarrow \beta_1 m + (1-\beta_1) g, \qquad
         v \leftarrow v - (1-\beta_2) \operatorname{sign}(v - g^2) g^2 \\
         w &\leftarrow w - \frac{\eta}{1-\beta_1^t} m \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right)
 
@@ -330,4 +330,4 @@ class Yogi(Optimizer):
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
         rate = hyper.learning_rate / (1 - beta_1**t)
-        return 1 - beta_1, 1 - beta_2, rate, unbiased_root(beta_2, t), hyper.epsilon
+        return beta_1, 1 - beta_1, 1 - beta_2, rate, unbiased_root(beta_2, t), hyper.epsilon

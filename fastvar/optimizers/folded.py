@@ -12,14 +12,14 @@ def unbiased_root(beta: float, t: int) -> float:
 
 
 def rectified(rate: float, beta_1: float, beta_2: float, epsilon: float, t: int) -> tuple[float, ...]:
-    """Return what the rule "adam" takes to be RAdam at update `t`."""
+    """Return what the rule "radam" takes to be RAdam at update `t`."""
     rate, decayed = rate / (1 - beta_1**t), beta_2**t
     most = 2 / (1 - beta_2) - 1
     rho = most - 2 * t * decayed / (1 - decayed)
     if rho <= 5:
-        return 1 - beta_1, 1 - beta_2, rate, 0.0, 0.0, 1.0  # divided by 0 * root + 1
+        return 1 - beta_1, beta_2, 1 - beta_2, rate, 0.0, 1.0  # no ratio yet
     factor = sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
-    return 1 - beta_1, 1 - beta_2, rate * factor * sqrt(1 - decayed), 0.0, 1.0, epsilon
+    return 1 - beta_1, beta_2, 1 - beta_2, 0.0, rate * factor * sqrt(1 - decayed), epsilon
 
 
 def momentum_of_keras(rate: float, mu: float, nesterov: bool) -> tuple[float, ...]:

@@ -48,6 +48,8 @@ class Ftrl(Optimizer):
     weights: they enter only by :math:`n'^p - n^p`. A learning rate that falls draws the weights towards 0, as
     :math:`z` holds what the earlier rates made of them.
 
+    A gradient whose square overflows makes the weight NaN, as in Keras; `nonfinite="skip"` leaves such steps out.
+
     For any `learning_rate_power` but -0.5 the update is computed in NumPy and not in one compiled pass.
 
     References

@@ -21,7 +21,7 @@ class Lamb(Optimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
         r &= \frac{m / (1-\beta_1^t)}{\sqrt{v / (1-\beta_2^t)} + \epsilon}, \qquad
         w \leftarrow w - \eta \frac{\lVert w \rVert}{\lVert r \rVert} r
 
@@ -72,7 +72,7 @@ class Lamb(Optimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
-        return 1 - beta_1, 1 - beta_2, 1 / (1 - beta_1**t), 0.0, 1 / sqrt(1 - beta_2**t), hyper.epsilon
+        return 1 - beta_1, beta_2, 1 - beta_2, 1 / (1 - beta_1**t), 0.0, 1 / sqrt(1 - beta_2**t), hyper.epsilon
 
     def between(self, step: Between) -> None:
         for i, direction in enumerate(step.directions):
@@ -157,7 +157,7 @@ class Prodigy(Optimizer):
         n &\leftarrow \beta_3 n + \tfrac{d}{d_0} \lambda \langle g, w_0 - w \rangle, \qquad
         s \leftarrow \beta_3 s + \tfrac{d}{d_0} \lambda g, \qquad
         d' = \max\left(d, c \frac{n}{\lVert s \rVert_1}\right) \\
-        m &\leftarrow m + (1-\beta_1)(d g - m), \qquad v \leftarrow v + (1-\beta_2)(d^2 g^2 - v), \qquad
+        m &\leftarrow m + (1-\beta_1)(d g - m), \qquad v \leftarrow \beta_2 v + (1-\beta_2) d^2 g^2, \qquad
         w \leftarrow w - \lambda \frac{m}{\sqrt{v} + d' \epsilon}
 
     and then :math:`d \leftarrow d'`. The meaning and the defaults are those of optax.
@@ -248,7 +248,8 @@ class Prodigy(Optimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         distance = getattr(hyper, "distance", self.distance)  # of `between`, if there is a gradient
-        return 1 - hyper.beta_1, 1 - hyper.beta_2, self._rate(hyper, t), 0.0, 1.0, hyper.epsilon * distance
+        beta_1, beta_2 = hyper.beta_1, hyper.beta_2
+        return 1 - beta_1, beta_2, 1 - beta_2, self._rate(hyper, t), 0.0, 1.0, hyper.epsilon * distance
 
     def between(self, step: Between) -> None:
         first = step.groups[0]

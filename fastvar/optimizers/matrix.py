@@ -122,11 +122,12 @@ class Adafactor(Optimizer):
         for slot, means in (("row", of_rows / columns), ("column", of_columns / rows)):
             place = self.slot(variable, slot)._array
             moved = keep * place + (1 - keep) * (means.reshape(place.shape) + hyper.epsilon_1)
-            new[slot] = moved.astype(place.dtype)
+            most = np.finfo(place.dtype).max / 2  # so that their mean is finite, too; NaN passes
+            new[slot] = np.minimum(moved, most).astype(place.dtype)
             step.commits.append((place, new[slot]))
         row, column = (new[slot].astype(np.float64) for slot in ("row", "column"))
-        mean = np.cumsum(row, axis=-1)[..., -1:] / rows  # in order: the same on every processor
-        by_row, by_column = 1 / np.sqrt(row / mean), 1 / np.sqrt(column)
+        mean = np.cumsum(row / rows, axis=-1)[..., -1:]  # in order: the same on every processor
+        by_row, by_column = np.sqrt(mean) / np.sqrt(row), 1 / np.sqrt(column)
         scaled = gradient * by_row[..., None].astype(gradient.dtype)
         scaled *= by_column[..., None, :].astype(gradient.dtype)
         return np.ascontiguousarray(scaled)
@@ -242,7 +243,7 @@ class Muon(Optimizer):
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.adam_beta_1, hyper.adam_beta_2
         rate = hyper.learning_rate * hyper.adam_lr_ratio * sqrt(1 - beta_2**t) / (1 - beta_1**t)
-        return 1 - beta_1, 1 - beta_2, rate, 0.0, 1.0, hyper.epsilon
+        return 1 - beta_1, beta_2, 1 - beta_2, rate, 0.0, 1.0, hyper.epsilon
 
     def _rate(self, hyper: Any, t: int) -> tuple[float, ...]:
         return (hyper.learning_rate if hyper.kind == MATRIX else -1.0,)

@@ -23,7 +23,7 @@ class Adam(TorchOptimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
         w &\leftarrow w - \frac{\eta}{1-\beta_1^t} m \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right)
 
     With `amsgrad`, :math:`\hat v \leftarrow \max(\hat v, v)` stands in the root. `fastvar.optimizers.Adam` adds
@@ -84,7 +84,8 @@ class Adam(TorchOptimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.betas
-        return 1 - beta_1, 1 - beta_2, hyper.lr / (1 - beta_1**t), 0.0, unbiased_root(beta_2, t), hyper.eps
+        rate, by_v = hyper.lr / (1 - beta_1**t), unbiased_root(beta_2, t)
+        return 1 - beta_1, beta_2, 1 - beta_2, rate, 0.0, by_v, hyper.eps
 
 
 class AdamW(Adam):

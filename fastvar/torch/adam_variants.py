@@ -19,7 +19,7 @@ class NAdam(TorchOptimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
         w &\leftarrow w - \eta \left(\frac{\mu_{t+1} m}{1 - \prod_{i \le t+1} \mu_i}
             + \frac{(1 - \mu_t) g}{1 - \prod_{i \le t} \mu_i}\right)
             \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right)
@@ -85,7 +85,7 @@ class NAdam(TorchOptimizer):
         product = mu * self._carried("mu_product", hyper, t, 1.0, lambda before: before * mu)
         by_m = hyper.lr * following / (1 - product * following)
         by_g = hyper.lr * (1 - mu) / (1 - product)
-        return 1 - beta_1, 1 - beta_2, by_m, by_g, unbiased_root(beta_2, t), hyper.eps
+        return 1 - beta_1, beta_2, 1 - beta_2, by_m, by_g, unbiased_root(beta_2, t), hyper.eps
 
 
 class RAdam(TorchOptimizer):
@@ -97,7 +97,7 @@ class RAdam(TorchOptimizer):
 
     .. math::
 
-        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow v + (1-\beta_2)(g^2 - v) \\
+        m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
         w &\leftarrow w - \frac{\eta}{1-\beta_1^t} \begin{cases}
             m & \rho \le 5 \\
             \sqrt{\frac{(\rho-4)(\rho-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho}}
@@ -150,7 +150,7 @@ class RAdam(TorchOptimizer):
     slots = ("exp_avg", "exp_avg_sq")
 
     def rule(self) -> Any:
-        return kernels.RULES["adam"]
+        return kernels.RULES["radam"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.betas
