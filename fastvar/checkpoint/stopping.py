@@ -71,7 +71,8 @@ class _Handler:
 def _restore() -> None:
     """Put back what was there before, where nobody has put something else there meanwhile."""
     for number, handler in list(_handlers.items()):
-        if signal.getsignal(number) == handler:
+        current: object = signal.getsignal(number)
+        if current is handler:
             with contextlib.suppress(ValueError):  # not in the main thread: it stays, and does as before
                 signal.signal(number, handler.before)
                 del _handlers[number]
