@@ -46,6 +46,7 @@ def add_to(commands: Any) -> None:
         "--to", choices=conversion.FORMATS, help="the format, if the ending of TARGET does not tell"
     )
     command.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+    command.add_argument("--opaque", metavar="DTYPE", help="of opaque bytes in SOURCE, such as bfloat16")
     command.set_defaults(run=_convert)
 
 
@@ -179,7 +180,8 @@ def _diff(given: argparse.Namespace) -> int:
 
 
 def _convert(given: argparse.Namespace) -> int:
-    notes = checkpoint.convert(given.source, given.target, to=given.to, overwrite=given.overwrite)
+    options = {"to": given.to, "overwrite": given.overwrite, "opaque": given.opaque}
+    notes = checkpoint.convert(given.source, given.target, **options)
     for note in notes:
         print(f"note: {_clean(note)}")
     print(_clean(f"{given.target}: written"))

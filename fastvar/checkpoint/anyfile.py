@@ -12,7 +12,7 @@ import numpy as np
 from fastvar.buffers import Array
 from fastvar.checkpoint import record
 from fastvar.checkpoint.foreign import Foreign, open_foreign
-from fastvar.checkpoint.foreign.source import open_regular
+from fastvar.checkpoint.foreign.source import Opaque, open_regular
 from fastvar.checkpoint.reader import File
 
 
@@ -22,9 +22,9 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
         return stream.read(len(record.MAGIC)) == record.MAGIC
 
 
-def open_any(path: str | os.PathLike[str]) -> File | Foreign:
-    """Open a checkpoint of fastvar, or a file of others."""
-    return File(path) if is_checkpoint(path) else open_foreign(path)
+def open_any(path: str | os.PathLike[str], opaque: Opaque | None = None) -> File | Foreign:
+    """Open a checkpoint of fastvar, or a file of others (`opaque` is for them)."""
+    return File(path) if is_checkpoint(path) else open_foreign(path, opaque=opaque)
 
 
 def exported(file: File | Foreign) -> dict[str, str]:

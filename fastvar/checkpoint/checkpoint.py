@@ -8,6 +8,7 @@ from typing import Any
 from fastvar.buffers import Array
 from fastvar.checkpoint.contents import Contents
 from fastvar.checkpoint.foreign import open_foreign
+from fastvar.checkpoint.foreign.source import Opaque
 from fastvar.checkpoint.names import absolute, make_directory
 from fastvar.checkpoint.reader import File, foresee
 from fastvar.checkpoint.record import check_names, failing, uncollected
@@ -156,6 +157,7 @@ class Checkpoint:
         name_map: NameMap | None = None,
         cast: bool = False,
         edited: bool = False,
+        opaque: Opaque | None = None,
     ) -> Restored:
         """Take variables from a file that others wrote: HDF5, Keras's `.weights.h5`, `.npz`, safetensors.
 
@@ -178,6 +180,8 @@ class Checkpoint:
             none, such as float32 for float64, is always done; numbers that are too large are an error.
         edited : bool
             Take a checkpoint of fastvar, too, that another program has changed: unverified.
+        opaque : dtype or str, or mapping of str to these or None, optional
+            What opaque bytes in the file are, such as `"bfloat16"`; see `load_foreign`.
 
         Returns
         -------
@@ -201,7 +205,7 @@ class Checkpoint:
         >>> checkpoint.import_weights(path, partial=True, name_map={"w": "weight"}).taken
         ['variables/w']
         """
-        with open_foreign(path, edited=edited) as file:
+        with open_foreign(path, edited=edited, opaque=opaque) as file:
             restored, commits = prepare_import(self._contents(), file, partial, name_map, cast)
         for commit in commits:
             commit()

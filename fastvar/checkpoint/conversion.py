@@ -17,6 +17,7 @@ from fastvar.checkpoint import names, record
 from fastvar.checkpoint.anyfile import exported, open_any
 from fastvar.checkpoint.foreign import Foreign
 from fastvar.checkpoint.foreign.safetensors import METADATA, NAMES
+from fastvar.checkpoint.foreign.source import Opaque
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.writer import write
@@ -46,6 +47,7 @@ def convert(
     *,
     to: str | None = None,
     overwrite: bool = False,
+    opaque: Opaque | None = None,
 ) -> list[str]:
     """Copy all tensors of a file to a new one of another format; it appears whole or not at all.
 
@@ -62,6 +64,8 @@ def convert(
         checkpoint otherwise.
     overwrite : bool
         Whether an existing target may be replaced.
+    opaque : dtype or str, or mapping of str to these or None, optional
+        What opaque bytes in a source of others are, such as `"bfloat16"`; see `load_foreign`.
 
     Returns
     -------
@@ -89,7 +93,7 @@ def convert(
     array([3., 4.])
     """
     target = names.absolute(target)
-    with open_any(source) as file:
+    with open_any(source, opaque) as file:
         if to is None:
             to = _SUFFIXES.get(os.path.splitext(target)[1].lower())
             to = "fastvar" if to == "h5" and isinstance(file, Foreign) else to

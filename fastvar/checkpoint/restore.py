@@ -121,7 +121,7 @@ def prepare_import(
     places = contents.tensors()
     slots = [name for name in places if not name.startswith("variables/")]
     if isinstance(name_map, Mapping):
-        _check_map(name_map, {*_owners(contents), *slots}, file.entries, file.path)
+        _check_map(name_map, {*_owners(contents), *slots}, [*file.entries, *file.left], file.path)
     rename = _renamer(name_map)
     explicit = name_map if isinstance(name_map, Mapping) else {}
     wanted = {}
@@ -133,7 +133,11 @@ def prepare_import(
         if target in file.entries or name not in slots:
             wanted[name] = target
     restored = Restored(file.path, 0, notes=list(file.notes))
+    unreadable = {} if partial else {n: file.left[target] for n, target in wanted.items() if target in file.left}
+    for name in unreadable:
+        del wanted[name]
     taking, wrong = _match(places, wanted, file, restored, _any if cast else _lossless)
+    wrong += [f"{name}: {reason}" for name, reason in unreadable.items()]
     used = {*wanted.values()}
     restored.skipped += [name for name in file.entries if name not in used]
     if wrong or (not partial and (restored.missing or restored.skipped)):

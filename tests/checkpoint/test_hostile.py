@@ -48,6 +48,7 @@ def regions(file: Any, folder: Path) -> None:
     data = file.create_dataset("a", (4,), "f4")
     data[...] = 1
     file["w"] = np.array([data.regionref[:2]], h5py.regionref_dtype)
+    del file["a"]
 
 
 def compound(file: Any, folder: Path) -> None:

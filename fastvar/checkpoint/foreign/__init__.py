@@ -9,20 +9,41 @@ from fastvar.buffers import Array
 from fastvar.checkpoint.foreign.hdf5 import Hdf5
 from fastvar.checkpoint.foreign.npz import Npz
 from fastvar.checkpoint.foreign.safetensors import Safetensors
-from fastvar.checkpoint.foreign.source import Foreign, open_regular
+from fastvar.checkpoint.foreign.source import Foreign, Opaque, Types, open_regular
 from fastvar.checkpoint.record import HDF5_SIGNATURE, MAGIC, CheckpointError
 
 __all__ = ["Foreign", "load_foreign", "open_foreign"]
 
 
-def load_foreign(path: str | os.PathLike[str], *, edited: bool = False) -> dict[str, Array]:
+class Loaded(dict[str, Array]):
+    """The tensors of a file by their names.
+
+    Attributes
+    ----------
+    left : dict of str to str
+        What cannot be read, and why; an error of a missing key says it, too.
+    notes : list of str
+        The same, and what else is in the file, such as text.
+    """
+
+    def __init__(self, file: Foreign) -> None:
+        super().__init__((name, file.read(name)) for name in file.entries)
+        self.left, self.notes = file.left, file.notes
+
+    def __missing__(self, name: str) -> Array:
+        raise KeyError(f"{name}: {self.left[name]}" if name in self.left else name)
+
+
+def load_foreign(path: str | os.PathLike[str], *, edited: bool = False, opaque: Opaque | None = None) -> Loaded:
     """Return all tensors of a file that fastvar did not write, by the names that they have there.
 
     Reads HDF5 (h5py, Keras's `.weights.h5`), `.npz` and safetensors, told apart by their content. The file is
-    not trusted: links to other files, external storage, virtual datasets, filters other than h5py's own,
-    pickles, and data that would take more room than the file can hold are refused, and no other file is
-    opened. Text is left out. There are no checksums to verify in most of these formats, and it is libhdf5
-    itself that parses HDF5: prefer safetensors from strangers.
+    not trusted: links to other files, external storage, virtual datasets, and data that would take more room
+    than the file can hold are refused; no other file is opened, and no pickle. Text is left out, and so is, with
+    a note, each tensor that cannot be read alone: structures, references, objects, filters other than h5py's own
+    (if nothing else is there, it is an error). What was never written is its fill value. There are no checksums
+    to verify in most of these formats, and it is libhdf5 itself that parses HDF5: prefer safetensors from
+    strangers.
 
     Parameters
     ----------
@@ -31,6 +52,15 @@ def load_foreign(path: str | os.PathLike[str], *, edited: bool = False) -> dict[
     edited : bool
         Whether a checkpoint of fastvar may be read so, too, that another program has changed: unverified.
         Names are then those of `list_variables`, such as `variables/NAME`.
+    opaque : dtype or str, or mapping of str to these or None, optional
+        The dtype of tensors that are opaque bytes in the file, as h5py and `np.savez` write bfloat16 and 8-bit
+        floats: one for all that have as many bytes a number, or by name (None leaves a tensor out). Where an
+        attribute `dtype` tells, as in files of Keras, it is not needed.
+
+    Returns
+    -------
+    dict of str to array
+        With two attributes: `left`, what cannot be read, and why; `notes`, what else the file has.
 
     Raises
     ------
@@ -49,13 +79,13 @@ def load_foreign(path: str | os.PathLike[str], *, edited: bool = False) -> dict[
     >>> fv.checkpoint.load_foreign(path)
     {'encoder/kernel': array([1., 1.], dtype=float32)}
     """
-    with open_foreign(path, edited=edited) as file:
-        return {name: file.read(name) for name in file.entries}
+    with open_foreign(path, edited=edited, opaque=opaque) as file:
+        return Loaded(file)
 
 
-def open_foreign(path: str | os.PathLike[str], *, edited: bool = False) -> Foreign:
+def open_foreign(path: str | os.PathLike[str], *, edited: bool = False, opaque: Opaque | None = None) -> Foreign:
     """Open a file as `load_foreign` does, and read none of its tensors yet."""
-    path = os.fspath(path)
+    path, types = os.fspath(path), Types(opaque)
     stream = open_regular(path)
     try:
         head = stream.read(12)
@@ -78,7 +108,13 @@ def open_foreign(path: str | os.PathLike[str], *, edited: bool = False) -> Forei
     except BaseException:
         stream.close()
         raise
-    return kind(path, stream)
+    file = kind(path, stream, types)
+    try:
+        types.check(path)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _is_hdf5(stream: BinaryIO) -> bool:

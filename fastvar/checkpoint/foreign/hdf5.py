@@ -11,25 +11,28 @@ from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
 from fastvar.buffers import Array
 from fastvar.checkpoint import record
-from fastvar.checkpoint.foreign.source import Foreign, Spec, check_dtype, check_ratio
+from fastvar.checkpoint.foreign.source import MAX_RATIO, Foreign, Spec, Unreadable, check_dtype
 
 _COMPRESSIONS = {h5z.FILTER_DEFLATE, h5z.FILTER_LZF}
 _FILTERS = _COMPRESSIONS | {h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}  # others would load a plugin's code
 _MAX_ATTRIBUTE = 64  # bytes of a dtype's name
+_MAX_EXTENDED = 2  # bytes of the largest dtype that HDF5 lacks
+_MAX_UNWRITTEN = 1 << 28  # bytes of fill values, which cost a file nothing
 
 
 class Hdf5(Foreign):
     """An HDF5 file without a commit record.
 
-    libhdf5 gets the opened file, never a path. Links to other files, external storage, virtual datasets and
-    filters that are not h5py's own are errors before anything follows them.
+    libhdf5 gets the opened file, never a path. Links to other files, external storage and virtual datasets are
+    errors before anything follows them. Datasets with filters that are not h5py's own are left out.
     """
 
     format = "HDF5"
+    thing = "dataset"
 
     def _open(self) -> None:
         self._datasets: dict[str, Any] = {}
-        self._stored = 0
+        self._stored = self._unwritten = 0
         self._file = h5py.File(self._stream, "r")
         seen = {h5o.get_info(self._file.id).addr}
         pending: list[tuple[str, Any]] = [("", h5g.open(self._file.id, b"/"))]
@@ -79,8 +82,11 @@ class Hdf5(Foreign):
                 self.notes.append(f"{name}: text")
                 return
             shape = tuple(space.get_simple_extent_dims())
-            dtype = _dtype(dataset, datatype)
+            dtype = self._dtype(name, dataset, datatype)
             self._check_size(dataset, datatype.get_size(), shape)
+        except Unreadable as error:
+            self._leave_out(name, error)
+            return
         except (ValueError, TypeError) as error:
             raise ValueError(f"dataset {name!r}: {error}") from error
         self._datasets[name] = dataset
@@ -101,17 +107,40 @@ class Hdf5(Foreign):
             least = max(length, itemsize * math.prod(options.get_chunk()))
         if not length:
             return
-        if _COMPRESSIONS.intersection(_filters(options)):
-            check_ratio(least, stored)
-        elif stored < least or (stored != length and options.get_layout() != h5d.CHUNKED):
-            raise ValueError(f"{stored} stored bytes cannot be the {least} that it claims")
+        compressed = bool(_COMPRESSIONS.intersection(_filters(options)))
+        claim = f"{stored} stored bytes cannot {'hold' if compressed else 'be'} the {least} that it claims"
+        if stored not in (0, length) and options.get_layout() != h5d.CHUNKED:
+            raise ValueError(claim)
+        unwritten = max(0, least - stored * (MAX_RATIO if compressed else 1))
+        if self._unwritten + unwritten > _MAX_UNWRITTEN:
+            raise Unreadable(claim)
+        self._unwritten += unwritten
+
+    def _dtype(self, name: str, dataset: Any, datatype: Any) -> np.dtype[Any]:
+        """Return the dtype, which may be one that HDF5 lacks, named by an attribute as fastvar and Keras do."""
+        if isinstance(datatype, h5t.TypeReferenceID):
+            raise Unreadable("it holds references, not numbers")
+        try:
+            dtype = datatype.dtype
+        except TypeError as error:  # NumPy has no such type
+            raise Unreadable(f"it is not one of numbers: {error}") from error
+        opaque = isinstance(datatype, h5t.TypeOpaqueID) and dtype.kind == "V"
+        if opaque or (dtype.kind == "u" and dtype.itemsize <= _MAX_EXTENDED):
+            marked = _marked(dataset, variable=opaque)
+            if marked is not None and marked.itemsize == dtype.itemsize:
+                return marked
+        return self._types.of(name, dtype.itemsize) if opaque else check_dtype(dtype)
 
     def _read(self, name: str) -> Array:
         spec, dataset = self.entries[name], self._datasets[name]
-        array = np.empty(spec.shape, spec.dtype)
+        array = np.zeros(spec.shape, spec.dtype)  # what was never written may have no fill value
         if array.size:
-            stored = array.view(f"u{spec.dtype.itemsize}") if spec.dtype.name in record.EXTENDED else array
-            dataset.read(h5s.ALL, h5s.ALL, stored, h5t.py_create(stored.dtype, logical=True))
+            datatype = dataset.get_type()
+            if isinstance(datatype, h5t.TypeOpaqueID):
+                dataset.read(h5s.ALL, h5s.ALL, array.view(f"V{spec.dtype.itemsize}"), datatype)
+            else:
+                stored = array.view(f"u{spec.dtype.itemsize}") if spec.dtype.name in record.EXTENDED else array
+                dataset.read(h5s.ALL, h5s.ALL, stored, h5t.py_create(stored.dtype, logical=True))
         return array
 
     def close(self) -> None:
@@ -131,7 +160,7 @@ def _check_place(dataset: Any) -> None:
         raise ValueError("its data are in other datasets (a virtual dataset)")
     filters = _filters(options)
     if not _FILTERS.issuperset(filters):
-        raise ValueError("it needs a filter other than gzip, lzf, shuffle and fletcher32")
+        raise Unreadable("it needs a filter other than gzip, lzf, shuffle and fletcher32")
     if len(set(filters)) != len(filters) or _COMPRESSIONS.issubset(filters):
         raise ValueError("it is compressed twice")
 
@@ -140,21 +169,21 @@ def _filters(options: Any) -> list[int]:
     return [options.get_filter(i)[0] for i in range(options.get_nfilters())]
 
 
-def _dtype(dataset: Any, datatype: Any) -> np.dtype[Any]:
-    """Return the dtype, which may be one that HDF5 lacks, named by an attribute as fastvar does."""
-    if isinstance(datatype, h5t.TypeReferenceID):
-        raise ValueError("it holds references, not numbers; remove it from the file")
-    dtype = check_dtype(datatype.dtype)
-    if dtype.kind != "u" or dtype.itemsize > 2 or not h5a.exists(dataset, b"dtype"):
-        return dtype
+def _marked(dataset: Any, variable: bool) -> np.dtype[Any] | None:
+    """Return the dtype that the attribute "dtype" names, if it is one that HDF5 lacks.
+
+    Keras writes it as text of `variable` length, and fastvar of fixed length.
+    """
+    if not h5a.exists(dataset, b"dtype"):
+        return None
     attribute = h5a.open(dataset, b"dtype")
     text, space = attribute.get_type(), attribute.get_space()
-    fixed = isinstance(text, h5t.TypeStringID) and not text.is_variable_str()
-    if not fixed or text.get_size() > _MAX_ATTRIBUTE or space.get_simple_extent_type() != h5s.SCALAR:
-        return dtype
-    value = np.empty((), f"S{text.get_size()}")
-    attribute.read(value)
-    name = value.item().decode("ascii", "replace")
-    if name not in record.EXTENDED or record.dtype_named(name).itemsize != dtype.itemsize:
-        return dtype
-    return record.dtype_named(name)
+    if not isinstance(text, h5t.TypeStringID) or space.get_simple_extent_type() != h5s.SCALAR:
+        return None
+    if not variable if text.is_variable_str() else text.get_size() > _MAX_ATTRIBUTE:
+        return None
+    value = np.empty((), attribute.dtype)
+    attribute.read(value, h5t.py_create(attribute.dtype))
+    name = value.item()
+    name = name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
+    return record.dtype_named(name) if name in record.EXTENDED else None

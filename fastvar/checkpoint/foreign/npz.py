@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import zipfile
 from typing import IO, Any
 
@@ -10,15 +12,20 @@ import numpy as np
 
 from fastvar.buffers import Array
 from fastvar.checkpoint import record
-from fastvar.checkpoint.foreign.source import Foreign, Spec, check_dtype, check_ratio, fill
+from fastvar.checkpoint.foreign.source import Foreign, Spec, Unreadable, check_dtype, check_ratio, fill
 
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_HEADERS = {  # to each version of the format, the bytes of the header's length, and who reads both
+    (1, 0): (2, np.lib.format.read_array_header_1_0),
+    (2, 0): (4, np.lib.format.read_array_header_2_0),
+}
+_F1 = re.compile(rb"'[<>|=]f1'")
 
 
 class Npz(Foreign):
     """A file that `np.savez` or `np.savez_compressed` wrote."""
 
     format = ".npz"
+    thing = "array"
 
     def _open(self) -> None:
         self._zip = zipfile.ZipFile(self._stream)
@@ -38,12 +45,14 @@ class Npz(Foreign):
             self._members[name] = member
             try:
                 self._add(name, member)
+            except Unreadable as error:
+                self._leave_out(name, error)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"array {name!r}: {error}") from error
 
     def _add(self, name: str, member: zipfile.ZipInfo) -> None:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError("it is compressed otherwise than NumPy does")
+            raise Unreadable("it is compressed otherwise than NumPy does")
         check_ratio(member.file_size, member.compress_size)
         if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
             raise ValueError("its size in the zip's directory is wrong")
@@ -53,6 +62,8 @@ class Npz(Foreign):
         if dtype.kind in "US":
             self.notes.append(f"{name}: text")
             return
+        if dtype.kind == "V" and dtype.names is None and dtype.subdtype is None:
+            dtype = self._types.of(name, dtype.itemsize)
         dtype = check_dtype(dtype)
         if len(shape) > record.MAX_RANK or dtype.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
             raise ValueError(f"its shape {shape} is too large")
@@ -61,17 +72,24 @@ class Npz(Foreign):
         self.entries[name] = Spec(dtype, shape)
 
     def _read(self, name: str) -> Array:
+        kind, _ = self.entries[name]
         with self._zip.open(self._members[name]) as file:
             shape, fortran, dtype = _header(file)
-            array = fill(file, np.empty(shape[::-1] if fortran else shape, dtype))
-        return np.ascontiguousarray(array.T if fortran else array, self.entries[name].dtype).reshape(shape)
+            stored = kind if dtype.kind == "V" else dtype
+            array = fill(file, np.empty(shape[::-1] if fortran else shape, stored))
+        return np.ascontiguousarray(array.T if fortran else array, kind).reshape(shape)
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
-        raise ValueError(f"its format {version} is not one of arrays of numbers")
-    shape, fortran, dtype = _HEADERS[version](file)
+        raise Unreadable(f"its format {version} is not one of arrays of numbers")
+    length_size, parse = _HEADERS[version]
+    length = file.read(length_size)
+    text = file.read(int.from_bytes(length, "little"))
+    # What np.savez writes of float8_e5m2, np.load cannot read: it is opaque, too.
+    text = _F1.sub(b"'|V1'", text)
+    shape, fortran, dtype = parse(io.BytesIO(length + text))
     if any(n < 0 for n in shape):
         raise ValueError(f"its shape {shape} is negative")
     return shape, fortran, dtype

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastvar.buffers import Array
 from fastvar.checkpoint import record
-from fastvar.checkpoint.foreign.source import Foreign, Spec, fill
+from fastvar.checkpoint.foreign.source import Foreign, Spec, Unreadable, fill
 
 METADATA = "__metadata__"  # no tensor: text of whoever wrote the file
 NAMES = {  # of dtypes in the format
@@ -37,11 +37,13 @@ class Safetensors(Foreign):
         places = []
         for name, fields in header.items():
             try:
-                self.entries[name], place = _entry(**fields)
+                places.append(_place(**fields))
+                self.entries[name] = _spec(**fields)
+                self._places[name] = places[-1][0]
+            except Unreadable as error:
+                self._leave_out(name, error)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"tensor {name!r}: {error}") from error
-            self._places[name] = place[0]
-            places.append(place)
         end = 0
         for start, stop in sorted(places):
             if start != end:
@@ -56,18 +58,24 @@ class Safetensors(Foreign):
         return fill(self._stream, np.empty(spec.shape, spec.dtype))
 
 
-def _entry(dtype: Any, shape: Any, data_offsets: Any) -> tuple[Spec, tuple[int, int]]:
+def _place(dtype: Any, shape: Any, data_offsets: Any) -> tuple[int, int]:
+    """Return where the tensor begins and ends."""
     if type(dtype) is not str or type(shape) is not list or type(data_offsets) is not list:
         raise ValueError("its entry in the header is malformed")
-    if dtype not in NAMES:
-        raise ValueError(f"its dtype {dtype} is not one that NumPy can hold")
     for number in (*shape, *data_offsets):
         if type(number) is not int or number < 0:
             raise ValueError("its entry in the header is malformed")
+    start, stop = data_offsets
+    return start, stop
+
+
+def _spec(dtype: str, shape: list[int], data_offsets: list[int]) -> Spec:
+    if dtype not in NAMES:
+        raise Unreadable(f"its dtype {dtype} is not one that NumPy can hold")
     kind = record.dtype_named(NAMES[dtype])
     if len(shape) > record.MAX_RANK or kind.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
         raise ValueError("its shape is too large")
     start, stop = data_offsets
     if stop - start != kind.itemsize * math.prod(shape):
         raise ValueError(f"{stop - start} bytes cannot be of {dtype} and shape {shape}")
-    return Spec(kind, tuple(shape)), (start, stop)
+    return Spec(kind, tuple(shape))

@@ -7,6 +7,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from fastvar.buffers import Array
 from fastvar.checkpoint import record
+
+Opaque = Any | Mapping[str, Any]  # dtypes or their names
 
 # No more than this many bytes come out of one byte of a file: deflate itself cannot do better than 1032.
 MAX_RATIO = 1100
@@ -26,11 +29,55 @@ DAMAGE = (
 )
 
 
+_EXAMPLES = {1: "float8_e4m3fn", 2: "bfloat16"}  # of dtypes that libraries write as opaque bytes
+
+
+class Unreadable(ValueError):
+    """What is wrong with one tensor, which is left out; the rest of its file can be read."""
+
+
 class Spec(NamedTuple):
     """What is known of a tensor before it is read."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+
+
+class Types:
+    """What the user knows of tensors that are opaque bytes in the file, which does not tell their dtype.
+
+    Parameters
+    ----------
+    opaque : dtype or str, or mapping of str to these or None, optional
+        One for all, or by the names of tensors; None leaves a tensor out.
+    """
+
+    def __init__(self, opaque: Opaque | None = None) -> None:
+        given = opaque if isinstance(opaque, Mapping) else {}
+        self._named = {name: None if kind is None else _named(kind) for name, kind in given.items()}
+        self._other = None if opaque is None or isinstance(opaque, Mapping) else _named(opaque)
+        self._asked: set[str] = set()
+
+    def of(self, name: str, size: int) -> np.dtype[Any]:
+        """Return the dtype of a tensor with so many opaque bytes a number."""
+        self._asked.add(name)
+        dtype = self._named.get(name, self._other)
+        if name in self._named and dtype is None:
+            raise Unreadable("left out, as opaque says")
+        if dtype is None or dtype.itemsize != size:
+            hint = f"; opaque={_EXAMPLES[size]!r} (or another) would tell" if size in _EXAMPLES else ""
+            raise Unreadable(f"its dtype |V{size} is not one of numbers{hint}")
+        return dtype
+
+    def check(self, path: str) -> None:
+        """Raise ValueError if a name was given that is not of such a tensor."""
+        strange = [name for name in self._named if name not in self._asked]
+        if strange:
+            raise ValueError(f"{path}: opaque names {strange[0]!r}, which is no tensor of opaque bytes here")
+
+
+def _named(dtype: Any) -> np.dtype[Any]:
+    return record.dtype_named(dtype if isinstance(dtype, str) else np.dtype(dtype).name)
 
 
 class HasSpec(Protocol):
@@ -50,20 +97,28 @@ class Foreign:
     path : str
     entries : dict of str to Spec
         The tensors, by their names in the file.
+    left : dict of str to str
+        Tensors that cannot be read, and why. They are among the notes.
     notes : list of str
         What the file has besides, and that was left out.
     """
 
     format = ""
+    thing = "tensor"
 
-    def __init__(self, path: str, stream: BinaryIO) -> None:
+    def __init__(self, path: str, stream: BinaryIO, types: Types) -> None:
         self.path = path
         self.entries: dict[str, Spec] = {}
+        self.left: dict[str, str] = {}
         self.notes: list[str] = []
+        self._types = types
         self._stream = stream
         self._size = os.fstat(stream.fileno()).st_size
         try:
             self._open()
+            if self.left and not self.entries:
+                name, reason = next(iter(self.left.items()))
+                raise ValueError(f"{self.thing} {name!r}: {reason}")
         except DAMAGE as error:
             self.close()
             raise record.CheckpointError(
@@ -72,6 +127,10 @@ class Foreign:
         except BaseException:
             self.close()
             raise
+
+    def _leave_out(self, name: str, reason: object) -> None:
+        self.left[name] = str(reason)
+        self.notes.append(f"{name}: {reason}")
 
     def _open(self) -> None:
         """Fill `entries`, and refuse what must not be read."""
@@ -121,9 +180,9 @@ def open_regular(path: str) -> BinaryIO:
 
 
 def check_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype in this machine's byte order; ValueError if it is not one of numbers."""
+    """Return the dtype in this machine's byte order; Unreadable if it is not one of numbers."""
     if dtype.hasobject or dtype.name not in record.NATIVE + record.EXTENDED:
-        raise ValueError(f"its dtype {dtype} is not one of numbers; remove it from the file")
+        raise Unreadable(f"its dtype {dtype} is not one of numbers")
     return dtype.newbyteorder("=")
 
 
