@@ -23,7 +23,7 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/cython-lint fastvar/kernels
-	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml fastvar.kernels.cpu fastvar.kernels.turn fastvar.kernels.baseline
+	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml fastvar.kernels.cpu fastvar.kernels.turn fastvar.kernels.atomic fastvar.kernels.baseline
 
 format: $(VENV)/.lint
 	$(VENV)/bin/ruff format .
@@ -39,6 +39,7 @@ sanitize: $(VENV)/.test
 # The faults of tests/faults, with 10,000 kills.
 soak: $(VENV)/.test
 	FASTVAR_KILLS=10000 $(PYTEST) -rP tests/faults # with the figures
+	FASTVAR_INTERRUPTS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/test_interrupts.py
 
 # The same faults for everyone else: docs/faults.md.
 faults: $(VENV)/.test

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +13,15 @@ from fastvar import kernels, threads
 from fastvar.buffers import Array, Extents
 from fastvar.constraints import BUILTIN, NonNeg
 from fastvar.kernels import reference
+from fastvar.kernels.atomic import Atomic
 from fastvar.passes import DOWN, Between, clip_units, copying, scratch
+from fastvar.slices import IndexedSlices
 from fastvar.variable import Structure, Variable
 
 if TYPE_CHECKING:
     from fastvar.optimizer import Optimizer
 
 PARALLEL = 2**15  # elements below which a step is serial anyway, so that threads need not be asked for
-TRIES = 100  # of completing a step that signals keep interrupting
 RATES = ("learning_rate", "lr")  # what may change without changing how gradients are conditioned
 
 
@@ -62,6 +65,11 @@ class Engine:
         return len(self.plans) > 1
 
     @property
+    def staged(self) -> bool:
+        """Whether a step is more than one pass, uninterrupted each; gradients are zeroed last."""
+        return self.several or self.fragile or self.accumulate > 1
+
+    @property
     def clips(self) -> bool:
         """Whether gradients are scaled to a norm of theirs."""
         return self.own.clipnorm is not None or self.own.global_clipnorm is not None
@@ -89,11 +97,13 @@ class Engine:
         passes = [*zip(*of_group, strict=True)]
         directions = [scratch(self.variables) for _ in passes[1:]]
         self.formulas = [[one.scalars for one in of_pass] for of_pass in passes]
+        early: list[Array] = []  # slots that are written before the last pass
         for k, of_pass in enumerate(passes):
             last = k == len(passes) - 1
             slots = [
                 [state[name][i]._array for name in of_pass[self.group_of[i]].slots] for i in range(len(arrays))
             ]
+            early += [] if last else itertools.chain(*slots)
             rules = [one.rule for one in of_pass]
             plan = reference.Plan if isinstance(rules[0], reference.Rule) else kernels.Plan
             self.plans.append(
@@ -112,6 +122,7 @@ class Engine:
         if self.several:  # what the later passes write is not to be a gradient either
             self.directions, self.clipped = directions, scratch(self.variables) if adaptive else []
             self.largest = np.array([np.finfo(v.dtype).max for v in self.variables])
+            self.early = early
             places = {"": self.variables, **{f"{name} of ": of_slot for name, of_slot in state.items()}}
             self.extents = Extents(
                 (f"{optimizer._owner}: {what}{label}", place._array)
@@ -137,7 +148,8 @@ class Engine:
         for i in self.constrained:
             if type(self.variables[i].constraint) in BUILTIN:  # an axis that is not there shows here
                 self._projected(self.variables[i])
-        self.fragile = self.fragile or bool(self.constrained_after)
+        by_call = bool(self.constrained) and self.accumulate > 1
+        self.fragile = self.fragile or by_call or bool(self.constrained_after)
         self.decaying = np.array([self.optimizer.decays(v) for v in self.variables], float)
 
     def read_hyperparameters(self) -> None:
@@ -190,6 +202,7 @@ class Engine:
 
     def step(self, grads: list[Any], count: list[int], zero: bool) -> None:
         """Check everything, then update; `count[0]` is the number of calls before this one, counted up."""
+        given = grads
         if self.frozen and len(grads) == len(self.group_of):
             grads = [None if i in self.frozen else g for i, g in enumerate(grads)]
         if self.scheduled:
@@ -202,29 +215,31 @@ class Engine:
         workers = threads.get_num_threads() if self.parallel else 1
         if not self.first.bind(grads, zero) and not self.frozen:
             raise ValueError(f"{self.optimizer._owner}: no variable has a gradient")
-        if self.plain:
+        if self.plain and not (zero and self.frozen):
             self.first.run(scalars, workers, count)
             return
-        if self.careful and self._refused(grads, zero, workers):
-            return
-        undo = self._snapshot(grads if zero else [])
-        done = [0] if self.several else None  # how many of several passes
-        try:
+        before = self._copied(count, workers) if self.staged or self.careful or self.clips else []
+        zeros = [zeroed(v, g) for v, g in zip(self.variables, grads, strict=True) if g is not None and zero]
+        after = [zeroed(self.variables[i], given[i]) for i in self.frozen if given[i] is not None and zero]
+        if zero and self.staged:
+            after += zeros
+            self.first.bind(grads)
+        with Atomic(before, after, None if self.fragile else count):
+            if self.careful and self._refused(grads, workers):
+                after += zeros
+                return
             if self.accumulate > 1:
-                self._accumulate(grads, calls, zero, workers)
+                self._accumulate(grads, calls, workers)
             if self.varies:
                 self._vary_stages(iteration, workers)
-            if done:
+            if self.several:
                 self.present = [g is not None and self._updates(calls) for g in grads]
-                self.first.run(scalars, workers, done)
-                self._finish(iteration, workers, done, count)
+                self.first.run(scalars, workers)
+                self._finish(iteration, workers, count)
             else:
                 self.first.run(scalars, workers, count)
             if self.constrained:
                 self._constrain(grads, calls)
-        except BaseException:
-            self._recover(undo, iteration, workers, done, count, calls)
-            raise
 
     def _refuse_shared(self, grads: list[Any]) -> None:
         for name, gradient in zip(self.labels, grads, strict=True):
@@ -237,10 +252,9 @@ class Engine:
         for resolved, parameter, schedule in self.scheduled:
             setattr(resolved, parameter.name, self.optimizer._evaluate(parameter, schedule))
 
-    def _finish(self, iteration: int, workers: int, done: list[int], count: list[int]) -> None:
-        """Run the passes behind the first; all that is decided between them follows from what they left."""
-        while done[0] < len(self.plans):
-            k = done[0]
+    def _finish(self, iteration: int, workers: int, count: list[int]) -> None:
+        """Run the passes behind the first."""
+        for k in range(1, len(self.plans)):
             between = self._between(k, iteration + 1, workers)
             plan = self.plans[k]
             plan.stages["scale"] = np.minimum(between.sizes, self.largest)  # what its dtype holds; NaN passes
@@ -248,24 +262,8 @@ class Engine:
             scalars = [f(h, iteration + 1) for h, f in zip(self.hyper, self.formulas[k], strict=True)]
             if plan is self.last:
                 plan.run(scalars, workers, count, between.commits)
-                return
-            plan.run(scalars, workers, done)
-
-    def _recover(
-        self, undo: Any, iteration: int, workers: int, done: list[int] | None, count: list[int], calls: int
-    ) -> None:
-        """Make an interrupted step whole or undone: complete it, also if Ctrl-C comes again, or go back."""
-        if self.fragile or (count[0] == calls and not (done and done[0])):
-            for array, before in undo:
-                array[...] = before
-            count[0] = calls
-        for _ in range(TRIES):
-            if not done or not done[0] or self.fragile or count[0] != calls:
-                return
-            try:
-                self._finish(iteration, workers, done, count)
-            except BaseException:
-                continue
+            else:
+                plan.run(scalars, workers)
 
     def _between(self, k: int, t: int, workers: int) -> Between:
         """Return what the optimizer makes of the directions that pass k - 1 has written."""
@@ -286,7 +284,7 @@ class Engine:
                 clip_units(self.own.adaptive_clipnorm, self.variables[i]._array, g, self.clipped[i])
                 between.directions[i] = self.clipped[i]
 
-    def _refused(self, grads: list[Any], zero: bool, workers: int) -> bool:
+    def _refused(self, grads: list[Any], workers: int) -> bool:
         """Return whether the step is skipped for a gradient that is not finite, or raise."""
         if self.several:
             self._refuse_shared(grads)
@@ -312,22 +310,25 @@ class Engine:
             raise ValueError(f"{self.optimizer._owner}: gradient of {', '.join(bad)} must be finite")
         if bad:
             self.optimizer._numbers["skipped"] += 1
-            for g in grads if zero else []:
-                if g is not None:
-                    g[...] = 0
         return bool(bad)
 
-    def _snapshot(self, grads: list[Any]) -> list[tuple[Any, Any]]:
-        """Copy what would be left half-done by Ctrl-C or a user's own code that fails in a step."""
+    def _copied(self, count: list[int], workers: int) -> list[tuple[Any, Any]]:
+        """Copy what the step could leave half-done; return the places and what they hold now."""
+        places, copies = self._room
+        kernels.copy(copies, places, workers)
+        return [*zip(places, copies, strict=True), (count, [*count])]
+
+    @functools.cached_property
+    def _room(self) -> tuple[list[Array], list[Array]]:
+        """What a step could leave half-done (the last pass is whole or nothing), and room for copies of it."""
+        places = [plan.stages for plan in self.plans] + [*self.optimizer._numbers.values()]
         if self.fragile:
-            places = [v._array for v in [*self.variables, *self.optimizer.variables]]
-            places += self.optimizer._numbers.values()
-            places += [g for g in grads if g is not None]
-        elif self.accumulate > 1:
-            places = self.accumulators
-        else:
-            return []
-        return [(array, array.copy()) for array in places]
+            places += [v._array for v in [*self.variables, *self.optimizer.variables]]
+        if self.accumulate > 1:
+            places += [self.adding.stages] if self.fragile else [self.adding.stages, *self.accumulators]
+        if self.several and not self.fragile:
+            places += self.early
+        return places, [np.empty_like(place) for place in places]
 
     def _vary_stages(self, iteration: int, workers: int) -> None:
         """Fill in the stages that change from step to step."""
@@ -372,10 +373,10 @@ class Engine:
             self.first.stages[...] = stages
         return norms
 
-    def _accumulate(self, grads: list[Any], calls: int, zero: bool, workers: int) -> None:
+    def _accumulate(self, grads: list[Any], calls: int, workers: int) -> None:
         """Add the gradients up; bind their mean at the call that updates, else nothing."""
         updates = self._updates(calls)
-        self.adding.bind(grads, zero)
+        self.adding.bind(grads)
         self.adding.run([(-1.0,)], workers)
         pairs = list(zip(grads, self.accumulators, strict=True))
         self.first.bind([a if updates and g is not None else None for g, a in pairs], True)
@@ -401,3 +402,11 @@ class Engine:
                 f"{variable.shape}, got {projected.dtype} of shape {projected.shape}"
             )
         return projected
+
+
+def zeroed(variable: Variable, gradient: Any) -> tuple[Any, Any]:
+    """Return what makes a gradient zero, a place and its value; a sparse one is zero without rows."""
+    if type(gradient) is np.ndarray and gradient.flags.writeable:
+        return gradient, np.zeros((), gradient.dtype)
+    zero = None if isinstance(gradient, IndexedSlices) else np.zeros(variable.shape, variable.dtype)
+    return variable, {**vars(variable), "_grad": zero}

@@ -42,7 +42,9 @@ class Group:
         return self._optimizer._evaluate(parameter, value) if callable(value) else value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._own[name] = self._parameter(name).checked(self._optimizer, value)
+        checked = self._parameter(name).checked(self._optimizer, value)
+        self._optimizer._stale = True  # also if a signal comes when it has changed
+        self._own[name] = checked
         self._optimizer._changed()
 
     def __repr__(self) -> str:

@@ -308,7 +308,7 @@ class Declared:
         self._parameters[parameter.name] = value
         try:
             self._validate()
-        except ValueError:
+        except BaseException:
             self._parameters[parameter.name] = before
             raise
 

@@ -114,6 +114,7 @@ class Optimizer(Formula):
             raise ValueError(
                 f"{self._owner}: {parameter.name} is fixed once training has begun: it counts in calls"
             )
+        self._stale = True  # also if a signal comes when it has changed
         super()._set(parameter, value)
         self._changed()
 
@@ -274,10 +275,6 @@ class Optimizer(Formula):
         if not self._variables:
             raise ValueError(f"{self._owner}: call build(variables) first")
         self._apply([v.grad for v in self._variables], None, zero_grad)
-        if zero_grad:
-            for v in self._variables:
-                if not v.trainable:
-                    _zero(v)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the `grad` of every variable, or with `set_to_none=False` fill them with zeros."""

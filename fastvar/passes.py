@@ -51,8 +51,7 @@ class Between:
     groups : list
         The hyperparameters of each group, on which scalars of later passes may be left as attributes.
     directions : list of (ndarray or None)
-        What the pass wrote, None where there was no gradient. May be replaced, but not written into: an
-        interrupted step looks at them again.
+        What the pass wrote, None where there was no gradient. May be replaced.
     sizes : ndarray
         What the next pass multiplies them with, at first 1.
     commits : list of (ndarray, ndarray)

@@ -20,11 +20,7 @@ class Structure:
     """A number that changes with what optimizers build their plans on, so that a step checks no more."""
 
     version = 0
-    _numbers = itertools.count(1)  # each is taken once, also by threads
-
-    @classmethod
-    def change(cls) -> None:
-        cls.version = next(cls._numbers)
+    numbers = itertools.count(1)  # each is taken once, also by threads
 
 
 def _planned(name: str, doc: str) -> Any:
@@ -35,8 +31,8 @@ def _planned(name: str, doc: str) -> Any:
         return getattr(self, private)
 
     def set_(self: Any, value: Any) -> None:
-        setattr(self, private, _CHECKS[name](value, self._label))
-        Structure.change()
+        own, checked, number = vars(self), _CHECKS[name](value, self._label), next(Structure.numbers)
+        own[private], Structure.version = checked, number  # stores alone: no signal comes between them
 
     return property(get, set_, doc=doc)
 

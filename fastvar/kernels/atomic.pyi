@@ -1,0 +1,9 @@
+from typing import Any, final
+
+@final
+class Atomic:
+    def __init__(
+        self, before: list[tuple[Any, Any]], after: list[tuple[Any, Any]], count: list[int] | None = None
+    ) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, kind: object, error: object, trace: object) -> None: ...

@@ -1,0 +1,109 @@
+"""Ctrl-C at every instant at which Python looks at signals, one after the other, always at the same places."""
+
+import _thread
+import dis
+import functools
+import gc
+import os
+import random
+import signal
+import sys
+
+MOST = int(os.environ.get("FASTVAR_INTERRUPTS", "12"))  # instants of each scene that are tried
+
+QUIET = (
+    "BUILD",
+    "CACHE",
+    "COPY",
+    "KW_NAMES",
+    "LOAD_C",
+    "LOAD_F",
+    "MAKE",
+    "NOP",
+    "POP_TOP",
+    "PRECALL",
+    "PUSH",
+    "SWAP",
+)
+LOUD = frozenset(op for name, op in dis.opmap.items() if not name.startswith((*QUIET, "STORE_FAST")))
+
+
+@functools.cache
+def instructions(code):
+    """Return the bytes of a code object, which makes them anew whenever it is asked."""
+    return code.co_code
+
+
+class Interrupts:
+    """Runs a function and interrupts it at an instant, and perhaps `later` instants after that again.
+
+    An instant is an instruction during which Python may look at signals. They are counted until the signal is
+    sent, and again from where it was taken: the function that counts is Python, too, and would take it itself.
+    """
+
+    def __init__(self, instant=0, later=0):
+        self.waiting = [instant, later]
+        self.seen = self.sent = 0
+
+    def trace(self, frame, event, arg):
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode" and instructions(frame.f_code)[frame.f_lasti] in LOUD:
+            self.seen += 1
+            if self.seen == self.waiting[0]:
+                sys.settrace(None)
+                self.sent += 1
+                # As a list: there Python does not look at signals, and so takes it in the function that is traced.
+                [*map(_thread.interrupt_main, (signal.SIGINT,))]
+        return self.trace
+
+    def taken(self, signum, frame):
+        self.waiting, self.seen = self.waiting[1:] or [0], 0
+        if frame.f_code is not Interrupts.run.__code__:
+            sys.settrace(self.trace)
+        while frame.f_code is not Interrupts.run.__code__:
+            frame.f_trace = self.trace
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    def run(self, function):
+        """Call the function; return whether it was interrupted, by KeyboardInterrupt and nothing else."""
+        handler = signal.signal(signal.SIGINT, self.taken)
+        gc.disable()  # in what others do when garbage is collected, Python loses exceptions
+        try:
+            try:
+                sys.settrace(self.trace)
+                function()
+            finally:
+                sys.settrace(None)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+            signal.signal(signal.SIGINT, handler)
+            gc.enable()
+        return False
+
+
+def check_at_instants(scene):
+    """Interrupt a scene at each of its instants, or some of them, and check that it is whole or nothing each time.
+
+    `scene()` returns a function to be called, and one that returns all that it changes.
+    """
+    run, contents = scene()
+    before = contents()
+    rehearsal = Interrupts()
+    assert not rehearsal.run(run)
+    after, instants = contents(), range(1, rehearsal.seen + 1)
+    for instant in instants if len(instants) <= MOST else sorted(random.sample(instants, MOST)):
+        for later in (0, random.randint(1, 50)):
+            run, contents = scene()
+            assert contents() == before
+            interrupts = Interrupts(instant, later)
+            assert interrupts.run(run) == (interrupts.sent > 0), (
+                f"a KeyboardInterrupt was lost at {instant}, {later}"
+            )
+            state = contents()
+            assert state in (before, after), f"left half-done at {instant}, {later}"
+            if state == before:
+                run()
+                assert contents() == after, f"not done as before after {instant}, {later}"
