@@ -1,43 +1,262 @@
-"""Modules (layer 5): objects whose attributes hold variables, in the manner of `tf.Module`."""
+"""Trees of variables (layer 5): modules in the manner of `tf.Module`, and whatever else holds variables."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
+from fastvar import buffers
 from fastvar.variable import Variable
+
+Part = Any  # what stands at a path: the number of a variable, a dict of parts, or None: no variable
+UNKNOWN = object()  # stands at no path
+FEW = 5  # paths that an error names
+
+
+def children(thing: Any) -> Iterable[tuple[str, Any]] | None:
+    """Return what a tree holds, each with its part of the path; None of what is no tree.
+
+    Trees are modules, mappings, lists, tuples, named tuples and dataclasses: of variables or gradients alike.
+    """
+    if isinstance(thing, (list, tuple)):
+        return zip(getattr(thing, "_fields", None) or map(str, range(len(thing))), thing, strict=True)
+    if isinstance(thing, Mapping):
+        if hasattr(type(thing), "close") or hasattr(type(thing), "tocsr"):  # an open file, a sparse matrix
+            return None
+        return zip(map(str, thing), thing.values(), strict=True)
+    if isinstance(thing, Module):
+        return (dict(_fields(thing)) | vars(thing)).items()  # a dataclass may keep its fields in slots
+    return _fields(thing) if dataclasses.is_dataclass(thing) and not isinstance(thing, type) else None
+
+
+def _fields(thing: Any) -> list[tuple[str, Any]]:
+    fields = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ()
+    return [(field.name, getattr(thing, field.name)) for field in fields if hasattr(thing, field.name)]
+
+
+def is_sequence(thing: Any) -> bool:
+    """Return whether the paths in a tree are positions."""
+    return isinstance(thing, (list, tuple)) and not hasattr(thing, "_fields")
+
+
+def as_tree(thing: Any, owner: str) -> Any:
+    """Return a tree as it is, and what else can be iterated over as a list."""
+    if isinstance(thing, (list, tuple, Variable)) or children(thing) is not None:
+        return thing
+    if not isinstance(thing, Iterable):
+        raise TypeError(f"{owner} must be a list, a dict, a module or the like, got {thing!r}")
+    return list(thing)
 
 
 def walk(thing: Any, path: str = "") -> list[tuple[str, Variable]]:
-    """Return the variables reachable from `thing` with their paths: modules, lists, tuples, dicts, variables."""
-    found: list[tuple[str, Variable]] = []
-    _walk(thing, path, set(), found)
-    return found
+    """Return the variables of a tree with their paths; what is shared is listed once, under its first path."""
+    tree = Tree(thing, path)
+    return [*zip(tree.paths, tree.variables, strict=True)]
 
 
-def _walk(thing: Any, path: str, seen: set[int], found: list[tuple[str, Variable]]) -> None:
-    if id(thing) in seen:  # shared or cyclic: listed once, under its first path
-        return
-    children: Any = ()
-    if isinstance(thing, Variable):
-        found.append((path, thing))
-    elif isinstance(thing, Module):
-        children = vars(thing).items()
-    elif isinstance(thing, dict):
-        children = thing.items()
-    elif isinstance(thing, (list, tuple)):
-        children = enumerate(thing)
-    else:
-        return
-    seen.add(id(thing))
-    for key, child in children:
-        _walk(child, f"{path}/{key}" if path else str(key), seen, found)
+class Tree:
+    """The variables of a tree and their paths, by which gradients find them.
+
+    Parameters
+    ----------
+    root : tree or Variable
+    path : str
+        Where it stands itself.
+    counters : bool
+        Whether variables in modules count that are frozen and that no optimizer could update.
+
+    Attributes
+    ----------
+    variables : list of Variable
+        Each once, in the order of the tree.
+    paths : list of str
+        The first path of each.
+    strangers : list of (str, object)
+        What stands where only variables may, with its path: not in modules, where anything may; in dataclasses
+        only arrays are strangers; None never is.
+    doubles : list of (str, str)
+        Two paths of what comes twice, outside of modules.
+    ordered : bool
+        Whether the variables have an order that all agree on: those of a dict have none (JAX sorts its keys).
+    flat : bool
+        Whether it is a mere sequence of variables.
+    listed : int
+        How many gradients in a list, whatever they are, can only be meant in the order of the variables; or -1.
+    """
+
+    def __init__(self, root: Any, path: str = "", counters: bool = True) -> None:
+        self.variables: list[Variable] = []
+        self.paths: list[str] = []
+        self.strangers: list[tuple[str, Any]] = []
+        self.doubles: list[tuple[str, str]] = []
+        self.ordered = True
+        self._counters = counters
+        self._parts = self._part(root, path, "data", {})
+        self._positions = is_sequence(root)
+        self.flat = self._positions and all(type(part) is int for part in self._parts.values())
+        alike = self._positions and len(self._parts) == len(self.variables) and not self.flat
+        in_order = type(self._parts) is dict and self.ordered and not alike
+        self.listed = len(self.variables) if in_order else -1
+
+    def _part(self, thing: Any, path: str, within: str, seen: dict[int, tuple[str, Part, Any]]) -> Part:
+        """Take what stands at a path; `seen` has the path and the part of each thing, and the thing itself."""
+        if id(thing) in seen:
+            first, part, _ = seen[id(thing)]
+            if within != "module" and _numbers(part):
+                self.doubles.append((first, path))
+            return part
+        if isinstance(thing, Variable):
+            if within == "module" and not (self._counters or thing.trainable or thing.dtype in buffers.REAL):
+                return None
+            number = len(self.variables)
+            self.variables.append(thing)
+            self.paths.append(path)
+            seen[id(thing)] = path, number, thing
+            return number
+        held = children(thing)
+        if held is None:
+            strange = within == "data" or (within == "dataclass" and hasattr(type(thing), "__array__"))
+            if strange and thing is not None:
+                self.strangers.append((path, thing))
+            return None
+        if isinstance(thing, Module):
+            within = "module"
+        elif dataclasses.is_dataclass(thing) and within == "data":
+            within = "dataclass"
+        seen[id(thing)] = path, None, thing  # what holds itself is no part of itself
+        known = len(self.variables)
+        parts = {name: self._part(child, _join(path, name), within, seen) for name, child in held}
+        if within != "module" and isinstance(thing, Mapping) and len(self.variables) > known:
+            self.ordered = False
+        seen[id(thing)] = path, parts, thing
+        return parts
+
+    def arrange(self, gradients: Any, owner: str) -> list[Any]:
+        """Return the gradients, one per variable, of a tree of the same paths.
+
+        A mapping may also give them by full paths, or by names. A flat sequence, or what else can be iterated
+        over, gives them in the order of the variables.
+
+        Raises
+        ------
+        ValueError
+            If a path is missing or unknown, or a variable has two gradients.
+        """
+        if type(self._parts) is not dict:
+            return [gradients]
+        gradients = as_tree(gradients, f"{owner}: gradients")
+        if is_sequence(gradients) and self._in_order(gradients, owner):
+            return list(gradients)
+        found: dict[int, Any] = {}
+        wrong: dict[str, list[str]] = {"unknown": [], "given twice": []}
+        self._find(self._parts, gradients, "", found, wrong)
+        wrong["missing"] = [repr(path) for i, path in enumerate(self.paths) if i not in found]
+        what = "; ".join(f"{kind} {_few(paths)}" for kind, paths in wrong.items() if paths)
+        if what:
+            raise ValueError(f"{owner}: gradients must have the paths of the variables (None is none): {what}")
+        return [found[i] for i in range(len(self.variables))]
+
+    def _in_order(self, gradients: Any, owner: str) -> bool:
+        """Return whether a sequence is one of gradients in order, and not a tree."""
+        count = len(self.variables)
+        if self._positions and not self.flat:
+            parts = self._parts.values()
+            if len(gradients) == len(parts) and all(map(self._fits, parts, gradients, range(len(parts)))):
+                return False
+            if len(gradients) != count and any(children(gradient) is not None for gradient in gradients):
+                return False
+        paths = _few([repr(path) for path in self.paths])
+        if not self.ordered:
+            raise ValueError(
+                f"{owner}: gradients must be given by their paths {paths}, as dicts have no order that all agree "
+                f"on; got a sequence of {len(gradients)}"
+            )
+        if len(gradients) != count:
+            raise ValueError(f"{owner}: got {len(gradients)} gradients for {count} variables, {paths}")
+        return True
+
+    def _fits(self, part: Part, gradient: Any, position: int) -> bool:
+        """Return whether what stands in a sequence can be meant for a part of the tree, rather than in order."""
+        if type(part) is int or gradient is None:
+            return True
+        if part is None or children(gradient) is None:
+            return False
+        return len(self._parts) != len(self.variables) or not _is_gradient(gradient, self.variables[position])
+
+    def _find(
+        self,
+        parts: dict[str, Part],
+        gradients: Any,
+        path: str,
+        found: dict[int, Any],
+        wrong: dict[str, list[str]],
+    ) -> None:
+        """Note what stands below a path."""
+        if gradients is None:
+            found.update({number: None for number in _numbers(parts) if number not in found})
+            return
+        held = children(gradients)
+        if held is None:
+            wrong["unknown"].append(f"{path!r} ({type(gradients).__name__})")
+            return
+        if parts is self._parts:
+            held = list(held)
+            if any(name not in parts for name, _ in held):
+                parts = self._named() | parts
+        for name, gradient in held:
+            part = parts.get(name, UNKNOWN)
+            if type(part) is int:
+                if found.get(part) is None:
+                    found[part] = gradient
+                elif gradient is not None and gradient is not found[part]:
+                    wrong["given twice"].append(repr(_join(path, name)))
+            elif type(part) is dict:
+                self._find(part, gradient, _join(path, name), found, wrong)
+            elif part is UNKNOWN:
+                wrong["unknown"].append(repr(_join(path, name)))
+
+    def _named(self) -> dict[str, int]:
+        """Return the number of each variable by its full path and its name, where only one has it."""
+        numbers: dict[str, set[int]] = {}
+        for number, (path, variable) in enumerate(zip(self.paths, self.variables, strict=True)):
+            for name in (path, variable.name or path):
+                numbers.setdefault(name, set()).add(number)
+        return {name: min(those) for name, those in numbers.items() if len(those) == 1}
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
+
+
+def _is_gradient(thing: Any, variable: Variable) -> bool:
+    """Return whether a tree is rather a gradient of the variable: a list of numbers may be one."""
+    try:
+        array = np.asarray(thing)
+    except Exception:  # whatever a foreign __array__ raises
+        return False
+    return array.shape == variable.shape and array.dtype.kind in "fiub"
+
+
+def _numbers(part: Part) -> list[int]:
+    """Return the numbers of the variables below a part."""
+    if type(part) is dict:
+        return [number for below in part.values() for number in _numbers(below)]
+    return [] if part is None else [part]
+
+
+def _few(names: list[str]) -> str:
+    more = len(names) - FEW
+    return ", ".join(names[:FEW]) + (f" and {more:,} more" if more > 0 else "")
 
 
 class Module:
     """Base class of things that own variables.
 
-    Attributes that are variables, modules, or lists, tuples and dicts of them are found, in the order in
-    which they were set; a variable without a name of its own is named by its path, such as
+    Attributes that are variables, modules, or dicts, lists, tuples, named tuples and dataclasses of them are
+    found, in the order in which they were set; a variable without a name of its own is named by its path, such as
     `encoder/0/kernel`.
 
     Examples

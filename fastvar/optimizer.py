@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from operator import is_
 from typing import Any, NoReturn
 
 import numpy as np
@@ -11,10 +12,10 @@ import numpy as np
 from fastvar import buffers
 from fastvar.engine import Engine
 from fastvar.formula import Formula
-from fastvar.groups import Group, check_variables, label, parsed
+from fastvar.groups import Group, check_variables, label, parsed, tree_among, ungrouped, variables_of
 from fastvar.hyper import Parameter
 from fastvar.kernels.turn import Turn
-from fastvar.module import Module
+from fastvar.module import Tree, as_tree, is_sequence
 from fastvar.slices import IndexedSlices
 from fastvar.variable import Structure, Variable
 
@@ -84,12 +85,16 @@ class Optimizer(Formula):
     array([0.9 , 1.95])
     """
 
+    group_keys: tuple[str, ...] = ("variables",)  # under which the variables of a group stand
+
     # Making one.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.groups: list[Group] = []
         self._variables: list[Variable] = []
+        self._tree: Tree | None = None  # in which `build` was given them
+        self._listed = -1  # so many gradients in a list are those of the variables, in their order
         self._index: dict[int, int] = {}
         self._state: dict[str, list[Variable | None]] = {}  # slot name -> one per variable that keeps it
         self._excluded: tuple[list[Variable], re.Pattern[str] | None] = ([], None)
@@ -133,14 +138,16 @@ class Optimizer(Formula):
     def _owner(self) -> str:
         return self._parameters["name"] or type(self).__name__
 
-    def build(self, variables: Module | Iterable[Variable | dict[str, Any]]) -> None:
-        """Take the variables to be updated, and make their slots; later calls of the same list do nothing.
+    def build(self, variables: Any) -> None:
+        """Take the variables to be updated, and make their slots; later calls for the same ones do nothing.
 
         Parameters
         ----------
-        variables : Module or iterable of Variable or dict
-            Dicts are groups: `{"variables": [...], "learning_rate": 1e-4, ...}`; the variables that stand
-            alone are one group more, with the optimizer's own hyperparameters.
+        variables : tree or iterable of Variable or dict
+            Modules, dicts, lists, tuples, named tuples and dataclasses of variables, nested as one likes; None
+            stands for no variable. Dicts of the top level that have the key "variables" are groups:
+            `{"variables": tree, "learning_rate": 1e-4, ...}`; the variables that stand alone are one group more,
+            with the optimizer's own hyperparameters. A variable that has no name gets its path.
 
         Raises
         ------
@@ -149,22 +156,34 @@ class Optimizer(Formula):
         ValueError
             If a variable or a name comes twice, memory is shared, or the optimizer is built on others.
         """
-        grouped = parsed(variables)
+        tree, grouped = parsed(self._owner, variables, self.group_keys)
         flat = [v for group in grouped for v in group["variables"]]
-        if self._variables:
-            if [*map(id, flat)] != [*map(id, self._variables)]:
-                raise ValueError(f"{self._owner}: is built on other variables; make a new optimizer for these")
-            return
-        check_variables(self._owner, flat)
+        if self._variables and [*map(id, flat)] != [*map(id, self._variables)]:
+            raise ValueError(f"{self._owner}: is built on other variables; make a new optimizer for these")
+        if not self._variables:
+            self._build(flat, grouped)
+        if all(map(is_, tree.variables, flat)):
+            tree.variables = self._variables
+        self._tree, self._listed = tree, tree.listed if tree.variables is self._variables else -1
+
+    def _build(self, variables: list[Variable], grouped: list[dict[str, Any]]) -> None:
+        check_variables(self._owner, variables)
         groups = [Group(self, group.pop("variables"), group) for group in grouped]
-        self._variables, self.groups = flat, groups
-        self._numbers |= {name: np.array(float(value)) for name, value in self.numbers().items()}
-        self._index = {id(v): i for i, v in enumerate(flat)}
+        self._variables, self.groups = variables, groups
+        self._index = {id(v): i for i, v in enumerate(variables)}
+        numbers = self._numbers
         try:
+            self._numbers = numbers | {name: np.array(float(value)) for name, value in self.numbers().items()}
             self._plan()
         except BaseException:
-            self._variables, self.groups, self._index, self._state = [], [], {}, {}
+            self._unbuild()
+            self._numbers = numbers
             raise
+
+    def _unbuild(self) -> None:
+        """Forget the variables again."""
+        self._variables, self.groups, self._index, self._state = [], [], {}, {}
+        self._tree, self._listed, self._engine = None, -1, None
 
     def _plan(self) -> Engine:
         labels = [label(v, i) for i, v in enumerate(self._variables)]
@@ -201,65 +220,81 @@ class Optimizer(Formula):
 
     # Stepping.
 
-    def apply(self, grads: Sequence[Any], trainable_variables: Iterable[Variable] | None = None) -> None:
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Update the variables once from `grads`.
 
         Parameters
         ----------
-        grads : sequence of array_like, IndexedSlices or None
-            One per variable, in their order. None leaves a variable as it is; `IndexedSlices` update the rows
-            that they name. A gradient that is strided,
-            byte-swapped, misaligned, a list or of another real dtype means what its contiguous copy means.
-        trainable_variables : iterable of Variable, optional
+        grads : tree or sequence of array_like, IndexedSlices or None
+            A tree like that of the variables: each variable gets the gradient of its path, such as "dense/kernel",
+            whatever the order, and whatever holds it (a dict for a module, say). None is no gradient, also in the
+            place of a whole branch. A dict may have full paths or names for its keys. A flat sequence is in the
+            order of the variables; it is refused where they stand in a dict, which has no order that all agree on.
+            `IndexedSlices` update the rows that they name. A gradient that is strided, byte-swapped, misaligned, a
+            list or of another real dtype means what its contiguous copy means.
+        trainable_variables : tree or iterable of Variable, optional
             The variables of `grads`; by default those of `build`. The first call builds on them. Variables
             whose `trainable` is False keep their values.
 
         Raises
         ------
         TypeError, ValueError
-            Naming the variable; nothing has changed then.
+            Naming the variable; nothing has changed then, and what was not built is not.
         RuntimeError
             If another thread is in a step of this optimizer.
         """
         self._apply(grads, trainable_variables, False)
 
-    def _apply(self, grads: Sequence[Any], variables: Iterable[Variable] | None, zero: bool) -> None:
+    def _apply(self, grads: Any, variables: Any, zero: bool) -> None:
         with self._turn:
-            if type(grads) is not list:
-                grads = list(grads)
-            if variables is not None:
-                grads = self._arranged(grads, variables)
-            if not self._variables:
-                if len(grads) == 0:
-                    return
-                raise ValueError(f"{self._owner}: call build(variables) first, or pass the variables")
-            engine = self._engine
-            if self._stale or engine is None or engine.version != Structure.version:
-                engine = self._refreshed()
-            engine.step(grads, self._count, zero)
+            first = variables is not None and not self._variables
+            try:
+                if variables is not None or type(grads) is not list or len(grads) != self._listed:
+                    grads = self._arranged(grads, variables)
+                    if not self._variables:
+                        return
+                engine = self._engine
+                if self._stale or engine is None or engine.version != Structure.version:
+                    engine = self._refreshed()
+                engine.step(grads, self._count, zero)
+            except BaseException:
+                if first and not self._steps:
+                    self._unbuild()
+                raise
 
-    def _arranged(self, grads: list[Any], variables: Iterable[Variable]) -> list[Any]:
-        given = list(variables)
-        if len(given) != len(grads):
-            raise ValueError(f"{self._owner}: got {len(grads)} gradients for {len(given)} variables")
-        if not self._variables and given:
-            self.build(given)
-        if len(given) == len(self._variables) and all(a is b for a, b in zip(given, self._variables, strict=True)):
-            return grads
+    def _arranged(self, grads: Any, variables: Any) -> list[Any]:
+        """Return the gradients in the order in which the optimizer has its variables."""
+        owner = self._owner
+        if variables is self._variables:
+            return grads  # type: ignore[no-any-return]
+        tree = self._tree if variables is None else self._tree_of(as_tree(variables, f"{owner}: variables"))
+        if tree is None or (tree is self._tree and tree.flat and is_sequence(grads)):
+            flat = list(grads)
+            if flat and tree is None:
+                raise ValueError(f"{owner}: call build(variables) first, or pass the variables")
+            return flat  # the engine checks their number
+        gradients = tree.arrange(ungrouped(owner, grads, self.group_keys), owner)
+        if tree.variables is self._variables:
+            return gradients
         arranged: list[Any] = [None] * len(self._variables)
-        seen: set[int] = set()
-        for v, gradient in zip(given, grads, strict=True):
-            i = self._index.get(id(v))
-            if i is None:
-                raise ValueError(f"{self._owner}: unknown variable {v!r}; it was built on others")
-            if i in seen:
-                raise ValueError(f"{self._owner}: {label(v, i)} comes twice")
-            seen.add(i)
-            arranged[i] = gradient
+        for v, gradient in zip(tree.variables, gradients, strict=True):
+            arranged[self._index[id(v)]] = gradient
         return arranged
 
-    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Variable]]) -> int:
-        """Update once from pairs of gradient and variable, and return the number of calls so far."""
+    def _tree_of(self, variables: Any) -> Tree | None:
+        """Return the tree of some of the variables; the optimizer is built on them if it was not yet."""
+        known = self._tree
+        if known is None:
+            if not is_sequence(variables) or variables:
+                self.build(variables)
+            return self._tree
+        alike = is_sequence(variables) and known.flat and len(variables) == len(known.variables)
+        if alike and all(map(is_, variables, known.variables)):
+            return known
+        return tree_among(self._owner, variables, self.group_keys, self._index)
+
+    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
+        """Update once from pairs of gradient and variable, or of trees of them; return the number of calls."""
         pairs = list(grads_and_vars)
         self.apply([gradient for gradient, _ in pairs], [v for _, v in pairs])
         return self._steps
@@ -274,7 +309,7 @@ class Optimizer(Formula):
         """
         if not self._variables:
             raise ValueError(f"{self._owner}: call build(variables) first")
-        self._apply([v.grad for v in self._variables], None, zero_grad)
+        self._apply([v.grad for v in self._variables], self._variables, zero_grad)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the `grad` of every variable, or with `set_to_none=False` fill them with zeros."""
@@ -286,10 +321,12 @@ class Optimizer(Formula):
 
     def minimize(
         self,
-        value_and_grad: Callable[[], tuple[Any, Sequence[Any]]],
-        var_list: Iterable[Variable] | None = None,
+        value_and_grad: Callable[[], tuple[Any, Any]],
+        var_list: Any = None,
     ) -> Any:
         """Call `value_and_grad()` for the loss and the gradients of `var_list`, update once, return the loss.
+
+        Both are trees or sequences, as `apply` takes them.
 
         Examples
         --------
@@ -311,14 +348,12 @@ class Optimizer(Formula):
 
     # Options by variable.
 
-    def exclude_from_weight_decay(
-        self, var_list: Iterable[Variable] | None = None, var_names: Iterable[str] | None = None
-    ) -> None:
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Iterable[str] | None = None) -> None:
         """Exempt variables from `weight_decay`: those of `var_list`, and those whose name matches.
 
         Parameters
         ----------
-        var_list : iterable of Variable, optional
+        var_list : tree or iterable of Variable, optional
             The variables themselves.
         var_names : iterable of str, optional
             Regular expressions, searched for anywhere in a name, as in Keras.
@@ -332,7 +367,7 @@ class Optimizer(Formula):
         if isinstance(var_names, str):
             raise TypeError(f"{self._owner}: var_names must be a list of strings, got {var_names!r}")
         pattern = re.compile("|".join(var_names)) if var_names else None
-        self._excluded = (list(var_list or ()), pattern)
+        self._excluded = ([] if var_list is None else variables_of(self._owner, var_list), pattern)
         self._engine = None
 
     def decays(self, variable: Variable) -> bool:
@@ -340,10 +375,10 @@ class Optimizer(Formula):
         listed, pattern = self._excluded
         return not any(v is variable for v in listed) and not (pattern and pattern.search(variable.name or ""))
 
-    def finalize_variable_values(self, var_list: Iterable[Variable] | None = None) -> None:
+    def finalize_variable_values(self, var_list: Any = None) -> None:
         """Give the variables the values of their moving averages, if `use_ema`; call it when training ends."""
         if self.use_ema:
-            for v in self._variables if var_list is None else var_list:
+            for v in self._variables if var_list is None else variables_of(self._owner, var_list):
                 v.assign(self.slot(v, "average"))
 
     # What it keeps.

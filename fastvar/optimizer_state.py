@@ -57,12 +57,6 @@ def build(optimizer: Optimizer, saved: dict[str, Any], named: dict[str, Variable
     optimizer.build(groups)
 
 
-def unbuild(optimizer: Optimizer) -> None:
-    """Forget the variables again: for a restore that fails after `build`."""
-    optimizer._variables, optimizer.groups, optimizer._index, optimizer._state = [], [], {}, {}
-    optimizer._engine = None
-
-
 def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Variable], str]) -> Callable[[], None]:
     """Check what `describe` returned against the optimizer, and return what will take it over.
 

@@ -105,7 +105,14 @@ BAD: dict[str, tuple[Callable[[Scene], Any], type[Exception] | tuple[type[Except
     "none at all": (lambda s: s.optimizer.apply([None] * 3), ValueError, "no variable has a gradient"),
     "no list": (lambda s: s.optimizer.apply(None), TypeError, ""),
     "a number": (lambda s: s.optimizer.apply(3), TypeError, ""),
-    "by name": (lambda s: s.optimizer.apply({"w": 1, "b": 2, "c": 3}), TypeError, "gradient of 'w'"),
+    "numbers by name": (
+        lambda s: s.optimizer.apply({"w": 1, "b": 2, "c": 3}),
+        ValueError, "gradient of 'w'.*shape",
+    ),
+    "by unknown name": (
+        lambda s: s.optimizer.apply({"w": s.grads[0], "b": s.grads[1], "d": s.grads[2]}),
+        ValueError, "unknown 'd'; missing '2'",
+    ),
     "unknown variable": (
         lambda s: s.optimizer.apply(s.grads, [s.w, fv.Variable(s.b, name="new"), s.c]),
         ValueError,

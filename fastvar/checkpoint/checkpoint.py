@@ -22,14 +22,15 @@ class Checkpoint:
 
     Parameters
     ----------
-    root : Module, optional
+    root : Module or other tree, optional
         Its variables are named by their paths in it, such as `encoder/0/kernel`.
     **objects
-        Variables, modules, or lists and dicts of them (named by keyword and path, unless a variable has a
-        name of its own); optimizers; random generators of NumPy and Python; dicts of state, restored in place;
-        objects with `state_dict()` and `load_state_dict(state)`. State may hold None, bool, int, float, str,
-        lists, dicts with keys that are str, and arrays and scalars of NumPy that hold numbers. It comes back as
-        it was, to the type of every value: `save` refuses other types, subclasses among them.
+        Variables, and trees of them: modules, dicts, lists, tuples, named tuples, dataclasses (named by keyword
+        and path, unless a variable has a name of its own); optimizers; random generators of NumPy and Python;
+        dicts of state, restored in place; objects with `state_dict()` and `load_state_dict(state)`. State may hold
+        None, bool, int, float, str, lists, dicts with keys that are str, and arrays and scalars of NumPy that hold
+        numbers. It comes back as it was, to the type of every value: `save` refuses other types, subclasses among
+        them.
 
     Raises
     ------

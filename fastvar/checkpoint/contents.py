@@ -14,7 +14,7 @@ from fastvar import optimizer_state
 from fastvar.buffers import Array
 from fastvar.checkpoint import generators, values
 from fastvar.checkpoint.generators import is_generator
-from fastvar.module import Module, walk
+from fastvar.module import Module, Tree, children, walk
 from fastvar.optimizer import Optimizer
 from fastvar.variable import Variable
 
@@ -43,7 +43,7 @@ class Contents:
         self.variables: dict[str, Variable] = {}
         self.optimizers: dict[str, Optimizer] = {}
         self.states: dict[str, Any] = {}
-        if root is not None and not isinstance(root, (Module, Variable, list, tuple, dict)):
+        if root is not None and not isinstance(root, Variable) and children(root) is None:
             raise TypeError(f"Checkpoint: root must be a Module or hold variables, got {type(root).__name__}")
         self._add_variables("", root)
         for keyword, thing in objects.items():
@@ -58,7 +58,7 @@ class Contents:
                 raise ValueError(f"Checkpoint: an optimizer cannot be given as {keyword}=")
             self.optimizers[keyword] = thing
         elif isinstance(thing, (Module, Variable, list, tuple)) or walk(thing):
-            if not _only_variables(thing):
+            if Tree(thing).strangers:
                 raise TypeError(
                     f"Checkpoint: {keyword}= must hold either variables and modules only, or no variable and be a "
                     "dict of state; pass the two by keywords of their own"
@@ -146,10 +146,3 @@ def _prepare_state(thing: Any, saved: Any) -> Commit:
         thing.update(saved)
 
     return refill
-
-
-def _only_variables(thing: Any) -> bool:
-    if isinstance(thing, (Variable, Module)):
-        return True
-    children = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple)) else [None]
-    return all(child is not thing and _only_variables(child) for child in children)

@@ -54,7 +54,7 @@ def prepare_restore(
         return _prepare(contents, file, partial, rename, built)
     except BaseException:
         for keyword in built:
-            optimizer_state.unbuild(contents.optimizers[keyword])
+            contents.optimizers[keyword]._unbuild()
         raise
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -70,13 +70,13 @@ class LBFGS(Optimizer):
     def _plan(self) -> Any:
         """There are no slots, and nothing to plan."""
 
-    def _apply(self, grads: Sequence[Any], variables: Iterable[Variable] | None, zero: bool) -> None:
+    def _apply(self, grads: Any, variables: Any, zero: bool) -> None:
         raise TypeError(f"{self._owner}: evaluates the loss several times; call minimize(...)")
 
     def minimize(
         self,
-        value_and_grad: Callable[[], tuple[Any, Sequence[Any]]],
-        var_list: Iterable[Variable] | None = None,
+        value_and_grad: Callable[[], tuple[Any, Any]],
+        var_list: Any = None,
     ) -> Any:
         """Call `value_and_grad()`, for the loss and the gradients of `var_list`, until it has found a minimum.
 
@@ -86,13 +86,19 @@ class LBFGS(Optimizer):
             The loss, with penalties, at the weights that it leaves. If anything fails, these are the old ones.
         """
         with self._turn:
+            first = not self._variables
             if var_list is not None:
                 self.build(var_list)
             if not self._variables:
                 raise ValueError(f"{self._owner}: call build(variables) first, or pass the variables")
-            return self._minimize(value_and_grad)
+            try:
+                return self._minimize(value_and_grad)
+            except BaseException:
+                if first and not self._steps:
+                    self._unbuild()
+                raise
 
-    def _minimize(self, value_and_grad: Callable[[], tuple[Any, Sequence[Any]]]) -> float:
+    def _minimize(self, value_and_grad: Callable[[], tuple[Any, Any]]) -> float:
         try:
             from scipy.optimize import minimize
         except ImportError:
@@ -104,6 +110,7 @@ class LBFGS(Optimizer):
         def evaluate(x: Any) -> tuple[float, Any]:
             _write(variables, x)
             loss, grads = value_and_grad()
+            grads = self._arranged(grads, None)
             if len(grads) != len(self._variables):
                 raise ValueError(f"{self._owner}: got {len(grads)} gradients for {len(self._variables)} variables")
             of_trainable = [g for g, v in zip(grads, self._variables, strict=True) if v.trainable]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from math import inf
 from typing import Any
 
@@ -11,9 +11,7 @@ import numpy as np
 from fastvar import buffers
 from fastvar.hyper import Declared, integer, nested, number
 from fastvar.kernels.turn import Turn
-from fastvar.module import Module
 from fastvar.optimizer import Optimizer
-from fastvar.variable import Variable
 
 
 def _inner(name: str) -> Any:
@@ -72,6 +70,8 @@ class LossScaleOptimizer(Optimizer):
     slots = _inner("slots")
     iterations = _inner("iterations")
     _variables = _inner("_variables")
+    _tree = _inner("_tree")
+    _listed = _inner("_listed")
     _index = _inner("_index")
     _state = _inner("_state")
     _count = _inner("_count")
@@ -119,10 +119,10 @@ class LossScaleOptimizer(Optimizer):
             return self.inner_optimizer.can_be(name, number)
         return bool(0 < number[0] < inf) and buffers.counts(number[1:])
 
-    def build(self, variables: Module | Iterable[Variable | dict[str, Any]]) -> None:
+    def build(self, variables: Any) -> None:
         self.inner_optimizer.build(variables)
 
-    def _apply(self, grads: Sequence[Any], variables: Iterable[Variable] | None, zero: bool) -> None:
+    def _apply(self, grads: Any, variables: Any, zero: bool) -> None:
         with self._turn:
             self._install(self.dynamic_scale)
             self.inner_optimizer._apply(grads, variables, zero)
@@ -131,12 +131,10 @@ class LossScaleOptimizer(Optimizer):
         """Return `loss` times the present scale, to be differentiated."""
         return loss * self.dynamic_scale
 
-    def exclude_from_weight_decay(
-        self, var_list: Iterable[Variable] | None = None, var_names: Iterable[str] | None = None
-    ) -> None:
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Iterable[str] | None = None) -> None:
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
-    def finalize_variable_values(self, var_list: Iterable[Variable] | None = None) -> None:
+    def finalize_variable_values(self, var_list: Any = None) -> None:
         self.inner_optimizer.finalize_variable_values(var_list)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Adagrad(TorchOptimizer):
 
     Parameters
     ----------
-    params : Module or iterable of Variable or dict, optional
+    params : tree or iterable of Variable or dict, optional
         What is updated, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.01.
@@ -98,7 +98,7 @@ class RMSprop(TorchOptimizer):
 
     Parameters
     ----------
-    params : Module or iterable of Variable or dict, optional
+    params : tree or iterable of Variable or dict, optional
         What is updated, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.01.
@@ -178,7 +178,7 @@ class Adadelta(TorchOptimizer):
 
     Parameters
     ----------
-    params : Module or iterable of Variable or dict, optional
+    params : tree or iterable of Variable or dict, optional
         What is updated, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 1.

@@ -31,7 +31,7 @@ class Adam(TorchOptimizer):
 
     Parameters
     ----------
-    params : Module or iterable of Variable or dict, optional
+    params : tree or iterable of Variable or dict, optional
         What is updated, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.001.

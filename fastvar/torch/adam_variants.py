@@ -28,7 +28,7 @@ class NAdam(TorchOptimizer):
 
     Parameters
     ----------
-    params : Module or iterable of Variable or dict, optional
+    params : tree or iterable of Variable or dict, optional
         What is updated, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.002.
@@ -107,7 +107,7 @@ class RAdam(TorchOptimizer):
 
     Parameters
     ----------
-    params : Module or iterable of Variable or dict, optional
+    params : tree or iterable of Variable or dict, optional
         What is updated, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.001.
@@ -171,7 +171,7 @@ class Adamax(TorchOptimizer):
 
     Parameters
     ----------
-    params : Module or iterable of Variable or dict, optional
+    params : tree or iterable of Variable or dict, optional
         What is updated, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.002.

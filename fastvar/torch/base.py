@@ -10,11 +10,9 @@ from fastvar import buffers
 from fastvar.formula import Formula
 from fastvar.groups import Group
 from fastvar.hyper import flag, number
-from fastvar.module import Module
+from fastvar.module import as_tree, children
 from fastvar.optimizer import Optimizer
 from fastvar.variable import Variable
-
-Params = Module | Iterable[Variable | dict[str, Any]]
 
 
 class TorchOptimizer(Optimizer):
@@ -26,9 +24,9 @@ class TorchOptimizer(Optimizer):
 
     Parameters
     ----------
-    params : Module or iterable of Variable or dict, optional
-        What is updated; dicts are groups: `{"params": [...], "lr": 1e-4, ...}`. Without it, the first `apply` or
-        `build` decides.
+    params : tree or iterable of Variable or dict, optional
+        What is updated; dicts with "params" are groups: `{"params": [...], "lr": 1e-4, ...}`. Without it, the
+        first `apply` or `build` decides.
     lr : float or callable
         Step size, >= 0; or a schedule: a callable of the iteration (from 0) that returns it.
     weight_decay : float
@@ -59,6 +57,7 @@ class TorchOptimizer(Optimizer):
     """
 
     room = "torch."
+    group_keys = ("params", "variables")
     learning_rate = None  # type: ignore[assignment]
     lr: float = number(default=1e-3, low=0)
     weight_decay: float = number(default=0.0, low=0, kw_only=True)
@@ -70,29 +69,16 @@ class TorchOptimizer(Optimizer):
         signature = cls._signature.replace(parameters=[first, *cls._signature.parameters.values()])
         cls.__signature__ = signature  # type: ignore[attr-defined]
 
-    def __init__(self, params: Params | None = None, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, params: Any = None, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if params is None:
             return
-        if isinstance(params, (Variable, dict)) or not isinstance(params, (Module, Iterable)):
+        if isinstance(params, Variable) or (children(params) is None and not isinstance(params, Iterable)):
             raise TypeError(f"{self._owner}: params must be a list of variables or of groups, got {params!r}")
-        entries = params.variables if isinstance(params, Module) else list(params)
-        if not entries:
+        params = as_tree(params, f"{self._owner}: params")
+        if not list(children(params) or ()):
             raise ValueError(f"{self._owner}: params must not be empty")
-        self.build(params if isinstance(params, Module) else entries)
-
-    def build(self, variables: Params) -> None:
-        """Take the variables to be updated, as in `fastvar.Optimizer`; groups may say "params" as in PyTorch."""
-        super().build(variables if isinstance(variables, Module) else [self._entry(v) for v in variables])
-
-    def _entry(self, entry: Any) -> Any:
-        if not isinstance(entry, dict) or "params" not in entry:
-            return entry
-        if "variables" in entry:
-            raise ValueError(f'{self._owner}: a group must have "params" or "variables", got both')
-        params = entry["params"]
-        variables = [params] if isinstance(params, Variable) else params
-        return {"variables": variables, **{name: value for name, value in entry.items() if name != "params"}}
+        self.build(params)
 
     @property
     def sign(self) -> float:

@@ -26,7 +26,7 @@ class SGD(TorchOptimizer):
 
     Parameters
     ----------
-    params : Module or iterable of Variable or dict, optional
+    params : tree or iterable of Variable or dict, optional
         What is updated, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.001.
@@ -109,7 +109,7 @@ class ASGD(TorchOptimizer):
 
     Parameters
     ----------
-    params : Module or iterable of Variable or dict, optional
+    params : tree or iterable of Variable or dict, optional
         What is updated, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.01.
@@ -182,7 +182,7 @@ class Rprop(TorchOptimizer):
 
     Parameters
     ----------
-    params : Module or iterable of Variable or dict, optional
+    params : tree or iterable of Variable or dict, optional
         What is updated, see `TorchOptimizer`.
     lr : float or callable
         What the step sizes :math:`\sigma` begin with, >= 0, by default 0.01; after the first update, changing it
