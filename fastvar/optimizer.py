@@ -19,6 +19,8 @@ from fastvar.module import Tree, as_tree, is_sequence
 from fastvar.slices import IndexedSlices
 from fastvar.variable import Structure, Variable
 
+OWN_NUMBERS = ("skipped", "loss_scale")  # that an optimizer has before it is built
+
 
 class Optimizer(Formula):
     """Base of all optimizers: updates variables in place from gradients, in one pass over memory.
@@ -171,19 +173,18 @@ class Optimizer(Formula):
         groups = [Group(self, group.pop("variables"), group) for group in grouped]
         self._variables, self.groups = variables, groups
         self._index = {id(v): i for i, v in enumerate(variables)}
-        numbers = self._numbers
         try:
-            self._numbers = numbers | {name: np.array(float(value)) for name, value in self.numbers().items()}
+            self._numbers |= {name: np.array(float(value)) for name, value in self.numbers().items()}
             self._plan()
         except BaseException:
             self._unbuild()
-            self._numbers = numbers
             raise
 
     def _unbuild(self) -> None:
         """Forget the variables again."""
         self._variables, self.groups, self._index, self._state = [], [], {}, {}
         self._tree, self._listed, self._engine = None, -1, None
+        self._numbers = {name: number for name, number in self._numbers.items() if name in OWN_NUMBERS}
 
     def _plan(self) -> Engine:
         labels = [label(v, i) for i, v in enumerate(self._variables)]

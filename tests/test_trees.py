@@ -541,6 +541,17 @@ def test_a_first_step_that_fails_leaves_it_unbuilt(make: Any, fail: Any, grads: 
     assert optimizer._variables[0] is other
 
 
+def test_a_first_step_that_fails_leaves_no_numbers_of_its_groups(tmp_path: Path) -> None:
+    v, w = variable(name="v"), variable(name="w")
+    optimizer, fresh = fv.torch.NAdam(), fv.torch.NAdam([w])  # each group carries a product on
+    with pytest.raises(ValueError, match=r"gradient of 'v': must have shape \(2,\)"):
+        optimizer.apply([np.ones(3), np.ones(2)], [{"params": v}, {"params": w}])
+    optimizer.apply([np.ones(2)], [w])
+    path = fv.Checkpoint(w=w, optimizer=optimizer).save(tmp_path / "a.h5")
+    fv.Checkpoint(w=w, optimizer=fresh).restore(path)
+    assert contents(fresh, [w]) == contents(optimizer, [w])
+
+
 # What else takes variables.
 
 
