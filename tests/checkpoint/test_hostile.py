@@ -352,7 +352,7 @@ def test_mutilated_files_give_an_error_or_arrays_but_nothing_else(kind: str, tmp
     """Every length, and random bytes in place of others: in a process of its own, as libhdf5 might crash."""
     code = f"""
 import pathlib, random, resource, sys, warnings
-import h5py, numpy as np, safetensors.numpy
+import h5py, ml_dtypes, numpy as np, safetensors.numpy
 from fastvar.checkpoint import CheckpointError, load_foreign
 warnings.simplefilter("ignore")
 folder = pathlib.Path({str(tmp_path)!r})
@@ -362,6 +362,8 @@ if {kind!r} == "h5":
     with h5py.File(good, "w") as file:
         for name, array in arrays.items():
             file.create_dataset(f"group/{{name}}", data=array, compression="gzip" if name == "b" else None)
+        file["opaque"] = np.ones(3, ml_dtypes.bfloat16)
+        file["opaque"].attrs["dtype"] = "bfloat16"  # of variable length, as Keras has it
 elif {kind!r} == "npz":
     with open(good, "wb") as stream:
         np.savez_compressed(stream, **arrays)

@@ -11,6 +11,7 @@ from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
 from fastvar.buffers import Array
 from fastvar.checkpoint import record
+from fastvar.checkpoint.foreign.header import attribute_text
 from fastvar.checkpoint.foreign.source import MAX_RATIO, Foreign, Spec, Unreadable, check_dtype
 
 _COMPRESSIONS = {h5z.FILTER_DEFLATE, h5z.FILTER_LZF}
@@ -126,10 +127,37 @@ class Hdf5(Foreign):
             raise Unreadable(f"it is not one of numbers: {error}") from error
         opaque = isinstance(datatype, h5t.TypeOpaqueID) and dtype.kind == "V"
         if opaque or (dtype.kind == "u" and dtype.itemsize <= _MAX_EXTENDED):
-            marked = _marked(dataset, variable=opaque)
+            marked = self._marked(dataset, variable=opaque)
             if marked is not None and marked.itemsize == dtype.itemsize:
                 return marked
         return self._types.of(name, dtype.itemsize) if opaque else check_dtype(dtype)
+
+    def _marked(self, dataset: Any, variable: bool) -> np.dtype[Any] | None:
+        """Return the dtype that the attribute "dtype" names, if it is one that HDF5 lacks.
+
+        Keras writes it as text of `variable` length, and fastvar of fixed length.
+        """
+        if not h5a.exists(dataset, b"dtype"):
+            return None
+        attribute = h5a.open(dataset, b"dtype")
+        text, space = attribute.get_type(), attribute.get_space()
+        if not isinstance(text, h5t.TypeStringID) or space.get_simple_extent_type() != h5s.SCALAR:
+            return None
+        found: bytes | None = None
+        if not text.is_variable_str():
+            if text.get_size() <= _MAX_ATTRIBUTE:
+                value = np.empty((), f"S{text.get_size()}")
+                attribute.read(value)
+                found = value.item()
+        elif variable:
+            found = attribute_text(self._bytes, h5o.get_info(dataset).addr, b"dtype", _MAX_ATTRIBUTE)
+        name = (found or b"").decode("ascii", "replace")
+        return record.dtype_named(name) if name in record.EXTENDED else None
+
+    def _bytes(self, address: int, count: int) -> bytes:
+        """Return the bytes at an address, which libhdf5 counts from behind the user block."""
+        self._stream.seek(self._file.userblock_size + address)
+        return self._stream.read(count)
 
     def _read(self, name: str) -> Array:
         spec, dataset = self.entries[name], self._datasets[name]
@@ -167,23 +195,3 @@ def _check_place(dataset: Any) -> None:
 
 def _filters(options: Any) -> list[int]:
     return [options.get_filter(i)[0] for i in range(options.get_nfilters())]
-
-
-def _marked(dataset: Any, variable: bool) -> np.dtype[Any] | None:
-    """Return the dtype that the attribute "dtype" names, if it is one that HDF5 lacks.
-
-    Keras writes it as text of `variable` length, and fastvar of fixed length.
-    """
-    if not h5a.exists(dataset, b"dtype"):
-        return None
-    attribute = h5a.open(dataset, b"dtype")
-    text, space = attribute.get_type(), attribute.get_space()
-    if not isinstance(text, h5t.TypeStringID) or space.get_simple_extent_type() != h5s.SCALAR:
-        return None
-    if not variable if text.is_variable_str() else text.get_size() > _MAX_ATTRIBUTE:
-        return None
-    value = np.empty((), attribute.dtype)
-    attribute.read(value, h5t.py_create(attribute.dtype))
-    name = value.item()
-    name = name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
-    return record.dtype_named(name) if name in record.EXTENDED else None
