@@ -84,7 +84,8 @@ class Between:
         squares, scale = self.dot(x, x), 1.0
         if x.dtype == np.float64 and not VANISHING <= squares < np.inf:
             scale = UP if squares < VANISHING else DOWN
-            squares = self.dot(x * scale, x * scale)
+            scaled = np.asarray(x * scale)  # NumPy returns scalars of arrays without axes
+            squares = self.dot(scaled, scaled)
         return float(np.sqrt(squares)) / scale
 
     def weight_norm(self, i: int) -> float:
@@ -113,7 +114,7 @@ def unit_norms(x: Array, rows: int, columns: int) -> Array:
     (squares,) = kernels.unit_sums(x, rows, columns)[1]
     norms: Array = np.sqrt(squares)
     if x.dtype == np.float64 and np.isinf(squares).any():
-        (small,) = kernels.unit_sums(x * DOWN, rows, columns)[1]
+        (small,) = kernels.unit_sums(np.asarray(x * DOWN), rows, columns)[1]
         norms = np.where(np.isinf(squares), np.sqrt(small) / DOWN, norms)
     return norms
 

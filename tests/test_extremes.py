@@ -36,6 +36,7 @@ STORIES = {  # the sizes of the gradients of one matrix, step by step
     "nothing, then huge": lambda huge, tiny: [0, 0, huge, huge, 0, 0],
     "square at the edge": lambda huge, tiny: [huge**0.75, 1, huge**0.75, huge**0.8, 1, 1],
 }
+CLIPPINGS = ("clipnorm", "global_clipnorm", "adaptive_clipnorm")
 ALIKE = ("huge, then ones", "ones, then huge", "huge for ever", "nothing, then huge")
 every_story = pytest.mark.parametrize("story", STORIES)
 every_dtype = pytest.mark.parametrize("dtype", [*HUGE])
@@ -193,3 +194,22 @@ def test_steps_of_the_smallest_gradients_are_finite(name: str, size: float) -> N
     for _ in range(3):
         optimizer.apply([np.full((2, 2), size, np.float32)], [w])
         assert np.isfinite(w).all()
+
+
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e200, 1e307])
+@pytest.mark.parametrize(
+    "made",
+    [
+        *(getattr(fv.optimizers, name) for name in ("Lars", "Lamb", "Prodigy", "Adafactor")),
+        *(lambda option=option: fv.optimizers.SGD(**{option: 0.5}) for option in CLIPPINGS),
+    ],
+)
+def test_variables_without_axes_have_norms_of_any_size(made: Any, size: float) -> None:
+    """The oracle is a vector of one element."""
+    scalar, vector = fv.Variable(0.5), fv.Variable([0.5])
+    for variable in (scalar, vector):
+        optimizer = made()
+        for gradient in (size, 1.0, size):
+            optimizer.apply([np.full(variable.shape, gradient)], [variable])
+    assert np.isfinite(scalar)
+    np.testing.assert_array_equal(scalar, vector[0])
