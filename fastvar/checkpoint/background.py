@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from fastvar import buffers, kernels, threads
 from fastvar.buffers import Array
+from fastvar.checkpoint.sharing import Helper
 
 
 class Staging:
     """Room for one copy of a set of arrays, which the next copy of such a set uses again."""
 
     def __init__(self) -> None:
+        self._kinds: list[tuple[str, Any, tuple[int, ...]]] = []
         self._room: dict[str, Array] = {}
 
     def copy(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Copy the arrays, by the threads of the kernels."""
-        if self._kinds(self._room) != self._kinds(arrays):
+        kinds = [(name, a.dtype, a.shape) for name, a in arrays.items()]
+        if kinds != self._kinds:
+            self._kinds = []
             self._room.clear()  # before there is the new
-            self._room = {name: buffers.empty(a.shape, a.dtype) for name, a in arrays.items()}
+            self._room = _room(arrays)
+            self._kinds = kinds
         kernels.copy(self._room.values(), arrays.values(), threads.get_num_threads())
         return self._room
 
-    @staticmethod
-    def _kinds(arrays: Mapping[str, Array]) -> list[tuple[str, Any, tuple[int, ...]]]:
-        return [(name, a.dtype, a.shape) for name, a in arrays.items()]
+
+def _room(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return uninitialised arrays like these; small ones share memory: to allocate takes longer than to copy."""
+    total = sum(_rounded(a.nbytes) for a in arrays.values() if a.nbytes < buffers.LARGE)
+    memory, at, room = buffers.empty((total,), np.uint8).data, 0, {}
+    for name, a in arrays.items():
+        if a.nbytes < buffers.LARGE:
+            room[name] = np.ndarray(a.shape, a.dtype, memory, at)
+            at += _rounded(a.nbytes)
+        else:
+            room[name] = buffers.empty(a.shape, a.dtype)
+    return room
+
+
+def _rounded(size: int) -> int:
+    return size + -size % buffers.ALIGNMENT
 
 
 class Background:
@@ -38,14 +58,14 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
+        self._thread: Helper | None = None
         self._errors: list[BaseException] = []
         weakref.finalize(self, _show, self._errors)
 
     def start(self, task: Callable[[], object]) -> None:
         """Wait for the task before, and begin this one."""
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(task,), name="fastvar-save")
+        self._thread = Helper(functools.partial(self._run, task))
         self._thread.start()
 
     @property
@@ -55,6 +75,7 @@ class Background:
     def wait(self) -> None:
         """Wait for the task to end, and raise its error, once."""
         if self._thread is not None:
+            self._thread.awaited.set()
             self._thread.join()
             self._thread = None
         if self._errors:

@@ -59,6 +59,7 @@ class Checkpoint:
     def _contents(self) -> Contents:
         return Contents(self._root, self._objects)
 
+    @uncollected()
     def save(self, path: str | os.PathLike[str], *, step: int | None = None, overwrite: bool = False) -> str:
         """Write everything to one HDF5 file, and return its absolute path; it is then durable.
 

@@ -1,39 +1,37 @@
-"""Where the bytes go: libhdf5 lays a file out in memory, once for a set of names and shapes."""
+"""Where the bytes go: the tensors' part of a file is laid out once for a set of names, dtypes and shapes.
+
+A file is made of the commit record (HDF5's user block), the superblock, the tensors' part, and a part with the
+state's arrays and JSON, the manifest and the root group. In each part there are first the data, small ones without
+gaps and then large ones at pages, and then the headers and groups. So nothing in the tensors' part depends on the
+state, which may grow with every save.
+"""
 
 from __future__ import annotations
 
 import functools
-import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xxhash
-from h5py import (  # type: ignore[import-untyped]
-    h5a,
-    h5d,
-    h5f,
-    h5fd,
-    h5g,
-    h5p,
-    h5s,
-    h5t,
-)
 
-from fastvar.checkpoint import record
+from fastvar.checkpoint import hdf5, record
+from fastvar.checkpoint.record import LARGE, USER_BLOCK
+from fastvar.checkpoint.sharing import leisurely
 
 Spec = tuple[str, "np.dtype[Any]", tuple[int, ...]]  # a tensor's name, dtype, shape
 
-_ALIGNMENT = 4096
-_MAX_OFFSET = (1 << 63) - 1
+_PAGE = 4096
+_BRACKETS, _BETWEEN, _END = "{}", ",\n", '"]'  # of the manifest, its entries, each behind its hash
+_quoted = json.JSONEncoder().encode  # quicker than `json.dumps`
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The HDF5 file of some tensors, without their bytes.
+    """An HDF5 file of tensors and state, without their bytes.
 
     Attributes
     ----------
@@ -44,27 +42,27 @@ class Layout:
     metadata : str
         The hash of everything outside the record, the manifest, the state and the tensors.
     manifest, state : (offset, length)
-        The room of the two JSON texts, to be filled up with spaces.
-    order : sequence of (index, offset)
-        The tensors that have bytes, in file order.
+        The places of the two JSON texts.
+    small, large : sequence of (index, offset)
+        The tensors that have bytes, each in file order.
     """
 
     length: int
-    image: tuple[tuple[int, bytes], ...]
+    image: Sequence[tuple[int, bytes]]
     metadata: str
     manifest: tuple[int, int]
     state: tuple[int, int]
-    order: tuple[tuple[int, int], ...]
-    _heads: tuple[str, ...]
+    small: Sequence[tuple[int, int]]
+    large: Sequence[tuple[int, int]]
+    _heads: Sequence[str]
 
     def manifest_text(self, hashes: Sequence[str]) -> bytes:
-        """The manifest, given the tensors' hashes, filled up to its room."""
-        return _manifest(self._heads, hashes).ljust(self.manifest[1])
+        """The manifest, given the tensors' hashes."""
+        return _manifest(self._heads, hashes)
 
 
-@functools.lru_cache(maxsize=4)  # a run saves the same few sets of tensors again and again
-def layout_of(specs: tuple[Spec, ...], state_length: int) -> Layout:
-    """The layout of a file with these tensors and `state_length` bytes of state.
+class Tensors:
+    """A set of tensors, checked at once; its part of a file is made when it is first needed.
 
     Raises
     ------
@@ -73,199 +71,173 @@ def layout_of(specs: tuple[Spec, ...], state_length: int) -> Layout:
     TypeError
         If a dtype cannot be stored.
     """
-    record.check_names(name for name, _, _ in specs)
-    for name, dtype, shape in specs:
-        if dtype.name not in record.NATIVE + record.EXTENDED:
-            raise TypeError(f"tensor {name!r}: dtype {dtype} cannot be stored in a checkpoint")
-        if len(shape) > record.MAX_RANK:
-            raise ValueError(f"tensor {name!r}: rank must be at most 32, got {len(shape)}")
-    # Fixed before there are offsets and hashes, by the longest they can be.
-    longest = (_head(spec, _MAX_OFFSET) for spec in specs)
-    manifest_length = len(_manifest(longest, ["0" * 32] * len(specs)))
+
+    def __init__(self, specs: tuple[Spec, ...]) -> None:
+        record.check_names([name for name, _, _ in specs])
+        known = set()
+        for name, dtype, shape in specs:
+            if (dtype, shape) not in known:
+                _check(name, dtype, shape)
+                known.add((dtype, shape))
+        self.specs = specs
+
+    @functools.cached_property
+    def part(self) -> _Part:
+        """Their part of any file."""
+        part = _Part(self.specs, USER_BLOCK + hdf5.SUPERBLOCK)
+        part.finish()
+        return part
+
+
+tensors_of = functools.lru_cache(maxsize=4)(Tensors)  # a run saves the same few sets of them again and again
+
+
+def _check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if dtype.name not in record.NATIVE + record.EXTENDED:
+        raise TypeError(f"tensor {name!r}: dtype {dtype} cannot be stored in a checkpoint")
+    if len(shape) > record.MAX_RANK:
+        raise ValueError(f"tensor {name!r}: rank must be at most 32, got {len(shape)}")
+
+
+def layout_of(tensors: Tensors, arrays: Tensors, state_length: int) -> Layout:
+    """The layout of a file with these tensors, arrays of the state, and `state_length` bytes of its JSON.
+
+    Raises
+    ------
+    ValueError
+        If manifest or state would be too long.
+    """
+    first = tensors.part
+    last = _Part(arrays.specs, first.end)
+    heads = [*first.heads, *last.heads]
+    manifest_length = len(_BRACKETS) + sum(map(len, heads))
+    manifest_length += len(heads) * (32 + len(_END)) + max(len(heads) - 1, 0) * len(_BETWEEN)
     if max(manifest_length, state_length) > record.MAX_JSON:
         raise ValueError(
             f"manifest and state must have at most {record.MAX_JSON} bytes each, got "
             f"{manifest_length} and {state_length}; keep arrays among the tensors"
         )
-    file, places = _lay_out(specs, manifest_length, state_length)
-    manifest, state, *tensors = places
-    gaps = record.uncovered((place for place in places if place[1]), file.length)
-    image = [(offset, file.content(offset, length)) for offset, length in gaps]
+    state = last.add_text(record.STATE, state_length)
+    manifest = last.add_text(record.MANIFEST, manifest_length)
+    last.finish()
+    root = last.structures.group(first.links | last.links)
+    superblock = hdf5.superblock(root, last.end)
+    digest = xxhash.xxh3_128(superblock)
+    for part in (first, last):
+        digest.update(bytes(part.padding))
+        digest.update(part.structures.content())
+    count = len(first.heads)
     return Layout(
-        length=file.length,
-        image=tuple((offset, data) for offset, data in image if any(data)),
-        metadata=xxhash.xxh3_128_hexdigest(b"".join(data for _, data in image)),
+        length=last.end,
+        image=[(USER_BLOCK, superblock), first.image, last.image],
+        metadata=digest.hexdigest(),
         manifest=manifest,
         state=state,
-        order=tuple(
-            sorted(
-                ((index, place[0]) for index, place in enumerate(tensors) if place[1]),
-                key=lambda item: item[1],
-            )
-        ),
-        _heads=tuple(
-            _head(spec, place[0] if place[1] else None) for spec, place in zip(specs, tensors, strict=True)
-        ),
+        small=[*first.small, *((index + count, offset) for index, offset in last.small)],
+        large=[*first.large, *((index + count, offset) for index, offset in last.large)],
+        _heads=heads,
     )
 
 
-def _head(spec: Spec, offset: int | None) -> str:
-    """A tensor's part of the manifest up to its hash: all that does not change between saves."""
-    name, dtype, shape = spec
-    fields = json.dumps([dtype.name, shape, offset, dtype.itemsize * math.prod(shape)])
-    return f'{json.dumps(name)}: {fields[:-1]}, "'
-
-
 def _manifest(heads: Iterable[str], hashes: Sequence[str]) -> bytes:
-    entries = [f'{head}{digest}"]' for head, digest in zip(heads, hashes, strict=True)]
-    return ("{" + ",\n".join(entries) + "}").encode()
+    entries = [f"{head}{digest}{_END}" for head, digest in leisurely(zip(heads, hashes, strict=True))]
+    return _BETWEEN.join(entries).join(_BRACKETS).encode()
 
 
-def _lay_out(
-    specs: Sequence[Spec], manifest_length: int, state_length: int
-) -> tuple[_SparseFile, list[tuple[int, int]]]:
-    """Make the file; the places of manifest, state and tensors, in this order.
+class _Part:
+    """Some datasets of a file: their data from `start` on, and behind these their headers and groups.
 
-    All headers first, then all room for data: so the metadata is one stretch at the front.
-    """
-    target = _SparseFile()
-    file = _create_file(target)
-    links = h5p.create(h5p.LINK_CREATE)
-    links.set_char_encoding(h5t.CSET_UTF8)
-    _create_groups(file, links, [record.STATE, *(name for name, _, _ in specs)])
-
-    options = h5p.create(h5p.DATASET_CREATE)
-    options.set_layout(h5d.CONTIGUOUS)
-    options.set_alloc_time(h5d.ALLOC_TIME_LATE)
-    options.set_fill_time(h5d.FILL_TIME_NEVER)
-    options.set_obj_track_times(False)
-
-    def create(name: str, datatype: Any, space: Any) -> Any:
-        return h5d.create(file, name.encode(), datatype, space, options, links)
-
-    scalar = h5s.create(h5s.SCALAR)
-    datasets = [
-        create(record.MANIFEST, _text(manifest_length), scalar),
-        create(record.STATE, _text(state_length), scalar),
-    ]
-    for name, dtype, shape in specs:
-        extended = dtype.name in record.EXTENDED
-        stored = np.dtype(f"<u{dtype.itemsize}") if extended else record.dtype_named(dtype.name)
-        space = h5s.create_simple(shape) if shape else scalar
-        dataset = create(name, h5t.py_create(stored, logical=True), space)
-        if extended:
-            name_type = _text(len(dtype.name))
-            attribute = h5a.create(dataset, b"dtype", name_type, scalar)
-            attribute.write(np.array(dtype.name.encode()), name_type)
-        datasets.append(dataset)
-    places = [_allocate(dataset) for dataset in datasets]
-    file.close()  # and, being strong, all that is open in it
-    return target, places
-
-
-def _create_file(target: _SparseFile) -> Any:
-    creation = h5p.create(h5p.FILE_CREATE)
-    creation.set_userblock(record.USER_BLOCK)
-    creation.set_obj_track_times(False)
-    access = h5p.create(h5p.FILE_ACCESS)
-    access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
-    access.set_alignment(record.LARGE, _ALIGNMENT)  # small tensors stand without gaps
-    access.set_fclose_degree(h5f.CLOSE_STRONG)
-    access.set_fileobj_driver(h5fd.fileobj_driver, target)
-    return h5f.create(b"layout", h5f.ACC_TRUNC, creation, access)
-
-
-def _create_groups(file: Any, links: Any, names: Iterable[str]) -> None:
-    options = h5p.create(h5p.GROUP_CREATE)
-    options.set_obj_track_times(False)
-    groups = {""}
-    for name in names:
-        at = name.find("/")
-        while at >= 0:
-            group = name[:at]
-            if group not in groups:
-                groups.add(group)
-                h5g.create(file, group.encode(), links, options)
-            at = name.find("/", at + 1)
-
-
-def _text(length: int) -> Any:
-    """A string of fixed length: no global heap, and any tool prints it."""
-    datatype = h5t.C_S1.copy()
-    datatype.set_size(length)
-    datatype.set_strpad(h5t.STR_SPACEPAD)
-    datatype.set_cset(h5t.CSET_UTF8)
-    return datatype
-
-
-def _allocate(dataset: Any) -> tuple[int, int]:
-    """Make libhdf5 give the dataset its room, and tell where. Writing one element does it."""
-    space = dataset.get_space()
-    shape = space.get_simple_extent_dims()
-    if 0 in shape:
-        return 0, 0
-    if shape:
-        space.select_hyperslab((0,) * len(shape), (1,) * len(shape))
-    datatype = dataset.get_type()
-    one = np.zeros(1, f"V{datatype.get_size()}")
-    dataset.write(h5s.create_simple((1,)), space, one, datatype)
-    return dataset.get_offset(), dataset.get_storage_size()
-
-
-class _SparseFile(io.RawIOBase):
-    """A file in memory that holds only the pages written to: a terabyte of tensors costs nothing.
-
-    (The core driver of libhdf5 would allocate and clear room for all of them.)
+    Attributes
+    ----------
+    small, large : list of (index, offset)
+        The tensors that have bytes, each in file order.
+    heads : list of str
+        Of each tensor, what the manifest says up to its hash: all that does not change between saves.
+    padding : int
+        How many bytes among the data belong to none; they are zero.
+    structures : Structures
+        What follows the data.
+    links : dict of str to int
+        Where the root group must lead to, by name.
     """
 
-    _PAGE = 4096
+    def __init__(self, specs: Sequence[Spec], start: int) -> None:
+        kinds = {kind: _Kind(*kind) for kind in {(dtype, shape) for _, dtype, shape in specs}}
+        of_specs = [kinds[dtype, shape] for _, dtype, shape in specs]
+        sizes = [kind.size for kind in of_specs]
+        self._start, self._data = start, sum(sizes)
+        self.small, end = _places([(i, size) for i, size in enumerate(sizes) if 0 < size < LARGE], start, 1)
+        self.large, self._end = _places([(i, size) for i, size in enumerate(sizes) if size >= LARGE], end, _PAGE)
+        offsets = dict(self.small + self.large)
+        self.heads: list[str] = []
+        self._datasets: list[tuple[str, bytes, int, int]] = []  # name, form, offset, size
+        for index, ((name, _, _), kind) in enumerate(leisurely(zip(specs, of_specs, strict=True))):
+            offset = offsets.get(index, 0)
+            self.heads.append(f'{_quoted(name)}: {kind.head}{offset or "null"}, {kind.size}, "')
+            self._datasets.append((name, kind.form, offset, kind.size))
 
-    def __init__(self) -> None:
-        self.length = 0
-        self._at = 0
-        self._pages: dict[int, bytearray] = {}
+    def add_text(self, name: str, length: int) -> tuple[int, int]:
+        """Add a dataset of text, which is no tensor; its offset and length."""
+        offset = self._end
+        self._datasets.append((name, hdf5.text_form(length), offset, length))
+        self._end += length
+        self._data += length
+        return offset, length
 
-    def content(self, offset: int, length: int) -> bytes:
-        data = bytearray(length)
-        self.seek(offset)
-        self.readinto(data)
-        return bytes(data)
+    def finish(self) -> None:
+        """Make the headers and groups; there are no more data."""
+        start = self._end + -self._end % 8
+        self.padding = start - self._start - self._data
+        self.structures = hdf5.Structures(start - USER_BLOCK)
+        groups: dict[str, dict[str, int]] = {"": {}}
+        for name, form, offset, size in leisurely(self._datasets):
+            _link(groups, name, self.structures.place(hdf5.dataset(form, offset - USER_BLOCK, size)))
+        for group in leisurely(sorted(groups, key=_depth, reverse=True)):  # inner ones first
+            if group:
+                _link(groups, group, self.structures.group(groups[group]))
+        self.links = groups[""]
+        self._datasets.clear()  # they are not needed any more
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._at = offset + (self.length if whence == io.SEEK_END else 0)
-        return self._at
+    @property
+    def image(self) -> tuple[int, bytes]:
+        """The offset and bytes of the structures."""
+        content = self.structures.content()
+        return self.end - len(content), content
 
-    def tell(self) -> int:
-        return self._at
+    @property
+    def end(self) -> int:
+        """The offset behind it all."""
+        return self.structures.end + USER_BLOCK
 
-    def readinto(self, buffer: Any, /) -> int:
-        done = 0
-        for page, start, count in self._spans(len(buffer)):
-            stored = self._pages.get(page, bytes(self._PAGE))
-            buffer[done : done + count] = stored[start : start + count]
-            done += count
-        self._at += done
-        return done
 
-    def write(self, data: Any, /) -> int:
-        done = 0
-        for page, start, count in self._spans(len(data)):
-            stored = self._pages.setdefault(page, bytearray(self._PAGE))
-            stored[start : start + count] = data[done : done + count]
-            done += count
-        self._at += done
-        self.length = max(self.length, self._at)
-        return done
+class _Kind:
+    """What tensors of one dtype and shape share: size, and beginnings of header and manifest entry."""
 
-    def truncate(self, size: int | None = None, /) -> int:
-        self.length = self._at if size is None else size
-        return self.length
+    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        self.size = dtype.itemsize * math.prod(shape)
+        self.form = hdf5.array_form(dtype, shape)
+        self.head = f'["{dtype.name}", {json.dumps(shape)}, '
 
-    def _spans(self, count: int) -> Iterator[tuple[int, int, int]]:
-        """(page, start in it, bytes in it) of the next `count` bytes."""
-        at, end = self._at, self._at + count
-        while at < end:
-            page, start = divmod(at, self._PAGE)
-            size = min(end - at, self._PAGE - start)
-            yield page, start, size
-            at += size
+
+def _places(sizes: Sequence[tuple[int, int]], at: int, boundary: int) -> tuple[list[tuple[int, int]], int]:
+    """Give (index, size) places from `at` on, each on a boundary: (index, offset), and where they end."""
+    places = []
+    for index, size in sizes:
+        at += -at % boundary
+        places.append((index, at))
+        at += size
+    return places, at
+
+
+def _link(groups: dict[str, dict[str, int]], name: str, address: int) -> None:
+    """Note the address of `name` in its group, and the groups above that are new (their addresses come later)."""
+    group, _, last = name.rpartition("/")
+    while group not in groups:
+        groups[group] = {last: address}
+        address = 0
+        group, _, last = group.rpartition("/")
+    groups[group][last] = address
+
+
+def _depth(group: str) -> int:
+    return group.count("/")

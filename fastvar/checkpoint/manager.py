@@ -15,7 +15,7 @@ from fastvar.checkpoint.background import Background, Staging
 from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.folder import OWN, Folder, message
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import CheckpointError, Saved, checked_step, failing
+from fastvar.checkpoint.record import CheckpointError, Saved, checked_step, failing, uncollected
 from fastvar.checkpoint.retention import Retention
 from fastvar.checkpoint.stopping import Listener
 from fastvar.checkpoint.writer import prepare
@@ -141,6 +141,7 @@ class CheckpointManager:
             return self.checkpoint.step()
         return checked_step(self._step_counter() if callable(self._step_counter) else self._step_counter)
 
+    @uncollected()
     def save(
         self,
         step: int | None = None,

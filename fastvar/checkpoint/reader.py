@@ -255,13 +255,16 @@ def _bytes(array: Array) -> memoryview:
 def foresee(path: str | os.PathLike[str]) -> None:
     """Let the system begin to read a file that will soon be opened; what is wrong with it is told then.
 
-    Of a large file the beginning: what follows it foresees by itself, and better, as it is read.
+    Of a large file the beginning, and the end, where the manifest is: what is between the system foresees by
+    itself, and better, as it is read.
     """
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             descriptor = os.open(path, _OPEN_FLAGS)
             try:
-                os.posix_fadvise(descriptor, 0, 4 * CHUNK, os.POSIX_FADV_WILLNEED)
+                end = max(0, os.fstat(descriptor).st_size - CHUNK)
+                for start, length in [(end, CHUNK), (0, 4 * CHUNK)]:
+                    os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
             finally:
                 close_read(descriptor)
 

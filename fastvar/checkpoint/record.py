@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 USER_BLOCK = 4096
-LARGE = 1 << 16  # tensors from here on are aligned to a page and written straight from the array
+LARGE = 1 << 16  # tensors from here on are aligned to a page and written piece by piece
 CHUNK = 1 << 20  # what is hashed and moved at a time: about the L2 cache; with less, threads wait for the GIL
 MAX_JSON = 1 << 26  # of manifest and state each: bounds what reading a hostile file can cost
 MAX_NAME = 4096  # bytes: far below HDF5's 64 KB for an object header message

@@ -14,6 +14,9 @@ from fastvar import threads
 
 T = TypeVar("T")
 
+_SLICE = 2e-4  # seconds for which a helper works at a time,
+_PAUSE = 12  # and how many times as long it then pauses
+
 
 class Turns(Generic[T]):
     """Items that several threads take in turn; after an error in one of them, there are no more."""
@@ -89,3 +92,35 @@ def share(items: Iterable[T], work: Callable[[Turns[T]], object], most: int) -> 
         except BaseException:  # interrupts, too: what the others read or write must not be closed under them
             turns.end_all()
             raise
+
+
+class Helper(threading.Thread):
+    """A thread that works beside the training, and leaves the GIL to it where it does things `leisurely`.
+
+    Attributes
+    ----------
+    awaited : Event
+        Set when somebody waits for its end, so that it need not be leisurely any more.
+    """
+
+    def __init__(self, target: Callable[[], object]) -> None:
+        super().__init__(target=target, name="fastvar-save")
+        self.awaited = threading.Event()
+
+
+def leisurely(items: Iterable[T]) -> Iterator[T]:
+    """Walk over many items with which little is to be done in Python; a `Helper` pauses for most of the time.
+
+    Python lets a thread have the GIL for 5 ms, in which a step that has released it would stand still.
+    """
+    helper = threading.current_thread()
+    if not isinstance(helper, Helper):
+        yield from items
+        return
+    began = time.thread_time()
+    for item in items:
+        yield item
+        took = time.thread_time() - began
+        if took > _SLICE:
+            helper.awaited.wait(_PAUSE * took)
+            began = time.thread_time()

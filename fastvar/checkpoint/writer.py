@@ -16,16 +16,17 @@ import numpy as np
 import xxhash
 
 from fastvar.checkpoint import names, values
-from fastvar.checkpoint.layout import Layout, layout_of
+from fastvar.checkpoint.layout import Layout, Spec, Tensors, layout_of, tensors_of
 from fastvar.checkpoint.locks import UNSUPPORTED
 from fastvar.checkpoint.progress import Advance, progress
-from fastvar.checkpoint.record import CHUNK, LARGE, Record, Saved, Section, checked_step, failing
-from fastvar.checkpoint.sharing import Turns, share
+from fastvar.checkpoint.record import CHUNK, STATE, Record, Saved, Section, checked_step, failing
+from fastvar.checkpoint.sharing import Turns, leisurely, share
 
-_MIN_STATE = 4096
+_OF_STATE = f"{STATE.partition('/')[0]}/"  # begins the names of its arrays
 _NO_BYTES = xxhash.xxh3_128_hexdigest(b"")
 _SWAPPED = (">",) if sys.byteorder == "little" else (">", "=")  # byte orders to be turned round
 Data = bytes | memoryview
+Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def write(
@@ -81,11 +82,10 @@ def prepare(
     """Check all that `write` is given, and return what does the writing, from the arrays as they then are."""
     path = names.absolute(path)
     step = checked_step(step)
-    arrays = [_storable(name, array) for name, array in tensors.items()]
+    lasting, of_state = _split({name: _storable(name, array) for name, array in tensors.items()})
+    parts = tensors_of(_specs(lasting)), Tensors(_specs(of_state))
+    arrays = [*lasting.values(), *of_state.values()]
     text = _encode(state)
-    room = max(_MIN_STATE, 1 << (len(text) - 1).bit_length())  # so that layouts are made rarely
-    specs = tuple((name, a.dtype, a.shape) for name, a in zip(tensors, arrays, strict=True))
-    layout = layout_of(specs, room)
     if replace:
         names.check_replaceable(path)
     elif os.path.lexists(path):
@@ -94,12 +94,17 @@ def prepare(
         run, counter = _process(os.getpid())
         saved = Saved(run, next(counter))
 
-    def fill(descriptor: int) -> None:
+    def write_now() -> None:
+        layout = layout_of(*parts, len(text))
         total = sum(array.nbytes for array in arrays)
-        with progress(f"saving {os.path.basename(path)}", total) as advance:
-            _write_file(descriptor, layout, arrays, text.ljust(room), step, saved, advance)
 
-    return functools.partial(_write_new, path, fill, replace)
+        def fill(descriptor: int) -> None:
+            with progress(f"saving {os.path.basename(path)}", total) as advance:
+                _write_file(descriptor, layout, arrays, text, step, saved, advance)
+
+        _write_new(path, fill, replace)
+
+    return write_now
 
 
 def _write_new(path: str, fill: Callable[[int], None], replace: bool) -> None:
@@ -123,6 +128,16 @@ def _exists(path: str) -> FileExistsError:
 def _process(pid: int) -> tuple[str, itertools.count[int]]:
     """The run's id and save counter; a forked child is another run."""
     return secrets.token_hex(16), itertools.count(1)
+
+
+def _split(arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """Take the arrays of the state, which may have other shapes at every save, from the rest."""
+    names = [name for name in arrays if isinstance(name, str) and name.startswith(_OF_STATE)]
+    return arrays, {name: arrays.pop(name) for name in names}
+
+
+def _specs(arrays: Arrays) -> tuple[Spec, ...]:
+    return tuple((name, array.dtype, array.shape) for name, array in arrays.items())
 
 
 def _storable(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -205,31 +220,29 @@ def _write_tensors(
 def _pieces(
     layout: Layout, arrays: Sequence[np.ndarray[Any, Any]], hashes: list[str]
 ) -> Iterator[tuple[Data, int]]:
-    """What to write, and where, in file order: small tensors gathered, large ones piece by piece.
+    """What to write, and where: small tensors gathered, then large ones piece by piece.
 
-    A piece has just been hashed when it is taken, and so is in the cache.
+    Of all of them copies are hashed and written, which no other thread changes meanwhile; they are in the cache.
     """
     batch: list[bytes] = []  # neighbours in the file, from `begin` to `end`
     begin = end = 0
-    for index, offset in layout.order:
-        array = arrays[index]
-        if array.nbytes >= LARGE:  # written from the array itself
-            digest, whole = xxhash.xxh3_128(), array.reshape(-1).view(np.uint8).data
-            for start in range(0, array.nbytes, CHUNK):
-                part = whole[start : start + CHUNK]
-                digest.update(part)
-                yield part, offset + start
-            hashes[index] = digest.hexdigest()
-            continue
+    for index, offset in leisurely(layout.small):
         if offset != end or end - begin >= CHUNK:
             yield b"".join(batch), begin
             batch.clear()
             begin = end = offset
-        data = array.tobytes()
+        data = arrays[index].tobytes()
         hashes[index] = xxhash.xxh3_128_hexdigest(data)
         batch.append(data)
         end += len(data)
     yield b"".join(batch), begin
+    for index, offset in layout.large:
+        digest, whole = xxhash.xxh3_128(), arrays[index].reshape(-1).view(np.uint8)
+        for start in range(0, whole.size, CHUNK):
+            part = whole[start : start + CHUNK].copy().data
+            digest.update(part)
+            yield part, offset + start
+        hashes[index] = digest.hexdigest()
 
 
 def _write_all(descriptor: int, data: Data, offset: int) -> None:

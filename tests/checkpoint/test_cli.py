@@ -21,7 +21,7 @@ import safetensors.numpy
 import fastvar as fv
 from fastvar import __main__ as main
 from fastvar import checkpoint, cli
-from fastvar.checkpoint import anyfile, record, writer
+from fastvar.checkpoint import anyfile, reader, record, writer
 
 DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in record.NATIVE + record.EXTENDED]
 
@@ -57,7 +57,10 @@ def train(folder: Path, steps: int = 3) -> list[str]:
     return paths
 
 
-def damage(path: str | Path, at: int = -1) -> None:
+def damage(path: str | Path) -> None:
+    """Flip a bit of the last tensor."""
+    with reader.File(path) as file:
+        at = max(entry.offset or 0 for entry in file.entries.values())
     data = bytearray(Path(path).read_bytes())
     data[at] ^= 1
     Path(path).write_bytes(data)

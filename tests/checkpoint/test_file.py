@@ -41,7 +41,10 @@ def same(array, expected):
 
 @pytest.fixture
 def small(tmp_path):
-    tensors = {"variables/a/w": bits("f4", (3, 5)), "variables/b": bits("i2", (7,))}
+    tensors = {
+        "variables/a/whose_name_leaves_room_for_others": bits("f4", (3, 5)),
+        "variables/b": bits("i2", (7,)),
+    }
     writer.write(tmp_path / "old", tensors, {"x": 1}, step=5, saved=SAVED)
     return tmp_path / "old"
 
@@ -109,7 +112,7 @@ def test_h5dump(small):
     def dump(*arguments):
         return subprocess.check_output(["h5dump", *arguments, small], text=True)
 
-    assert "/variables/a/w" in dump("-n")
+    assert "/variables/a/whose_name_leaves_room_for_others" in dump("-n")
     with reader.File(small) as file:
         values = ", ".join(str(value) for value in file.read("variables/b"))
     assert values in dump("-d", "/variables/b")
@@ -150,7 +153,9 @@ def test_reading_damaged_and_missing(small):
             content[entry.offset] ^= 1
             small.write_bytes(content)
     with reader.File(small) as file:
-        with pytest.raises(record.CheckpointError, match="'variables/a/w', 'variables/b'"):
+        with pytest.raises(
+            record.CheckpointError, match="'variables/a/whose_name_leaves_room_for_others', 'variables/b'"
+        ):
             file.verify()
         for name, message in [("variables/b", "damaged.*'variables/b'"), ("c", "no tensor 'c'")]:
             with pytest.raises(record.CheckpointError, match=message):
@@ -241,7 +246,7 @@ def test_same_bytes_each_time_and_the_umasks_mode(tmp_path):
     os.umask(umask := os.umask(0))
     tensors = {f"v/{i}": bits("f4", (i, 3)) for i in range(9)}
     for name, saved in {"a": SAVED, "b": SAVED, "c": None}.items():
-        layout.layout_of.cache_clear()
+        layout.tensors_of.cache_clear()
         writer.write(tmp_path / name, tensors, {"a": 1}, step=1, saved=saved)
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
         time.sleep(1.1 if name == "a" else 0)  # time stamps would have seconds
@@ -277,7 +282,7 @@ HOSTILE = [  # changes of the entry: dtype int16, shape [7], length 14
 @pytest.mark.parametrize("change", HOSTILE, ids=str)
 def test_hostile_manifest(change, version, small):
     def edit(manifest):
-        del manifest["variables/a/w"]  # room for the other
+        del manifest["variables/a/whose_name_leaves_room_for_others"]  # room for the other
         entry = dict(zip(record.Entry._fields, manifest["variables/b"], strict=True)) | change
         manifest["variables/b"] = entry if version == 1 else [*entry.values()]
 
@@ -292,8 +297,15 @@ def test_hostile_manifest(change, version, small):
 @pytest.mark.parametrize("row", [None, 5, "abcde", {}, [], {"a": 1, "b": [], "c": 3, "d": 4, "e": ""}, [[]] * 5])
 @pytest.mark.parametrize("version", record.READABLE)
 def test_a_manifest_of_something_else(row, version, small):
-    forge(small, lambda manifest: manifest.update({"variables/a/w": row}), version=version)
-    with pytest.raises(record.CheckpointError, match=r"tensor 'variables/a/w': its entry .* is malformed"):
+    forge(
+        small,
+        lambda manifest: manifest.update({"variables/a/whose_name_leaves_room_for_others": row}),
+        version=version,
+    )
+    with pytest.raises(
+        record.CheckpointError,
+        match=r"tensor 'variables/a/whose_name_leaves_room_for_others': its entry .* is malformed",
+    ):
         reader.File(small)
 
 

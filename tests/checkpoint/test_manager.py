@@ -18,6 +18,7 @@ from managing import files, manager, run
 
 import fastvar as fv
 from fastvar.checkpoint.background import Background, Staging
+from fastvar.checkpoint.reader import File
 
 
 def test_the_manager_keeps_the_newest_and_finds_the_latest_by_record(tmp_path: Path) -> None:
@@ -285,11 +286,13 @@ def test_nothing_is_removed_unless_the_new_one_is_whole(tmp_path: Path, monkeypa
     one = manager(tmp_path, w, max_to_keep=1)
     one.save(1)
     sync = os.fsync
+    with File(tmp_path / "ckpt-1.h5") as first:
+        offset = first.entries["variables/w"].offset
 
     def damage(descriptor: int) -> None:  # as a bad disk would
         for path in tmp_path.glob(".fastvar-*.tmp"):
             with open(path, "r+b") as file:
-                file.seek(-4, os.SEEK_END)
+                file.seek(offset)
                 file.write(b"oops")
         sync(descriptor)
 
