@@ -421,6 +421,11 @@ class Optimizer(Formula):
             raise KeyError(f"{self._owner}: no slot {name!r} of {variable!r}; slots are {[*self._state]}")
         return found
 
+    @property
+    def _turns(self) -> list[Turn]:
+        """What a save or restore takes so that no other thread is in a step meanwhile."""
+        return [self._turn]
+
     def __copy__(self) -> NoReturn:
         raise TypeError(f"{self._owner}: use copy.deepcopy((variables, optimizer)), which keeps them together")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fastvar.buffers import Array
 from fastvar.checkpoint.contents import Contents
@@ -15,10 +17,29 @@ from fastvar.checkpoint.record import check_names, failing, uncollected
 from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.restore import NameMap, prepare_import, prepare_restore
 from fastvar.checkpoint.writer import write
+from fastvar.kernels.turn import Hold
+from fastvar.optimizer import Optimizer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _between_steps(method: Callable[Concatenate[Checkpoint, P], R]) -> Callable[Concatenate[Checkpoint, P], R]:
+    """Let no other thread be in a step of the checkpoint's optimizers meanwhile."""
+
+    @functools.wraps(method)
+    def held(self: Checkpoint, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._hold():
+            return method(self, *args, **kwargs)
+
+    return held
 
 
 class Checkpoint:
     """A set of objects that are saved and restored together.
+
+    A save or restore waits for a step of its optimizers that another thread is in, and steps wait for it. What
+    other threads write to the variables by themselves may be saved or not; the file is whole all the same.
 
     Parameters
     ----------
@@ -59,6 +80,12 @@ class Checkpoint:
     def _contents(self) -> Contents:
         return Contents(self._root, self._objects)
 
+    def _hold(self) -> Hold:
+        """Return a context that waits for steps of the optimizers in other threads, and for which steps wait."""
+        optimizers = [thing for thing in self._objects.values() if isinstance(thing, Optimizer)]
+        return Hold(turn for optimizer in optimizers for turn in optimizer._turns)
+
+    @_between_steps
     @uncollected()
     def save(self, path: str | os.PathLike[str], *, step: int | None = None, overwrite: bool = False) -> str:
         """Write everything to one HDF5 file, and return its absolute path; it is then durable.
@@ -105,6 +132,7 @@ class Checkpoint:
         """Whether there is just one optimizer, whose iterations count the steps."""
         return len(self._contents().optimizers) == 1
 
+    @_between_steps
     @uncollected()
     def restore(
         self, path: str | os.PathLike[str], *, partial: bool = False, name_map: NameMap | None = None
@@ -151,6 +179,7 @@ class Checkpoint:
                 commit()
         return restored
 
+    @_between_steps
     def import_weights(
         self,
         path: str | os.PathLike[str],

@@ -181,17 +181,20 @@ class CheckpointManager:
         with failing(self.directory):
             self._folder.lock.acquire()
             counter = self._folder.next_counter()
-        tensors, arrays, state, _ = self.checkpoint.collect()
-        if not blocking:
-            tensors = self._staging.copy(tensors)
         path = self._folder.path(counter)
-        state[OWN] = {"time": time.time(), "metrics": metrics}
-        write = prepare(path, tensors | arrays, state, step=step, saved=Saved(self._run, counter))
-        task = functools.partial(_save, write, path, self._folder, self._retention)
+        retain = functools.partial(_retain, path, self._folder, self._retention)
+        with self.checkpoint._hold():
+            tensors, arrays, state, _ = self.checkpoint.collect()
+            if not blocking:
+                tensors = self._staging.copy(tensors)
+            state[OWN] = {"time": time.time(), "metrics": metrics}
+            write = prepare(path, tensors | arrays, state, step=step, saved=Saved(self._run, counter))
+            if blocking:
+                write()
         if blocking:
-            task()
+            retain()
         else:
-            self._background.start(task)
+            self._background.start(lambda: (write(), retain()))
         self._last_step = step
         return path
 
@@ -344,12 +347,8 @@ class CheckpointManager:
         return None
 
 
-def _save(write: Callable[[], None], path: str, folder: Folder, retention: Retention) -> None:
-    """Write a checkpoint, and only then remove what need not be kept.
-
-    It holds the folder, and so its lock, until it is done.
-    """
-    write()
+def _retain(path: str, folder: Folder, retention: Retention) -> None:
+    """Remove what need not be kept, once a checkpoint is written. It holds the folder, and so its lock."""
     try:
         dispensable = retention.dispensable(folder.scan().found)
     except CheckpointError as error:

@@ -1,23 +1,102 @@
-"""One thread at a time in a step, also when a signal such as Ctrl-C comes."""
+"""One thread at a time in a step, or in a save or restore, also when a signal such as Ctrl-C comes.
+
+Compiled, because Python would look at signals between taking a turn and entering the block, and an exception
+raised there (KeyboardInterrupt) would keep the turn for ever. Here `pause` alone looks at them.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from time import sleep
+
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
+cdef double PAUSE = 0.001  # seconds between two looks at whether a turn is free
+cdef int POLITE = 50  # such pauses, which a step makes at most for a save that only waits for the turn
+
+
+cdef int pause() except -1:
+    sleep(PAUSE)
+    PyErr_CheckSignals()  # `sleep` does so only if the signal came to this thread
+    return 0
 
 
 cdef class Turn:
-    """A context manager that refuses a second entry instead of waiting for the first to leave.
-
-    Compiled, because Python would look at signals between taking the turn and entering the block, and an
-    exception raised there (KeyboardInterrupt) would keep the turn for ever.
-    """
+    """A context manager for a step. It waits for a save to leave, and refuses a second step."""
 
     cdef bint taken
+    cdef bint held  # taken by a `Hold`
+    cdef int wanted  # by so many of them
+    cdef unsigned long thread  # that has it
     cdef str owner
 
     def __init__(self, str owner not None):
         self.owner = owner
 
     def __enter__(self):
-        if self.taken:
-            raise RuntimeError(f"{self.owner}: another thread is in a step of this optimizer; give each its own")
+        if self.taken or self.wanted:
+            self.wait()
         self.taken = True
+        self.thread = PyThread_get_thread_ident()
 
     def __exit__(self, kind, error, trace):
         self.taken = False
+
+    cdef int wait(self) except -1:
+        cdef int left = POLITE
+        while self.taken or (self.wanted and left):
+            if self.taken and not self.held:
+                raise RuntimeError(
+                    f"{self.owner}: another thread is in a step of this optimizer; give each its own"
+                )
+            self.refuse_own("step within a save or restore")
+            left -= not self.taken
+            pause()
+        return 0
+
+    cdef int refuse_own(self, str what) except -1:
+        if self.taken and self.thread == PyThread_get_thread_ident():
+            raise RuntimeError(
+                f"{self.owner}: {what} of this optimizer, in the same thread; do one after the other"
+            )
+        return 0
+
+
+cdef class Hold:
+    """A context manager that takes several turns for a save or restore: it waits for steps, and steps for it.
+
+    It takes all turns at once when all are free, and steps wait for a while until it does: so a thread in whose
+    steps there are steps of other optimizers cannot wait for a `Hold` that waits for it.
+    """
+
+    cdef list turns
+
+    def __init__(self, turns):
+        self.turns = [*turns]
+
+    def __enter__(self):
+        cdef Turn turn
+        for turn in self.turns:
+            turn.wanted += 1
+        try:
+            while not self.free():
+                pause()
+            for turn in self.turns:
+                turn.taken = turn.held = True
+                turn.thread = PyThread_get_thread_ident()
+        finally:
+            for turn in self.turns:
+                turn.wanted -= 1
+
+    def __exit__(self, kind, error, trace):
+        cdef Turn turn
+        for turn in self.turns:
+            turn.taken = turn.held = False
+
+    cdef bint free(self) except -1:
+        cdef Turn turn
+        for turn in self.turns:
+            turn.refuse_own("save or restore within a step")
+        for turn in self.turns:
+            if turn.taken:
+                return False
+        return True

@@ -127,6 +127,10 @@ class LossScaleOptimizer(Optimizer):
             self._install(self.dynamic_scale)
             self.inner_optimizer._apply(grads, variables, zero)
 
+    @property
+    def _turns(self) -> list[Turn]:
+        return [self._turn, *self.inner_optimizer._turns]
+
     def scale_loss(self, loss: Any) -> Any:
         """Return `loss` times the present scale, to be differentiated."""
         return loss * self.dynamic_scale
