@@ -90,6 +90,10 @@ class Formula(Declared):
         """Return the numbers that the optimizer keeps for all variables together, and their first values."""
         return {}
 
+    def can_be(self, name: str, number: buffers.Array) -> bool:
+        """Return whether one of `numbers`, or of those that every optimizer keeps, can have this value."""
+        return name != "skipped" or buffers.counts(number)
+
     def decay(self, hyper: Any) -> float:
         """Return what part of the weights decays before the update."""
         return hyper.learning_rate * (hyper.weight_decay or 0.0)  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ class Group:
     """
 
     def __init__(self, optimizer: Optimizer, variables: list[Variable], own: dict[str, Any]) -> None:
-        self.__dict__.update(variables=variables, _optimizer=optimizer, _own={})
+        self.__dict__.update(variables=variables, _optimizer=optimizer, _own={}, _given=set())
         for name, value in own.items():
             setattr(self, name, value)
 
@@ -45,6 +45,7 @@ class Group:
         checked = self._parameter(name).checked(self._optimizer, value)
         self._optimizer._stale = True  # also if a signal comes when it has changed
         self._own[name] = checked
+        self._given.add(name)
         self._optimizer._changed()
 
     def __repr__(self) -> str:

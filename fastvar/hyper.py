@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Self, dataclass_transform
 
 Check = Callable[[Any], Any]
@@ -44,6 +44,7 @@ class Parameter:
 
     def __set__(self, instance: Any, value: Any) -> None:
         instance._set(self, self.checked(instance, value))
+        instance._given.add(self.name)
 
     def checked(self, owner: Any, value: Any) -> Any:
         """Return `value` in its canonical type, or raise an error that names owner and parameter."""
@@ -243,6 +244,8 @@ class Declared:
     """Whether a callable of the iteration may stand for any number declared."""
     room: ClassVar[str] = ""
     """What stands before the names of classes that mean something else than ours of the same name: "torch."."""
+    stateful: ClassVar[Collection[str]] = ()
+    """Names of parameters that hold state, and are no choice of the program; `a.b` is the parameter b of a."""
     _signature: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -281,6 +284,7 @@ class Declared:
             bound = cls._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{cls.__name__}: {error}") from None
+        self._given = {*bound.arguments}  # names of the parameters that the program has set
         bound.apply_defaults()
         self._parameters: dict[str, Any] = {}
         for name, value in bound.arguments.items():

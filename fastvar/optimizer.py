@@ -188,8 +188,7 @@ class Optimizer(Formula):
 
     def _plan(self) -> Engine:
         labels = [label(v, i) for i, v in enumerate(self._variables)]
-        wanted = [*self.slots, *["average"] * self.use_ema]
-        wanted += ["gradient_accumulator"] * bool(self.gradient_accumulation_steps)
+        wanted = self._wanted
         if len(set(wanted)) != len(wanted):
             raise ValueError(f"{self._owner}: slots must have names of their own, got {', '.join(wanted)}")
         for name in wanted:
@@ -198,6 +197,12 @@ class Optimizer(Formula):
                 self._state[name] = [made[id(v)] for v in self._variables]
         self._engine, self._stale = Engine(self, labels), False
         return self._engine
+
+    @property
+    def _wanted(self) -> list[str]:
+        """Names of the slots that the present hyperparameters ask for."""
+        wanted = [*self.slots, *["average"] * bool(self.use_ema)]
+        return wanted + ["gradient_accumulator"] * bool(self.gradient_accumulation_steps)
 
     def _first(self, slot: str, variable: Variable, group: Group) -> Variable | None:
         """Make a slot of a variable."""
@@ -397,10 +402,6 @@ class Optimizer(Formula):
     def skipped(self) -> int:
         """Number of steps that `nonfinite="skip"` has left out."""
         return int(self._numbers["skipped"])
-
-    def can_be(self, name: str, number: buffers.Array) -> bool:
-        """Return whether one of `numbers`, or of those that every optimizer keeps, can have this value."""
-        return name != "skipped" or buffers.counts(number)
 
     @property
     def variables(self) -> list[Variable]:

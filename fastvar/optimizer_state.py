@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from fastvar import buffers
-from fastvar.hyper import Declared, deserialize, serialize
 from fastvar.optimizer import Optimizer
+from fastvar.stored import Difference, adopted, differences, kept, loaded, stored, with_saved
 from fastvar.variable import Variable
 
 MANY = 1 << 63  # steps
-FUNCTION = {"function": True}  # a schedule that is a plain function cannot be stored, only kept
+ACCUMULATION = "gradient_accumulation_steps"
+Slots = dict[str, list[Variable | None]]
 
 
 def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[str, Any]:
@@ -22,86 +24,185 @@ def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[s
         "class_name": _class_name(optimizer),
         "steps": optimizer._steps,
         "numbers": {name: value.tolist() for name, value in optimizer._numbers.items()},
-        "parameters": _stored({k: v for k, v in optimizer._parameters.items() if k != "name"}),
+        "parameters": _parameters(optimizer),
         "groups": [
-            {"variables": [name_of(v) for v in group.variables], "own": _stored(group._own)}
+            {"variables": [name_of(v) for v in group.variables], "own": stored(group._own)}
             for group in optimizer.groups
         ],
     }
+
+
+def slots_of(optimizer: Optimizer) -> Slots:
+    """Return the slots that the present hyperparameters want, as far as they are made."""
+    return {name: optimizer._state[name] for name in optimizer._wanted if name in optimizer._state}
 
 
 def _class_name(optimizer: Optimizer) -> str:
     return f"{optimizer.room}{type(optimizer).__name__}"
 
 
-def _stored(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: _marked(serialize(value)) for name, value in values.items()}
+def _parameters(optimizer: Optimizer) -> dict[str, Any]:
+    return stored({k: v for k, v in optimizer._parameters.items() if k != "name"})
 
 
-def _marked(value: Any) -> Any:
-    """Put the mark for each plain function, also those inside of schedules."""
-    if callable(value):
-        return FUNCTION
-    if isinstance(value, dict):
-        return {key: _marked(item) for key, item in value.items()}
-    return [_marked(item) for item in value] if isinstance(value, list) else value
+class Resumption:
+    """What a restore makes of an optimizer: all is checked at first, and nothing changes before `take_over`.
 
+    An optimizer that is not built yet will be built on the variables that have the names of the file. What the
+    hyperparameters ask for shows on another optimizer that has them, the trial.
 
-def build(optimizer: Optimizer, saved: dict[str, Any], named: dict[str, Variable]) -> None:
-    """Build the optimizer on the variables, in the order and groups in which it was saved."""
-    owner = type(optimizer).__name__
-    groups = [
-        {"variables": [named[name] for name in group["variables"]], **_loaded(group["own"], {}, owner)}
-        for group in saved["groups"]
-    ]
-    optimizer.build(groups)
-
-
-def prepare(optimizer: Optimizer, saved: dict[str, Any], name_of: Callable[[Variable], str]) -> Callable[[], None]:
-    """Check what `describe` returned against the optimizer, and return what will take it over.
+    Attributes
+    ----------
+    new : bool
+        Whether the optimizer is not built yet.
+    variables : list of Variable
+        On which it is built, or will be.
+    slots : dict of str to list of Variable
+        What it will keep for them.
+    differences : list of Difference
+        Hyperparameters that are not those of the file.
 
     Raises
     ------
     ValueError
-        If it is of another class, or has other groups, or values out of range.
+        If the file's is of another class, or has other groups, or values out of range.
     """
-    owner = type(optimizer).__name__
-    if saved["class_name"] != _class_name(optimizer):
-        raise ValueError(f"{owner}: the saved optimizer is of class {saved['class_name']}")
-    here = [{name_of(v) for v in group.variables} for group in optimizer.groups]
-    if here != [set(group["variables"]) for group in saved["groups"]]:
-        raise ValueError(f"{owner}: the saved optimizer has other groups of variables")
-    values = _loaded(saved["parameters"], optimizer._parameters, owner)
-    own = [
-        _loaded(g["own"], group._own, owner) for g, group in zip(saved["groups"], optimizer.groups, strict=True)
-    ]
-    taking = [optimizer, *(group._optimizer for group in optimizer.groups)]
-    for whose, given in zip(taking, (values, *own), strict=True):
-        for name, value in given.items():
-            parameter = whose.parameters.get(name)
-            if parameter is None or not (parameter.per_group or given is values):
-                raise ValueError(f"{owner}: has no such parameter {name!r}, which was saved")
-            given[name] = parameter.checked(whose, value)
-    steps, numbers = saved["steps"], _numbers(saved.get("numbers", {}), optimizer, owner)
-    if type(steps) is not int or not 0 <= steps < MANY:
-        raise ValueError(f"{owner}: steps must be a whole number from 0 to 2**63 - 1, got {steps!r}")
 
-    def take_over() -> None:
-        optimizer._parameters.update(_adopted(optimizer._parameters, values))
-        for group, mine in zip(optimizer.groups, own, strict=True):
-            adopted = _adopted(group._own, mine)
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        saved: dict[str, Any],
+        name_of: Callable[[Variable], str],
+        named: Mapping[str, Variable],
+        program: bool,
+    ) -> None:
+        self.optimizer, self._owner = optimizer, type(optimizer).__name__
+        if saved["class_name"] != _class_name(optimizer):
+            raise ValueError(f"{self._owner}: the saved optimizer is of class {saved['class_name']}")
+        self.new = not optimizer._variables
+        self._members = self._find_members([g["variables"] for g in saved["groups"]], name_of, named)
+        self.variables = [v for member in self._members for v in member]
+        self._steps = _checked_steps(saved["steps"], self._owner)
+        self._saved = {"parameters": saved["parameters"], "groups": [g["own"] for g in saved["groups"]]}
+        self.differences = [*self._compare()]
+        self._chosen = self._choose() if program else self._saved
+        self._values, *self._own = self._load()
+        self._trial = self._try(self._chosen)
+        self._changes = self.new or bool(self.differences and not program)
+        self.slots = self._find_slots()
+        self._numbers = _checked_numbers(saved.get("numbers", {}), self._trial if self.new else optimizer)
+
+    def _find_members(
+        self, saved: list[list[str]], name_of: Callable[[Variable], str], named: Mapping[str, Variable]
+    ) -> list[list[Variable]]:
+        """Return the variables of each group."""
+        if self.new:
+            absent = [name for names in saved for name in names if name not in named]
+            if absent:
+                raise ValueError(f"{self._owner}: the saved optimizer was built on {', '.join(absent)}, not here")
+            return [[named[name] for name in names] for names in saved]
+        if [{name_of(v) for v in g.variables} for g in self.optimizer.groups] != [*map(set, saved)]:
+            raise ValueError(f"{self._owner}: the saved optimizer has other groups of variables")
+        return [group.variables for group in self.optimizer.groups]
+
+    def _compare(self) -> Iterator[Difference]:
+        optimizer, saved = self.optimizer, self._saved["parameters"]
+        here = {name: value for name, value in optimizer._parameters.items() if name in saved}
+        there = {name: value for name, value in saved.items() if name in here}
+        yield from differences(here, there, optimizer._given, optimizer.stateful, "", ("parameters",))
+        for i, (group, own) in enumerate(zip(optimizer.groups, self._saved["groups"], strict=False)):
+            yield from differences(group._own, own, group._given, (), f"groups[{i}].", ("groups", i))
+
+    def _choose(self) -> dict[str, Any]:
+        """Return the hyperparameters of the program, those of groups that it has not made as they were saved."""
+        for each in self.differences:
+            if each.path[-1] == ACCUMULATION and self._steps:
+                raise ValueError(f"{self._owner}: {each}; it is fixed once training has begun: it counts in calls")
+        groups = [stored(group._own) for group in self.optimizer.groups] or self._saved["groups"]
+        chosen: dict[str, Any] = kept({"parameters": _parameters(self.optimizer), "groups": groups}, self._saved)
+        return chosen
+
+    def _load(self) -> list[dict[str, Any]]:
+        """Return the chosen hyperparameters: the optimizer's, and then those of each group."""
+        current = [self.optimizer._parameters, *(g._own for g in self.optimizer.groups)]
+        current += [{} for _ in self._members] if self.new else []
+        whose = [self.optimizer, *(g._optimizer for g in self.optimizer.groups)]
+        chosen = [self._chosen["parameters"], *self._chosen["groups"]]
+        result = [loaded(v, c, self._owner) for v, c in zip(chosen, current, strict=True)]
+        for owner, values in zip(whose, result, strict=False):  # of a new one, groups are checked by `build`
+            for name, value in values.items():
+                parameter = owner.parameters.get(name)
+                if parameter is None or not (parameter.per_group or values is result[0]):
+                    raise ValueError(f"{self._owner}: has no such parameter {name!r}, which was saved")
+                values[name] = parameter.checked(owner, value)
+                if isinstance(value, Optimizer) and type(value) is not type(owner._parameters[name]):
+                    raise ValueError(f"{self._owner}: the saved {name} is of class {type(value).__name__}")
+        return result
+
+    def _try(self, chosen: dict[str, Any]) -> Optimizer:
+        """Return another optimizer with such hyperparameters."""
+        current = self.optimizer._parameters
+        trial = type(self.optimizer)(**{**current, **loaded(chosen["parameters"], current, self._owner)})
+        trial.groups = [SimpleNamespace(_own=own) for own in chosen["groups"]]  # type: ignore[misc]
+        return trial
+
+    def _find_slots(self) -> Slots:
+        """Return the slots that the trial wants: those that there are, and others that it makes."""
+        present, optimizer = slots_of(self.optimizer), self.optimizer
+        self._changes = self._changes or {*present} != {*self._trial._wanted}
+        if not self._changes or not self.variables:
+            return present
+        self._trial.groups = []
+        self._trial.build(self._groups())
+        slots = {name: [*made] for name, made in self._trial._state.items()}
+        for name, made in slots.items():
+            for i, old in enumerate(optimizer._state.get(name, ())):
+                place = made[i]
+                if old is not None and place is not None and (old.shape, old.dtype) == (place.shape, place.dtype):
+                    made[i] = old
+        return slots
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [{"variables": v, **own} for v, own in zip(self._members, self._own, strict=True)]
+
+    def take_over(self) -> None:
+        """Make the optimizer so; the slots are filled by others."""
+        optimizer = self.optimizer
+        optimizer._parameters.update(adopted(optimizer._parameters, self._values))
+        if self._changes:
+            optimizer._state.clear()
+            optimizer._state.update(self.slots)
+            optimizer._engine = None
+        if self.new and self.variables:
+            optimizer.build(self._groups())
+            for group in optimizer.groups:
+                group._given.clear()  # by the program, which did not make it
+        for group, mine in zip(optimizer.groups, self._own, strict=True):
+            after = adopted(group._own, mine)
             group._own.clear()
-            group._own.update(adopted)
-        optimizer._count[0] = steps
-        for name, number in numbers.items():
+            group._own.update(after)
+        optimizer._count[0] = self._steps
+        for name, number in self._numbers.items():
             optimizer._numbers[name][...] = number
         optimizer._changed()
 
-    return take_over
+    def explain(self) -> Iterator[str]:
+        """Give the hyperparameters of the program that want other slots than those of the file."""
+        wanted = {*self._trial._wanted}
+        for each in self.differences:
+            other = {*self._try(with_saved(self._chosen, self._saved, each.path))._wanted}
+            for slot in sorted(wanted ^ other):
+                yield f"{each}; {'here' if slot in wanted else 'in the file'} it wants the slot {slot!r}"
 
 
-def _numbers(saved: dict[str, Any], optimizer: Optimizer, owner: str) -> dict[str, buffers.Array]:
-    numbers = {}
+def _checked_steps(steps: Any, owner: str) -> int:
+    if type(steps) is not int or not 0 <= steps < MANY:
+        raise ValueError(f"{owner}: steps must be a whole number from 0 to 2**63 - 1, got {steps!r}")
+    return steps
+
+
+def _checked_numbers(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, buffers.Array]:
+    owner, numbers = type(optimizer).__name__, {}
     for name, value in saved.items():
         given = value if isinstance(value, list) else [value]
         if any(type(element) is not float for element in given):
@@ -113,38 +214,3 @@ def _numbers(saved: dict[str, Any], optimizer: Optimizer, owner: str) -> dict[st
         if not optimizer.can_be(name, number):
             raise ValueError(f"{owner}: {name} is out of range, got {value!r}")
     return numbers
-
-
-def _loaded(stored: dict[str, Any], current: dict[str, Any], owner: str) -> dict[str, Any]:
-    return {name: deserialize(_unmarked(v, current.get(name), f"{owner}: {name}")) for name, v in stored.items()}
-
-
-def _unmarked(stored: Any, current: Any, what: str) -> Any:
-    """Put the program's functions where they were when it was saved."""
-    if stored == FUNCTION:
-        if not callable(current):
-            raise ValueError(f"{what} was a function when it was saved; set it (in a group: build first)")
-        return current
-    if isinstance(stored, list):
-        here = current if isinstance(current, tuple) and len(current) == len(stored) else [None] * len(stored)
-        return [_unmarked(s, c, f"{what}[{i}]") for i, (s, c) in enumerate(zip(stored, here, strict=True))]
-    if isinstance(stored, dict) and isinstance(stored.get("config"), dict):
-        own = current._parameters if isinstance(current, Declared) else {}
-        config = {k: _unmarked(v, own.get(k), f"{what}.{k}") for k, v in stored["config"].items()}
-        return {**stored, "config": config}
-    return stored
-
-
-def _adopted(current: dict[str, Any], restored: dict[str, Any]) -> dict[str, Any]:
-    """Return what was restored, but keep the schedule objects of the program where the class is the same."""
-    return {name: _merged(current.get(name), value) for name, value in restored.items()}
-
-
-def _merged(current: Any, restored: Any) -> Any:
-    """Give the present schedule what was restored: `plateau.record` must go on reaching the optimizer."""
-    if isinstance(restored, Declared) and type(current) is type(restored):
-        current._parameters.update(_adopted(current._parameters, restored._parameters))
-        return current
-    if isinstance(restored, tuple) and isinstance(current, tuple) and len(current) == len(restored):
-        return tuple(map(_merged, current, restored))
-    return restored

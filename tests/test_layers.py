@@ -9,7 +9,7 @@ import fastvar
 
 LAYERS = [
     {"hyper", "slices"},
-    {"buffers"},
+    {"buffers", "stored"},
     {"kernels"},
     {"constraints", "regularizers", "schedules", "threads"},
     {"variable"},

@@ -106,9 +106,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     train(optimizer, range(5))
     path = fv.Checkpoint(variables=given, optimizer=optimizer).save(tmp_path / "a.h5")
     train(optimizer, range(5, 12))
-    other = {**options, "lr": 0.5}
+    other = {**options, "lr": 0.75}
     resumed = grouped(name, again, other) if built else make(name, **other)
-    fv.Checkpoint(variables=again, optimizer=resumed).restore(path)
+    with pytest.warns(RuntimeWarning, match=r"optimizer\.lr: 0\.75 here"):
+        fv.Checkpoint(variables=again, optimizer=resumed).restore(path)
     train(resumed, range(5, 12))
     assert contents(resumed, again) == contents(optimizer, given)
     assert resumed.get_config() == optimizer.get_config()

@@ -15,7 +15,7 @@ from fastvar.checkpoint.names import absolute, make_directory
 from fastvar.checkpoint.reader import File, foresee
 from fastvar.checkpoint.record import check_names, failing, uncollected
 from fastvar.checkpoint.report import Restored
-from fastvar.checkpoint.restore import NameMap, prepare_import, prepare_restore
+from fastvar.checkpoint.restore import Choice, NameMap, prepare_import, prepare_restore
 from fastvar.checkpoint.writer import write
 from fastvar.kernels.turn import Hold
 from fastvar.optimizer import Optimizer
@@ -135,7 +135,12 @@ class Checkpoint:
     @_between_steps
     @uncollected()
     def restore(
-        self, path: str | os.PathLike[str], *, partial: bool = False, name_map: NameMap | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        partial: bool = False,
+        name_map: NameMap | None = None,
+        hyperparameters: Choice = "saved",
     ) -> Restored:
         """Read a file, verify all of it, and only then give every object its saved state.
 
@@ -143,10 +148,9 @@ class Checkpoint:
         the slots of an optimizer that is not built yet are read once: they hold nothing that could be lost). What
         changes in the file between the two is told by an error.
 
-        An optimizer that is not built yet is built as it was. Hyperparameters come back as they were saved,
-        also those given otherwise to the constructor (a schedule that is a plain function stays the program's):
-        set after the restore what is to differ. The streams of random generators come back, the count of
-        children that they have spawned does not.
+        An optimizer that is not built yet is built as it was, with the slots that its hyperparameters want. A
+        schedule that is a plain function stays the program's. The streams of random generators come back, the
+        count of children that they have spawned does not.
 
         Parameters
         ----------
@@ -158,6 +162,10 @@ class Checkpoint:
             From the name of a variable here, or the leading part of its path, to that in the file; None
             leaves the variable as it is. The empty path is that of all variables. In a mapping, a key that is
             no name here and a target that is none in the file are errors.
+        hyperparameters : {"saved", "program"}
+            Whose hyperparameters hold from now on: by default those of the file. The report lists all that
+            differ. With "program", the state of schedules comes back all the same, and slots must be those of
+            the file.
 
         Returns
         -------
@@ -170,11 +178,30 @@ class Checkpoint:
             If the file is damaged or not a checkpoint.
         ValueError
             If names, shapes or dtypes do not match: one error for all of them.
+
+        Warns
+        -----
+        RuntimeWarning
+            If a hyperparameter changes that the program itself had set.
+
+        Examples
+        --------
+        >>> import fastvar as fv, tempfile
+        >>> w = fv.Variable([1.0], name="w")
+        >>> optimizer = fv.optimizers.Adam(0.01)
+        >>> optimizer.apply([[1.0]], [w])
+        >>> path = fv.Checkpoint(w=w, optimizer=optimizer).save(tempfile.mkdtemp() + "/a.h5")
+        >>> optimizer = fv.optimizers.Adam(0.001, clipnorm=1.0)
+        >>> report = fv.Checkpoint(w=w, optimizer=optimizer).restore(path, hyperparameters="program")
+        >>> report.hyperparameters[0]
+        'optimizer.learning_rate: 0.001 here, 0.01 in the file'
+        >>> optimizer.learning_rate, optimizer.clipnorm, optimizer.iterations
+        (0.001, 1.0, 1)
         """
         foresee(path)
         contents = self._contents()
         with File(path) as file:
-            restored, commits = prepare_restore(contents, file, partial, name_map)
+            restored, commits = prepare_restore(contents, file, partial, name_map, hyperparameters)
             for commit in commits:
                 commit()
         return restored

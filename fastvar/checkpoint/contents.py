@@ -8,6 +8,7 @@ and `state/arrays/0`, ... for arrays in other state.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fastvar import optimizer_state
@@ -16,6 +17,7 @@ from fastvar.checkpoint import generators, values
 from fastvar.checkpoint.generators import is_generator
 from fastvar.module import Module, Tree, children, walk
 from fastvar.optimizer import Optimizer
+from fastvar.optimizer_state import Resumption
 from fastvar.variable import Variable
 
 RESERVED = ("variables", "state", "manifest", "root")
@@ -89,12 +91,16 @@ class Contents:
             )
         return name
 
-    def tensors(self) -> dict[str, Variable]:
-        """Return the places of all tensors by their names in a file."""
+    def tensors(self, resumptions: Mapping[str, Resumption] = MappingProxyType({})) -> dict[str, Variable]:
+        """Return the places of all tensors by their names in a file: of optimizers, those that they will have."""
         places = {f"variables/{name}": v for name, v in self.variables.items()}
         for keyword, optimizer in self.optimizers.items():
-            owners = [self.name_of(variable) for variable in optimizer._variables]
-            for slot, of_variable in optimizer._state.items():
+            resumed = resumptions.get(keyword)
+            variables, slots = optimizer._variables, optimizer_state.slots_of(optimizer)
+            if resumed is not None:
+                variables, slots = resumed.variables, resumed.slots
+            owners = [self.name_of(variable) for variable in variables]
+            for slot, of_variable in slots.items():
                 for owner, place in zip(owners, of_variable, strict=True):
                     if place is not None and places.setdefault(f"{keyword}/{owner}/{slot}", place) is not place:
                         raise ValueError(f"Checkpoint: two variables of {keyword} are named {owner!r}")
@@ -108,15 +114,18 @@ class Contents:
             state[keyword] = values.encode(_get_state(thing), arrays)
         return state, arrays
 
-    def prepare(self, keyword: str, saved: Any, arrays: Mapping[str, Array], rename: Rename) -> Commit:
-        """Check the saved state of one object, and return what will make the object take it over."""
-        if keyword in self.optimizers:
-            try:
-                return optimizer_state.prepare(
-                    self.optimizers[keyword], saved, lambda v: str(rename(self.name_of(v)))
-                )
-            except MALFORMED as error:
-                raise ValueError(f"{keyword}: the saved state is not one of an optimizer ({error})") from error
+    def resume(self, keyword: str, saved: Any, rename: Rename, program: bool) -> Resumption:
+        """Check the saved state of an optimizer, and return what will make the optimizer take it over."""
+        named = {str(rename(name)): v for name, v in self.variables.items()}
+        try:
+            return Resumption(
+                self.optimizers[keyword], saved, lambda v: str(rename(self.name_of(v))), named, program
+            )
+        except MALFORMED as error:
+            raise ValueError(f"{keyword}: the saved state is not one of an optimizer ({error})") from error
+
+    def prepare(self, keyword: str, saved: Any, arrays: Mapping[str, Array]) -> Commit:
+        """Check the saved state of another object, and return what will make the object take it over."""
         try:
             return _prepare_state(self.states[keyword], values.decode(saved, arrays))
         except ValueError as error:

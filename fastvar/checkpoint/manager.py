@@ -16,6 +16,7 @@ from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.folder import OWN, Folder, message
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import CheckpointError, Saved, checked_step, failing, uncollected
+from fastvar.checkpoint.restore import Choice, checked_choice
 from fastvar.checkpoint.retention import Retention
 from fastvar.checkpoint.stopping import Listener
 from fastvar.checkpoint.writer import prepare
@@ -53,6 +54,8 @@ class CheckpointManager:
         Whether less or more of it is better.
     keep_best : int
         How many of the best stay.
+    hyperparameters : {"saved", "program"}
+        Whose hyperparameters hold after `restore_or_initialize`, see `Checkpoint.restore`.
 
     Notes
     -----
@@ -90,10 +93,11 @@ class CheckpointManager:
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
         keep_best: int = 1,
+        hyperparameters: Choice = "saved",
     ) -> None:
-        if checkpoint_interval is not None and checkpoint_interval < 1:
+        if checkpoint_interval is not None and (type(checkpoint_interval) is not int or checkpoint_interval < 1):
             raise ValueError(
-                f"CheckpointManager: checkpoint_interval must be at least 1 or None, got {checkpoint_interval}"
+                f"CheckpointManager: checkpoint_interval must be at least 1 or None, got {checkpoint_interval!r}"
             )
         if os.path.basename(checkpoint_name) != checkpoint_name or not checkpoint_name:
             raise ValueError(f"CheckpointManager: checkpoint_name must be a file name, got {checkpoint_name!r}")
@@ -104,6 +108,7 @@ class CheckpointManager:
         self.checkpoint = checkpoint
         self.checkpoint_interval = checkpoint_interval
         self.init_fn = init_fn
+        self.hyperparameters = checked_choice(hyperparameters, "CheckpointManager")
         self._step_counter = step_counter
         self._retention = Retention(
             max_to_keep, keep_checkpoint_every_n_hours, keep_checkpoint_every_n_steps, monitor, mode, keep_best
@@ -280,7 +285,7 @@ class CheckpointManager:
         """Let a checkpoint be removed as others are; without a pin nothing happens."""
         self._folder.pin(path, False)
 
-    def restore_or_initialize(self) -> str | None:
+    def restore_or_initialize(self, *, hyperparameters: Choice | None = None) -> str | None:
         """Restore the newest good checkpoint and return its path; without any, call `init_fn`, return None.
 
         A damaged one is passed over with a warning. So is what no manager can have saved, as its name has an
@@ -290,6 +295,11 @@ class CheckpointManager:
         names the other one. (A program that only reads may instead pass `latest_checkpoint` to the `restore` of
         its checkpoint.)
 
+        Parameters
+        ----------
+        hyperparameters : {"saved", "program"}, optional
+            By default what the manager was given; see `Checkpoint.restore`.
+
         Raises
         ------
         CheckpointError
@@ -297,6 +307,7 @@ class CheckpointManager:
         ValueError
             If the newest good one does not match the objects.
         """
+        choice = checked_choice(hyperparameters or self.hyperparameters, "CheckpointManager")
         self.wait()
         lock = self._folder.lock
         held = lock.held
@@ -305,25 +316,25 @@ class CheckpointManager:
         except CheckpointError as error:
             warnings.warn(str(error), RuntimeWarning, stacklevel=2)
         try:
-            return self._restore_newest()
+            return self._restore_newest(choice)
         except BaseException:
             if not held:
                 lock.release()
             raise
 
-    def _restore_newest(self) -> str | None:
+    def _restore_newest(self, choice: Choice) -> str | None:
         found, damaged, strangers = self._folder.scan()
         for stranger in strangers:
             warnings.warn(f"{stranger}; it is left alone", RuntimeWarning, stacklevel=3)
         for checkpoint in reversed(found):
             try:
-                self._last_step = self.checkpoint.restore(checkpoint.path).step
+                self._last_step = self.checkpoint.restore(checkpoint.path, hyperparameters=choice).step
             except OSError as error:
                 own = isinstance(error, CheckpointError) or error.filename == checkpoint.path
                 if not own:  # of an object that is restored
                     raise
                 if isinstance(error, FileNotFoundError):  # another process, which saves here, has just removed it:
-                    return self._restore_newest()  # there are newer ones
+                    return self._restore_newest(choice)  # there are newer ones
                 damaged.append(message(checkpoint.path, error))
                 continue
             for problem in damaged:

@@ -26,6 +26,10 @@ class Restored:
         Names that were restored, that the file lacks, and that only the file has.
     refused : list of str
         With `partial`, why an optimizer or another object did not take its saved state.
+    hyperparameters : list of str
+        Those of optimizers that were not the same in the program and in the file, with both values.
+    kept : bool
+        Whether those of the program were kept.
     notes : list of str
         Of an import: dtypes that were converted, things in the file that are not tensors.
     """
@@ -36,6 +40,8 @@ class Restored:
     missing: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    hyperparameters: list[str] = field(default_factory=list)
+    kept: bool = False
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -49,6 +55,8 @@ class Restored:
             lines.append(f"  not in the file: {summary(self.missing)}")
         lines += [f"  only in the file: {summary(self.skipped)}"] * bool(self.skipped)
         lines += [f"  refused: {text}" for text in self.refused]
+        whose = "the program's is kept" if self.kept else "the file's is taken"
+        lines += [f"  hyperparameter: {text}; {whose}" for text in self.hyperparameters]
         lines += [f"  note: {text}" for text in self.notes[:_FEW]]
         lines += [f"  and {len(self.notes) - _FEW:,} more notes"] * (len(self.notes) > _FEW)
         return "\n".join(lines)

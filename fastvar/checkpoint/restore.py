@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from fastvar import kernels, optimizer_state
+from fastvar import kernels
 from fastvar.buffers import Array
 from fastvar.checkpoint.contents import Commit, Contents, Rename
 from fastvar.checkpoint.foreign.source import Foreign, HasSpec
@@ -18,9 +20,11 @@ from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import EXTENDED, LARGE, CheckpointError
 from fastvar.checkpoint.report import Like, Restored, mismatch
+from fastvar.optimizer_state import Resumption
 from fastvar.variable import Variable
 
 NameMap = Mapping[str, str | None] | Rename
+Choice = Literal["saved", "program"]
 Convert = Callable[[np.dtype[Any], np.dtype[Any]], bool]  # from the file's, to that of here
 
 _KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
@@ -37,34 +41,26 @@ class Source(Protocol):
     def read(self, name: str) -> Array: ...
 
 
-def prepare_restore(
-    contents: Contents, file: File, partial: bool, name_map: NameMap | None
-) -> tuple[Restored, list[Commit]]:
-    """Check everything; return the report and what will assign it all, while the file is open.
+def checked_choice(hyperparameters: Choice, owner: str) -> Choice:
+    """Return the choice between hyperparameters; ValueError if it is no such choice."""
+    if hyperparameters not in ("saved", "program"):
+        raise ValueError(f"{owner}: hyperparameters must be 'saved' or 'program', got {hyperparameters!r}")
+    return hyperparameters
 
-    An optimizer that is not built yet is built, and unbuilt again if anything does not fit.
-    """
+
+def prepare_restore(
+    contents: Contents, file: File, partial: bool, name_map: NameMap | None, hyperparameters: Choice = "saved"
+) -> tuple[Restored, list[Commit]]:
+    """Check everything; return the report and what will assign it all, while the file is open."""
+    checked_choice(hyperparameters, "Checkpoint")
     if isinstance(name_map, Mapping):
         there = [name.partition("/")[2] for name in file.entries if not name.startswith("state/")]
         _check_map(name_map, _owners(contents), there, file.path)
     rename = _renamer(name_map)
-    built: set[str] = set()
-    try:
-        _build_optimizers(contents, file.state, rename, built)
-        return _prepare(contents, file, partial, rename, built)
-    except BaseException:
-        for keyword in built:
-            contents.optimizers[keyword]._unbuild()
-        raise
-
-
-def _prepare(
-    contents: Contents, file: File, partial: bool, rename: Rename, built: set[str]
-) -> tuple[Restored, list[Commit]]:
     restored = Restored(file.path, file.step)
-    kept = {name: file.read(name) for name in file.entries if name.startswith("state/")}
-    commits, refused = _prepare_states(contents, file, kept, rename, restored)
-    places = contents.tensors()
+    commits, refused = _prepare_states(contents, file, restored)
+    resumptions = _resume(contents, file, rename, restored, refused, hyperparameters == "program")
+    places = contents.tensors(resumptions)
     if refused:  # slots without their optimizer mean nothing
         places = {name: place for name, place in places.items() if name.partition("/")[0] not in refused}
     sources = places if rename is _same else [_source(name, rename) for name in places]
@@ -74,15 +70,63 @@ def _prepare(
     restored.skipped += [n for n in file.entries if n not in used and not n.startswith("state/")]
     if not partial:
         wrong += restored.refused
+    advice = ""
+    if not partial and (restored.missing or restored.skipped) and hyperparameters == "program":
+        slots = [f"{keyword}.{line}" for keyword, one in resumptions.items() for line in one.explain()]
+        advice = 'hyperparameters="saved" takes those of the file' if slots else ""
+        wrong += slots
     if wrong or (not partial and (restored.missing or restored.skipped)):
-        raise ValueError(mismatch(restored, wrong, file.entries))
-    return restored, commits + _read(taking, places, file, built)
+        raise ValueError(mismatch(restored, wrong, file.entries, advice))
+    new = {keyword for keyword, one in resumptions.items() if one.new}
+    reading = _read(taking, places, file, new)
+    _warn_of_changed(file.path, resumptions, hyperparameters)
+    return restored, commits + [one.take_over for one in resumptions.values()] + reading
 
 
-def _read(taking: dict[str, str], places: Mapping[str, Variable], file: File, built: set[str]) -> list[Commit]:
+def _resume(
+    contents: Contents, file: File, rename: Rename, restored: Restored, refused: set[str], program: bool
+) -> dict[str, Resumption]:
+    """Prepare the optimizers, and note which hyperparameters differ."""
+    resumptions = {}
+    for keyword in contents.optimizers:
+        if keyword not in file.state:
+            restored.missing.append(keyword)
+            continue
+        try:
+            resumptions[keyword] = contents.resume(keyword, file.state[keyword], rename, program)
+            restored.taken.append(keyword)
+        except ValueError as error:
+            restored.refused.append(str(error))
+            refused.add(keyword)
+    restored.hyperparameters += [f"{k}.{each}" for k, one in resumptions.items() for each in one.differences]
+    restored.kept = program
+    return resumptions
+
+
+def _warn_of_changed(path: str, resumptions: Mapping[str, Resumption], hyperparameters: Choice) -> None:
+    """Say which hyperparameters are about to change that the program itself has set."""
+    changed = [f"{k}.{each}" for k, one in resumptions.items() for each in one.differences if each.given]
+    if changed and hyperparameters == "saved":
+        warnings.warn(
+            f"{path}: the hyperparameters of the file are taken where the program has set others: "
+            f'{"; ".join(changed)} (hyperparameters="program" keeps those of the program)',
+            RuntimeWarning,
+            stacklevel=_levels_to_caller(),
+        )
+
+
+def _levels_to_caller() -> int:
+    """Return the `stacklevel` of what called this package, for a warning by the caller of this function."""
+    level = 1
+    while sys._getframe(level).f_globals["__name__"].partition(".")[0] in ("fastvar", "contextlib"):
+        level += 1
+    return level
+
+
+def _read(taking: dict[str, str], places: Mapping[str, Variable], file: File, unbuilt: set[str]) -> list[Commit]:
     """Verify tensors; return what will assign them.
 
-    Slots of an optimizer that was built just now hold nothing yet: they are read at once. Other large tensors are
+    Slots of an optimizer that is not built yet hold nothing: they are read at once. Other large tensors are
     read a second time. That costs less than keeping all of them in memory: new memory is slow, and may be short.
     """
     new: list[tuple[str, Array]] = []
@@ -93,7 +137,7 @@ def _read(taking: dict[str, str], places: Mapping[str, Variable], file: File, bu
         if 0 < entry.length < LARGE:
             few.append((entry.offset or 0, source, array))
         else:
-            (new if name.partition("/")[0] in built else large).append((source, array))
+            (new if name.partition("/")[0] in unbuilt else large).append((source, array))
     few.sort(key=itemgetter(0))
     parts = file.read_small([source for _, source, _ in few])
     small = functools.partial(kernels.copy, [array for _, _, array in few], parts)
@@ -189,18 +233,17 @@ def _match(
     return taking, wrong
 
 
-def _prepare_states(
-    contents: Contents, file: File, arrays: dict[str, Array], rename: Rename, restored: Restored
-) -> tuple[list[Commit], set[str]]:
-    """Prepare generators, users' objects and optimizers, in the order in which they may still fail."""
+def _prepare_states(contents: Contents, file: File, restored: Restored) -> tuple[list[Commit], set[str]]:
+    """Prepare generators and users' objects, which may still fail when they are given their state."""
+    arrays = {name: file.read(name) for name in file.entries if name.startswith("state/")}
     commits: list[Commit] = []
     refused: set[str] = set()
-    for keyword in [*contents.states, *contents.optimizers]:
+    for keyword in contents.states:
         if keyword not in file.state:
             restored.missing.append(keyword)
             continue
         try:
-            commits.append(contents.prepare(keyword, file.state[keyword], arrays, rename))
+            commits.append(contents.prepare(keyword, file.state[keyword], arrays))
             restored.taken.append(keyword)
         except ValueError as error:
             restored.refused.append(str(error))
@@ -208,20 +251,6 @@ def _prepare_states(
     known = {*contents.optimizers, *contents.states}
     restored.skipped += [k for k in file.state if k not in known and not k.startswith(_OWN)]
     return commits, refused
-
-
-def _build_optimizers(contents: Contents, state: dict[str, Any], rename: Rename, built: set[str]) -> None:
-    """Build those that are not built yet on the variables they were saved with, if all are here."""
-    named = {str(rename(name)): v for name, v in contents.variables.items()}
-    for keyword, optimizer in contents.optimizers.items():
-        saved = state.get(keyword, {})
-        try:
-            names = [n for group in saved.get("groups", ()) for n in group["variables"]]
-            if not optimizer._variables and names and all(n in named for n in names):
-                optimizer_state.build(optimizer, saved, named)
-                built.add(keyword)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{keyword}: the saved state is not one of an optimizer") from error
 
 
 def _owners(contents: Contents) -> set[str]:

@@ -8,6 +8,8 @@ second place, so that it comes back as one.
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -43,6 +45,8 @@ class _Encoder:
         kind = type(value)
         if kind is list or kind is dict or (kind is np.ndarray and _is_kept(value.dtype)):
             first = self._paths.setdefault(id(value), path)
+            if not first and path:
+                raise ValueError(f"Checkpoint: state must not contain itself, as it does at {[*path]}")
             if first is not path:
                 return {SAME: [*first]}
             return self._array(value) if kind is np.ndarray else self._container(value, path)
@@ -84,41 +88,43 @@ def decode(value: Any, arrays: Mapping[str, Array]) -> Any:
     ValueError
         If `value` is nothing that `encode` returns.
     """
+    decoder = _Decoder(arrays)
     try:
-        return _Decoder(arrays).decode(value, ())
+        decoded = decoder.decode(value)
+        for container, key, path in decoder.again:
+            container[key] = _standing_at(path, decoded)
     except RecursionError as error:
         raise ValueError("the saved state is nested too deeply") from error
+    return decoded
 
 
 class _Decoder:
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self._arrays = arrays
-        self._made: dict[Path, Any] = {}  # lists, dicts and arrays by their paths
+        self.again: list[tuple[Any, Any, Any]] = []  # where something stands again, and the path to it
 
-    def decode(self, value: Any, path: Path) -> Any:
+    def decode(self, value: Any) -> Any:
         if type(value) is list:
             if {*map(type, value)} <= _PLAIN:
-                self._made[path] = value
                 return value
-            items: list[Any] = []
-            self._made[path] = items  # before it is filled: it may contain itself
-            items.extend(self.decode(item, (*path, i)) for i, item in enumerate(value))
-            return items
-        if type(value) is not dict:
+            return self._filled([None] * len(value), enumerate(value))
+        if type(value) is not dict or not value:
             return value
-        for key, restore in ((ARRAY, self._array), (SCALAR, _scalar), (SAME, self._same)):
+        for key, restore in ((ARRAY, self._array), (SCALAR, _scalar)):
             if key in value:
                 try:
-                    made = restore(value[key], **{k: item for k, item in value.items() if k != key})
+                    return restore(value[key], **{k: item for k, item in value.items() if k != key})
                 except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
                     raise ValueError(f"{value} of the saved state stands for nothing") from error
-                self._made[path] = made
-                return made
-        filled: dict[str, Any] = {}
-        self._made[path] = filled
-        for key, item in value.items():
-            filled[key] = self.decode(item, (*path, key))
-        return filled
+        return self._filled(dict.fromkeys(value), value.items())
+
+    def _filled(self, container: Any, items: Iterable[tuple[Any, Any]]) -> Any:
+        for key, item in items:
+            if type(item) is dict and SAME in item:
+                self.again.append((container, key, item[SAME]))
+            else:
+                container[key] = self.decode(item)
+        return container
 
     def _array(self, name: str, layout: str = "") -> Array:
         array = self._arrays[name]
@@ -126,8 +132,16 @@ class _Decoder:
         swapped = dtype.newbyteorder("S") if ">" in layout else dtype
         return np.asarray(array, swapped, order="F" if "F" in layout else "C")
 
-    def _same(self, path: list[str | int]) -> Any:
-        return self._made[(*path,)]
+
+def _standing_at(path: Any, root: Any) -> Any:
+    """Return the list, dict or array at a path."""
+    try:
+        found = functools.reduce(operator.getitem, path, root) if type(path) is list else None
+    except (TypeError, LookupError) as error:
+        raise ValueError(f"there is nothing at {path} in the saved state") from error
+    if not isinstance(found, (list, dict, np.ndarray)):
+        raise ValueError(f"there is no list, dict or array at {path} in the saved state")
+    return found
 
 
 def _scalar(given: tuple[str, Any]) -> Any:

@@ -66,6 +66,7 @@ class LossScaleOptimizer(Optimizer):
     dynamic_growth_steps: int = integer(default=2000, low=1)
 
     schedulable = False
+    stateful = ("inner_optimizer.loss_scale_factor", "inner_optimizer.nonfinite")  # which are set here
     groups = _inner("groups")
     slots = _inner("slots")
     iterations = _inner("iterations")
@@ -74,6 +75,7 @@ class LossScaleOptimizer(Optimizer):
     _listed = _inner("_listed")
     _index = _inner("_index")
     _state = _inner("_state")
+    _wanted = _inner("_wanted")
     _count = _inner("_count")
     _engine = _inner("_engine")
     _numbers = _inner("_numbers")

@@ -68,6 +68,7 @@ class ReduceOnPlateau(LearningRateSchedule):
     wait: int = integer(default=0, low=0, kw_only=True)
     cooldown_counter: int = integer(default=0, low=0, kw_only=True)
     value: float | None = number(default=None, low=0, optional=True, kw_only=True)
+    stateful = ("best", "wait", "cooldown_counter", "value")
 
     def __call__(self, step: int = 0) -> float:
         """Return the present value, whatever the iteration."""

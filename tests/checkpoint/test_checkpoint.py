@@ -32,7 +32,11 @@ def test_a_changed_learning_rate_comes_back(tmp_path: Path) -> None:
     first.train(2)
     first.optimizer.learning_rate = 0.5
     first.optimizer.groups[1].learning_rate = 0.25
-    second.checkpoint.restore(first.checkpoint.save(tmp_path / "a.h5"))
+    with pytest.warns(
+        RuntimeWarning, match=r"optimizer\.learning_rate: 0\.125 here, 0\.5 in the file \("
+    ) as warned:
+        second.checkpoint.restore(first.checkpoint.save(tmp_path / "a.h5"))
+    assert len(warned) == 1
     assert second.optimizer.learning_rate == 0.5
     assert second.optimizer.groups[1].learning_rate == 0.25
 

@@ -208,6 +208,21 @@ def test_what_stands_in_two_places_comes_back_as_one(tmp_path: Path) -> None:
     assert sum(name.startswith("state/arrays/") for name, _ in fv.list_variables(path)) <= 1
 
 
+def test_state_cannot_contain_itself_nor_point_to_nothing(tmp_path: Path) -> None:
+    state: dict[str, Any] = {"a": 1, "b": []}
+    checkpoint = fv.Checkpoint(state=state)
+    good = Path(checkpoint.save(tmp_path / "a.h5"))
+    state["b"].append(state)
+    with pytest.raises(ValueError, match=r"state must not contain itself, as it does at \['b', 0\]"):
+        checkpoint.save(tmp_path / "b.h5")
+    state["b"].clear()
+    for bad in (["c"], ["b", 0], "x", 7, None, [[]], ["a"], ["c", "d"], [1.5], {}):
+        path = edited(good, lambda state, bad=bad: state["state"].update(c={"$same": bad}))
+        with pytest.raises(ValueError, match="state: there is n"):
+            checkpoint.restore(path)
+    assert state == {"a": 1, "b": []}
+
+
 def edited(path: Path, change: Any, step: int = 0) -> Path:
     """Write a whole, verified file whose state is that of another, changed."""
     with File(path) as file:
