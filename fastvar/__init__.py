@@ -1,5 +1,6 @@
 """fastvar: trainable variables, fused compiled optimizers and HDF5 checkpoints for NumPy programs."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastvar import constraints, optimizers, regularizers, schedules
@@ -10,6 +11,7 @@ from fastvar.threads import get_num_threads, set_num_threads
 from fastvar.variable import Variable
 
 if TYPE_CHECKING:
+    from fastvar import checkpoint, torch
     from fastvar.checkpoint import (
         Checkpoint,
         CheckpointError,
@@ -30,6 +32,7 @@ __all__ = [
     "Optimizer",
     "Saver",
     "Variable",
+    "checkpoint",
     "constraints",
     "get_num_threads",
     "list_variables",
@@ -38,12 +41,14 @@ __all__ = [
     "regularizers",
     "schedules",
     "set_num_threads",
+    "torch",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # what is not here yet comes with h5py, imported when it is first used
-        from fastvar import checkpoint
-
-        return getattr(checkpoint, name)
+    """Import what is not here yet when it is first used: h5py takes its time."""
+    if name in ("checkpoint", "torch"):
+        return importlib.import_module(f"fastvar.{name}")
+    if name in __all__:
+        return getattr(importlib.import_module("fastvar.checkpoint"), name)
     raise AttributeError(f"module 'fastvar' has no attribute {name!r}")

@@ -357,3 +357,8 @@ def test_import_brings_in_nothing_but_numpy(act: str) -> None:
         "tqdm",
     }
     assert "fastvar" in loaded
+
+
+@pytest.mark.parametrize("name", ["checkpoint.verify", "torch.Adam", "Checkpoint"])
+def test_parts_are_imported_when_they_are_first_used(name: str) -> None:
+    assert output(f"import fastvar as fv; print(fv.{name}.__name__)").strip() == name.rpartition(".")[2]
