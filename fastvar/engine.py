@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastvar import kernels, threads
+from fastvar import kernels, state, threads
 from fastvar.buffers import Array, Extents
 from fastvar.constraints import BUILTIN, NonNeg
 from fastvar.kernels import reference
@@ -47,17 +47,10 @@ class Engine:
         self.frozen = {i for i, v in enumerate(self.variables) if not v.trainable}
         self.parallel = sum(v.size for v in self.variables) >= PARALLEL
         self.accumulate = optimizer.gradient_accumulation_steps or 1
-        self.shape = self.shape_of(optimizer)
         self._number_groups()
         self._plan()
         self._set_stages_of_variables()
         self.read_hyperparameters()
-
-    @staticmethod
-    def shape_of(optimizer: Optimizer) -> tuple[object, ...]:
-        """Return what the plans depend on; while it stays the same, hyperparameters may change freely."""
-        adaptive = optimizer.adaptive_clipnorm is not None
-        return tuple(optimizer.slots), optimizer.use_ema, optimizer.gradient_accumulation_steps, adaptive
 
     @property
     def several(self) -> bool:
@@ -88,11 +81,11 @@ class Engine:
 
     def _plan(self) -> None:
         optimizer = self.optimizer
-        state: dict[str, Any] = optimizer._state
+        slots_of: dict[str, Any] = optimizer._state
         adaptive = optimizer.adaptive_clipnorm is not None
         of_group = [[copying()] * adaptive + [*optimizer.passes(kind)] for _, kind in self.numbered]
         arrays = [v._array for v in self.variables]
-        averages = [v._array for v in state["average"]] if optimizer.use_ema else None
+        averages = [v._array for v in slots_of["average"]] if optimizer.use_ema else None
         self.plans: list[Any] = []
         passes = [*zip(*of_group, strict=True)]
         directions = [scratch(self.variables) for _ in passes[1:]]
@@ -101,7 +94,7 @@ class Engine:
         for k, of_pass in enumerate(passes):
             last = k == len(passes) - 1
             slots = [
-                [state[name][i]._array for name in of_pass[self.group_of[i]].slots] for i in range(len(arrays))
+                [slots_of[name][i]._array for name in of_pass[self.group_of[i]].slots] for i in range(len(arrays))
             ]
             early += [] if last else itertools.chain(*slots)
             rules = [one.rule for one in of_pass]
@@ -123,7 +116,7 @@ class Engine:
             self.directions, self.clipped = directions, scratch(self.variables) if adaptive else []
             self.largest = np.array([np.finfo(v.dtype).max for v in self.variables])
             self.early = early
-            places = {"": self.variables, **{f"{name} of ": of_slot for name, of_slot in state.items()}}
+            places = {"": self.variables, **{f"{name} of ": of_slot for name, of_slot in slots_of.items()}}
             self.extents = Extents(
                 (f"{optimizer._owner}: {what}{label}", place._array)
                 for what, of_label in places.items()
@@ -132,7 +125,7 @@ class Engine:
             )
         self.fragile = isinstance(rules[0], reference.Rule)
         if self.accumulate > 1:  # adding up is gradient descent with a learning rate of -1
-            self.accumulators = [v._array for v in state["gradient_accumulator"]]
+            self.accumulators = [v._array for v in slots_of["gradient_accumulator"]]
             rule, none = kernels.RULES["gradient_descent"], [()] * len(arrays)
             self.adding = kernels.Plan(
                 optimizer._owner, rule, self.labels, self.accumulators, none, [0] * len(arrays)
@@ -164,15 +157,17 @@ class Engine:
         self.taken = [*zip(self.formulas[0], self.hyper, strict=True)]
         self.careful = self.several or self.own.nonfinite != "ignore"
         self.changing = any(p.name not in RATES for _, p, _ in self.scheduled)
-        rates = [name for name in optimizer.parameters if name.endswith("weight_decay")]
-        decays = any(getattr(hyper, name) for hyper in self.hyper for name in rates)
+        decays = optimizer.says("decay") or any(hyper.weight_decay for hyper in self.hyper)
         self.decay_varies = decays and bool(self.scheduled or optimizer.numbers())
-        self.varies = self.changing or self.decay_varies or self.clips or self.own.use_ema
+        self.varies = self.decay_varies or self.clips or self.own.use_ema
+        self.unbegun = [i for i, begun in enumerate(optimizer._numbers.get("begun", ())) if not begun]
         special = self.varies or self.careful or self.fragile or self.constrained or self.accumulate > 1
+        special = special or self.unbegun
         self.plain = not special  # nothing to check, snapshot, fill in or undo: the run is all of the step
         self.first.stages["clip"] = 1
         if not self.changing:
             self._set_conditions()
+        self.last.stages["decay"] = 0  # until the schedules are known, which `_vary_stages` needs
         if not self.scheduled:
             self._set_decay()
 
@@ -219,6 +214,8 @@ class Engine:
             self.first.run(scalars, workers, count)
             return
         before = self._copied(count, workers) if self.staged or self.careful or self.clips else []
+        beginnings = state.beginnings(self.optimizer, self.unbegun, grads)
+        before += [(place, place.copy()) for place, _ in beginnings]
         zeros = [zeroed(v, g) for v, g in zip(self.variables, grads, strict=True) if g is not None and zero]
         after = [zeroed(self.variables[i], given[i]) for i in self.frozen if given[i] is not None and zero]
         if zero and self.staged:
@@ -228,12 +225,13 @@ class Engine:
             if self.careful and self._refused(grads, workers):
                 after += zeros
                 return
+            self.present = self._updated(grads, calls)
+            self._begin(beginnings)
             if self.accumulate > 1:
                 self._accumulate(grads, calls, workers)
             if self.varies:
                 self._vary_stages(iteration, workers)
             if self.several:
-                self.present = [g is not None and self._updates(calls) for g in grads]
                 self.first.run(scalars, workers)
                 self._finish(iteration, workers, count)
             else:
@@ -251,6 +249,8 @@ class Engine:
     def _follow_schedules(self) -> None:
         for resolved, parameter, schedule in self.scheduled:
             setattr(resolved, parameter.name, self.optimizer._evaluate(parameter, schedule))
+        if self.changing:
+            self._set_conditions()
 
     def _finish(self, iteration: int, workers: int, count: list[int]) -> None:
         """Run the passes behind the first."""
@@ -332,8 +332,6 @@ class Engine:
 
     def _vary_stages(self, iteration: int, workers: int) -> None:
         """Fill in the stages that change from step to step."""
-        if self.changing:
-            self._set_conditions()
         if self.decay_varies:
             self._set_decay()
         if self.clips:
@@ -373,24 +371,44 @@ class Engine:
             self.first.stages[...] = stages
         return norms
 
+    def _begin(self, beginnings: list[tuple[Any, Any]]) -> None:
+        """Write what takes the weights before this step (see `state.beginnings`)."""
+        for place, value in beginnings:
+            place[...] = value
+            self.optimizer._stale = True  # the next step looks anew for what has not begun
+
     def _accumulate(self, grads: list[Any], calls: int, workers: int) -> None:
-        """Add the gradients up; bind their mean at the call that updates, else nothing."""
-        updates = self._updates(calls)
+        """Add the gradients up; bind the sums at the call that updates, else nothing."""
+        accumulated = self.optimizer._numbers["accumulated"]
         self.adding.bind(grads)
         self.adding.run([(-1.0,)], workers)
-        pairs = list(zip(grads, self.accumulators, strict=True))
-        self.first.bind([a if updates and g is not None else None for g, a in pairs], True)
-        for g, array in pairs:
-            if updates and g is None:
-                array[...] = 0
+        sums = [a if there else None for a, there in zip(self.accumulators, self.present, strict=True)]
+        self.first.bind(sums, True)
+        if self._updates(calls):
+            accumulated[...] = 0
+            for i in self.frozen:
+                self.accumulators[i][...] = 0
+        else:
+            accumulated[[g is not None for g in grads]] = 1
+
+    def _updated(self, grads: list[Any], calls: int) -> list[bool]:
+        """Return which variables this call updates; in accumulation, those that got gradients since the last."""
+        if self.accumulate == 1:
+            return [g is not None for g in grads]
+        if not self._updates(calls):
+            return [False] * len(grads)
+        pairs = zip(grads, self.optimizer._numbers["accumulated"], strict=True)
+        return [(g is not None or bool(before)) and i not in self.frozen for i, (g, before) in enumerate(pairs)]
 
     def _updates(self, calls: int) -> bool:
         return (calls + 1) % self.accumulate == 0
 
     def _constrain(self, grads: list[Any], calls: int) -> None:
         """Project the variables that had a gradient; NonNeg has run inside the pass, if that was an update."""
-        for i in self.constrained_after if self._updates(calls) else self.constrained:
-            if grads[i] is not None:  # as in Keras, which constrains at every call
+        updates = self._updates(calls)
+        concerned = self.present if updates else [g is not None for g in grads]
+        for i in self.constrained_after if updates else self.constrained:
+            if concerned[i]:  # as in Keras, which constrains at every call
                 variable = self.variables[i]
                 variable.value[...] = self._projected(variable)
 

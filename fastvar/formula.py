@@ -10,6 +10,7 @@ from fastvar import buffers
 from fastvar.hyper import Declared, choice, flag, integer, number, text
 from fastvar.kernels.numpy_plan import Rule
 from fastvar.passes import Between, Pass
+from fastvar.state import MARKS
 from fastvar.variable import Variable
 
 
@@ -37,13 +38,16 @@ class Formula(Declared):
     slots: ClassVar[Sequence[str]] = ()
     """Names of the state arrays that the rule keeps for every variable."""
 
+    copies: ClassVar[Sequence[str]] = ()
+    """Those of them that hold the weights at first: as these are when a variable gets its first gradient."""
+
     def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
         """Return what a slot of a variable holds at first, from its group's hyperparameters: by default zeros."""
-        return 0
+        return variable.value if slot in self.copies else 0
 
     def rule(self) -> Any:
         """Return the update rule: a compiled one, or by default `update` of the subclass."""
-        if type(self).update is Formula.update:
+        if not self.says("update"):
             raise NotImplementedError(f"{type(self).__name__}: write update(variable, gradient, slots, hyper)")
 
         def block(w: buffers.Array, g: buffers.Array, slots: Sequence[buffers.Array], c: Sequence[Any]) -> None:
@@ -61,6 +65,11 @@ class Formula(Declared):
         return (SimpleNamespace(**vars(hyper), t=t),)
 
     # What a rule says that needs more than that.
+
+    @classmethod
+    def says(cls, method: str) -> bool:
+        """Return whether the class has a method of its own in place of that of `Formula`."""
+        return getattr(cls, method) is not getattr(Formula, method)
 
     @property
     def sign(self) -> float:
@@ -92,6 +101,8 @@ class Formula(Declared):
 
     def can_be(self, name: str, number: buffers.Array) -> bool:
         """Return whether one of `numbers`, or of those that every optimizer keeps, can have this value."""
+        if name in MARKS:
+            return bool(((number == 0) | (number == 1)).all())
         return name != "skipped" or buffers.counts(number)
 
     def decay(self, hyper: Any) -> float:

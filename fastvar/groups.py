@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastvar import buffers
 from fastvar.hyper import Parameter
 from fastvar.module import Module, Tree, as_tree, is_sequence
+from fastvar.state import change
 from fastvar.variable import Variable
 
 if TYPE_CHECKING:
@@ -43,10 +44,8 @@ class Group:
 
     def __setattr__(self, name: str, value: Any) -> None:
         checked = self._parameter(name).checked(self._optimizer, value)
-        self._optimizer._stale = True  # also if a signal comes when it has changed
-        self._own[name] = checked
+        change(self._optimizer, self._own, name, checked)
         self._given.add(name)
-        self._optimizer._changed()
 
     def __repr__(self) -> str:
         own = "".join(f", {name}={value!r}" for name, value in self._own.items())
@@ -136,10 +135,14 @@ def _key(owner: str, entry: Any, keys: tuple[str, ...]) -> str | None:
     return present[0] if present else None
 
 
-def check_variables(owner: str, variables: list[Any]) -> None:
-    """Check that an optimizer can update the variables, each once."""
+def check_variables(owner: str, groups: list[dict[str, Any]]) -> None:
+    """Check that there are variables, and that an optimizer can update them, each once."""
+    for k, group in enumerate(groups):
+        if not group["variables"]:
+            what = f"group {k}" if len(groups) > 1 else "build"
+            raise ValueError(f"{owner}: {what} must be given variables, got none")
     seen: set[Any] = set()
-    for i, v in enumerate(variables):
+    for i, v in enumerate(v for group in groups for v in group["variables"]):
         if not isinstance(v, Variable):
             raise TypeError(f"{owner}: variables must be fastvar.Variable, got {type(v).__name__}")
         if v.dtype not in buffers.REAL:

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fastvar import buffers
 from fastvar.engine import Engine
 from fastvar.formula import Formula
 from fastvar.groups import Group, check_variables, label, parsed, tree_among, ungrouped, variables_of
@@ -17,6 +16,7 @@ from fastvar.hyper import Parameter
 from fastvar.kernels.turn import Turn
 from fastvar.module import Tree, as_tree, is_sequence
 from fastvar.slices import IndexedSlices
+from fastvar.state import Slots, change, first_numbers, keep, shape_of
 from fastvar.variable import Structure, Variable
 
 OWN_NUMBERS = ("skipped", "loss_scale")  # that an optimizer has before it is built
@@ -48,7 +48,7 @@ class Optimizer(Formula):
         these four. It takes a pass of its own.
     use_ema : bool
         Keep an exponential moving average of every variable: `a = m * a + (1 - m) * w`; the first step
-        copies the weights.
+        copies the weights. Switched on later, or off and on, it begins at the weights of then.
     ema_momentum : float
         The `m` of it, in [0, 1].
     ema_overwrite_frequency : int, optional
@@ -56,7 +56,8 @@ class Optimizer(Formula):
     loss_scale_factor : float, optional
         Gradients are divided by it, > 0 (`scale_loss` multiplies the loss).
     gradient_accumulation_steps : int, optional
-        Update once in so many steps, with the mean of their gradients, >= 2.
+        Update once in so many calls, with the sum of their gradients over this number, >= 2. A variable with
+        None in some of the calls gets the sum of the others; with None in all it is left alone.
     nonfinite : {"ignore", "skip", "raise"}
         What a step does if a gradient holds infinity or NaN: update all the same, change nothing and count it
         in `skipped`, or change nothing and raise ValueError. The last two read the gradients twice.
@@ -65,6 +66,14 @@ class Optimizer(Formula):
 
     Notes
     -----
+    In accumulation, as in Keras, schedules count calls and see those that update; moving averages move at every
+    call, and in the first window are the weights; `ema_overwrite_frequency`, `iterations` and the rules count
+    updates; constraints hold after every call. A call that `nonfinite="skip"` leaves out counts nowhere.
+
+    Hyperparameters may be set at any time: the next step is that of a new optimizer that has them and this one's
+    state. Slots that they no longer ask for are dropped, those that they ask for anew begin as at first.
+    Patterns for names go by the names that variables have at `build`.
+
     A rule of one's own is a subclass that declares its parameters, names its slots, and writes `update` in
     plain NumPy; all options above hold for it.
 
@@ -97,8 +106,10 @@ class Optimizer(Formula):
         self._variables: list[Variable] = []
         self._tree: Tree | None = None  # in which `build` was given them
         self._listed = -1  # so many gradients in a list are those of the variables, in their order
+        self._names: list[str] = []  # of the variables at `build`: what goes by names does not change with them
         self._index: dict[int, int] = {}
-        self._state: dict[str, list[Variable | None]] = {}  # slot name -> one per variable that keeps it
+        self._state: Slots = {}
+        self._shape: tuple[object, ...] = ()  # what `_state` was made for
         self._excluded: tuple[list[Variable], re.Pattern[str] | None] = ([], None)
         self._numbers = {"skipped": np.zeros(())}
         self._count = [0]  # of calls; in a list, for compiled code to count
@@ -121,12 +132,7 @@ class Optimizer(Formula):
             raise ValueError(
                 f"{self._owner}: {parameter.name} is fixed once training has begun: it counts in calls"
             )
-        self._stale = True  # also if a signal comes when it has changed
-        super()._set(parameter, value)
-        self._changed()
-
-    def _changed(self) -> None:
-        self._stale = True
+        change(self, self._parameters, parameter.name, value)
 
     def _evaluate(self, parameter: Parameter, schedule: Callable[[int], float]) -> float:
         value = schedule(self._steps)
@@ -156,25 +162,28 @@ class Optimizer(Formula):
         TypeError
             If one is no variable, or neither float32 nor float64.
         ValueError
-            If a variable or a name comes twice, memory is shared, or the optimizer is built on others.
+            If there are none, a group is empty, a variable or a name comes twice, memory is shared, or the
+            optimizer is built on others.
         """
         tree, grouped = parsed(self._owner, variables, self.group_keys)
         flat = [v for group in grouped for v in group["variables"]]
         if self._variables and [*map(id, flat)] != [*map(id, self._variables)]:
             raise ValueError(f"{self._owner}: is built on other variables; make a new optimizer for these")
         if not self._variables:
-            self._build(flat, grouped)
+            self._build(grouped)
         if all(map(is_, tree.variables, flat)):
             tree.variables = self._variables
         self._tree, self._listed = tree, tree.listed if tree.variables is self._variables else -1
 
-    def _build(self, variables: list[Variable], grouped: list[dict[str, Any]]) -> None:
-        check_variables(self._owner, variables)
+    def _build(self, grouped: list[dict[str, Any]]) -> None:
+        check_variables(self._owner, grouped)
+        variables = [v for group in grouped for v in group["variables"]]
         groups = [Group(self, group.pop("variables"), group) for group in grouped]
         self._variables, self.groups = variables, groups
+        self._names = [v.name or "" for v in variables]
         self._index = {id(v): i for i, v in enumerate(variables)}
         try:
-            self._numbers |= {name: np.array(float(value)) for name, value in self.numbers().items()}
+            self._numbers |= first_numbers(self)
             self._plan()
         except BaseException:
             self._unbuild()
@@ -182,19 +191,13 @@ class Optimizer(Formula):
 
     def _unbuild(self) -> None:
         """Forget the variables again."""
-        self._variables, self.groups, self._index, self._state = [], [], {}, {}
-        self._tree, self._listed, self._engine = None, -1, None
+        self._variables, self.groups, self._names, self._index, self._state = [], [], [], {}, {}
+        self._tree, self._listed, self._shape, self._engine = None, -1, (), None
         self._numbers = {name: number for name, number in self._numbers.items() if name in OWN_NUMBERS}
 
     def _plan(self) -> Engine:
+        keep(self)
         labels = [label(v, i) for i, v in enumerate(self._variables)]
-        wanted = self._wanted
-        if len(set(wanted)) != len(wanted):
-            raise ValueError(f"{self._owner}: slots must have names of their own, got {', '.join(wanted)}")
-        for name in wanted:
-            if name not in self._state:
-                made = {id(v): self._first(name, v, group) for group in self.groups for v in group.variables}
-                self._state[name] = [made[id(v)] for v in self._variables]
         self._engine, self._stale = Engine(self, labels), False
         return self._engine
 
@@ -204,21 +207,10 @@ class Optimizer(Formula):
         wanted = [*self.slots, *["average"] * bool(self.use_ema)]
         return wanted + ["gradient_accumulator"] * bool(self.gradient_accumulation_steps)
 
-    def _first(self, slot: str, variable: Variable, group: Group) -> Variable | None:
-        """Make a slot of a variable."""
-        ours = slot in self.slots
-        if ours and not self.keeps(slot, variable):
-            return None
-        shape = self.slot_shape(slot, variable) if ours else variable.shape
-        value = self.initial(slot, variable, group) if ours else 0
-        if slot == "average":  # it begins where the weights are
-            value = variable.value
-        return Variable(buffers.full(shape, variable.dtype, value), False, slot, copy=False)
-
     def _refreshed(self) -> Engine:
         """Return an engine that knows the present hyperparameters, anew only if the plan itself must change."""
         engine = self._engine
-        if engine is None or engine.version != Structure.version or engine.shape != Engine.shape_of(self):
+        if engine is None or engine.version != Structure.version or self._shape != shape_of(self):
             return self._plan()
         engine.read_hyperparameters()
         self._stale = False
@@ -379,11 +371,16 @@ class Optimizer(Formula):
     def decays(self, variable: Variable) -> bool:
         """Return whether `weight_decay` concerns the variable."""
         listed, pattern = self._excluded
-        return not any(v is variable for v in listed) and not (pattern and pattern.search(variable.name or ""))
+        return not any(v is variable for v in listed) and not (pattern and pattern.search(self._name_of(variable)))
+
+    def _name_of(self, variable: Variable) -> str:
+        """Return the name of a variable, of those of `build` as it was there."""
+        i = self._index.get(id(variable))
+        return variable.name or "" if i is None else self._names[i]
 
     def finalize_variable_values(self, var_list: Any = None) -> None:
         """Give the variables the values of their moving averages, if `use_ema`; call it when training ends."""
-        if self.use_ema:
+        if self.use_ema and self._numbers.get("averaged", True):
             for v in self._variables if var_list is None else variables_of(self._owner, var_list):
                 v.assign(self.slot(v, "average"))
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.optimizer import Optimizer
+from fastvar.state import MARKS, OF_VARIABLES, Slots
 from fastvar.stored import Difference, adopted, differences, kept, loaded, stored, with_saved
 from fastvar.variable import Variable
 
 MANY = 1 << 63  # steps
 ACCUMULATION = "gradient_accumulation_steps"
-Slots = dict[str, list[Variable | None]]
 
 
 def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[str, Any]:
@@ -90,7 +90,12 @@ class Resumption:
         self._trial = self._try(self._chosen)
         self._changes = self.new or bool(self.differences and not program)
         self.slots = self._find_slots()
-        self._numbers = _checked_numbers(saved.get("numbers", {}), self._trial if self.new else optimizer)
+        alike = self._trial if self._trial._variables else optimizer  # keeps the same numbers
+        self._numbers = _checked_numbers(saved.get("numbers", {}), alike)
+        if not self.new:  # the variables of a group may stand in another order
+            place_of = {name: i for i, name in enumerate(n for g in saved["groups"] for n in g["variables"])}
+            order = [place_of[name_of(v)] for v in self.variables]
+            self._numbers |= {name: self._numbers[name][order] for name in OF_VARIABLES if name in self._numbers}
 
     def _find_members(
         self, saved: list[list[str]], name_of: Callable[[Variable], str], named: Mapping[str, Variable]
@@ -183,8 +188,8 @@ class Resumption:
             group._own.update(after)
         optimizer._count[0] = self._steps
         for name, number in self._numbers.items():
-            optimizer._numbers[name][...] = number
-        optimizer._changed()
+            optimizer._numbers.setdefault(name, number)[...] = number
+        optimizer._stale = True
 
     def explain(self) -> Iterator[str]:
         """Give the hyperparameters of the program that want other slots than those of the file."""
@@ -202,8 +207,12 @@ def _checked_steps(steps: Any, owner: str) -> int:
 
 
 def _checked_numbers(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, buffers.Array]:
-    owner, numbers = type(optimizer).__name__, {}
+    owner = type(optimizer).__name__
+    marks = [name for name in MARKS if name in optimizer._numbers]
+    numbers: dict[str, Any] = {name: np.ones_like(optimizer._numbers[name]) for name in marks}  # for older files
     for name, value in saved.items():
+        if name in MARKS and name not in marks:  # of a slot that is not here
+            continue
         given = value if isinstance(value, list) else [value]
         if any(type(element) is not float for element in given):
             raise ValueError(f"{owner}: {name} must be a float or a list of floats, got {value!r}")

@@ -13,7 +13,7 @@ LAYERS = [
     {"kernels"},
     {"constraints", "regularizers", "schedules", "threads"},
     {"variable"},
-    {"module", "passes"},
+    {"module", "passes", "state"},
     {"engine", "formula", "groups"},
     {"optimizer"},
     {"optimizer_state", "optimizers"},

@@ -9,7 +9,6 @@ from fastvar import kernels
 from fastvar.hyper import number
 from fastvar.optimizer import Optimizer
 from fastvar.optimizers.folded import unbiased_root
-from fastvar.variable import Variable
 
 
 class AdEMAMix(Optimizer):
@@ -216,7 +215,8 @@ class Adopt(Optimizer):
 class ScheduleFreeAdamW(Optimizer):
     r"""Adam that averages its weights in place of a learning rate schedule.
 
-    At update :math:`t` = 1, 2, ..., as in Keras, with :math:`z` at first a copy of the weights, and
+    At update :math:`t` = 1, 2, ..., as in Keras, with :math:`z` at first a copy of the weights (those when a
+    variable gets its first gradient, in Keras those at `build`), and
     :math:`x = (w - (1-\beta_1) z) / \beta_1` the mean of all :math:`z` so far, which is not stored:
 
     .. math::
@@ -272,9 +272,7 @@ class ScheduleFreeAdamW(Optimizer):
     warmup_steps: float = number(default=0.0, low=0)
 
     slots = ("momentum", "velocity")
-
-    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
-        return variable.value if slot == "momentum" else 0
+    copies = ("momentum",)
 
     def rule(self) -> Any:
         return kernels.RULES["schedule_free"]

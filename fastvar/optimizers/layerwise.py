@@ -13,7 +13,6 @@ from fastvar.hyper import flag, number
 from fastvar.optimizer import Optimizer
 from fastvar.optimizers.folded import momentum_of_keras
 from fastvar.passes import Between, Pass, copying
-from fastvar.variable import Variable
 
 
 class Lamb(Optimizer):
@@ -150,7 +149,7 @@ class Prodigy(Optimizer):
     r"""Adam that estimates its learning rate: the distance :math:`d` to the solution, from below.
 
     With :math:`\lambda = \eta d \sqrt{1-\beta_2^t} / (1-\beta_1^t)`, sums and products over all variables, and
-    :math:`w_0` the weights at the start:
+    :math:`w_0` the weights when a variable gets its first gradient:
 
     .. math::
 
@@ -209,6 +208,7 @@ class Prodigy(Optimizer):
     initial_distance: float = number(default=1e-6, above=0, per_group=False)
     distance_coefficient: float = number(default=1.0, above=0, per_group=False)
     slots = ("momentum", "velocity", "gradient_sum", "start")
+    copies = ("start",)
 
     @property
     def distance(self) -> float:
@@ -220,9 +220,6 @@ class Prodigy(Optimizer):
 
     def can_be(self, name: str, number: Any) -> bool:
         return not number <= 0 if name == "distance" else super().can_be(name, number)  # NaN can be
-
-    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
-        return variable.value if slot == "start" else 0
 
     def passes(self, kind: str) -> Sequence[Pass]:
         return [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastvar import buffers
-from fastvar.hyper import Declared, integer, nested, number
+from fastvar.hyper import Declared, Parameter, integer, nested, number
 from fastvar.kernels.turn import Turn
 from fastvar.optimizer import Optimizer
 
@@ -70,11 +70,15 @@ class LossScaleOptimizer(Optimizer):
     groups = _inner("groups")
     slots = _inner("slots")
     iterations = _inner("iterations")
+    copies = _inner("copies")
     _variables = _inner("_variables")
     _tree = _inner("_tree")
     _listed = _inner("_listed")
+    _names = _inner("_names")
     _index = _inner("_index")
     _state = _inner("_state")
+    _shape = _inner("_shape")
+    _stale = _inner("_stale")
     _wanted = _inner("_wanted")
     _count = _inner("_count")
     _engine = _inner("_engine")
@@ -99,8 +103,12 @@ class LossScaleOptimizer(Optimizer):
         if isinstance(self._parameters["inner_optimizer"], LossScaleOptimizer):
             raise ValueError("LossScaleOptimizer: inner_optimizer must not be one itself")
 
-    def _changed(self) -> None:
-        self.inner_optimizer._changed()
+    def _set(self, parameter: Parameter, value: Any) -> None:
+        if parameter.name == "inner_optimizer" and value is not self.inner_optimizer:
+            raise ValueError(f"{self._owner}: inner_optimizer is fixed; make a new optimizer for another")
+        Declared._set(self, parameter, value)
+        if not self._steps and not self.skipped:
+            self._numbers["loss_scale"][...] = (self.initial_scale, 0.0, 0.0)
 
     @property
     def dynamic_scale(self) -> float:

@@ -217,7 +217,7 @@ class Muon(Optimizer):
     slots = ("momentum", "velocity")
 
     def kind(self, variable: Variable) -> str:
-        name = variable.name or ""
+        name = self._name_of(variable)
         embeds = self.exclude_embeddings and "embedding" in name.lower()
         excluded = embeds or any(re.search(pattern, name) for pattern in self.exclude_layers)
         return MATRIX if variable.ndim == 2 and not excluded else OTHER

@@ -226,13 +226,6 @@ class Rprop(TorchOptimizer):
     def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
         return hyper.lr if slot == "step_size" else 0
 
-    def _changed(self) -> None:
-        super()._changed()
-        if self._state and not self._steps:  # as in PyTorch, whose state begins at the first update
-            for group in self.groups:
-                for variable in group.variables:
-                    self.slot(variable, "step_size").value[...] = group.lr
-
     def penalty(self, hyper: Any) -> float:
         return 0.0
 
