@@ -424,7 +424,13 @@ class Engine:
 
 def zeroed(variable: Variable, gradient: Any) -> tuple[Any, Any]:
     """Return what makes a gradient zero, a place and its value; a sparse one is zero without rows."""
-    if type(gradient) is np.ndarray and gradient.flags.writeable:
-        return gradient, np.zeros((), gradient.dtype)
-    zero = None if isinstance(gradient, IndexedSlices) else np.zeros(variable.shape, variable.dtype)
+    zero = None
+    if not (gradient is None or isinstance(gradient, IndexedSlices)):
+        try:
+            memory = gradient if isinstance(gradient, np.ndarray) else np.from_dlpack(gradient)
+        except Exception:  # whatever a foreign __dlpack__ raises
+            memory = None
+        if memory is not None and memory.flags.writeable and memory.dtype.kind in "biufcV":
+            return memory, np.zeros((), memory.dtype)
+        zero = np.zeros(variable.shape, variable.dtype)
     return variable, {**vars(variable), "_grad": zero}

@@ -22,9 +22,14 @@ class Group:
     """
 
     def __init__(self, optimizer: Optimizer, variables: list[Variable], own: dict[str, Any]) -> None:
-        self.__dict__.update(variables=variables, _optimizer=optimizer, _own={}, _given=set())
+        self.__dict__.update(_variables=variables, _optimizer=optimizer, _own={}, _given=set())
         for name, value in own.items():
             setattr(self, name, value)
+
+    @property
+    def variables(self) -> list[Variable]:
+        """Its variables, in the order of `build`."""
+        return [*self._variables]
 
     def _parameter(self, name: str) -> Parameter:
         parameter: Parameter | None = type(self._optimizer).parameters.get(name)

@@ -225,6 +225,21 @@ def is_real(value: Any) -> bool:
     return getattr(value, "shape", None) == () and value.dtype.kind in "fiu"
 
 
+def declares(cls: type, name: str) -> bool:
+    """Return whether a class says in its body that there is such an attribute, by a value or a type."""
+    if getattr(cls, name, None) is not None:
+        return True
+    return any(name in inspect.get_annotations(base) for base in cls.__mro__)
+
+
+def meant(name: str, known: dict[str, str]) -> str:
+    """Return the end of a message about an unknown name: what was perhaps meant, by the names that are close."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", did you mean {known[close[0]]!r}?" if close else ""
+
+
 def _key(cls: type[Declared]) -> str:
     """Return the name under which a class is stored: a user's class cannot take that of one of ours."""
     if cls.__module__.startswith("fastvar."):
@@ -274,12 +289,7 @@ class Declared:
         cls = type(self)
         for name in kwargs:
             if name not in cls.parameters:
-                import difflib
-
-                known = {parameter: parameter for parameter in cls.parameters} | cls._foreign()
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f", did you mean {known[close[0]]!r}?" if close else ""
-                raise TypeError(f"{cls.__name__}: unknown argument {name!r}{hint}")
+                raise TypeError(f"{cls.__name__}: unknown argument {name!r}{cls._meant(name)}")
         try:
             bound = cls._signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -293,9 +303,20 @@ class Declared:
         self._validate()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _FOREIGN and name in (foreign := self._foreign()):
-            raise AttributeError(f"{type(self).__name__}: no attribute {name!r}, did you mean {foreign[name]!r}?")
+        if not (name.startswith("_") or name in self.parameters or self._has(name)):
+            raise AttributeError(f"{type(self).__name__}: no attribute {name!r}{self._meant(name)}")
         super().__setattr__(name, value)
+
+    @classmethod
+    def _has(cls, name: str) -> bool:
+        if hasattr(type(getattr(cls, name, None)), "__set__"):
+            return True
+        dropped = any(name in base.parameters for base in cls.__mro__ if issubclass(base, Declared))
+        return not dropped and declares(cls, name)
+
+    @classmethod
+    def _meant(cls, name: str) -> str:
+        return meant(name, {parameter: parameter for parameter in cls.parameters} | cls._foreign())
 
     @classmethod
     def _foreign(cls) -> dict[str, str]:
@@ -343,9 +364,11 @@ class Declared:
 class Fixed(Declared):
     """Base of declared classes whose objects do not change: what is planned on them stays true."""
 
-    def _set(self, parameter: Parameter, value: Any) -> None:
-        name = type(self).__name__
-        raise AttributeError(f"{name}: {parameter.name} is fixed; assign a new {name} to the variable instead")
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            kind = type(self).__name__
+            raise AttributeError(f"{kind}: {name} is fixed; assign a new {kind} to the variable instead")
+        super().__setattr__(name, value)
 
 
 _ALIASES = {  # what users of other libraries write
@@ -354,7 +377,6 @@ _ALIASES = {  # what users of other libraries write
     "eps": "epsilon",
     "max_grad_norm": "global_clipnorm",
 }
-_FOREIGN = {*_ALIASES, *_ALIASES.values()}
 
 
 def serialize(value: Any) -> Any:

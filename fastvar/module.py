@@ -252,6 +252,23 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:FEW]) + (f" and {more:,} more" if more > 0 else "")
 
 
+def _lost(before: Any, now: Any, path: str) -> str | None:
+    """Return where a variable would give way to something else, in containers only to an array."""
+    if isinstance(before, Variable):
+        return None if isinstance(now, Variable) else path
+    pairs: Any = ()
+    if before is not now and isinstance(before, (list, tuple)) and isinstance(now, (list, tuple)):
+        pairs = enumerate(zip(before, now, strict=False))
+    elif before is not now and isinstance(before, dict) and isinstance(now, dict):
+        pairs = [(key, (before[key], now[key])) for key in before if key in now]
+    for key, (old, new) in pairs:
+        if isinstance(old, Variable) and not hasattr(new, "shape"):
+            continue
+        if lost := _lost(old, new, f"{path}[{key!r}]"):
+            return lost
+    return None
+
+
 class Module:
     """Base class of things that own variables.
 
@@ -277,6 +294,14 @@ class Module:
     >>> [v.name for v in net.trainable_variables]
     ['encoder/1/kernel', 'encoder/1/bias', 'head/kernel', 'head/bias']
     """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if lost := _lost(vars(self).get(name), value, name):
+            raise TypeError(
+                f"{type(self).__name__}: {lost} holds a Variable, and must be assigned one, got "
+                f"{type(value).__name__}; to change its values, `.{lost}.assign(...)`; to drop it, `del` first"
+            )
+        super().__setattr__(name, value)
 
     def named_variables(self) -> dict[str, Variable]:
         """Return the variables by their paths.

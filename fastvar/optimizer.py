@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fastvar.engine import Engine
+from fastvar.engine import Engine, zeroed
 from fastvar.formula import Formula
 from fastvar.groups import Group, check_variables, label, parsed, tree_among, ungrouped, variables_of
 from fastvar.hyper import Parameter
+from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
 from fastvar.module import Tree, as_tree, is_sequence
-from fastvar.slices import IndexedSlices
 from fastvar.state import Slots, change, first_numbers, keep, shape_of
 from fastvar.variable import Structure, Variable
 
@@ -102,7 +102,7 @@ class Optimizer(Formula):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.groups: list[Group] = []
+        self._groups: list[Group] = []
         self._variables: list[Variable] = []
         self._tree: Tree | None = None  # in which `build` was given them
         self._listed = -1  # so many gradients in a list are those of the variables, in their order
@@ -179,7 +179,7 @@ class Optimizer(Formula):
         check_variables(self._owner, grouped)
         variables = [v for group in grouped for v in group["variables"]]
         groups = [Group(self, group.pop("variables"), group) for group in grouped]
-        self._variables, self.groups = variables, groups
+        self._variables, self._groups = variables, groups
         self._names = [v.name or "" for v in variables]
         self._index = {id(v): i for i, v in enumerate(variables)}
         try:
@@ -191,7 +191,7 @@ class Optimizer(Formula):
 
     def _unbuild(self) -> None:
         """Forget the variables again."""
-        self._variables, self.groups, self._names, self._index, self._state = [], [], [], {}, {}
+        self._variables, self._groups, self._names, self._index, self._state = [], [], [], {}, {}
         self._tree, self._listed, self._shape, self._engine = None, -1, (), None
         self._numbers = {name: number for name, number in self._numbers.items() if name in OWN_NUMBERS}
 
@@ -310,12 +310,15 @@ class Optimizer(Formula):
         self._apply([v.grad for v in self._variables], self._variables, zero_grad)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the `grad` of every variable, or with `set_to_none=False` fill them with zeros."""
+        """Drop the `grad` of every variable, or with `set_to_none=False` fill them with zeros.
+
+        A `grad` that cannot be written in place (a list, a read-only array, one of JAX) is replaced by zeros.
+        """
+        if not set_to_none:
+            with Atomic([], [zeroed(v, v.grad) for v in self._variables]):
+                return
         for v in self._variables:
-            if set_to_none:
-                v.grad = None
-            else:
-                _zero(v)
+            v.grad = None
 
     def minimize(
         self,
@@ -391,6 +394,11 @@ class Optimizer(Formula):
         return self._count[0]
 
     @property
+    def groups(self) -> list[Group]:
+        """The groups, in the order of `build`: their hyperparameters can be set."""
+        return [*self._groups]
+
+    @property
     def iterations(self) -> int:
         """Number of updates so far (of accumulated gradients: one in `gradient_accumulation_steps` calls)."""
         return self._steps // (self.gradient_accumulation_steps or 1)
@@ -434,11 +442,3 @@ class Optimizer(Formula):
         vars(self).update(state)
         self._turn = Turn(type(self).__name__)
         self._index = {id(v): i for i, v in enumerate(self._variables)}
-
-
-def _zero(variable: Variable) -> None:
-    """Fill the gradient of a variable with zeros; a sparse one is zero without rows."""
-    if isinstance(variable.grad, IndexedSlices):
-        variable.grad = None
-    elif variable.grad is not None:
-        variable.grad[...] = 0

@@ -148,7 +148,7 @@ class Resumption:
         """Return another optimizer with such hyperparameters."""
         current = self.optimizer._parameters
         trial = type(self.optimizer)(**{**current, **loaded(chosen["parameters"], current, self._owner)})
-        trial.groups = [SimpleNamespace(_own=own) for own in chosen["groups"]]  # type: ignore[misc]
+        trial._groups = [SimpleNamespace(_own=own) for own in chosen["groups"]]  # type: ignore[misc]
         return trial
 
     def _find_slots(self) -> Slots:
@@ -157,7 +157,7 @@ class Resumption:
         self._changes = self._changes or {*present} != {*self._trial._wanted}
         if not self._changes or not self.variables:
             return present
-        self._trial.groups = []
+        self._trial._groups = []
         self._trial.build(self._groups())
         slots = {name: [*made] for name, made in self._trial._state.items()}
         for name, made in slots.items():

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fastvar import buffers
+from fastvar.arraylike import Arraylike, held, is_place
 from fastvar.buffers import Array
 from fastvar.constraints import Constraint
+from fastvar.hyper import declares, meant
 from fastvar.regularizers import Regularizer
 from fastvar.slices import IndexedSlices
 
@@ -60,18 +62,10 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "regularizer": _check_regularizer,
     "constraint": _check_constraint,
 }
+_SETTABLE = {name: name for name in (*_CHECKS, "grad")}
 
 
-def _array_method(name: str) -> Any:
-    def method(self: Variable, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.value, name)(*args, **kwargs)
-
-    method.__name__ = name
-    method.__doc__ = f"Same as :meth:`numpy.ndarray.{name}` of the value."
-    return method
-
-
-class Variable(np.lib.mixins.NDArrayOperatorsMixin):
+class Variable(Arraylike):
     """A named place in memory that a program trains.
 
     It behaves like the array that it holds (operators, ufuncs also with `out=`, indexing, reductions,
@@ -146,6 +140,11 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
     regularizer: Regularizer | None = _planned("regularizer", "The penalty in its gradient, or None.")
     constraint: Callable[[Array], npt.ArrayLike] | None = _planned("constraint", "Its projection, or None.")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name[0] != "_" and not declares(type(self), name):
+            raise AttributeError(f"{self._label}: no attribute {name!r}{meant(name, _SETTABLE)}")
+        super().__setattr__(name, value)
+
     @property
     def _label(self) -> str:
         return f"Variable {self.name!r}" if self.name else "Variable"
@@ -162,6 +161,11 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
         """The array itself, not a copy: writing into it writes into the variable."""
         return self._array.view()
 
+    @value.setter
+    def value(self, array: Array) -> None:
+        if not is_place(array, self._array):  # `w.value += 1` has written already
+            raise AttributeError(f"{self._label}: value cannot be replaced; write into it: .assign(...)")
+
     def numpy(self) -> Array:
         """Return the value as an array that later updates do not change (a copy)."""
         return self._array.copy()
@@ -176,35 +180,6 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
         if not (gradient is None or isinstance(gradient, IndexedSlices)) and np.shape(gradient) != self.shape:
             raise ValueError(f"{self._label}: grad must have shape {self.shape}, got {np.shape(gradient)}")
         self._grad = gradient
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._array.dtype
-
-    @property
-    def size(self) -> int:
-        return self._array.size
-
-    @property
-    def ndim(self) -> int:
-        return self._array.ndim
-
-    @property
-    def nbytes(self) -> int:
-        return self._array.nbytes
-
-    @property
-    def itemsize(self) -> int:
-        return self._array.itemsize
-
-    @property
-    def T(self) -> Array:
-        """The transposed value, a view."""
-        return self._array.T
 
     # Writing into it.
 
@@ -276,98 +251,14 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
             got = f"{values.dtype} of shape {values.shape}"
             raise type(error)(f"{self._label}: updates must {must}, got {got}") from None
 
-    # Being an array.
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self.value, dtype=dtype, copy=copy)
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        out = kwargs.get("out", ())
-        kwargs = {name: _unwrapped(value) for name, value in kwargs.items()}
-        if out:
-            kwargs["out"] = tuple(map(_unwrapped, out))
-        result = getattr(ufunc, method)(*map(_unwrapped, inputs), **kwargs)
-        if not any(isinstance(x, Variable) for x in out):
-            return result
-        if len(out) == 1:
-            return out[0]
-        return tuple(x if x is not None else y for x, y in zip(out, result, strict=True))
-
-    def __dlpack__(self, **kwargs: Any) -> Any:
-        return self.value.__dlpack__(**kwargs)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self._array.__dlpack_device__()
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._array[_unwrapped(key)]
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._array[_unwrapped(key)] = value
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._array)
-
-    def __contains__(self, item: Any) -> bool:
-        return item in self._array
-
-    def __bool__(self) -> bool:
-        return bool(self._array)
-
-    def __float__(self) -> float:
-        return float(self._array)
-
-    def __int__(self) -> int:
-        return int(self._array)
-
-    def __index__(self) -> int:
-        return self._array.__index__()
-
-    def __complex__(self) -> complex:
-        return complex(self._array)
-
-    def __format__(self, spec: str) -> str:
-        return format(self._array, spec) if spec else str(self)
-
-    def __hash__(self) -> NoReturn:
-        raise TypeError("a Variable is not hashable, as it compares elementwise; use id(variable) as the key")
-
-    sum = _array_method("sum")
-    prod = _array_method("prod")
-    mean = _array_method("mean")
-    std = _array_method("std")
-    var = _array_method("var")
-    min = _array_method("min")
-    max = _array_method("max")
-    argmin = _array_method("argmin")
-    argmax = _array_method("argmax")
-    any = _array_method("any")
-    all = _array_method("all")
-    cumsum = _array_method("cumsum")
-    dot = _array_method("dot")
-    clip = _array_method("clip")
-    round = _array_method("round")
-    reshape = _array_method("reshape")
-    transpose = _array_method("transpose")
-    ravel = _array_method("ravel")
-    flatten = _array_method("flatten")
-    squeeze = _array_method("squeeze")
-    astype = _array_method("astype")
-    copy = _array_method("copy")
-    fill = _array_method("fill")
-    sort = _array_method("sort")
-    take = _array_method("take")
-    item = _array_method("item")
-    tolist = _array_method("tolist")
-
     # Copies: a place of its own, without the gradient.
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = (self._trainable, self._name, None, None, self._regularizer, self._constraint)
         return type(self), (self._array.copy(), *options), {"_path": self._path}
+
+    def __format__(self, spec: str) -> str:
+        return format(self._array, spec) if spec else str(self)
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
@@ -375,10 +266,6 @@ class Variable(np.lib.mixins.NDArrayOperatorsMixin):
         summary = np.array2string(self._array, threshold=6, edgeitems=2, precision=4, separator=" ")
         value = " ".join(summary.split())
         return f"<fastvar.Variable{name} shape={self.shape} dtype={self.dtype}{frozen}, value={value}>"
-
-
-def _unwrapped(x: Any) -> Any:
-    return x._array if isinstance(x, Variable) else x
 
 
 def _check_name(name: Any) -> None:
@@ -392,7 +279,7 @@ def _check_name(name: Any) -> None:
 
 def _buffer(value: Any, dtype: Any, shape: tuple[int, ...] | None, copy: bool, label: str) -> Array:
     if not copy:
-        array = buffers.place(_unwrapped(value), label)
+        array = buffers.place(held(value), label)
         if dtype is not None and np.dtype(dtype) != array.dtype:
             raise ValueError(f"{label}: dtype must be {array.dtype} without a copy, got {np.dtype(dtype)}")
     else:

@@ -11,7 +11,7 @@ LAYERS = [
     {"hyper", "slices"},
     {"buffers", "stored"},
     {"kernels"},
-    {"constraints", "regularizers", "schedules", "threads"},
+    {"arraylike", "constraints", "regularizers", "schedules", "threads"},
     {"variable"},
     {"module", "passes", "state"},
     {"engine", "formula", "groups"},

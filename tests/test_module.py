@@ -131,3 +131,41 @@ def test_copies_are_apart_and_keep_names_and_sharing(duplicate) -> None:
     assert twin.tied is twin.encoder[0].kernel
     twin.variables[0].assign_add(np.ones((4, 3)))
     assert not net.variables[0].any()
+
+
+def test_a_name_of_a_variable_takes_variables_only() -> None:
+    net = Net()
+    kernel, first = net.heads["left"].kernel, net.encoder[0]
+    net.layers, net.table = [kernel, first], {"w": kernel, "n": 3}
+    slips = {
+        "scale": [net.scale - 0.1, 0.5, None, np.ones(3), [net.scale], Net()],
+        "layers": [[kernel - 0.1, first], (kernel.value,)],
+        "table": [{"n": 1, "w": kernel * 2}],
+    }
+    for name, values in slips.items():
+        before = getattr(net, name)
+        at = {"scale": "scale", "layers": r"layers\[0\]", "table": r"table\['w'\]"}[name]
+        for value in values:
+            with pytest.raises(TypeError, match=rf"Net: {at} holds a Variable.*`\.{at}\.assign\("):
+                setattr(net, name, value)
+            assert getattr(net, name) is before
+    assert [v.name for v in net.variables] == NAMES
+
+
+def test_what_is_meant_to_change_in_a_module_can_be_changed() -> None:
+    net = Net()
+    scale = net.scale
+    net.scale -= 0.5  # in place
+    assert net.scale is scale
+    assert float(scale) == 0.5
+    net.scale = fv.Variable(2.0)
+    net.note = 3
+    net.encoder = [*net.encoder, Dense(3, 3)]
+    net.encoder = []
+    net.heads = None
+    del net.scale
+    net.scale = 1.0
+    assert net.variables == []
+    net.ring = [net]
+    net.ring.append(net.ring)
+    net.ring = net.ring

@@ -215,3 +215,62 @@ def test_engine_stays_small_enough_to_be_read_quickly() -> None:
     optimizer = fv.optimizers.Adam()
     optimizer.build(variables())
     assert len(vars(optimizer._engine)) <= 29  # CPython 3.11 keeps no more beside the object itself
+
+
+GRADIENTS: dict[str, Any] = {
+    "array": lambda: np.ones((2, 3), np.float32),
+    "strided": lambda: np.ones((2, 6))[:, ::2],
+    "integers": lambda: np.ones((2, 3), int),
+    "variable": lambda: fv.Variable(np.ones((2, 3))),
+    "tensor": lambda: pytest.importorskip("torch").ones(2, 3),
+    "list": lambda: [[1.0] * 3] * 2,
+    "tuple": lambda: ((1.0,) * 3,) * 2,
+    "read-only": lambda: np.broadcast_to(np.float32(1), (2, 3)),
+    "JAX": lambda: pytest.importorskip("jax").numpy.ones((2, 3)),
+    "tensor in a graph": lambda: pytest.importorskip("torch").ones(2, 3, requires_grad=True),
+    "DataFrame": lambda: pytest.importorskip("pandas").DataFrame([[1.0] * 3] * 2),
+}
+IN_PLACE = ["array", "strided", "integers", "variable", "tensor"]
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_every_gradient_becomes_zeros_in_place_where_it_can_be_written(kind: str) -> None:
+    given = [fv.Variable(np.zeros((2, 3), np.float32), name=name) for name in "abc"]
+    optimizer = fv.optimizers.SGD()
+    optimizer.build(given)
+    given[0].grad, given[1].grad = np.ones((2, 3), np.float32), GRADIENTS[kind]()
+    kept = [v.grad for v in given]
+    optimizer.zero_grad(set_to_none=False)
+    assert (given[1].grad is kept[1]) == (kind in IN_PLACE)
+    assert given[0].grad is kept[0]
+    assert given[2].grad is None
+    assert given[1].grad.shape == (2, 3)
+    assert not any(np.any(np.asarray(v.grad)) for v in given[:2])
+    if kind not in IN_PLACE:  # what was given is left as it was
+        assert given[1].grad.dtype == np.float32
+        assert np.all(np.asarray(kept[1].detach() if "tensor" in kind else kept[1]) == 1)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_a_step_zeroes_gradients_of_frozen_variables_too(kind: str) -> None:
+    given = [fv.Variable(np.zeros((2, 3), np.float32), name=name) for name in "abc"]
+    given[1].trainable = False
+    for optimizer in (fv.optimizers.SGD(), fv.optimizers.LossScaleOptimizer(fv.optimizers.SGD())):
+        optimizer.build(given)
+        for v in given:
+            v.grad = np.ones((2, 3), np.float32)
+        given[1].grad = GRADIENTS[kind]()
+        optimizer.step(zero_grad=True)
+        assert not any(np.any(np.asarray(v.grad)) for v in given)
+
+
+def test_a_refused_step_zeroes_nothing() -> None:
+    given = [fv.Variable(np.zeros(2), name=name) for name in "ab"]
+    given[0].trainable = False
+    optimizer = fv.optimizers.SGD()
+    optimizer.build(given)
+    given[0].grad, given[1].grad = np.ones(2), [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"gradient of 'b'.*zeroed"):
+        optimizer.step(zero_grad=True)
+    assert given[0].grad.tolist() == given[1].grad == [1.0, 1.0]

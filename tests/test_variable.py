@@ -205,6 +205,55 @@ def test_value_is_a_view_that_cannot_be_replaced() -> None:
     np.testing.assert_array_equal(v, OTHER)
 
 
+@pytest.mark.parametrize("name", [name for name in IN_PLACE if name != "imod"])
+@pytest.mark.parametrize("place", ["value", "T"])
+def test_views_that_are_properties_are_written_in_place(place: str, name: str) -> None:
+    v, array = make(), VALUES.copy()
+    operand = OTHER if place == "value" else OTHER.T
+    with np.errstate(all="ignore"):
+        setattr(v, place, getattr(operator, name)(getattr(v, place), operand))  # what `v.value += x` does
+        getattr(operator, name)(getattr(array, place) if place == "T" else array, operand)
+    np.testing.assert_array_equal(v, array)
+
+
+def test_views_that_are_properties_cannot_be_replaced() -> None:
+    v = make(name="v")
+    before = v.numpy()
+    for place in ("value", "T"):
+        for other in (v.value + 1, v.value[:1], v.value.reshape(-1), v.value.view(np.int32), OTHER.tolist(), None):
+            with pytest.raises(AttributeError, match=f"{place} cannot be replaced"):
+                setattr(v, place, other)
+    jax = pytest.importorskip("jax")
+    with pytest.raises(AttributeError, match=r"'v': value cannot be replaced.*assign"):
+        v.value += jax.numpy.ones(v.shape)  # which makes an array of its own
+    with pytest.raises(TypeError, match="same_kind"):
+        v.value += 1j
+    np.testing.assert_array_equal(v, before)
+
+
+@pytest.mark.parametrize("name", ["gard", "values", "requires_grad"])
+def test_attributes_that_it_does_not_have_are_refused_as_by_an_array(name: str) -> None:
+    for thing in (VALUES.copy(), make()):
+        with pytest.raises(AttributeError):
+            setattr(thing, name, OTHER)
+    with pytest.raises(AttributeError, match=r"'v': no attribute 'gard', did you mean 'grad'"):
+        make().gard = OTHER
+
+
+class Noted(fv.Variable):
+    """A variable of a user, with an attribute of its own."""
+
+    note: str
+
+
+def test_attributes_of_subclasses_are_declared() -> None:
+    v = Noted(VALUES)
+    v.note = v._private = "mine"
+    assert (v.note, v._private) == ("mine", "mine")
+    with pytest.raises(AttributeError, match="no attribute 'notes'"):
+        v.notes = "slip"
+
+
 def test_buffer_never_moves_and_is_aligned() -> None:
     v = make()
     address = v.value.ctypes.data

@@ -67,7 +67,7 @@ class LossScaleOptimizer(Optimizer):
 
     schedulable = False
     stateful = ("inner_optimizer.loss_scale_factor", "inner_optimizer.nonfinite")  # which are set here
-    groups = _inner("groups")
+    _groups = _inner("_groups")
     slots = _inner("slots")
     iterations = _inner("iterations")
     copies = _inner("copies")

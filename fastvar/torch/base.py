@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
@@ -179,11 +180,19 @@ class ParamGroup(MutableMapping[str, Any]):
         if key == "params":
             raise ValueError(f"{owner}: params are fixed; make a new optimizer for others")
         if key not in self._optimizer._torch_names():
+            if meant := self._meant(key):
+                raise ValueError(f"{owner}: a group has no {key!r}, did you mean {meant!r}?")
             self._notes[key] = value
         elif self._optimizer.parameters[key].per_group:
             setattr(self._group, key, value)
         else:
             raise ValueError(f"{owner}: {key} is the same for all groups; set it on the optimizer")
+
+    def _meant(self, key: str) -> str | None:
+        """Return which hyperparameter a key is a slip for: "max_momentum" is none, but a note of a scheduler."""
+        names = {name: name for name in self._optimizer._torch_names()} | self._optimizer._foreign()
+        close = difflib.get_close_matches(key, names, n=1, cutoff=0.75)
+        return names[close[0]] if close and not key.endswith(f"_{close[0]}") else None
 
     def __delitem__(self, key: str) -> None:
         if key in self and key not in self._notes:

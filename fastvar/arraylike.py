@@ -1,0 +1,318 @@
+"""Behaving like the NumPy array that an object holds: operators, ufuncs, functions, methods (layer 3)."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from fastvar.buffers import Array
+
+NUMBERS = (np.ndarray, np.generic, int, float, complex)  # whose operators in place are NumPy's
+
+
+def held(x: Any) -> Any:
+    """Return the array that `x` holds, if it is such an object, else `x`."""
+    return x._array if isinstance(x, Arraylike) else x
+
+
+def bare(x: Any) -> Any:
+    """Return a view of the array that `x` holds; of a list or tuple, the same with what its elements hold."""
+    if isinstance(x, Arraylike):
+        return x._array.view()
+    if type(x) is tuple or type(x) is list:
+        return type(x)([bare(element) for element in x])
+    return x
+
+
+def is_place(x: Any, array: Array) -> bool:
+    """Return whether `x` is the very elements of `array`: what `view += 1` assigns once it has written them."""
+    return isinstance(x, np.ndarray) and x.__array_interface__ == array.__array_interface__
+
+
+def _called(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Call a function of NumPy with arrays; where it returns the array of its `out`, return the `out` itself."""
+    arrays = [x._array.view() if isinstance(x, Arraylike) else x for x in args]
+    if kwargs:
+        named = {name: x._array.view() if isinstance(x, Arraylike) else x for name, x in kwargs.items()}
+        result = function(*arrays, **named)
+        if "out" in named and result is named["out"]:
+            return kwargs["out"]
+    else:
+        result = function(*arrays)
+    for i in range(1, len(arrays)):
+        if result is arrays[i]:
+            return args[i]
+    return result
+
+
+def _method(name: str, out: bool = False) -> Any:
+    """Make a method of arrays; `out` says whether it can be given one."""
+    function = getattr(np.ndarray, name)
+
+    def method(self: Arraylike, *args: Any, **kwargs: Any) -> Any:
+        if out and (args or "out" in kwargs):
+            return _called(function, (self, *args), kwargs)
+        return function(self._array.view(), *args, **kwargs)
+
+    method.__name__ = name
+    method.__doc__ = f"Same as :meth:`numpy.ndarray.{name}` of the value."
+    return method
+
+
+def _unary(name: str) -> Any:
+    apply = getattr(operator, name)
+
+    def method(self: Arraylike) -> Any:
+        return apply(self._array)
+
+    return method
+
+
+def _left(name: str, ufunc: np.ufunc) -> Any:
+    """Make an operator that gives what it gives between the array and the other operand.
+
+    Python asks both, so that an operand that knows more than NumPy (sparse, traced, labelled) decides. PyTorch
+    alone refuses arrays on the left; with its tensors the ufunc is applied, as it is for other operands.
+    """
+    apply: Any = divmod if name == "divmod" else getattr(operator, name)
+
+    def method(self: Arraylike, other: Any) -> Any:
+        array = self._array
+        if isinstance(other, Arraylike):
+            return apply(array, other._array)
+        try:
+            return apply(array, other)
+        except TypeError:
+            if not _is_tensor(other):
+                raise
+        return ufunc(array, other)
+
+    return method
+
+
+def _is_tensor(x: Any) -> bool:
+    return hasattr(type(x), "__torch_function__")
+
+
+def _binary(name: str, ufunc: np.ufunc) -> Any:
+    """Make an operator, and the one for the array on the right."""
+    apply: Any = divmod if name == "divmod" else getattr(operator, name)
+
+    def reflected(self: Arraylike, other: Any) -> Any:
+        return apply(other, self._array)
+
+    return _left(name, ufunc), reflected
+
+
+def _numeric(name: str, ufunc: np.ufunc, symbol: str) -> Any:
+    """Make an operator, the one for the array on the right, and the one in place."""
+    in_place = getattr(np.ndarray, f"__i{name.rstrip('_')}__")
+
+    def assigned(self: Arraylike, other: Any) -> Any:
+        other = held(other)
+        if not isinstance(other, NUMBERS):  # others would make an object of their class, or cast as they like
+            values = np.asarray(other)
+            if values.dtype.hasobject:
+                kind = type(other).__name__
+                raise TypeError(f"{type(self).__name__}: {symbol} must be given numbers or an array, got {kind}")
+            other = values
+        in_place(self._array, other)
+        return self
+
+    return *_binary(name, ufunc), assigned
+
+
+def _divided_by_caller() -> bool:
+    """Return whether a ufunc runs for NumPy's `mean`, `var` or `std` as methods of an array.
+
+    These divide what a reduction has left in their `out` only if they get a real array back.
+    """
+    caller = sys._getframe(2)
+    return caller.f_globals.get("__name__") == "numpy._core._methods" and caller.f_code.co_name in (
+        "_mean",
+        "_var",
+    )
+
+
+class Arraylike:
+    """Base of objects that behave like the array `_array` that they hold."""
+
+    _array: Array
+
+    # Operators.
+
+    __lt__ = _left("lt", np.less)
+    __le__ = _left("le", np.less_equal)
+    __gt__ = _left("gt", np.greater)
+    __ge__ = _left("ge", np.greater_equal)
+    __eq__ = _left("eq", np.equal)
+    __add__, __radd__, __iadd__ = _numeric("add", np.add, "+=")
+    __sub__, __rsub__, __isub__ = _numeric("sub", np.subtract, "-=")
+    __mul__, __rmul__, __imul__ = _numeric("mul", np.multiply, "*=")
+    __truediv__, __rtruediv__, __itruediv__ = _numeric("truediv", np.true_divide, "/=")
+    __floordiv__, __rfloordiv__, __ifloordiv__ = _numeric("floordiv", np.floor_divide, "//=")
+    __mod__, __rmod__, __imod__ = _numeric("mod", np.remainder, "%=")
+    __pow__, __rpow__, __ipow__ = _numeric("pow", np.power, "**=")
+    __matmul__, __rmatmul__, __imatmul__ = _numeric("matmul", np.matmul, "@=")
+    __lshift__, __rlshift__, __ilshift__ = _numeric("lshift", np.left_shift, "<<=")
+    __rshift__, __rrshift__, __irshift__ = _numeric("rshift", np.right_shift, ">>=")
+    __and__, __rand__, __iand__ = _numeric("and_", np.bitwise_and, "&=")
+    __or__, __ror__, __ior__ = _numeric("or_", np.bitwise_or, "|=")
+    __xor__, __rxor__, __ixor__ = _numeric("xor", np.bitwise_xor, "^=")
+    __divmod__, __rdivmod__ = _binary("divmod", np.divmod)
+    __neg__ = _unary("neg")
+    __pos__ = _unary("pos")
+    __abs__ = _unary("abs")
+    __invert__ = _unary("invert")
+
+    def __ne__(self, other: Any) -> Any:
+        if _is_tensor(other):  # of which an array is "not equal" as a whole
+            return np.not_equal(self._array, other)
+        return self._array != held(other)
+
+    @property
+    def __pandas_priority__(self) -> int:
+        """Higher than of pandas' classes, so that they leave operators to ours, but not `series += variable`."""
+        return 0 if sys._getframe(2).f_code.co_name == "_inplace_method" else 10_000
+
+    # Ufuncs and functions.
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self._array.view(), dtype=dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        out = kwargs.get("out", ())
+        kwargs = {name: held(value) for name, value in kwargs.items()}
+        if out:
+            kwargs["out"] = tuple(map(held, out))
+        result = getattr(ufunc, method)(*map(held, inputs), **kwargs)
+        if not any(isinstance(x, Arraylike) for x in out):
+            return result
+        if len(out) > 1:
+            return tuple(x if x is not None else y for x, y in zip(out, result, strict=True))
+        return result.view() if method == "reduce" and _divided_by_caller() else out[0]
+
+    def __array_function__(self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if {type(self), np.ndarray}.issuperset(types):
+            return _called(getattr(function, "_implementation", function), args, kwargs)
+        return _called(function, bare(args), {name: bare(x) for name, x in kwargs.items()})
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self._array.view().__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+    # Elements.
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._array[held(key)]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._array[held(key)] = value
+
+    def __hash__(self) -> NoReturn:
+        kind = type(self).__name__
+        raise TypeError(f"a {kind} is not hashable, as it compares elementwise; use id(variable) as the key")
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._array)
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._array
+
+    def __bool__(self) -> bool:
+        return bool(self._array)
+
+    def __float__(self) -> float:
+        return float(self._array)
+
+    def __int__(self) -> int:
+        return int(self._array)
+
+    def __index__(self) -> int:
+        return self._array.__index__()
+
+    def __complex__(self) -> complex:
+        return complex(self._array)
+
+    # Attributes and methods.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._array.dtype
+
+    @property
+    def size(self) -> int:
+        return self._array.size
+
+    @property
+    def ndim(self) -> int:
+        return self._array.ndim
+
+    @property
+    def nbytes(self) -> int:
+        return self._array.nbytes
+
+    @property
+    def itemsize(self) -> int:
+        return self._array.itemsize
+
+    @property
+    def T(self) -> Array:
+        """The transposed value, a view."""
+        return self._array.T
+
+    @T.setter
+    def T(self, view: Any) -> None:
+        if not is_place(view, self._array.T):
+            raise AttributeError(f"{type(self).__name__}: T cannot be replaced, only written into")
+
+    @property
+    def flat(self) -> Any:
+        """The elements in one row, which can be assigned."""
+        return self._array.flat
+
+    @flat.setter
+    def flat(self, values: Any) -> None:
+        self._array.flat[:] = bare(values)
+
+    sum = _method("sum", out=True)
+    prod = _method("prod", out=True)
+    mean = _method("mean", out=True)
+    std = _method("std", out=True)
+    var = _method("var", out=True)
+    min = _method("min", out=True)
+    max = _method("max", out=True)
+    argmin = _method("argmin", out=True)
+    argmax = _method("argmax", out=True)
+    any = _method("any", out=True)
+    all = _method("all", out=True)
+    cumsum = _method("cumsum", out=True)
+    dot = _method("dot", out=True)
+    clip = _method("clip", out=True)
+    round = _method("round", out=True)
+    reshape = _method("reshape")
+    transpose = _method("transpose")
+    ravel = _method("ravel")
+    flatten = _method("flatten")
+    squeeze = _method("squeeze")
+    astype = _method("astype")
+    copy = _method("copy")
+    view = _method("view")
+    fill = _method("fill")
+    sort = _method("sort")
+    take = _method("take", out=True)
+    item = _method("item")
+    tolist = _method("tolist")
