@@ -14,6 +14,7 @@ from fastvar.variable import Variable
 Part = Any  # what stands at a path: the number of a variable, a dict of parts, or None: no variable
 UNKNOWN = object()  # stands at no path
 FEW = 5  # paths that an error names
+_LEAVES = {type(None), bool, int, float, str}
 
 
 def children(thing: Any) -> Iterable[tuple[str, Any]] | None:
@@ -55,6 +56,25 @@ def walk(thing: Any, path: str = "") -> list[tuple[str, Variable]]:
     """Return the variables of a tree with their paths; what is shared is listed once, under its first path."""
     tree = Tree(thing, path)
     return [*zip(tree.paths, tree.variables, strict=True)]
+
+
+def holds_variables(thing: Any) -> bool:
+    """Return whether there is a variable in a tree; long lists of numbers, as in a state, are passed over."""
+    rest: list[Any] = [thing]
+    seen: dict[int, Any] = {}
+    while rest:
+        thing = rest.pop()
+        if isinstance(thing, Variable):
+            return True
+        if id(thing) in seen:
+            continue
+        seen[id(thing)] = thing
+        if type(thing) is list:
+            held = [] if {*map(type, thing)} <= _LEAVES else thing
+        else:
+            held = [child for _, child in children(thing) or ()]
+        rest += [child for child in held if type(child) not in _LEAVES]
+    return False
 
 
 class Tree:

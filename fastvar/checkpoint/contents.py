@@ -15,7 +15,7 @@ from fastvar import optimizer_state
 from fastvar.buffers import Array
 from fastvar.checkpoint import generators, values
 from fastvar.checkpoint.generators import is_generator
-from fastvar.module import Module, Tree, children, walk
+from fastvar.module import Module, Tree, children, holds_variables, walk
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer_state import Resumption
 from fastvar.variable import Variable
@@ -59,7 +59,7 @@ class Contents:
             if keyword in RESERVED:
                 raise ValueError(f"Checkpoint: an optimizer cannot be given as {keyword}=")
             self.optimizers[keyword] = thing
-        elif isinstance(thing, (Module, Variable, list, tuple)) or walk(thing):
+        elif isinstance(thing, (Module, Variable, list, tuple)) or holds_variables(thing):
             if Tree(thing).strangers:
                 raise TypeError(
                     f"Checkpoint: {keyword}= must hold either variables and modules only, or no variable and be a "
