@@ -17,6 +17,7 @@ test: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(PY) -m pytest bench -s
 	$(PY) bench/overhead.py
+	$(PY) bench/small.py
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
@@ -36,8 +37,9 @@ sanitize: $(VENV)/.test
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize/lib \
 	$(PYTEST) tests/test_bits.py tests/test_kernels.py tests/test_sparse.py tests/test_bad_plan.py tests/test_bad_input.py
 
-# The faults of tests/faults, with 10,000 kills.
+# The faults of tests/faults, with 10,000 kills, and what else is only larger there.
 soak: $(VENV)/.test
+	FASTVAR_TENSORS=100000 $(PYTEST) tests/checkpoint/test_layout.py
 	FASTVAR_KILLS=10000 $(PYTEST) -rP tests/faults # with the figures
 	FASTVAR_INTERRUPTS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/test_interrupts.py
 

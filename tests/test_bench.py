@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from rich.table import Table
 
-from bench import overhead
+import fastvar as fv
+from bench import overhead, small
 from bench.cases import CASES, CLIP_DECAY_EMA, RULES, Case
 from bench.contenders import FASTVAR, contenders, threads
 from bench.measure import interleaved, ratio
@@ -43,3 +44,10 @@ def test_overhead_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     overhead.one_variable(table)
     overhead.further_variables(table)
     assert table.row_count > 6
+
+
+def test_saves_of_small_tensors_can_be_measured() -> None:
+    with threads(1):
+        found = small.blocking(fv, 30) | small.background(fv, 30)
+    assert len(found) == 6
+    assert np.isfinite([*found.values()]).all()

@@ -104,7 +104,7 @@ class Lock:
                     raise OSError(errno.EINVAL, "it is no file")
                 self._settle(descriptor, purpose)
         except BaseException:
-            os.close(descriptor)
+            close_read(descriptor)
             raise
         self._descriptor = descriptor
         _held.add(self)
