@@ -240,7 +240,7 @@ class CheckpointManager:
             self._folder.lock.release()
 
     def __enter__(self) -> CheckpointManager:
-        self._folder.lock.acquire("cannot be entered")
+        self._folder.lock.acquire()
         self._listener.start()
         return self
 
