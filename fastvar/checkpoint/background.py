@@ -70,16 +70,17 @@ class Background:
 
     @property
     def busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and self._thread.working
 
     def wait(self) -> None:
         """Wait for the task to end, and raise its error, once."""
         if self._thread is not None:
-            self._thread.awaited.set()
-            self._thread.join()
+            self._thread.wait()
             self._thread = None
         if self._errors:
-            raise self._errors.pop()
+            error = self._errors[0]
+            del self._errors[0]  # not by a call, after which a signal could come, and the error be lost
+            raise error
 
     def _run(self, task: Callable[[], object]) -> None:
         try:

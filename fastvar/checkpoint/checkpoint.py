@@ -15,7 +15,7 @@ from fastvar.checkpoint.names import absolute, make_directory
 from fastvar.checkpoint.reader import File, foresee
 from fastvar.checkpoint.record import check_names, failing, uncollected
 from fastvar.checkpoint.report import Restored
-from fastvar.checkpoint.restore import Choice, NameMap, prepare_import, prepare_restore
+from fastvar.checkpoint.restore import Choice, NameMap, assign, prepare_import, prepare_restore
 from fastvar.checkpoint.writer import write
 from fastvar.kernels.turn import Hold
 from fastvar.optimizer import Optimizer
@@ -148,6 +148,10 @@ class Checkpoint:
         the slots of an optimizer that is not built yet are read once: they hold nothing that could be lost). What
         changes in the file between the two is told by an error.
 
+        Objects with `load_state_dict` get their state first: if one refuses it, nothing else has changed, and
+        those before it get back what their `state_dict()` gave. What a signal raises while all is assigned, such
+        as KeyboardInterrupt, is raised when it is.
+
         An optimizer that is not built yet is built as it was, with the slots that its hyperparameters want. A
         schedule that is a plain function stays the program's. The streams of random generators come back, the
         count of children that they have spawned does not.
@@ -202,8 +206,7 @@ class Checkpoint:
         contents = self._contents()
         with File(path) as file:
             restored, commits = prepare_restore(contents, file, partial, name_map, hyperparameters)
-            for commit in commits:
-                commit()
+            assign(commits)
         return restored
 
     @_between_steps
@@ -265,8 +268,7 @@ class Checkpoint:
         """
         with open_foreign(path, edited=edited, opaque=opaque) as file:
             restored, commits = prepare_import(self._contents(), file, partial, name_map, cast)
-        for commit in commits:
-            commit()
+        assign(commits)
         return restored
 
     def __repr__(self) -> str:

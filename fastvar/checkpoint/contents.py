@@ -7,6 +7,7 @@ and `state/arrays/0`, ... for arrays in other state.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +25,21 @@ RESERVED = ("variables", "state", "manifest", "root")
 MALFORMED = (TypeError, LookupError, AttributeError, OverflowError)  # of using JSON that is not as we write it
 Commit = Callable[[], object]
 Rename = Callable[[str], str | None]  # from a variable's name here to that in the file; None: not restored
+
+
+class Loading:
+    """The commit of an object with `state_dict` and `load_state_dict`, which it may refuse."""
+
+    def __init__(self, thing: Any, saved: Any) -> None:
+        self.thing, self._saved = thing, saved
+        self._before = copy.deepcopy(thing.state_dict())
+
+    def __call__(self) -> None:
+        self.thing.load_state_dict(self._saved)
+
+    def undo(self) -> None:
+        """Give the object the state that it had."""
+        self.thing.load_state_dict(self._before)
 
 
 class Named(dict[str, Variable]):
@@ -146,7 +162,7 @@ def _prepare_state(thing: Any, saved: Any) -> Commit:
     if is_generator(thing):
         return generators.prepare(thing, saved)
     if _is_object(thing):
-        return lambda: thing.load_state_dict(saved)
+        return Loading(thing, saved)
     if not isinstance(saved, dict):
         raise ValueError("the saved state is not a dict")
 

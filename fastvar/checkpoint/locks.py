@@ -21,6 +21,7 @@ if sys.platform != "win32":
     import fcntl
 
 from fastvar.checkpoint.record import CheckpointError, failing
+from fastvar.kernels.atomic import Uninterrupted
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # by a file system
 _NO_LOCKS = {*UNSUPPORTED, errno.ENOLCK}  # the last: of NFS without its lock service
@@ -96,18 +97,17 @@ class Lock:
         """
         if self.held:
             return
-        with failing(self._path, purpose):
+        with Uninterrupted(), failing(self._path, purpose):  # a descriptor that is lost would keep the lock
             descriptor = os.open(self._path, _OPEN_FLAGS, 0o666)
-        try:
-            with failing(self._path, purpose):
+            try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise OSError(errno.EINVAL, "it is no file")
                 self._settle(descriptor, purpose)
-        except BaseException:
-            close_read(descriptor)
-            raise
-        self._descriptor = descriptor
-        _held.add(self)
+            except BaseException:
+                close_read(descriptor)
+                raise
+            self._descriptor = descriptor
+            _held.add(self)
 
     def _settle(self, descriptor: int, purpose: str) -> None:
         """Lock the open file, and write down who did."""
@@ -129,13 +129,18 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock back; a second time does nothing."""
+        if self.held:
+            with Uninterrupted():
+                self._close()
+
+    def _close(self) -> None:
+        """Close the file without unlocking it: a forked child's copy must not end the parent's lock."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            # Without unlocking: a forked child's copy must not end the parent's lock.
             close_read(descriptor)
 
     def __del__(self) -> None:
-        self.release()
+        self._close()
 
 
 def _holder(descriptor: int) -> str:

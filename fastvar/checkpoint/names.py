@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastvar.checkpoint.locks import UNSUPPORTED, in_turn, try_lock
 from fastvar.checkpoint.record import CheckpointError, failing
+from fastvar.kernels.atomic import Uninterrupted
 
 _PREFIX = ".fastvar-"  # of temporary files: what is left of a killed writer can be told from all else
 _SUFFIX = ".tmp"
@@ -24,14 +25,17 @@ def temporary(directory: str) -> Iterator[tuple[str, int]]:
 
     An error removes it.
     """
-    path, keeper = _make_locked(directory)
+    path, keeper, tidying = "", -1, Uninterrupted()
     try:
+        with Uninterrupted():
+            path, keeper = _make_locked(directory)
         yield path, os.dup(keeper)
     except BaseException:
-        discard(path)
+        with tidying:
+            discard(path)
         raise
     finally:
-        with contextlib.suppress(OSError):  # what can be lost was lost when the other descriptor was closed
+        with tidying, contextlib.suppress(OSError):  # what can be lost was lost when the other one was closed
             os.close(keeper)
 
 
@@ -76,20 +80,21 @@ def check_replaceable(path: str) -> None:
 
 
 def publish(source: str, path: str, replace: bool) -> None:
-    """Give a file its final name, durably; a new name is taken back if that fails."""
-    if replace:
-        os.replace(source, path)
-        sync_directory(path)
-        return
-    try:
-        if _link(source, path):
-            os.unlink(source)
-        sync_directory(path)
-    except FileExistsError:
-        raise
-    except BaseException:
-        discard(path)
-        raise
+    """Give a file its final name, durably; a new name is taken back if that fails. Signals wait meanwhile."""
+    with Uninterrupted():
+        if replace:
+            os.replace(source, path)
+            sync_directory(path)
+            return
+        try:
+            if _link(source, path):
+                os.unlink(source)
+            sync_directory(path)
+        except FileExistsError:
+            raise
+        except BaseException:
+            discard(path)
+            raise
 
 
 def _link(source: str, path: str) -> bool:

@@ -105,8 +105,8 @@ def failing(path: str, what: str = "not saved") -> Iterator[None]:
 def uncollected() -> Iterator[None]:
     """Collect no garbage inside: to look through thousands of new objects takes longer than to make them."""
     enabled = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if enabled:

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal, Protocol
 
@@ -14,12 +14,13 @@ import numpy as np
 
 from fastvar import kernels
 from fastvar.buffers import Array
-from fastvar.checkpoint.contents import Commit, Contents, Rename
+from fastvar.checkpoint.contents import Commit, Contents, Loading, Rename
 from fastvar.checkpoint.foreign.source import Foreign, HasSpec
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import EXTENDED, LARGE, CheckpointError
 from fastvar.checkpoint.report import Like, Restored, mismatch
+from fastvar.kernels.atomic import Uninterrupted
 from fastvar.optimizer_state import Resumption
 from fastvar.variable import Variable
 
@@ -46,6 +47,26 @@ def checked_choice(hyperparameters: Choice, owner: str) -> Choice:
     if hyperparameters not in ("saved", "program"):
         raise ValueError(f"{owner}: hyperparameters must be 'saved' or 'program', got {hyperparameters!r}")
     return hyperparameters
+
+
+def assign(commits: Sequence[Commit]) -> None:
+    """Give everything what was prepared for it, in the order in which it may fail. Signals wait meanwhile.
+
+    Objects that have got their state already get the old one back if one refuses its own, or anything else fails.
+    """
+    begun: list[Loading] = []
+    with Uninterrupted():
+        try:
+            for commit in commits:
+                begun += [commit] if isinstance(commit, Loading) else []
+                commit()
+        except BaseException as error:
+            for loading in reversed(begun):
+                try:
+                    loading.undo()
+                except Exception as other:
+                    error.add_note(f"{loading.thing}: could not be given its old state ({other})")
+            raise
 
 
 def prepare_restore(
@@ -80,7 +101,9 @@ def prepare_restore(
     new = {keyword for keyword, one in resumptions.items() if one.new}
     reading = _read(taking, places, file, new)
     _warn_of_changed(file.path, resumptions, hyperparameters)
-    return restored, commits + [one.take_over for one in resumptions.values()] + reading
+    objects = [commit for commit in commits if isinstance(commit, Loading)]
+    others = [commit for commit in commits if not isinstance(commit, Loading)]
+    return restored, [*objects, *(one.take_over for one in resumptions.values()), *reading, *others]
 
 
 def _resume(

@@ -7,10 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from fastvar import threads
+from fastvar.kernels.atomic import Uninterrupted
 
 T = TypeVar("T")
 
@@ -43,18 +43,61 @@ class Turns(Generic[T]):
             self._busy.discard(threading.get_ident())
 
     def end_all(self) -> None:
-        """The same, and wait until every thread is done with its item, whatever interrupts that."""
-        interrupt = None
-        while True:
-            try:
-                self.end()
-                if not self._busy:
-                    break
-                time.sleep(0.001)
-            except BaseException as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
+        """The same, and wait until every thread is done with its item."""
+        self.end()
+        while self._busy:
+            time.sleep(0.001)
+
+
+class Helper(threading.Thread):
+    """A thread that does some work beside the main one.
+
+    Waiting for it may be interrupted, and repeated: after Ctrl-C in `join` or `is_alive` of Python 3.11, a thread
+    passes for ended, and in what waits for a condition, KeyboardInterrupt may become RuntimeError.
+
+    Attributes
+    ----------
+    awaited : Event
+        Set when somebody waits for its end, so that it need not be `leisurely` any more.
+    error : BaseException or None
+        What the work raised.
+    """
+
+    def __init__(self, work: Callable[[], object], name: str = "fastvar-save", *, awaited: bool = False) -> None:
+        super().__init__(name=name)
+        self._work, self._running = work, threading.Lock()
+        self.error: BaseException | None = None
+        self.awaited = threading.Event()
+        if awaited:
+            self.awaited.set()
+
+    def start(self) -> None:
+        """Begin; RuntimeError if no thread is to be had."""
+        with Uninterrupted(), contextlib.ExitStack() as failing:
+            self._running.acquire()
+            failing.callback(self._running.release)
+            super().start()
+            failing.pop_all()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self.error = error
+        finally:
+            del self._work  # and with it what it belongs to
+            self._running.release()
+
+    @property
+    def working(self) -> bool:
+        return self._running.locked()
+
+    def wait(self) -> None:
+        """Wait for the end of the work."""
+        with Uninterrupted():
+            self.awaited.set()
+        with self._running:
+            pass
 
 
 def share(items: Iterable[T], work: Callable[[Turns[T]], object], most: int) -> None:
@@ -63,8 +106,8 @@ def share(items: Iterable[T], work: Callable[[Turns[T]], object], most: int) -> 
     When it returns, or raises what one of them did, none of them is at work any more.
 
     Only the main thread is helped. Others, such as that of a background save, work alone: they leave the
-    processors to the training. So does the main thread once the program ends, when no thread can be started any
-    more, and where the system reads and writes only at the one place of a file.
+    processors to the training. So does the main thread when no thread can be started any more, such as while the
+    program ends, and where the system reads and writes only at the one place of a file.
     """
     turns = Turns(items)
 
@@ -74,38 +117,26 @@ def share(items: Iterable[T], work: Callable[[Turns[T]], object], most: int) -> 
         finally:
             turns.end()
 
-    main = threading.main_thread()
-    helped = threading.current_thread() is main and main.is_alive() and hasattr(os, "preadv")
+    helped = threading.current_thread() is threading.main_thread() and hasattr(os, "preadv")
     more = min(most, threads.get_num_threads()) - 1 if helped else 0
     if more < 1:
         one()
         return
-    with ThreadPoolExecutor(more, "fastvar-io") as pool:
-        futures = []
-        try:
-            with contextlib.suppress(RuntimeError):  # no thread is to be had: with those there are, then
-                for _ in range(more):
-                    futures.append(pool.submit(one))
-            one()
-            for future in futures:
-                future.result()
-        except BaseException:  # interrupts, too: what the others read or write must not be closed under them
+    helpers, ending = [Helper(one, f"fastvar-io-{k}", awaited=True) for k in range(more)], Uninterrupted()
+    try:
+        with contextlib.suppress(RuntimeError):  # no thread is to be had: with those there are, then
+            for helper in helpers:
+                helper.start()
+        one()
+        for helper in helpers:
+            helper.wait()
+    except BaseException:  # interrupts, too: what the others read or write must not be closed under them
+        with ending:
             turns.end_all()
-            raise
-
-
-class Helper(threading.Thread):
-    """A thread that works beside the training, and leaves the GIL to it where it does things `leisurely`.
-
-    Attributes
-    ----------
-    awaited : Event
-        Set when somebody waits for its end, so that it need not be leisurely any more.
-    """
-
-    def __init__(self, target: Callable[[], object]) -> None:
-        super().__init__(target=target, name="fastvar-save")
-        self.awaited = threading.Event()
+        raise
+    for helper in helpers:
+        if helper.error is not None:
+            raise helper.error
 
 
 def leisurely(items: Iterable[T]) -> Iterator[T]:
@@ -114,7 +145,7 @@ def leisurely(items: Iterable[T]) -> Iterator[T]:
     Python lets a thread have the GIL for 5 ms, in which a step that has released it would stand still.
     """
     helper = threading.current_thread()
-    if not isinstance(helper, Helper):
+    if not isinstance(helper, Helper) or helper.awaited.is_set():
         yield from items
         return
     began = time.thread_time()

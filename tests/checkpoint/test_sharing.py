@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fastvar as fv
-from fastvar.checkpoint import reader, sharing, writer
+from fastvar.checkpoint import reader, writer
 from fastvar.checkpoint.record import Saved
 from fastvar.checkpoint.sharing import share
 
@@ -73,20 +73,20 @@ def test_where_no_thread_can_be_started_the_main_one_does_it_all(monkeypatch: An
         raise RuntimeError("can't start new thread")
 
     taken: list[int] = []
-    monkeypatch.setattr(sharing.ThreadPoolExecutor, "submit", refused)
+    monkeypatch.setattr(threading.Thread, "start", refused)
     share(range(10), taken.extend, 10)
     assert taken == list(range(10))
 
 
 @pytest.mark.usefixtures("four_threads")
 def test_where_fewer_threads_can_be_started_the_errors_of_these_are_raised(monkeypatch: Any) -> None:
-    submit, submitted, tried = sharing.ThreadPoolExecutor.submit, [], threading.Event()
+    start, started, tried = threading.Thread.start, [], threading.Event()
 
-    def once(*arguments: Any) -> Any:
-        if submitted:
+    def once(thread: threading.Thread) -> None:
+        if started:
             raise RuntimeError("can't start new thread")
-        submitted.append(submit(*arguments))
-        return submitted[0]
+        started.append(thread)
+        start(thread)
 
     def work(items: Iterator[int]) -> None:
         for _ in items:
@@ -95,7 +95,7 @@ def test_where_fewer_threads_can_be_started_the_errors_of_these_are_raised(monke
                 raise ZeroDivisionError
             assert tried.wait(10)
 
-    monkeypatch.setattr(sharing.ThreadPoolExecutor, "submit", once)
+    monkeypatch.setattr(threading.Thread, "start", once)
     with pytest.raises(ZeroDivisionError):
         share(range(100), work, 100)
 

@@ -1,0 +1,191 @@
+"""Ctrl-C at every instant of saves, restores and imports: each has happened wholly, or nothing has."""
+
+import itertools
+import random
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import contents
+from interrupts import check_at_instants
+
+import fastvar as fv
+from fastvar.checkpoint import reader
+from fastvar.checkpoint.background import Background
+
+
+class Sampler:
+    """An object with a state of its own."""
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+class Program:
+    """What a training program has: variables small and large, an optimizer, generators, other state."""
+
+    def __init__(self, seed: int, build: bool = True) -> None:
+        self.rng, self.random = np.random.default_rng(seed), random.Random(seed)
+        self.variables = [
+            fv.Variable(self.rng.random(s), name=n) for s, n in [((100, 100), "large"), (3, "small")]
+        ]
+        self.optimizer, self.sampler, self.progress = fv.optimizers.Adam(0.125), Sampler(), {"epoch": seed}
+        self.sampler.position = seed
+        if build:
+            self.optimizer.apply([np.cos(v.value) for v in self.variables], self.variables)
+        self.checkpoint = fv.Checkpoint(
+            variables=self.variables,
+            optimizer=self.optimizer,
+            sampler=self.sampler,
+            progress=self.progress,
+            rng=self.rng,
+            random=self.random,
+        )
+
+    def state(self) -> Any:
+        others = self.progress.copy(), self.sampler.position, self.random.getstate(), self.rng.bit_generator.state
+        built = len(self.optimizer._variables), [*self.optimizer._state]
+        return contents(self.optimizer, self.variables), built, others, self.optimizer.get_config()
+
+
+@pytest.mark.parametrize("build", [True, False], ids=["built", "not built"])
+def test_a_restore_is_whole_or_nothing(build: bool, tmp_path: Path) -> None:
+    path = Program(1).checkpoint.save(tmp_path / "a.h5")
+
+    def scene() -> Any:
+        program = Program(2, build)
+        return lambda: program.checkpoint.restore(path), program.state
+
+    check_at_instants(scene)
+
+
+def test_a_restore_by_a_manager_is_whole_or_nothing(tmp_path: Path) -> None:
+    with fv.CheckpointManager(Program(1).checkpoint, tmp_path) as manager:
+        manager.save()
+
+    def scene() -> Any:
+        program = Program(2)
+        return fv.CheckpointManager(program.checkpoint, tmp_path).restore_or_initialize, program.state
+
+    check_at_instants(scene)
+
+
+def test_a_restore_by_a_saver_is_whole_or_nothing(tmp_path: Path) -> None:
+    path = fv.Saver(Program(1).variables).save(tmp_path / "a")
+
+    def scene() -> Any:
+        program = Program(2)
+        return lambda: fv.Saver(program.variables).restore(path), program.state
+
+    check_at_instants(scene)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # files that Ctrl-C left to be closed
+def test_an_import_is_whole_or_nothing(tmp_path: Path) -> None:
+    arrays = {v.name: v.value.astype(np.float32) for v in Program(1).variables}
+    np.savez(tmp_path / "a.npz", **arrays)
+
+    def scene() -> Any:
+        program = Program(2)
+        return lambda: program.checkpoint.import_weights(tmp_path / "a.npz"), program.state
+
+    check_at_instants(scene)
+
+
+def files(folder: Path) -> Any:
+    """Return which whole checkpoints there are, and everything else but locks."""
+    found: list[Any] = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".h5":
+            with reader.File(path) as file:
+                file.verify()
+                found.append((path.name, file.step))
+        elif "lock" not in path.name:
+            found.append(path.name)
+    return found
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_save_is_whole_or_nothing(overwrite: bool, tmp_path: Path) -> None:
+    numbers, program = itertools.count(), Program(1)
+
+    def scene() -> Any:
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        if overwrite:
+            program.checkpoint.save(folder / "a.h5", step=0)
+        return lambda: program.checkpoint.save(folder / "a.h5", step=1, overwrite=overwrite), lambda: files(folder)
+
+    check_at_instants(scene)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_save_by_a_manager_is_whole_or_nothing(blocking: bool, tmp_path: Path) -> None:
+    numbers, program = itertools.count(), Program(1)
+
+    def scene() -> Any:
+        folder = tmp_path / str(next(numbers))
+        manager = fv.CheckpointManager(program.checkpoint, folder)
+        manager.save(step=0)
+
+        def save() -> None:
+            manager.save(step=1, blocking=blocking)
+            manager.wait()
+
+        def state() -> Any:
+            manager.wait()
+            return files(folder)
+
+        return save, state
+
+    check_at_instants(scene)
+
+
+def test_an_object_that_refuses_its_state_gives_those_before_it_the_old_one_back(tmp_path: Path) -> None:
+    class Picky(Sampler):
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            if state["position"] == 1:
+                raise RuntimeError("not this one")
+            super().load_state_dict(state)
+
+    w, first, second, progress = fv.Variable(1.0), Sampler(), Picky(), {"epoch": 1}
+    first.position = second.position = 1
+    checkpoint = fv.Checkpoint(w=w, progress=progress, first=first, second=second)
+    path = checkpoint.save(tmp_path / "a.h5")
+    w[...] = first.position = second.position = progress["epoch"] = 2
+    with pytest.raises(RuntimeError, match="not this one"):
+        checkpoint.restore(path)
+    assert (float(w), first.position, second.position, progress) == (2.0, 2, 2, {"epoch": 2})
+
+
+def test_waiting_for_a_save_can_be_interrupted_and_repeated_and_loses_no_error() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def task() -> None:
+        begun.set()
+        go_on.wait(10)
+        raise OSError("lost?")
+
+    background = Background()
+    background.start(task)
+    begun.wait(10)
+    threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        background.wait()
+    assert background.busy
+    go_on.set()
+    with pytest.raises(OSError, match="lost"):
+        background.wait()
+    background.wait()
+    assert not background.busy
