@@ -37,11 +37,12 @@ sanitize: $(VENV)/.test
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize/lib \
 	$(PYTEST) tests/test_bits.py tests/test_kernels.py tests/test_sparse.py tests/test_bad_plan.py tests/test_bad_input.py
 
-# The faults of tests/faults, with 10,000 kills, and what else is only larger there.
+# The faults of tests/faults, with 10,000 kills, interrupts and random programs. Hours: before a release.
 soak: $(VENV)/.test
 	FASTVAR_TENSORS=100000 $(PYTEST) tests/checkpoint/test_layout.py
 	FASTVAR_KILLS=10000 $(PYTEST) -rP tests/faults # with the figures
 	FASTVAR_INTERRUPTS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/test_interrupts.py tests/checkpoint/test_interrupts.py
+	FASTVAR_PROGRAMS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/test_programs.py
 
 # The same faults for everyone else: docs/faults.md.
 faults: $(VENV)/.test
