@@ -62,6 +62,7 @@ def holds_variables(thing: Any) -> bool:
     """Return whether there is a variable in a tree; long lists of numbers, as in a state, are passed over."""
     rest: list[Any] = [thing]
     seen: dict[int, Any] = {}
+    held: Iterable[Any]
     while rest:
         thing = rest.pop()
         if isinstance(thing, Variable):
@@ -69,8 +70,10 @@ def holds_variables(thing: Any) -> bool:
         if id(thing) in seen:
             continue
         seen[id(thing)] = thing
-        if type(thing) is list:
-            held = [] if {*map(type, thing)} <= _LEAVES else thing
+        if type(thing) is dict:
+            held = thing.values()
+        elif type(thing) is list:
+            held = () if {*map(type, thing)} <= _LEAVES else thing
         else:
             held = [child for _, child in children(thing) or ()]
         rest += [child for child in held if type(child) not in _LEAVES]

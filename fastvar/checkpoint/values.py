@@ -21,7 +21,8 @@ from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.checkpoint.record import EXTENDED, NATIVE
 
-ARRAY, SCALAR, SAME = RESERVED = ("$array", "$scalar", "$same")
+ARRAY, SCALAR, SAME = "$array", "$scalar", "$same"
+_RESERVED = {ARRAY, SCALAR, SAME}
 _PLAIN = {type(None), bool, int, float, str}
 _NUMBERS = _PLAIN - {str}
 _DIGITS = 4300  # of an integer: what Python reads back
@@ -59,10 +60,10 @@ class _Encoder:
             if {*map(type, value)} <= _PLAIN:
                 return value.copy()
             return [self.encode(item, (*path, i)) for i, item in enumerate(value)]
-        for key in RESERVED:
-            if key in value:
-                raise ValueError(f"Checkpoint: the key {key!r} is reserved; state cannot have it")
-        return {key: self.encode(item, (*path, key)) for key, item in value.items()}
+        if not _RESERVED.isdisjoint(value):
+            key = min(_RESERVED.intersection(value))
+            raise ValueError(f"Checkpoint: the key {key!r} is reserved; state cannot have it")
+        return {k: item if type(item) in _PLAIN else self.encode(item, (*path, k)) for k, item in value.items()}
 
     def _array(self, array: Array) -> dict[str, str]:
         name = f"state/arrays/{len(self._arrays)}"
@@ -110,17 +111,23 @@ class _Decoder:
             return self._filled([None] * len(value), enumerate(value))
         if type(value) is not dict or not value:
             return value
-        for key, restore in ((ARRAY, self._array), (SCALAR, _scalar)):
-            if key in value:
-                try:
-                    return restore(value[key], **{k: item for k, item in value.items() if k != key})
-                except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-                    raise ValueError(f"{value} of the saved state stands for nothing") from error
+        if ARRAY in value or SCALAR in value:
+            return self._placed(value)
         return self._filled(dict.fromkeys(value), value.items())
+
+    def _placed(self, value: dict[str, Any]) -> Any:
+        """Return what a dict with a reserved key stands for."""
+        key, restore = (ARRAY, self._array) if ARRAY in value else (SCALAR, _scalar)
+        try:
+            return restore(value[key], **{k: item for k, item in value.items() if k != key})
+        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{value} of the saved state stands for nothing") from error
 
     def _filled(self, container: Any, items: Iterable[tuple[Any, Any]]) -> Any:
         for key, item in items:
-            if type(item) is dict and SAME in item:
+            if type(item) in _PLAIN:
+                container[key] = item
+            elif type(item) is dict and SAME in item:
                 self.again.append((container, key, item[SAME]))
             else:
                 container[key] = self.decode(item)
@@ -168,12 +175,14 @@ def check(value: Any, where: str) -> None:
         for key in value:
             if type(key) is not str:
                 raise TypeError(f"{where}: keys must be str, got {key!r} of type {_name(key)}")
-            if not _is_text(key):
+            if not key.isascii() and _PAIR.search(key):
                 raise ValueError(f"{where}: keys must not hold a pair of surrogates, got {key!r}")
         items: Iterable[tuple[Any, Any]] = value.items()
     elif type(value) is list:
         kinds = {*map(type, value)}
-        if kinds <= _NUMBERS and (int not in kinds or all(_is_short(n) for n in value if type(n) is int)):
+        if kinds <= _NUMBERS and (
+            int not in kinds or all(-_TOO_LONG < n < _TOO_LONG for n in value if type(n) is int)
+        ):
             return
         items = enumerate(value)
     else:
@@ -182,18 +191,10 @@ def check(value: Any, where: str) -> None:
         kind = type(item)
         if kind not in _PLAIN:
             check(item, f"{where}[{key!r}]")
-        elif kind is str and not _is_text(item):
+        elif kind is str and not item.isascii() and _PAIR.search(item):
             raise ValueError(f"{where}[{key!r}]: must not hold a pair of surrogates, got {item!r}")
-        elif kind is int and not _is_short(item):
+        elif kind is int and not -_TOO_LONG < item < _TOO_LONG:
             raise ValueError(f"{where}[{key!r}]: must be of at most {_DIGITS} digits, got a longer integer")
-
-
-def _is_short(value: int) -> bool:
-    return bool(-_TOO_LONG < value < _TOO_LONG)
-
-
-def _is_text(value: str) -> bool:
-    return value.isascii() or not _PAIR.search(value)
 
 
 def _name(value: Any) -> str:
