@@ -75,7 +75,8 @@ class Optimizer(Formula):
     Patterns for names go by the names that variables have at `build`.
 
     A rule of one's own is a subclass that declares its parameters, names its slots, and writes `update` in
-    plain NumPy; all options above hold for it.
+    plain NumPy; all options above hold for it. Other attributes are declared in its body (`calls: int = 0`), or
+    begin with `_`: to set what is not declared is an error, so that no slip of the pen passes for a setting.
 
     Examples
     --------

@@ -70,7 +70,8 @@ class Variable(Arraylike):
 
     It behaves like the array that it holds (operators, ufuncs also with `out=`, indexing, reductions,
     `np.asarray` and DLPack without a copy), and differs in being a place: its buffer never moves, and
-    `assign`, `+=` and `v[...] =` write into it. Comparisons are elementwise.
+    `assign`, `+=` and `v[...] =` write into it. Comparisons are elementwise. An operator gives what it gives
+    between the array and the other operand (`scipy.sparse`, JAX, pandas), and with PyTorch's tensors a tensor.
 
     Parameters
     ----------
