@@ -142,9 +142,9 @@ class Variable(Arraylike):
     constraint: Callable[[Array], npt.ArrayLike] | None = _planned("constraint", "Its projection, or None.")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name[0] != "_" and not declares(type(self), name):
+        if not (name in _SETTABLE or name[0] == "_" or declares(type(self), name)):
             raise AttributeError(f"{self._label}: no attribute {name!r}{meant(name, _SETTABLE)}")
-        super().__setattr__(name, value)
+        object.__setattr__(self, name, value)
 
     @property
     def _label(self) -> str:
@@ -178,9 +178,11 @@ class Variable(Arraylike):
 
     @grad.setter
     def grad(self, gradient: Any) -> None:
-        if not (gradient is None or isinstance(gradient, IndexedSlices)) and np.shape(gradient) != self.shape:
-            raise ValueError(f"{self._label}: grad must have shape {self.shape}, got {np.shape(gradient)}")
-        self._grad = gradient
+        if not (gradient is None or isinstance(gradient, IndexedSlices)):
+            shape = gradient.shape if isinstance(gradient, np.ndarray) else np.shape(gradient)
+            if shape != self._array.shape:
+                raise ValueError(f"{self._label}: grad must have shape {self.shape}, got {shape}")
+        vars(self)["_grad"] = gradient
 
     # Writing into it.
 
