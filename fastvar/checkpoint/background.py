@@ -36,19 +36,18 @@ class Staging:
 
 def _room(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Return uninitialised arrays like these; small ones share memory: to allocate takes longer than to copy."""
-    total = sum(_rounded(a.nbytes) for a in arrays.values() if a.nbytes < buffers.LARGE)
-    memory, at, room = buffers.empty((total,), np.uint8).data, 0, {}
+    starts, end = {}, 0
     for name, a in arrays.items():
         if a.nbytes < buffers.LARGE:
-            room[name] = np.ndarray(a.shape, a.dtype, memory, at)
-            at += _rounded(a.nbytes)
-        else:
-            room[name] = buffers.empty(a.shape, a.dtype)
-    return room
-
-
-def _rounded(size: int) -> int:
-    return size + -size % buffers.ALIGNMENT
+            starts[name] = end
+            end += a.nbytes + -a.nbytes % buffers.ALIGNMENT
+    shared = buffers.empty((end,), np.uint8).data
+    return {
+        name: np.ndarray(a.shape, a.dtype, shared, starts[name])
+        if name in starts
+        else buffers.empty(a.shape, a.dtype)
+        for name, a in arrays.items()
+    }
 
 
 class Background:
