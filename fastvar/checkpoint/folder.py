@@ -31,7 +31,7 @@ class Scan(NamedTuple):
     damaged : list of str
         Messages about what has a checkpoint's name and cannot be read.
     strangers : list of str
-        The same, where no manager gives such a name: `ckpt-007.h5`, absurd numbers.
+        The same, where no manager gives such a name (`ckpt-007.h5`, absurd numbers), or what has it is no file.
     """
 
     found: list[Found]
@@ -66,8 +66,8 @@ class Folder:
                     scan.found.append(self._look(name, name + _PIN in names))
                 except OSError as error:
                     if os.path.lexists(self._path(name)):  # a link to nothing, too
-                        kind = scan.strangers if self._number(name) is None else scan.damaged
-                        kind.append(message(self._path(name), error))
+                        ours = self._number(name) is not None and _may_be_file(self._path(name))
+                        (scan.damaged if ours else scan.strangers).append(message(self._path(name), error))
                     else:
                         gone = True
         self._read = {name: seen for name, seen in self._read.items() if name in names}
@@ -141,6 +141,14 @@ class Folder:
 def message(path: str, error: OSError) -> str:
     """Return what is wrong with a file, which the error may not name."""
     return str(error) if isinstance(error, CheckpointError) else f"{path}: {error.strerror or error}"
+
+
+def _may_be_file(path: str) -> bool:
+    """Whether there is a file, or there may be one again: a link to nothing may lead to a disk that is away."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        return error.errno != errno.ELOOP
 
 
 def _own(state: dict[str, Any], time: float) -> tuple[float, dict[str, float]]:
