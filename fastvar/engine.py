@@ -434,4 +434,4 @@ def zeroed(variable: Variable, gradient: Any) -> tuple[Any, Any]:
         if memory is not None and memory.flags.writeable and memory.dtype.kind in "biufcV":
             return memory, np.zeros((), memory.dtype)
         zero = np.zeros(variable.shape, variable.dtype)
-    return variable, {**vars(variable), "_grad": zero}
+    return variable, {"_grad": zero}

@@ -19,7 +19,10 @@ from fastvar.module import Tree, as_tree, is_sequence
 from fastvar.state import Slots, change, first_numbers, keep, shape_of
 from fastvar.variable import Structure, Variable
 
-OWN_NUMBERS = ("skipped", "loss_scale")  # that an optimizer has before it is built
+BUILT = (  # the attributes that `build` sets
+    *("_groups", "_variables", "_tree", "_listed", "_names", "_index"),
+    *("_state", "_shape", "_numbers", "_engine", "_stale"),
+)
 
 
 class Optimizer(Formula):
@@ -170,11 +173,12 @@ class Optimizer(Formula):
         flat = [v for group in grouped for v in group["variables"]]
         if self._variables and [*map(id, flat)] != [*map(id, self._variables)]:
             raise ValueError(f"{self._owner}: is built on other variables; make a new optimizer for these")
-        if not self._variables:
-            self._build(grouped)
-        if all(map(is_, tree.variables, flat)):
-            tree.variables = self._variables
-        self._tree, self._listed = tree, tree.listed if tree.variables is self._variables else -1
+        with Atomic(self._kept(), []):
+            if not self._variables:
+                self._build(grouped)
+            if all(map(is_, tree.variables, flat)):
+                tree.variables = self._variables
+            self._tree, self._listed = tree, tree.listed if tree.variables is self._variables else -1
 
     def _build(self, grouped: list[dict[str, Any]]) -> None:
         check_variables(self._owner, grouped)
@@ -183,18 +187,14 @@ class Optimizer(Formula):
         self._variables, self._groups = variables, groups
         self._names = [v.name or "" for v in variables]
         self._index = {id(v): i for i, v in enumerate(variables)}
-        try:
-            self._numbers |= first_numbers(self)
-            self._plan()
-        except BaseException:
-            self._unbuild()
-            raise
+        self._numbers = {**self._numbers, **first_numbers(self)}
+        self._plan()
 
-    def _unbuild(self) -> None:
-        """Forget the variables again."""
-        self._variables, self._groups, self._names, self._index, self._state = [], [], [], {}, {}
-        self._tree, self._listed, self._shape, self._engine = None, -1, (), None
-        self._numbers = {name: number for name, number in self._numbers.items() if name in OWN_NUMBERS}
+    def _kept(self) -> list[tuple[Any, Any]]:
+        """Return all but the slots, as places and what they hold, for `Atomic` to put back."""
+        numbers = [(number, number.copy()) for number in self._numbers.values()]
+        attributes = {name: getattr(self, name) for name in BUILT}
+        return [(self, attributes), (self._parameters, self._parameters.copy()), *numbers]
 
     def _plan(self) -> Engine:
         keep(self)
@@ -246,20 +246,20 @@ class Optimizer(Formula):
 
     def _apply(self, grads: Any, variables: Any, zero: bool) -> None:
         with self._turn:
-            first = variables is not None and not self._variables
-            try:
-                if variables is not None or type(grads) is not list or len(grads) != self._listed:
+            if variables is not None and not self._variables:
+                with Atomic(self._kept(), [], self._count):  # unbuilt as before if this fails
                     grads = self._arranged(grads, variables)
-                    if not self._variables:
-                        return
-                engine = self._engine
-                if self._stale or engine is None or engine.version != Structure.version:
-                    engine = self._refreshed()
-                engine.step(grads, self._count, zero)
-            except BaseException:
-                if first and not self._steps:
-                    self._unbuild()
-                raise
+                    if self._variables:
+                        self._refreshed().step(grads, self._count, zero)
+                return
+            if variables is not None or type(grads) is not list or len(grads) != self._listed:
+                grads = self._arranged(grads, variables)
+                if not self._variables:
+                    return
+            engine = self._engine
+            if self._stale or engine is None or engine.version != Structure.version:
+                engine = self._refreshed()
+            engine.step(grads, self._count, zero)
 
     def _arranged(self, grads: Any, variables: Any) -> list[Any]:
         """Return the gradients in the order in which the optimizer has its variables."""
@@ -315,11 +315,12 @@ class Optimizer(Formula):
 
         A `grad` that cannot be written in place (a list, a read-only array, one of JAX) is replaced by zeros.
         """
-        if not set_to_none:
-            with Atomic([], [zeroed(v, v.grad) for v in self._variables]):
-                return
-        for v in self._variables:
-            v.grad = None
+        if set_to_none:
+            after = [(v, {"_grad": None}) for v in self._variables]
+        else:
+            after = [zeroed(v, v.grad) for v in self._variables]
+        with Atomic([], after):
+            pass
 
     def minimize(
         self,
@@ -385,8 +386,9 @@ class Optimizer(Formula):
     def finalize_variable_values(self, var_list: Any = None) -> None:
         """Give the variables the values of their moving averages, if `use_ema`; call it when training ends."""
         if self.use_ema and self._numbers.get("averaged", True):
-            for v in self._variables if var_list is None else variables_of(self._owner, var_list):
-                v.assign(self.slot(v, "average"))
+            variables = self._variables if var_list is None else variables_of(self._owner, var_list)
+            with Atomic([], [(v._array, self.slot(v, "average")._array) for v in variables]):
+                pass
 
     # What it keeps.
 

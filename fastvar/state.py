@@ -8,6 +8,7 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
+from fastvar.kernels.atomic import Atomic
 from fastvar.variable import Variable
 
 if TYPE_CHECKING:
@@ -54,21 +55,16 @@ def first_numbers(optimizer: Optimizer) -> dict[str, Array]:
 
 def change(optimizer: Optimizer, values: dict[str, Any], name: str, value: Any) -> None:
     """Set a hyperparameter, of the optimizer or of a group, with all that follows from it; or nothing."""
-    before, firsts = values.copy(), _first_values(optimizer)
-    held = optimizer._state, optimizer._numbers, optimizer._shape
-    optimizer._stale = True  # also if a signal comes when it has changed
-    values[name] = value
-    try:
+    firsts = _first_values(optimizer)
+    slots = [optimizer._state[name][i]._array for name, i in firsts if i >= 0]  # type: ignore[union-attr]
+    before = [*optimizer._kept(), (values, values.copy()), *((slot, slot.copy()) for slot in slots)]
+    with Atomic(before, []):
+        values[name] = value
+        optimizer._stale = True
         optimizer._validate()
         if optimizer._variables:
             keep(optimizer)
             _begin_anew(optimizer, firsts)
-    except BaseException:
-        values.clear()
-        values.update(before)
-        optimizer._state, optimizer._numbers, optimizer._shape = held
-        optimizer._engine = None
-        raise
 
 
 def keep(optimizer: Optimizer) -> None:

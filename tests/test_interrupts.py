@@ -1,11 +1,14 @@
 """Ctrl-C at every instant of steps: each has happened with all that belongs to it, or nothing has."""
 
+import copy
+
 import numpy as np
 import pytest
 from cases import contents, digest
 from interrupts import check_at_instants
 
 import fastvar as fv
+import fastvar.torch
 from fastvar import constraints, optimizers
 
 
@@ -18,6 +21,10 @@ class Numpy(fv.Optimizer):
         slots.velocity *= 0.5
         slots.velocity += gradient
         variable -= slots.velocity
+
+
+def falling(step):
+    return 1 / (step + 1)
 
 
 def halves(array):
@@ -40,7 +47,7 @@ MAKERS = {
     "plain": lambda **o: optimizers.Adam(0.125, **o),
     "clipped": lambda **o: optimizers.Adam(0.125, global_clipnorm=0.5, **o),
     "averaged": lambda **o: optimizers.SGD(0.125, use_ema=True, ema_overwrite_frequency=3, **o),
-    "scheduled": lambda **o: optimizers.SGD(lambda step: 1 / (step + 1), momentum=0.5, weight_decay=0.1, **o),
+    "scheduled": lambda **o: optimizers.SGD(falling, momentum=0.5, weight_decay=0.1, **o),
     "lamb": lambda **o: optimizers.Lamb(0.125, **o),
     "lars": lambda **o: optimizers.Lars(0.125, **o),
     "prodigy": lambda **o: optimizers.Prodigy(initial_distance=0.125, **o),
@@ -150,3 +157,112 @@ def test_what_fails_between_passes_changes_nothing_and_can_be_done_again(make, o
     optimizer.step(zero_grad=True)
     twin.step(zero_grad=True)
     assert state() == expected()
+
+
+def built(make, *, steps=1, **options):
+    """Return an optimizer with two variables after some steps, and all that is to be seen of them."""
+    variables = [fv.Variable(np.linspace(-1, 1, 12).reshape(3, 4), name=name) for name in "ab"]
+    optimizer = make(**options)
+    if steps:
+        optimizer.build([{"variables": variables[:1]}, {"variables": variables[1:], "learning_rate": 0.5}])
+    for number in range(steps):
+        optimizer.apply(gradients_of(variables, number))
+    for v in variables:
+        v.grad = np.ones((3, 4))
+
+    def state():
+        return (
+            [digest(v.value) for v in variables],
+            [None if v.grad is None else digest(np.asarray(v.grad)) for v in variables],
+            contents(optimizer, variables) if optimizer._variables else "not built",
+            [*optimizer._numbers],
+            optimizer.get_config(),
+            [group._own for group in optimizer.groups],
+            [v._label for v in optimizer.variables],
+        )
+
+    return optimizer, variables, state
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_building_and_a_first_step_are_whole_or_nothing(make) -> None:
+    def building():
+        optimizer, variables, state = built(make, steps=0)
+        return lambda: optimizer.build(variables), state
+
+    def stepping():
+        optimizer, variables, state = built(make, steps=0)
+        return lambda: optimizer.apply(gradients_of(variables, 0), variables), state
+
+    check_at_instants(building)
+    check_at_instants(stepping)
+
+
+@pytest.mark.parametrize("steps", [-1, 0, 2])
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (optimizers.Adam, "learning_rate", 0.25),
+        (optimizers.Adam, "amsgrad", True),
+        (optimizers.SGD, "use_ema", True),
+        (optimizers.SGD, "clipnorm", 0.5),
+        (fv.torch.Rprop, "lr", 0.25),
+        (optimizers.Prodigy, "initial_distance", 0.25),
+    ],
+)
+def test_a_hyperparameter_is_set_with_all_that_follows_or_not(make, name, value, steps) -> None:
+    """Before it is built, before its first step, and after steps; and the next step knows of it."""
+
+    def scene():
+        optimizer, variables, state = built(make, steps=0)
+        if steps >= 0:
+            optimizer.build(variables)
+        for number in range(steps):
+            optimizer.apply(gradients_of(variables, number))
+
+        def seen():
+            twin, twins = copy.deepcopy((optimizer, variables))
+            twin.apply(gradients_of(twins, 7), twins)
+            here, copied = copy.deepcopy(optimizer._parameters), state()
+            return copied, here, contents(twin, twins)
+
+        return lambda: setattr(optimizer, name, value), seen
+
+    check_at_instants(scene)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_are_zeroed_all_or_none(set_to_none) -> None:
+    def scene():
+        optimizer, variables, state = built(MAKERS["plain"])
+        variables[1].grad = [[1.0] * 4] * 3
+        return lambda: optimizer.zero_grad(set_to_none), state
+
+    check_at_instants(scene)
+
+
+def test_averages_are_taken_by_all_variables_or_none() -> None:
+    def scene():
+        optimizer, _, state = built(MAKERS["averaged"], steps=3)
+        return optimizer.finalize_variable_values, state
+
+    check_at_instants(scene)
+
+
+@pytest.mark.parametrize("build", [True, False], ids=["built", "not built"])
+def test_a_minimization_is_whole_or_nothing(build) -> None:
+    def scene():
+        variables = [fv.Variable(np.linspace(-1, 1, 4), name=name) for name in "ab"]
+        optimizer = optimizers.LBFGS(max_iter=2)
+        if build:
+            optimizer.build(variables)
+
+        def loss():
+            return sum(float((v.value**2).sum()) for v in variables), [2 * v.value for v in variables]
+
+        def state():
+            return [digest(v.value) for v in variables], optimizer.iterations, len(optimizer._variables)
+
+        return lambda: optimizer.minimize(loss, variables), state
+
+    check_at_instants(scene)

@@ -12,7 +12,7 @@ from signal import valid_signals
 cnp.import_array()
 
 cdef extern from "Python.h":
-    int PyObject_GenericSetDict(object, object, void*) except -1
+    int PyObject_GenericSetAttr(object, object, object) except -1
     int PyErr_SetInterruptEx(int)
 
 cdef list SIGNALS = [int(number) for number in valid_signals()]
@@ -25,8 +25,8 @@ cdef class Atomic:
 
     `before` and `after` are lists of pairs: a place, and what it holds before the block or is to hold after it.
     The one are put if the block raises, the other if it ends, or raises when `count[0]` has changed already. A
-    place is an array and its value another of the same dtype, broadcast to it; a list and another; or an object
-    and the dict of its attributes.
+    place is an array and its value another of the same dtype, broadcast to it; a list or dict and another; or an
+    object and a dict of attributes.
     """
 
     cdef list before, after, count
@@ -45,14 +45,18 @@ cdef class Atomic:
 
 
 cdef int put(list pairs) except -1:
-    cdef object place, value
+    cdef object place, value, name, attribute
     for place, value in pairs:
         if cnp.PyArray_Check(place):
             cnp.PyArray_CopyInto(place, value)
         elif type(place) is list:
             (<list> place)[:] = value
+        elif type(place) is dict:
+            (<dict> place).clear()
+            (<dict> place).update(value)
         else:
-            PyObject_GenericSetDict(place, value, NULL)
+            for name, attribute in (<dict> value).items():
+                PyObject_GenericSetAttr(place, name, attribute)
     return 0
 
 

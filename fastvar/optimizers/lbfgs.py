@@ -10,6 +10,7 @@ import numpy as np
 from fastvar import buffers
 from fastvar.constraints import NonNeg
 from fastvar.hyper import integer, number
+from fastvar.kernels.atomic import Atomic
 from fastvar.optimizer import Optimizer
 from fastvar.slices import Rows
 from fastvar.variable import Variable
@@ -86,17 +87,13 @@ class LBFGS(Optimizer):
             The loss, with penalties, at the weights that it leaves. If anything fails, these are the old ones.
         """
         with self._turn:
-            first = not self._variables
-            if var_list is not None:
-                self.build(var_list)
-            if not self._variables:
-                raise ValueError(f"{self._owner}: call build(variables) first, or pass the variables")
-            try:
+            before = [] if self._variables else self._kept()
+            with Atomic(before, [], self._count):  # unbuilt as before if this fails
+                if var_list is not None:
+                    self.build(var_list)
+                if not self._variables:
+                    raise ValueError(f"{self._owner}: call build(variables) first, or pass the variables")
                 return self._minimize(value_and_grad)
-            except BaseException:
-                if first and not self._steps:
-                    self._unbuild()
-                raise
 
     def _minimize(self, value_and_grad: Callable[[], tuple[Any, Any]]) -> float:
         try:
@@ -104,7 +101,7 @@ class LBFGS(Optimizer):
         except ImportError:
             raise ImportError(f"{self._owner}: needs SciPy; run `pip install 'fastvar[lbfgs]'`") from None
         variables = [v for v in self._variables if v.trainable]
-        before = [v.numpy() for v in variables]
+        before: list[tuple[Any, Any]] = [(v._array, v.numpy()) for v in variables]
         bounds = [bound for v in variables for bound in [self._bound(v)] * v.size]
 
         def evaluate(x: Any) -> tuple[float, Any]:
@@ -124,18 +121,14 @@ class LBFGS(Optimizer):
             "gtol": self.tolerance_grad,
             "ftol": self.tolerance_change,
         }
-        try:
+        with Atomic([*before, (self._count, [*self._count])], []):
             start = np.concatenate([[], *(v.value.reshape(-1) for v in variables)])
             found = minimize(evaluate, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
             if not np.isfinite(found.fun):
                 raise ValueError(f"{self._owner}: loss must be finite, got {found.fun}")
             _write(variables, found.x)
-        except BaseException:
-            for v, value in zip(variables, before, strict=True):
-                v.value[...] = value
-            raise
-        self._count[0] += 1
-        return float(found.fun)
+            self._count[0] += 1
+            return float(found.fun)
 
     def _bound(self, variable: Variable) -> tuple[float | None, None]:
         if variable.constraint is None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.hyper import Declared, Parameter, integer, nested, number
+from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
 from fastvar.optimizer import Optimizer
 
@@ -106,9 +107,10 @@ class LossScaleOptimizer(Optimizer):
     def _set(self, parameter: Parameter, value: Any) -> None:
         if parameter.name == "inner_optimizer" and value is not self.inner_optimizer:
             raise ValueError(f"{self._owner}: inner_optimizer is fixed; make a new optimizer for another")
-        Declared._set(self, parameter, value)
-        if not self._steps and not self.skipped:
-            self._numbers["loss_scale"][...] = (self.initial_scale, 0.0, 0.0)
+        with Atomic(self._kept(), []):
+            Declared._set(self, parameter, value)
+            if not self._steps and not self.skipped:
+                self._numbers["loss_scale"][...] = (self.initial_scale, 0.0, 0.0)
 
     @property
     def dynamic_scale(self) -> float:
@@ -128,6 +130,9 @@ class LossScaleOptimizer(Optimizer):
         if name != "loss_scale":
             return self.inner_optimizer.can_be(name, number)
         return bool(0 < number[0] < inf) and buffers.counts(number[1:])
+
+    def _kept(self) -> list[tuple[Any, Any]]:
+        return [(self._parameters, self._parameters.copy()), *self.inner_optimizer._kept()]
 
     def build(self, variables: Any) -> None:
         self.inner_optimizer.build(variables)
