@@ -15,7 +15,7 @@ from fastvar.kernels.atomic import Uninterrupted
 T = TypeVar("T")
 
 _SLICE = 2e-4  # seconds for which a helper works at a time,
-_PAUSE = 12  # and how many times as long it then pauses
+_PAUSE = 16  # and how many times as long it then pauses
 
 
 class Turns(Generic[T]):
