@@ -41,7 +41,8 @@ sanitize: $(VENV)/.test
 soak: $(VENV)/.test
 	FASTVAR_TENSORS=100000 $(PYTEST) tests/checkpoint/test_layout.py
 	FASTVAR_KILLS=10000 $(PYTEST) -rP tests/faults # with the figures
-	FASTVAR_INTERRUPTS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/test_interrupts.py tests/checkpoint/test_interrupts.py
+	FASTVAR_INTERRUPTS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/test_interrupts.py tests/test_signals.py \
+	tests/checkpoint/test_interrupts.py --timeout 3600
 	FASTVAR_PROGRAMS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/test_programs.py
 
 # The same faults for everyone else: docs/faults.md.

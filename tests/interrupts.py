@@ -1,4 +1,4 @@
-"""Ctrl-C at every instant at which Python looks at signals, one after the other, always at the same places."""
+"""Ctrl-C at every instant at which Python looks at signals, one by one; and at random ones, by a timer."""
 
 import _thread
 import dis
@@ -8,8 +8,12 @@ import os
 import random
 import signal
 import sys
+import time
 
-MOST = int(os.environ.get("FASTVAR_INTERRUPTS", "12"))  # instants of each scene that are tried
+import pytest
+
+USUAL = 12
+MOST = int(os.environ.get("FASTVAR_INTERRUPTS", USUAL))  # instants of each scene that are tried
 
 QUIET = (
     "BUILD",
@@ -107,3 +111,35 @@ def check_at_instants(scene):
             if state == before:
                 run()
                 assert contents() == after, f"not done as before after {instant}, {later}"
+
+
+def interrupted(signum, frame):
+    raise KeyboardInterrupt
+
+
+timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on this system")
+
+
+def check_at_random_instants(step, check, seconds: float, latest: float = 1e-3) -> None:
+    """Interrupt repeated calls of `step` at random instants for so long (and longer if `MOST` is more than usual).
+
+    `check` is called after each interrupt, which comes `latest` seconds after the call before, or earlier.
+    No garbage is collected meanwhile: in what others do then (hypothesis has a callback), Python loses exceptions.
+    """
+    before = signal.signal(signal.SIGALRM, interrupted)
+    interrupts, end = 0, time.monotonic() + seconds * min(max(MOST / USUAL, 1), 30)
+    gc.disable()
+    try:
+        while time.monotonic() < end or interrupts == 0:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, latest), 1.0)
+                while True:
+                    step()
+            except KeyboardInterrupt:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            interrupts += 1
+            check()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        gc.enable()

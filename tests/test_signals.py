@@ -1,13 +1,9 @@
 """Ctrl-C at any instant of a step: the step has happened and is counted, or it has not."""
 
-import gc
-import random
-import signal
-import time
-
 import numpy as np
 import pytest
 from cases import contents
+from interrupts import check_at_random_instants, timers
 
 import fastvar as fv
 
@@ -20,37 +16,6 @@ class Numpy(fv.Optimizer):
     def update(self, variable, gradient, slots, hyper):
         slots.total += gradient
         variable -= gradient
-
-
-def interrupted(signum, frame):
-    raise KeyboardInterrupt
-
-
-timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on this system")
-
-
-def check_at_random_instants(step, check, seconds: float) -> None:
-    """Interrupt repeated calls of `step` at random instants for so long, and call `check` after each.
-
-    No garbage is collected meanwhile: in what others do then (hypothesis has a callback), Python loses exceptions.
-    """
-    before = signal.signal(signal.SIGALRM, interrupted)
-    interrupts, end = 0, time.monotonic() + seconds
-    gc.disable()
-    try:
-        while time.monotonic() < end or interrupts == 0:
-            try:
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-3), 1.0)
-                while True:
-                    step()
-            except KeyboardInterrupt:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            interrupts += 1
-            check()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        gc.enable()
 
 
 @timers

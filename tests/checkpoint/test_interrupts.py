@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import contents
-from interrupts import check_at_instants
+from interrupts import check_at_instants, check_at_random_instants, timers
 
 import fastvar as fv
 from fastvar.checkpoint import reader
@@ -33,10 +33,10 @@ class Sampler:
 class Program:
     """What a training program has: variables small and large, an optimizer, generators, other state."""
 
-    def __init__(self, seed: int, build: bool = True) -> None:
+    def __init__(self, seed: int, build: bool = True, size: int = 100) -> None:
         self.rng, self.random = np.random.default_rng(seed), random.Random(seed)
         self.variables = [
-            fv.Variable(self.rng.random(s), name=n) for s, n in [((100, 100), "large"), (3, "small")]
+            fv.Variable(self.rng.random(s), name=n) for s, n in [((size, size), "large"), (3, "small")]
         ]
         self.optimizer, self.sampler, self.progress = fv.optimizers.Adam(0.125), Sampler(), {"epoch": seed}
         self.sampler.position = seed
@@ -150,6 +150,45 @@ def test_a_save_by_a_manager_is_whole_or_nothing(blocking: bool, tmp_path: Path)
         return save, state
 
     check_at_instants(scene)
+
+
+@timers
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("how", ["restore", "import"])
+def test_what_a_timer_interrupts_is_whole_or_nothing(how: str, tmp_path: Path) -> None:
+    """Also while threads read, and in the system's calls."""
+    before = fv.get_num_threads()
+    fv.set_num_threads(3)
+    try:
+        program, states, calls = Program(0, size=1000), [], itertools.count()
+        for seed in (1, 2):
+            other = Program(seed, size=1000)
+            other.checkpoint.save(tmp_path / f"{seed}.h5")
+            np.savez(tmp_path / f"{seed}.npz", **{v.name: v.value for v in other.variables})
+        take = program.checkpoint.restore if how == "restore" else program.checkpoint.import_weights
+        paths = sorted(tmp_path.glob("*.h5" if how == "restore" else "*.npz"))
+        for path in paths:
+            take(path)
+            states.append(program.state())
+
+        def check() -> None:
+            assert program.state() in states
+
+        check_at_random_instants(lambda: take(paths[next(calls) % 2]), check, 2.0, 0.05)
+    finally:
+        fv.set_num_threads(before)
+
+
+@timers
+def test_saves_that_a_timer_interrupts_leave_nothing_behind(tmp_path: Path) -> None:
+    checkpoint, steps = Program(1, size=300).checkpoint, itertools.count(1)
+
+    def check() -> None:
+        assert all(name == "a.h5" for name, _ in files(tmp_path))
+
+    check_at_random_instants(
+        lambda: checkpoint.save(tmp_path / "a.h5", step=next(steps), overwrite=True), check, 2.0, 0.02
+    )
 
 
 def test_an_object_that_refuses_its_state_gives_those_before_it_the_old_one_back(tmp_path: Path) -> None:
