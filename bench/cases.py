@@ -72,6 +72,7 @@ RULES = (
         (as_written.adam, with_out.adam),
         {"name": "Adam", "lr": 0.001},
     ),
+    Rule("adam+guard", "adam", lambda: Adam(0.001, epsilon=1e-8, nonfinite="skip")),
     Rule(
         "amsgrad",
         "amsgrad",

@@ -14,15 +14,19 @@ from fastvar.buffers import Array, Extents
 from fastvar.constraints import BUILTIN, NonNeg
 from fastvar.kernels import reference
 from fastvar.kernels.atomic import Atomic
+from fastvar.kernels.numpy_plan import spoilt
 from fastvar.passes import DOWN, Between, clip_units, copying, scratch
-from fastvar.slices import IndexedSlices
-from fastvar.variable import Structure, Variable
+from fastvar.variable import Structure, Variable, zeroed
 
 if TYPE_CHECKING:
     from fastvar.optimizer import Optimizer
 
 PARALLEL = 2**15  # elements below which a step is serial anyway, so that threads need not be asked for
 RATES = ("learning_rate", "lr")  # what may change without changing how gradients are conditioned
+
+
+class Refused(Exception):
+    """A step that `nonfinite` refuses, with the numbers of spoilt variables, and whether by their gradients."""
 
 
 class Resolved:
@@ -155,14 +159,14 @@ class Engine:
             for k, kind in self.numbered
         ]
         self.taken = [*zip(self.formulas[0], self.hyper, strict=True)]
-        self.careful = self.several or self.own.nonfinite != "ignore"
+        self.guard = self.own.nonfinite != "ignore"
         self.changing = any(p.name not in RATES for _, p, _ in self.scheduled)
         decays = optimizer.says("decay") or any(hyper.weight_decay for hyper in self.hyper)
         self.decay_varies = decays and bool(self.scheduled or optimizer.numbers())
         self.varies = self.decay_varies or self.clips or self.own.use_ema
         self.unbegun = [i for i, begun in enumerate(optimizer._numbers.get("begun", ())) if not begun]
-        special = self.varies or self.careful or self.fragile or self.constrained or self.accumulate > 1
-        special = special or self.unbegun
+        kept = self.guard and bool(optimizer.numbers())  # which taking the scalars may change
+        special = self.varies or self.staged or self.constrained or self.unbegun or kept
         self.plain = not special  # nothing to check, snapshot, fill in or undo: the run is all of the step
         self.first.stages["clip"] = 1
         if not self.changing:
@@ -204,41 +208,82 @@ class Engine:
             self._follow_schedules()
         calls = count[0]
         iteration = calls // self.accumulate
-        scalars = []
-        for formula, hyper in self.taken:  # a plain loop: this is the hot path of small models
-            scalars.append(formula(hyper, iteration + 1))
         workers = threads.get_num_threads() if self.parallel else 1
         if not self.first.bind(grads, zero) and not self.frozen:
             raise ValueError(f"{self.optimizer._owner}: no variable has a gradient")
-        if self.plain and not (zero and self.frozen):
-            self.first.run(scalars, workers, count)
+        plain = self.plain and not (zero and self.frozen)
+        before = [] if plain or not (self.staged or self.guard or self.clips) else self._copied(count, workers)
+        scalars = []
+        for formula, hyper in self.taken:  # a plain loop: this is the hot path of small models
+            scalars.append(formula(hyper, iteration + 1))
+        if plain:
+            if found := self.first.run(scalars, workers, count, None, self.guard):
+                self._refuse(found, self._zeros(grads) if zero else [])
             return
-        before = self._copied(count, workers) if self.staged or self.careful or self.clips else []
         beginnings = state.beginnings(self.optimizer, self.unbegun, grads)
         before += [(place, place.copy()) for place, _ in beginnings]
-        zeros = [zeroed(v, g) for v, g in zip(self.variables, grads, strict=True) if g is not None and zero]
+        zeros = self._zeros(given) if zero else []  # those of frozen variables, too
         after = [zeroed(self.variables[i], given[i]) for i in self.frozen if given[i] is not None and zero]
         if zero and self.staged:
-            after += zeros
+            after = zeros
             self.first.bind(grads)
-        with Atomic(before, after, None if self.fragile else count):
-            if self.careful and self._refused(grads, workers):
-                after += zeros
-                return
-            self.present = self._updated(grads, calls)
-            averaged = bool(iteration and self.optimizer._numbers.get("averaged", True))
-            self._begin(beginnings)
-            if self.accumulate > 1:
-                self._accumulate(grads, calls, workers)
-            if self.varies:
-                self._vary_stages(iteration, workers, averaged)
-            if self.several:
-                self.first.run(scalars, workers)
-                self._finish(iteration, workers, count)
-            else:
-                self.first.run(scalars, workers, count)
-            if self.constrained:
-                self._constrain(grads, calls)
+        found = []
+        try:
+            with Atomic(before, after, None if self.fragile else count):
+                self._step(grads, scalars, beginnings, count, calls, workers)
+        except Refused as refused:
+            (found,) = refused.args
+        if found:
+            self._refuse(found, zeros)
+
+    def _zeros(self, grads: list[Any]) -> list[tuple[Any, Any]]:
+        return [zeroed(v, g) for v, g in zip(self.variables, grads, strict=True) if g is not None]
+
+    def _step(
+        self,
+        grads: list[Any],
+        scalars: list[Any],
+        beginnings: list[Any],
+        count: list[int],
+        calls: int,
+        workers: int,
+    ) -> None:
+        """Make a step of which any part may fail."""
+        iteration = calls // self.accumulate
+        if self.several:
+            self._refuse_shared(grads)
+        self.present = self._updated(grads, calls)
+        averaged = bool(iteration and self.optimizer._numbers.get("averaged", True))
+        self._begin(beginnings)
+        if self.accumulate > 1:
+            self._accumulate(grads, calls, workers)
+        if self.varies:
+            self._vary_stages(iteration, workers, averaged)
+        if self.several:
+            self._run(self.first, scalars, workers)
+            self._finish(iteration, workers, count)
+        else:
+            self._run(self.first, scalars, workers, count)
+        if self.constrained:
+            self._constrain(grads, calls)
+
+    def _run(self, plan: Any, scalars: list[Any], workers: int, count: Any = None, commits: Any = None) -> None:
+        if self.guard and any(spoilt(place, value) for place, value in commits or ()):
+            raise Refused([(i, False) for i, there in enumerate(self.present) if there])
+        if found := plan.run(scalars, workers, count, commits, self.guard):
+            first = plan not in self.plans[1:]  # of the others, gradients are directions
+            raise Refused([(i, by_gradient and first) for i, by_gradient in found])
+
+    def _refuse(self, found: list[tuple[int, bool]], zeros: list[Any]) -> None:
+        """Raise an error that says what a step would spoil; or zero the gradients, and count it as skipped."""
+        if self.own.nonfinite == "raise":
+            names = [self.labels[i] for i, by_gradient in found if by_gradient]
+            what = "gradient of" if names else "what the step makes of"
+            names = names or [self.labels[i] for i, _ in found]
+            raise ValueError(f"{self.optimizer._owner}: {what} {', '.join(names)} must be finite")
+        skipped = self.optimizer._numbers["skipped"]
+        with Atomic([], [*zeros, (skipped, np.asarray(skipped + 1))]):
+            pass
 
     def _refuse_shared(self, grads: list[Any]) -> None:
         for name, gradient in zip(self.labels, grads, strict=True):
@@ -262,9 +307,9 @@ class Engine:
             plan.bind(between.directions)
             scalars = [f(h, iteration + 1) for h, f in zip(self.hyper, self.formulas[k], strict=True)]
             if plan is self.last:
-                plan.run(scalars, workers, count, between.commits)
+                self._run(plan, scalars, workers, count, between.commits)
             else:
-                plan.run(scalars, workers)
+                self._run(plan, scalars, workers)
 
     def _between(self, k: int, t: int, workers: int) -> Between:
         """Return what the optimizer makes of the directions that pass k - 1 has written."""
@@ -284,34 +329,6 @@ class Engine:
             if g is not None:
                 clip_units(self.own.adaptive_clipnorm, self.variables[i]._array, g, self.clipped[i])
                 between.directions[i] = self.clipped[i]
-
-    def _refused(self, grads: list[Any], workers: int) -> bool:
-        """Return whether the step is skipped for a gradient that is not finite, or raise."""
-        if self.several:
-            self._refuse_shared(grads)
-        if self.own.nonfinite == "ignore":
-            return False
-        plan = self.first
-        if self.accumulate > 1:
-            plan = self.adding
-            plan.bind(grads)
-        stages = plan.stages.copy()
-        plan.stages["clip"], plan.stages["limit"] = 1, math.inf
-        try:
-            if np.isfinite(plan.sums_of_squares(False, workers)).all():
-                return False
-            wide = [v.dtype == np.float64 for v in self.variables]  # numbers may be finite, their squares not
-            for field in ("scale", "l2", "l1"):
-                plan.stages[field][wide] *= DOWN
-            sums = plan.sums_of_squares(True, workers)
-        finally:
-            plan.stages[...] = stages
-        bad = [name for name, total in zip(self.labels, sums, strict=True) if not np.isfinite(total)]
-        if bad and self.own.nonfinite == "raise":
-            raise ValueError(f"{self.optimizer._owner}: gradient of {', '.join(bad)} must be finite")
-        if bad:
-            self.optimizer._numbers["skipped"] += 1
-        return bool(bad)
 
     def _copied(self, count: list[int], workers: int) -> list[tuple[Any, Any]]:
         """Copy what the step could leave half-done; return the places and what they hold now."""
@@ -382,7 +399,7 @@ class Engine:
         """Add the gradients up; bind the sums at the call that updates, else nothing."""
         accumulated = self.optimizer._numbers["accumulated"]
         self.adding.bind(grads)
-        self.adding.run([(-1.0,)], workers)
+        self._run(self.adding, [(-1.0,)], workers)
         sums = [a if there else None for a, there in zip(self.accumulators, self.present, strict=True)]
         self.first.bind(sums, True)
         if self._updates(calls):
@@ -411,7 +428,10 @@ class Engine:
         for i in self.constrained_after if updates else self.constrained:
             if concerned[i]:  # as in Keras, which constrains at every call
                 variable = self.variables[i]
-                variable.value[...] = self._projected(variable)
+                projected = self._projected(variable)
+                if self.guard and spoilt(projected, variable.value):
+                    raise Refused([(i, False)])
+                variable.value[...] = projected
 
     def _projected(self, variable: Variable) -> Any:
         projected = np.asarray(variable.constraint(variable.value))  # type: ignore[misc]
@@ -421,17 +441,3 @@ class Engine:
                 f"{variable.shape}, got {projected.dtype} of shape {projected.shape}"
             )
         return projected
-
-
-def zeroed(variable: Variable, gradient: Any) -> tuple[Any, Any]:
-    """Return what makes a gradient zero, a place and its value; a sparse one is zero without rows."""
-    zero = None
-    if not (gradient is None or isinstance(gradient, IndexedSlices)):
-        try:
-            memory = gradient if isinstance(gradient, np.ndarray) else np.from_dlpack(gradient)
-        except Exception:  # whatever a foreign __dlpack__ raises
-            memory = None
-        if memory is not None and memory.flags.writeable and memory.dtype.kind in "biufcV":
-            return memory, np.zeros((), memory.dtype)
-        zero = np.zeros(variable.shape, variable.dtype)
-    return variable, {"_grad": zero}

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fastvar.engine import Engine, zeroed
+from fastvar.engine import Engine
 from fastvar.formula import Formula
 from fastvar.groups import Group, check_variables, label, parsed, tree_among, ungrouped, variables_of
 from fastvar.hyper import Parameter
@@ -17,7 +17,7 @@ from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
 from fastvar.module import Tree, as_tree, is_sequence
 from fastvar.state import Slots, change, first_numbers, keep, shape_of
-from fastvar.variable import Structure, Variable
+from fastvar.variable import Structure, Variable, zeroed
 
 BUILT = (  # the attributes that `build` sets
     *("_groups", "_variables", "_tree", "_listed", "_names", "_index"),
@@ -62,8 +62,9 @@ class Optimizer(Formula):
         Update once in so many calls, with the sum of their gradients over this number, >= 2. A variable with
         None in some of the calls gets the sum of the others; with None in all it is left alone.
     nonfinite : {"ignore", "skip", "raise"}
-        What a step does if a gradient holds infinity or NaN: update all the same, change nothing and count it
-        in `skipped`, or change nothing and raise ValueError. The last two read the gradients twice.
+        What a step does if a gradient holds infinity or NaN, or if a weight, a slot or an average that is finite
+        would be so no more: update all the same, change nothing and count it in `skipped`, or change nothing and
+        raise ValueError. The last two keep a copy of what a step writes; Adam takes about twice as long.
     name : str, optional
         Begins error messages; by default the class name.
 

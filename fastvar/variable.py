@@ -294,3 +294,17 @@ def _buffer(value: Any, dtype: Any, shape: tuple[int, ...] | None, copy: bool, l
             raise ValueError(f"{label}: initial value must have shape {tuple(shape)}, got {array.shape}")
         array = np.broadcast_to(array, shape)
     return buffers.copy(array) if copy else array
+
+
+def zeroed(variable: Variable, gradient: Any) -> tuple[Any, Any]:
+    """Return what makes a gradient zero, a place and its value; a sparse one is zero without rows."""
+    zero = None
+    if not (gradient is None or isinstance(gradient, IndexedSlices)):
+        try:
+            memory = gradient if isinstance(gradient, np.ndarray) else np.from_dlpack(gradient)
+        except Exception:  # whatever a foreign __dlpack__ raises
+            memory = None
+        if memory is not None and memory.flags.writeable and memory.dtype.kind in "biufcV":
+            return memory, np.zeros((), memory.dtype)
+        zero = np.zeros(variable.shape, variable.dtype)
+    return variable, {"_grad": zero}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import Case, assert_same_bits, contents
+from cases import CASES, Case, assert_same_bits, contents, digest
 from runs import ALL_OPTIONS, COMBINATIONS, assert_all_same_bits, every_case, gradients, state, train, variables
+from torch_cases import OWN
 
 import fastvar as fv
+import fastvar.torch
 
 BAD = [np.nan, np.inf, -np.inf]
 
@@ -99,6 +102,112 @@ def test_zeroed_gradients_of_a_skipped_step_are_zero() -> None:
     optimizer.step(zero_grad=True)
     assert not w.grad.any()
     np.testing.assert_array_equal(w, np.ones(3))
+
+
+# What a step would leave.
+
+
+class Odd(fv.Optimizer):
+    """A rule in NumPy whose weights overflow, though its gradients are finite."""
+
+    slots = ("seen",)
+
+    def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> None:
+        slots.seen += 1
+        variable -= hyper.learning_rate * gradient * gradient
+
+
+MAKERS = {case.id: case.make for case in CASES} | {
+    f"torch {name}": functools.partial(getattr(fv.torch, name), **own[-1]) for name, own in OWN.items()
+}
+MAKERS["in NumPy"] = Odd
+SEQUENCES = {  # of the sizes of a gradient: those that overflow where they are squared, added or multiplied
+    "float32": [1, 1e25, 1, 3e38, 3e38, -3e38, 1e-42, 1, 1e30],
+    "float64": [1, 1e200, 1, 1.7e308, 1.7e308, -1.7e308, 1e-310, 1, 1e250],
+}
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"use_ema": True, "ema_overwrite_frequency": 2, "loss_scale_factor": 0.5, "clipvalue": 1e37},
+    {"adaptive_clipnorm": 1e30},
+    {"gradient_accumulation_steps": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
+@pytest.mark.parametrize("dtype", SEQUENCES)
+@pytest.mark.parametrize("maker", MAKERS)
+def test_no_step_leaves_anything_that_is_not_finite(maker: str, dtype: str, options: dict[str, Any]) -> None:
+    """A step leaves finite numbers only; or it is skipped, or raises, and changes nothing."""
+    optimizer, twin = (MAKERS[maker](nonfinite=how, **options) for how in ("skip", "raise"))
+    given, twins = variables(dtype), variables(dtype)
+    optimizer.build(given)
+    twin.build(twins)
+    for t, size in enumerate(SEQUENCES[dtype]):
+        for v, w, g in zip(given, twins, gradients(t, dtype), strict=True):
+            v.grad, w.grad = (np.asarray(np.clip(g, -1, 1) * v.dtype.type(size)) for _ in range(2))
+        before, skips = contents(optimizer, given), optimizer.skipped
+        optimizer.step(zero_grad=True)
+        assert all(np.isfinite(v).all() for v in [*given, *optimizer.variables])
+        assert not any(v.grad.any() for v in given)
+        if optimizer.skipped == skips:
+            twin.step(zero_grad=True)
+        else:
+            assert contents(optimizer, given) == before
+            before = [*contents(twin, twins), *(digest(v.grad) for v in twins)]
+            with pytest.raises(ValueError, match=r"(gradient of|what the step makes of) 'v.*' must be finite"):
+                twin.step(zero_grad=True)
+            assert [*contents(twin, twins), *(digest(v.grad) for v in twins)] == before
+        assert contents(twin, twins) == contents(optimizer, given)
+
+
+@pytest.mark.parametrize("how", ["skip", "raise"])
+def test_ftrl_and_adam_skip_what_they_could_not_recover_from(how: str) -> None:
+    for make in (fv.optimizers.Ftrl, fv.optimizers.Adam):
+        w, optimizer = fv.Variable(np.ones(3, np.float32), name="w"), make(nonfinite=how)
+        optimizer.build([w])
+        before = contents(optimizer, [w])
+        if how == "raise":
+            with pytest.raises(ValueError, match=f"{make.__name__}: what the step makes of 'w' must be finite"):
+                optimizer.apply([np.float32([1, 1e25, 1])])
+        else:
+            optimizer.apply([np.float32([1, 1e25, 1])])
+        assert contents(optimizer, [w]) == before
+        assert optimizer.skipped == (how == "skip")
+
+
+@pytest.mark.parametrize("how", ["skip", "raise"])
+def test_a_constraint_that_projects_to_nan_is_seen(how: str) -> None:
+    first, w = (
+        fv.Variable([1.0, 2.0], name="first"),
+        fv.Variable([1.0, 2.0], name="w", constraint=lambda w: w * np.nan),
+    )
+    optimizer = fv.optimizers.Adam(nonfinite=how)
+    optimizer.build([first, w])
+    before = contents(optimizer, [first, w])
+    if how == "raise":
+        with pytest.raises(ValueError, match="what the step makes of 'w' must be finite"):
+            optimizer.apply([[1.0, 1.0]] * 2)
+    else:
+        optimizer.apply([[1.0, 1.0]] * 2)
+    assert contents(optimizer, [first, w]) == before
+
+
+def test_what_was_not_finite_before_is_not_refused() -> None:
+    w, optimizer = fv.Variable([np.inf, 1.0]), fv.optimizers.Adam(0.5, nonfinite="raise")
+    optimizer.apply([[1.0, 1.0]], [w])
+    assert w[0] == np.inf
+    assert w[1] == pytest.approx(0.5, rel=1e-5)
+
+
+@every_case
+@pytest.mark.parametrize("options", COMBINATIONS, ids=range(len(COMBINATIONS)))
+def test_a_guard_does_not_change_what_good_steps_do(case: Case, options: dict[str, Any]) -> None:
+    runs = []
+    for how in ("ignore", "skip"):
+        given, optimizer = variables(), case.make(nonfinite=how, **options)
+        train(optimizer, given, 6)
+        runs.append(contents(optimizer, given))
+    assert runs[0] == runs[1]
 
 
 @every_case

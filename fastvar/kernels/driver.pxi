@@ -39,6 +39,21 @@ cdef extern from *:
     #else
     #define prefetch(address) ((void)(address))
     #endif
+    #if defined(__SSE2__) || defined(_M_X64)
+    #include <emmintrin.h>
+    static void stream(char* to, const char* from, Py_ssize_t n) {  /* memcpy past the cache */
+        Py_ssize_t head = (16 - (Py_ssize_t) ((uintptr_t) to & 15)) & 15;
+        head = n < head ? n : head;
+        memcpy(to, from, head);
+        for (to += head, from += head, n -= head; n >= 16; to += 16, from += 16, n -= 16)
+            _mm_stream_si128((__m128i*) to, _mm_loadu_si128((const __m128i*) from));
+        memcpy(to, from, n);
+    }
+    #define stream_fence() _mm_sfence()
+    #else
+    #define stream(to, from, n) memcpy(to, from, n)
+    #define stream_fence() ((void) 0)
+    #endif
     static const float TINY_F32 = 16384 * FLT_MIN;
     static const double TINY_F64 = 16384 * DBL_MIN;
     """
@@ -48,6 +63,8 @@ cdef extern from *:
     int omp_get_max_threads() nogil
     void check "assert"(bint) nogil
     void prefetch(const void*) nogil
+    void stream(char*, const char*, Py_ssize_t) nogil
+    void stream_fence() nogil
 
 cdef enum:
     BLOCK = 1024
@@ -111,6 +128,7 @@ if (sizeof(Stages) != _stages.STAGES.itemsize or BLOCK != _stages.BLOCK or LANES
 
 
 include "spans.pxi"
+include "guard.pxi"
 include "rows.pxi"
 include "sums.pxi"
 include "copies.pxi"

@@ -31,16 +31,23 @@ class Rule(NamedTuple):
 def conditioned(g: Array, w: Array, s: Any) -> Array:
     """Return the gradient in the arithmetic type of `w`, after the stages that come before a rule."""
     real = w.dtype.type
+    x = penalized(g, w, s)
+    clip, limit = real(s["clip"]), real(s["limit"])
+    if clip != 1:
+        x = x * clip
+    return np.where(x < -limit, -limit, np.where(x > limit, limit, x))
+
+
+def penalized(g: Array, w: Array, s: Any) -> Array:
+    """Return the gradient in the arithmetic type of `w`, before it is clipped."""
+    real = w.dtype.type
     x: Array = g.astype(w.dtype) * real(s["scale"])
-    l2, l1, clip = real(s["l2"]), real(s["l1"]), real(s["clip"])
+    l2, l1 = real(s["l2"]), real(s["l1"])
     if l2 != 0:
         x = x + l2 * w
     if l1 != 0:
         x = x + np.where(w > 0, l1, np.where(w < 0, -l1, real(0)))
-    if clip != 1:
-        x = x * clip
-    limit = real(s["limit"])
-    return np.where(x < -limit, -limit, np.where(x > limit, limit, x))
+    return x
 
 
 def finish(w: Array, average: Array | None, s: Any, updated: bool) -> None:
@@ -167,11 +174,16 @@ class Plan:
         threads: int = 1,
         count: list[int] | None = None,
         commits: Sequence[tuple[Array, Array]] | None = None,
-    ) -> None:
+        guard: bool = False,
+    ) -> list[tuple[int, bool]]:
         """Apply the rules with the scalars of each group, and every stage; release the gradients.
 
         Each of `commits` is an array and what it becomes, and `count[0]` is counted up, in the same breath: no
         signal can come between in the compiled twin.
+
+        With `guard` nothing changes if a gradient is not finite before it is clipped, or if anything that was
+        finite would be so no more. Returned are pairs of what is wrong: the number of a variable, and whether it
+        is the gradient.
         """
         held = self._bound()
         rules = self._table.rules
@@ -183,9 +195,12 @@ class Plan:
         for place, value in commits or ():
             buffers.check_update(place, value, f"{self.owner}: state")
         self._held = None
+        before = [[None if a is None else a.copy() for a in of] for of in self._table.arrays] if guard else []
         with np.errstate(all="ignore"):
             for i, g in enumerate(held):
                 self._advance(i, g, scalars[self._table.group_of[i]])
+            if guard and (bad := self._spoilt(held, before)):
+                return bad
         if self._zero:
             for g in held:
                 if isinstance(g, np.ndarray):
@@ -194,6 +209,25 @@ class Plan:
             place[...] = value
         if count is not None:
             count[0] += 1
+        return []
+
+    def _spoilt(self, held: list[Array | Rows | None], before: list[list[Any]]) -> list[tuple[int, bool]]:
+        """Put everything back if something is spoilt, and return what."""
+        table = self._table
+        for _, _, direction, *_ in before:
+            if direction is not None:  # what was there before has no meaning
+                direction[...] = 0
+        bad = {i: False for i, of in enumerate(before) if any(map(spoilt, table.arrays[i], of))}
+        for i, (g, old, s) in enumerate(zip(held, before, self.stages, strict=True)):
+            w = old[0][g.rows] if isinstance(g, Rows) else old[0]
+            values = g.values if isinstance(g, Rows) else g
+            if values is not None and not np.isfinite(penalized(values, w, s)).all():
+                bad[i] = True
+        for arrays, of in zip(table.arrays, before, strict=True) if bad else ():
+            for array, old in zip(arrays, of, strict=True):
+                if array is not None:
+                    array[...] = old
+        return sorted(bad.items())
 
     def _advance(self, i: int, g: Array | Rows | None, scalars: Sequence[float]) -> None:
         rule, arrays = self._table.rules[self._table.group_of[i]], self._table.arrays[i]
@@ -238,6 +272,11 @@ def merge(gradient: Rows) -> Rows:
     with np.errstate(all="ignore"):
         np.add.at(summed, np.cumsum(begins)[~begins] - 1, values[~begins])
     return Rows(rows[begins], summed)
+
+
+def spoilt(now: Any, before: Any) -> bool:
+    """Return whether anything that was finite is so no more."""
+    return now is not None and bool((np.isfinite(before) & ~np.isfinite(now)).any())
 
 
 def block_dot(x: Array, y: Array) -> float:

@@ -17,6 +17,7 @@ cdef class Plan:
     cdef const uintptr_t* starts
     cdef const uintptr_t* ends
     cdef Py_ssize_t written
+    cdef char* saved  # what guarded runs have written over, if that is little
 
     def __cinit__(self, str owner, rule not None, names, weights, slots, groups, averages=None, directions=None,
                   bint rows=True):
@@ -67,6 +68,7 @@ cdef class Plan:
         place(self.spans, self.n)
 
     def __dealloc__(self):
+        free(self.saved)
         free(self.spans)
         free(self.widths)
         free(self.c32)
@@ -171,9 +173,10 @@ cdef class Plan:
         return totals
 
     @cython.boundscheck(True)
-    def run(self, scalars, int threads=1, list count=None, list commits=None):
+    def run(self, scalars, int threads=1, list count=None, list commits=None, bint guard=False):
+        cdef bint good = True
         cdef Py_ssize_t i, k, at = 0, size = self.size(False), tasks = (size + TASK - 1) // TASK
-        cdef int workers = min(threads, tasks, MOST_THREADS)
+        cdef int workers = 1 if size < SERIAL else min(threads, tasks, MOST_THREADS)
         cdef tuple row
         if len(scalars) != self.groups:
             raise ValueError(
@@ -189,24 +192,52 @@ cdef class Plan:
         if commits is not None:
             for kept, value in commits:
                 buffers.check_update(kept, value, f"{self.owner}: state")
+        if guard and self.saved == NULL:
+            self.make_room()
         self.enter()
         try:
             with nogil:
-                if workers <= 1 or size < SERIAL:
+                if guard:
+                    good = run_guarded(self.spans, self.n, tasks, workers, self.zero)
+                elif workers <= 1:
                     for i in range(self.n):
                         run_span(&self.spans[i], 0, self.spans[i].length, self.zero)
                 else:
                     for i in prange(tasks, num_threads=workers, schedule="dynamic"):
                         run_task(self.spans, self.n, i * TASK, self.zero)
+            if not good:
+                return [(i, self.spans[i].found & BAD_GRADIENT != 0) for i in range(self.n) if self.spans[i].found]
             if commits is not None:
                 for kept, value in commits:
                     cnp.PyArray_CopyInto(kept, value)
             if count is not None:
                 count[0] += 1  # here, where no signal can come between the update and its count
+            return []
         finally:
             self.running = False
             self.bound = False
             self.held = None
+
+    cdef int make_room(self) except -1:
+        # Make room for what guarded runs save.
+        cdef Py_ssize_t i, room = LINE
+        cdef char* places[MAX_WRITTEN]
+        cdef char* at
+        cdef Span* s
+        for i in range(self.n):
+            s = &self.spans[i]
+            s.stride = (s.n * <Py_ssize_t> (sizeof(double) if s.wide else sizeof(float)) + LINE - 1) // LINE * LINE
+            s.stride += STAGGER if s.stride >= PAGE else 0
+            room += written(places, s) * s.stride
+        self.saved = <char*> calloc(room, 1)
+        if self.saved == NULL:
+            raise MemoryError(f"{self.owner}: no room for a copy of what a guarded step writes")
+        at = <char*> aligned(self.saved)
+        for i in range(self.n):
+            s = &self.spans[i]
+            s.saved, s.past_cache = at, room > IN_CACHE
+            at += written(places, s) * s.stride
+        return 0
 
     cdef int enter(self) except -1:
         if self.running:

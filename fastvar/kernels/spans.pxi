@@ -18,6 +18,10 @@ cdef struct Span:  # what every step reads of it comes first, on as few cache li
     char* average  # NULL: no moving average
     char* direction  # NULL: the rule updates w; otherwise it writes here what it would have added to w
     char* slots[MAX_SLOTS]
+    char* saved  # where guarded runs save what they write (guard.pxi): arrays that are `stride` bytes apart
+    Py_ssize_t stride
+    bint past_cache  # more than the cache holds is saved
+    int found  # what was bad
     Py_ssize_t start  # its place in the concatenation of all spans
     Py_ssize_t own  # the same with every span starting a block of its own
 
@@ -26,7 +30,7 @@ cdef inline void* aligned(char* room) noexcept nogil:
     return <void*> ((<uintptr_t> room + 63) & ~ <uintptr_t> 63)
 
 
-cdef void read_gradient(
+cdef void read_raw_gradient(
         real* x, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
     # Elements `at` to `at + n` of the variable, whose gradient lies `shift` elements further on.
     check(0 <= at and 0 < n <= BLOCK and at + n <= s.n and 0 <= at + shift and at + shift + n <= s.length)
@@ -34,18 +38,36 @@ cdef void read_gradient(
         load(x, <const double*> s.g + at + shift, n, <real> s.stages.scale)
     else:
         load(x, <const float*> s.g + at + shift, n, <real> s.stages.scale)
-    condition(x, w + at, n, s.stages)
+    penalize(x, w + at, n, s.stages)
 
 
-cdef void apply_rule(real* w, const real* g, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
-    cdef real* slots[MAX_SLOTS]
+cdef void read_gradient(
+        real* x, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
+    read_raw_gradient(x, w, s, at, shift, n)
+    clip(x, n, s.stages)
+
+
+cdef inline void find_slots(real** slots, const Span* s, Py_ssize_t at) noexcept nogil:
     cdef int k
     for k in range(s.rule.slots):
         slots[k] = <real*> s.slots[k] + at
+
+
+cdef void apply_rule(real* w, const real* g, real** slots, Py_ssize_t n, const Span* s) noexcept nogil:
     if real is float:
         s.rule.f32(w, g, slots, n, s.c32)
     else:
         s.rule.f64(w, g, slots, n, s.c64)
+
+
+cdef void update(
+        real* w, real* average, real** slots, const real* g, Py_ssize_t n, const Span* s) noexcept nogil:
+    # The rule on at most a block, and all stages behind the gradient's; g is NULL where there is none.
+    if g != NULL:
+        if s.stages.decay != 0:
+            shrink(w, n, <real> s.stages.decay)
+        apply_rule(w, g, slots, n, s)
+    finish(w, average, n, s.stages, g != NULL)
 
 
 cdef void clear_gradient(const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
@@ -58,13 +80,15 @@ cdef void direct(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero
     cdef char room[ROOM]
     cdef real* x = <real*> aligned(room)
     cdef real* direction = <real*> s.direction
+    cdef real* slots[MAX_SLOTS]
     cdef Py_ssize_t at = lo, n
     check(0 <= lo <= hi <= s.n)
     while at < hi:
         n = min(<Py_ssize_t> BLOCK, hi - at)
         read_gradient(x, w, s, at, 0, n)
         memset(direction + at, 0, n * sizeof(real))
-        apply_rule(direction + at, <const real*> x, s, at, n)
+        find_slots(slots, s, at)
+        apply_rule(direction + at, <const real*> x, slots, n, s)
         if zero:
             clear_gradient(s, at, n)
         at += n
@@ -76,20 +100,21 @@ cdef void advance(
     cdef char room[ROOM]
     cdef real* x = <real*> aligned(room)
     cdef real* average = <real*> s.average
+    cdef real* slots[MAX_SLOTS]
     cdef Py_ssize_t at = lo, n
     check(0 <= lo <= hi <= s.n)
+    find_slots(slots, s, lo)
     if (s.g != NULL and average == NULL and not zero and s.wide == s.wide_g and raw_gradient(s.stages)
             and s.stages.decay == 0 and s.stages.nonneg == 0):
-        apply_rule(w + lo, <const real*> s.g + lo + shift, s, lo, hi - lo)
+        apply_rule(w + lo, <const real*> s.g + lo + shift, slots, hi - lo, s)
         return
     while at < hi:
         n = min(<Py_ssize_t> BLOCK, hi - at)
         if s.g != NULL:
             read_gradient(x, w, s, at, shift, n)
-            if s.stages.decay != 0:
-                shrink(w + at, n, <real> s.stages.decay)
-            apply_rule(w + at, <const real*> x, s, at, n)
-        finish(w + at, NULL if average == NULL else average + at, n, s.stages, s.g != NULL)
+        find_slots(slots, s, at)
+        update(w + at, NULL if average == NULL else average + at, slots,
+               <const real*> (NULL if s.g == NULL else x), n, s)
         if zero and s.g != NULL:
             clear_gradient(s, at, n)
         at += n
@@ -104,7 +129,7 @@ cdef void run_span(const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero) noexc
         else:
             direct(<float*> s.w, s, lo, hi, zero)
     elif s.rows != NULL:
-        run_rows(s, lo, hi)
+        over_rows(s, lo, hi, advance_part)
     elif s.g != NULL or s.average != NULL:
         if s.wide:
             advance(<double*> s.w, s, lo, hi, 0, zero)
@@ -112,23 +137,33 @@ cdef void run_span(const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero) noexc
             advance(<float*> s.w, s, lo, hi, 0, zero)
 
 
-cdef void run_rows(const Span* s, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
-    # Elements lo to hi of a sparse gradient, row by row.
+ctypedef int (*Part)(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil
+
+
+cdef int advance_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
+    if s.wide:
+        advance(<double*> s.w, s, lo, hi, shift, False)
+    else:
+        advance(<float*> s.w, s, lo, hi, shift, False)
+    return 0
+
+
+cdef int over_rows(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Part part) noexcept nogil:
+    # Elements lo to hi of a sparse gradient, row by row; what `part` returns of each, or'ed.
     cdef Py_ssize_t k, count, end, at
+    cdef int found = 0
     if lo >= hi:  # rows may have no elements
-        return
+        return 0
     k, count = lo // s.width, s.length // s.width
     while lo < hi:
         end = min((k + 1) * s.width, hi)
         at = s.rows[k] * s.width + (lo - k * s.width)
         if k + AHEAD < count:
             prefetch_row(s, s.rows[k + AHEAD])
-        if s.wide:
-            advance(<double*> s.w, s, at, at + (end - lo), lo - at, False)
-        else:
-            advance(<float*> s.w, s, at, at + (end - lo), lo - at, False)
+        found |= part(s, at, at + (end - lo), lo - at)
         lo = end
         k += 1
+    return found
 
 
 cdef inline void prefetch_row(const Span* s, Py_ssize_t row) noexcept nogil:

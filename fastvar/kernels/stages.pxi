@@ -31,18 +31,23 @@ cdef void load(real* x, const stored* g, Py_ssize_t n, real scale) noexcept nogi
         x[i] = <real> g[i] * scale
 
 
-cdef void condition(real* x, const real* w, Py_ssize_t n, const Stages* s) noexcept nogil:
+cdef void penalize(real* x, const real* w, Py_ssize_t n, const Stages* s) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real l2 = s.l2, l1 = s.l1, clip = s.clip, limit = s.limit
+    cdef real l2 = s.l2, l1 = s.l1
     if l2 != 0:
         for i in range(n):
             x[i] = x[i] + l2 * w[i]
     if l1 != 0:
         for i in range(n):
             x[i] = x[i] + (l1 if w[i] > 0 else -l1 if w[i] < 0 else 0)
-    if clip != 1:
+
+
+cdef void clip(real* x, Py_ssize_t n, const Stages* s) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef real factor = s.clip, limit = s.limit
+    if factor != 1:
         for i in range(n):
-            x[i] = x[i] * clip
+            x[i] = x[i] * factor
     if limit != INFINITY:
         for i in range(n):
             x[i] = between(-limit, x[i], limit)
