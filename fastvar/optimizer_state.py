@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from fastvar import buffers
+from fastvar.hyper import Declared
 from fastvar.optimizer import Optimizer
 from fastvar.state import MARKS, OF_VARIABLES, Slots
 from fastvar.stored import Difference, adopted, differences, kept, loaded, stored, with_saved
@@ -170,6 +171,13 @@ class Resumption:
     def _groups(self) -> list[dict[str, Any]]:
         return [{"variables": v, **own} for v, own in zip(self._members, self._own, strict=True)]
 
+    def before(self) -> list[tuple[Any, Any]]:
+        """Return what `take_over` changes, as places and what they hold, for `Atomic` to put back."""
+        optimizer = self.optimizer
+        owns = [group._own for group in optimizer.groups]
+        changed = [optimizer._count, optimizer._state, *owns, *_of_declared([optimizer._parameters, *owns])]
+        return [*optimizer._kept(), *((place, place.copy()) for place in changed)]
+
     def take_over(self) -> None:
         """Make the optimizer so; the slots are filled by others."""
         optimizer = self.optimizer
@@ -198,6 +206,16 @@ class Resumption:
             other = {*self._try(with_saved(self._chosen, self._saved, each.path))._wanted}
             for slot in sorted(wanted ^ other):
                 yield f"{each}; {'here' if slot in wanted else 'in the file'} it wants the slot {slot!r}"
+
+
+def _of_declared(values: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Walk over the parameters of all that is declared among values, such as schedules."""
+    for value in values:
+        if isinstance(value, Declared):
+            yield value._parameters
+            yield from _of_declared([value._parameters])
+        elif isinstance(value, (dict, tuple)):
+            yield from _of_declared(value.values() if isinstance(value, dict) else value)
 
 
 def _checked_steps(steps: Any, owner: str) -> int:

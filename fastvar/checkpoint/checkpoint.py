@@ -146,7 +146,7 @@ class Checkpoint:
 
         Large tensors are read twice, first to verify them, then into place: so they are in memory only once (but
         the slots of an optimizer that is not built yet are read once: they hold nothing that could be lost). What
-        changes in the file between the two is told by an error.
+        changes in the file between the two is told by an error; all but large tensors is then as it was.
 
         Objects with `load_state_dict` get their state first: if one refuses it, nothing else has changed, and
         those before it get back what their `state_dict()` gave. What a signal raises while all is assigned, such
@@ -205,8 +205,8 @@ class Checkpoint:
         foresee(path)
         contents = self._contents()
         with File(path) as file:
-            restored, commits = prepare_restore(contents, file, partial, name_map, hyperparameters)
-            assign(commits)
+            restored, commits, before = prepare_restore(contents, file, partial, name_map, hyperparameters)
+            assign(commits, before)
         return restored
 
     @_between_steps

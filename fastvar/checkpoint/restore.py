@@ -20,7 +20,7 @@ from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.record import EXTENDED, LARGE, CheckpointError
 from fastvar.checkpoint.report import Like, Restored, mismatch
-from fastvar.kernels.atomic import Uninterrupted
+from fastvar.kernels.atomic import Atomic, Uninterrupted
 from fastvar.optimizer_state import Resumption
 from fastvar.variable import Variable
 
@@ -49,13 +49,13 @@ def checked_choice(hyperparameters: Choice, owner: str) -> Choice:
     return hyperparameters
 
 
-def assign(commits: Sequence[Commit]) -> None:
+def assign(commits: Sequence[Commit], before: Sequence[tuple[Any, Any]] = ()) -> None:
     """Give everything what was prepared for it, in the order in which it may fail. Signals wait meanwhile.
 
-    Objects that have got their state already get the old one back if one refuses its own, or anything else fails.
+    If anything fails, objects that have got their state get the old one back, and places what they held before.
     """
     begun: list[Loading] = []
-    with Uninterrupted():
+    with Uninterrupted(), Atomic([*before], []):
         try:
             for commit in commits:
                 begun += [commit] if isinstance(commit, Loading) else []
@@ -71,8 +71,8 @@ def assign(commits: Sequence[Commit]) -> None:
 
 def prepare_restore(
     contents: Contents, file: File, partial: bool, name_map: NameMap | None, hyperparameters: Choice = "saved"
-) -> tuple[Restored, list[Commit]]:
-    """Check everything; return the report and what will assign it all, while the file is open."""
+) -> tuple[Restored, list[Commit], list[tuple[Any, Any]]]:
+    """Check everything; return the report, what will assign it all while the file is open, and what was before."""
     checked_choice(hyperparameters, "Checkpoint")
     if isinstance(name_map, Mapping):
         there = [name.partition("/")[2] for name in file.entries if not name.startswith("state/")]
@@ -103,7 +103,8 @@ def prepare_restore(
     _warn_of_changed(file.path, resumptions, hyperparameters)
     objects = [commit for commit in commits if isinstance(commit, Loading)]
     others = [commit for commit in commits if not isinstance(commit, Loading)]
-    return restored, [*objects, *(one.take_over for one in resumptions.values()), *reading, *others]
+    commits = [*objects, *(one.take_over for one in resumptions.values()), *reading, *others]
+    return restored, commits, [pair for one in resumptions.values() for pair in one.before()]
 
 
 def _resume(

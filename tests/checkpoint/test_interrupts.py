@@ -208,6 +208,28 @@ def test_an_object_that_refuses_its_state_gives_those_before_it_the_old_one_back
     assert (float(w), first.position, second.position, progress) == (2.0, 2, 2, {"epoch": 2})
 
 
+@pytest.mark.parametrize("build", [True, False], ids=["built", "not built"])
+def test_what_changes_in_a_file_meanwhile_leaves_all_but_large_tensors(
+    build: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    saved = Program(1)
+    saved.optimizer.learning_rate, saved.optimizer.amsgrad = 0.5, True
+    path = saved.checkpoint.save(tmp_path / "a.h5")
+    program = Program(2, build)
+    program.optimizer.learning_rate = fv.schedules.ReduceOnPlateau(0.25)
+    state, large = program.state(), program.variables[0].numpy()
+
+    def lost(file: Any, targets: Any) -> None:
+        if any(array is program.variables[0]._array for _, array in targets):
+            raise fv.CheckpointError("lost")
+
+    monkeypatch.setattr(reader.File, "read_into", lost)
+    with pytest.warns(RuntimeWarning, match="learning_rate"), pytest.raises(fv.CheckpointError, match="lost; it"):
+        program.checkpoint.restore(path)
+    np.testing.assert_array_equal(program.variables[0].value, large)
+    assert program.state() == state
+
+
 def test_waiting_for_a_save_can_be_interrupted_and_repeated_and_loses_no_error() -> None:
     begun, go_on = threading.Event(), threading.Event()
 
