@@ -53,8 +53,12 @@ def test_what_is_no_file_at_all(kind, tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"ckpt-1\.h5"):
         target.checkpoint.restore(path)
     manager = fv.CheckpointManager(target.checkpoint, tmp_path)
-    with pytest.raises(fv.CheckpointError, match=r"ckpt-1\.h5"):
-        manager.restore_or_initialize()
+    if kind == "dangling":  # it may have been one, and be there again: the folder is not empty
+        with pytest.raises(fv.CheckpointError, match=r"ckpt-1\.h5"):
+            manager.restore_or_initialize()
+    else:
+        with pytest.warns(RuntimeWarning, match=r"ckpt-1\.h5: .*; it is left alone"):
+            assert manager.restore_or_initialize() is None
 
 
 def grown(function):
