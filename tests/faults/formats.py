@@ -30,7 +30,7 @@ class Format(NamedTuple):
 def payload(generation: int, large: bool = True) -> dict[str, np.ndarray[Any, Any]]:
     """Arrays that differ in every value from those of another generation."""
     rng = np.random.default_rng(generation)
-    kernel = rng.standard_normal((150, 150) if large else (4, 4), np.float32)
+    kernel = rng.standard_normal((150, 150) if large else (36, 36), np.float32)
     return {"kernel": kernel, "bias": rng.standard_normal(5), "steps": np.array(generation)}
 
 
