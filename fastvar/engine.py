@@ -253,12 +253,11 @@ class Engine:
         if self.several:
             self._refuse_shared(grads)
         self.present = self._updated(grads, calls)
-        averaged = bool(iteration and self.optimizer._numbers.get("averaged", True))
         self._begin(beginnings)
         if self.accumulate > 1:
             self._accumulate(grads, calls, workers)
         if self.varies:
-            self._vary_stages(iteration, workers, averaged)
+            self._vary_stages(iteration, workers)
         if self.several:
             self._run(self.first, scalars, workers)
             self._finish(iteration, workers, count)
@@ -348,18 +347,18 @@ class Engine:
             places += self.early
         return places, [np.empty_like(place) for place in places]
 
-    def _vary_stages(self, iteration: int, workers: int, averaged: bool) -> None:
+    def _vary_stages(self, iteration: int, workers: int) -> None:
         """Fill in the stages that change from step to step."""
         if self.decay_varies:
             self._set_decay()
         if self.clips:
             self.first.stages["clip"] = self._coefficients(workers)
         if self.own.use_ema:
-            self._average(iteration, averaged)
+            self._average(iteration)
 
-    def _average(self, iteration: int, averaged: bool) -> None:
+    def _average(self, iteration: int) -> None:
         every = self.own.ema_overwrite_frequency
-        self.last.stages["average"] = self.own.ema_momentum if averaged else 0  # first: a copy
+        self.last.stages["average"] = self.own.ema_momentum if iteration else 0  # first: a copy
         due = every is not None and (iteration + 1) % every == 0
         self.last.stages["overwrite"] = [v.trainable for v in self.variables] if due else 0
 
