@@ -13,6 +13,7 @@ import numpy as np
 from fastvar import buffers, kernels, threads
 from fastvar.buffers import Array
 from fastvar.checkpoint.sharing import Helper
+from fastvar.kernels.atomic import Uninterrupted
 
 
 class Staging:
@@ -75,7 +76,8 @@ class Background:
         """Wait for the task to end, and raise its error, once."""
         if self._thread is not None:
             self._thread.wait()
-            self._thread = None
+            with Uninterrupted():  # which Python would lose in what it calls at the end of threads
+                self._thread = None
         if self._errors:
             error = self._errors[0]
             del self._errors[0]  # not by a call, after which a signal could come, and the error be lost

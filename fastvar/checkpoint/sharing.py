@@ -133,10 +133,14 @@ def share(items: Iterable[T], work: Callable[[Turns[T]], object], most: int) -> 
     except BaseException:  # interrupts, too: what the others read or write must not be closed under them
         with ending:
             turns.end_all()
+            helpers.clear()
         raise
-    for helper in helpers:
-        if helper.error is not None:
-            raise helper.error
+    errors = [helper.error for helper in helpers if helper.error is not None]
+    with ending:
+        del helper
+        helpers.clear()  # Python would lose an interrupt in what it calls at the end of threads
+    if errors:
+        raise errors[0]
 
 
 def leisurely(items: Iterable[T]) -> Iterator[T]:

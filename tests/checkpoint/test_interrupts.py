@@ -154,6 +154,7 @@ def test_a_save_by_a_manager_is_whole_or_nothing(blocking: bool, tmp_path: Path)
 
 @timers
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # lost at the end of objects
 @pytest.mark.parametrize("how", ["restore", "import"])
 def test_what_a_timer_interrupts_is_whole_or_nothing(how: str, tmp_path: Path) -> None:
     """Also while threads read, and in the system's calls."""
@@ -180,6 +181,7 @@ def test_what_a_timer_interrupts_is_whole_or_nothing(how: str, tmp_path: Path) -
 
 
 @timers
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # lost at the end of objects
 def test_saves_that_a_timer_interrupts_leave_nothing_behind(tmp_path: Path) -> None:
     checkpoint, steps = Program(1, size=300).checkpoint, itertools.count(1)
 
