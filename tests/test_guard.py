@@ -126,3 +126,13 @@ def test_rows_and_what_does_not_fit_the_cache(large: bool, spoil: bool) -> None:
     for arrays in results[1:]:
         for a, e in zip(arrays, results[0], strict=True):
             assert_same_bits(a, e)
+
+
+def test_a_call_that_makes_no_directions_is_not_judged_by_what_their_memory_holds() -> None:
+    optimizer = fv.optimizers.Lamb(nonfinite="skip", gradient_accumulation_steps=2)
+    w = fv.Variable(np.ones(5))
+    optimizer.build([w])
+    for direction in optimizer._engine.directions[0]:
+        direction[...] = np.nan
+    optimizer.apply([np.ones(5)])
+    assert (optimizer._steps, optimizer.skipped) == (1, 0)

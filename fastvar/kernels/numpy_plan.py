@@ -214,8 +214,8 @@ class Plan:
     def _spoilt(self, held: list[Array | Rows | None], before: list[list[Any]]) -> list[tuple[int, bool]]:
         """Put everything back if something is spoilt, and return what."""
         table = self._table
-        for _, _, direction, *_ in before:
-            if direction is not None:  # what was there before has no meaning
+        for g, (_, _, direction, *_) in zip(held, before, strict=True):
+            if g is not None and direction is not None:  # what was there before has no meaning
                 direction[...] = 0
         bad = {i: False for i, of in enumerate(before) if any(map(spoilt, table.arrays[i], of))}
         for i, (g, old, s) in enumerate(zip(held, before, self.stages, strict=True)):
