@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -19,6 +21,12 @@ MODULES = {isa: kernels.load(isa)[1] for isa in kernels.supported()}
 COMPARED = [*itertools.product(MODULES.values(), (1, 2, 3))]
 SIZES = [5, 0, 1024, 3001, 40_000]
 STAGES = {"scale": 0.3, "l2": 0.07, "l1": 0.013, "clip": 0.7, "limit": 0.11}
+
+
+@pytest.mark.parametrize("module", MODULES.values(), ids=lambda m: m.__name__)
+def test_make_sanitize_tests_the_sanitized_build(module: Any) -> None:
+    if module is not reference:
+        assert (b"__asan_init" in Path(module.__file__).read_bytes()) == ("FASTVAR_SANITIZE" in os.environ)
 
 
 def arrays(seed: int, dtype: str, count: int) -> list[list[Any]]:
