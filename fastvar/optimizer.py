@@ -64,8 +64,8 @@ class Optimizer(Formula):
     nonfinite : {"ignore", "skip", "raise"}
         What a step does if a gradient holds infinity or NaN, or if a weight, a slot or an average that is finite
         would be so no more: update all the same, change nothing and count it in `skipped`, or change nothing and
-        raise ValueError. The last two keep a copy of what a step writes; Adam takes 1.2 times as long for small
-        models, twice for large ones, and up to three times for those that just fit the processor's cache.
+        raise ValueError. The last two keep a copy of what a step writes; Adam takes 1.6 times as long for large
+        models, and up to 2.5 times for those that just fit the processor's cache.
     name : str, optional
         Begins error messages; by default the class name.
 

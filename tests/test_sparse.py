@@ -379,7 +379,8 @@ def test_rows_cost_what_they_touch() -> None:
             start = perf_counter()
             optimizer.apply([gradient], [table])
             took[k].append(perf_counter() - start)
-    assert min(took[0]) < 0.3 * min(took[1])  # the least of many: others use the machine, too
+    # 0.18 in bench/test_sparse.py, on buffers that are used again; here each gradient is new. And others run.
+    assert min(took[0]) < 0.6 * min(took[1])
 
 
 def test_adam_with_rows_is_torchs_sparse_adam() -> None:

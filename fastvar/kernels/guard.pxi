@@ -5,7 +5,7 @@ cdef enum:
     MAX_WRITTEN = MAX_SLOTS + 2
     STAGGER = 5 * LINE  # what sets saved arrays off, which would begin in the same place of pages
     TILE = 1024  # bytes of each array that are saved, updated and looked at in L1
-    IN_CACHE = 1 << 20  # bytes up to which what is saved had better stay in the cache
+    IN_CACHE = 1 << 22  # bytes up to which what is saved had better stay in the cache
     BAD_GRADIENT = 1  # not finite
     BAD_STATE = 2  # finite before, and not after
 

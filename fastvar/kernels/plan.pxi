@@ -17,7 +17,7 @@ cdef class Plan:
     cdef const uintptr_t* starts
     cdef const uintptr_t* ends
     cdef Py_ssize_t written
-    cdef char* saved  # what guarded runs have written over, if that is little
+    cdef object saved  # room for what a guarded run writes over
 
     def __cinit__(self, str owner, rule not None, names, weights, slots, groups, averages=None, directions=None,
                   bint rows=True):
@@ -68,7 +68,6 @@ cdef class Plan:
         place(self.spans, self.n)
 
     def __dealloc__(self):
-        free(self.saved)
         free(self.spans)
         free(self.widths)
         free(self.c32)
@@ -192,7 +191,7 @@ cdef class Plan:
         if commits is not None:
             for kept, value in commits:
                 buffers.check_update(kept, value, f"{self.owner}: state")
-        if guard and self.saved == NULL:
+        if guard and self.saved is None:
             self.make_room()
         self.enter()
         try:
@@ -229,14 +228,16 @@ cdef class Plan:
             s.stride = (s.n * <Py_ssize_t> (sizeof(double) if s.wide else sizeof(float)) + LINE - 1) // LINE * LINE
             s.stride += STAGGER if s.stride >= PAGE else 0
             room += written(places, s) * s.stride
-        self.saved = <char*> calloc(room, 1)
-        if self.saved == NULL:
-            raise MemoryError(f"{self.owner}: no room for a copy of what a guarded step writes")
-        at = <char*> aligned(self.saved)
+        try:
+            saved = np.empty(room, np.uint8)  # of NumPy, which asks for huge pages: fewer addresses to look up
+        except MemoryError:
+            raise MemoryError(f"{self.owner}: no room for a copy of what a guarded step writes") from None
+        at = <char*> aligned(cnp.PyArray_BYTES(saved))
         for i in range(self.n):
             s = &self.spans[i]
             s.saved, s.past_cache = at, room > IN_CACHE
             at += written(places, s) * s.stride
+        self.saved = saved
         return 0
 
     cdef int enter(self) except -1:
