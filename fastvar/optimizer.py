@@ -315,7 +315,8 @@ class Optimizer(Formula):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the `grad` of every variable, or with `set_to_none=False` fill them with zeros.
 
-        A `grad` that cannot be written in place (a list, a read-only array, one of JAX) is replaced by zeros.
+        A `grad` that cannot be written in place (a list, a read-only array, one of JAX) is replaced by zeros;
+        a sparse one (`IndexedSlices`) becomes None, which stands for zero.
         """
         if set_to_none:
             after = [(v, {"_grad": None}) for v in self._variables]
