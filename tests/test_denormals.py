@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ from cases import CASES, JOBS, Case
 from runs import every_case
 
 import fastvar as fv
+from fastvar.kernels.stages import TINY
 
+ROOT = Path(fv.__file__).parent
 STEPS, EVERY = 1000, 50
 ELEMENTS = 32 * 128
 
@@ -63,3 +67,12 @@ def test_a_rule_that_does_not_flush_is_found() -> None:
 
     with pytest.raises(AssertionError, match="after"):
         slots_hold_none(Careless(), "float32")
+
+
+def test_the_threshold_is_documented_once() -> None:
+    pattern = re.compile(r"(\d+)\s+times\s+the\s+smallest\s+normal")
+    stated = {path: found for path in ROOT.rglob("*.py") if (found := pattern.findall(path.read_text()))}
+    assert len(stated) == 1
+    (numbers,) = stated.values()
+    assert numbers == [f"{TINY[np.dtype(np.float32)] / np.finfo(np.float32).tiny:.0f}"]
+    assert pattern.findall(fv.optimizers.__doc__ or "") == numbers

@@ -32,9 +32,9 @@ class Adagrad(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slot "accumulator" are float32 or float64 of one shape. It is set to 0 where
-    it is below 16384 times the smallest normal number. With an initial value and an epsilon of 0, a gradient
-    of 0 is divided by 0.
+    Variables, gradients and the slot "accumulator" are float32 or float64 of one shape. It is flushed like
+    slots that decay, see `fastvar.optimizers`. If the initial value and epsilon are 0, a
+    gradient of 0 is divided by 0.
 
     References
     ----------
@@ -98,8 +98,7 @@ class RMSprop(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "velocity", "momentum" (if that is not 0, or `centered`) and
-    "average_gradient" (if `centered`) are float32 or float64 of one shape. They are set to 0 where their
-    magnitude falls below 16384 times the smallest normal number.
+    "average_gradient" (if `centered`) are float32 or float64 of one shape.
 
     Rounding can make :math:`v - a^2` negative, of which Keras and PyTorch take the root and get NaN; here it
     is 0 then.
@@ -163,8 +162,8 @@ class Adadelta(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "accumulated_grad" and "accumulated_delta_var" are float32 or float64
-    of one shape. They are set to 0 where they fall below 16384 times the smallest normal number.
+    Variables, gradients and the slots "accumulated_grad" and "accumulated_delta_var" are float32 or float64 of
+    one shape.
 
     References
     ----------

@@ -39,9 +39,8 @@ class Adam(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "momentum", "velocity" (and "velocity_hat" with `amsgrad`) are float32
-    or float64 of one shape. Moments are set to 0 where their magnitude falls below 16384 times the smallest
-    normal number.
+    Variables, gradients and the slots "momentum", "velocity" (and "velocity_hat" with `amsgrad`) are float32 or
+    float64 of one shape.
 
     References
     ----------

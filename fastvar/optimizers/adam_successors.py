@@ -40,8 +40,8 @@ class AdEMAMix(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "momentum", "slow_momentum" and "velocity" are float32 or float64 of
-    one shape. Moments are set to 0 where their magnitude falls below 16384 times the smallest normal number.
+    Variables, gradients and the slots "momentum", "slow_momentum" and "velocity" are float32 or float64 of one
+    shape.
 
     References
     ----------
@@ -104,8 +104,7 @@ class Adan(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "momentum", "drift", "velocity" and "previous_gradient" are float32 or
-    float64 of one shape. The first three are set to 0 where their magnitude falls below 16384 times the
-    smallest normal number.
+    float64 of one shape.
 
     The paper writes its betas as one minus these, and weighs changes with :math:`\beta_2` = 0.92 of these where
     optax, followed here, has :math:`1-\beta_2` = 0.08. Its decay divides by :math:`1 + \eta\lambda`; that of
@@ -174,8 +173,7 @@ class Adopt(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
-    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
+    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape.
 
     References
     ----------
@@ -245,7 +243,7 @@ class ScheduleFreeAdamW(Optimizer):
     Notes
     -----
     Variables, gradients and the slots "momentum" (:math:`z`) and "velocity" are float32 or float64 of one
-    shape. The velocity is set to 0 where it falls below 16384 times the smallest normal number.
+    shape.
 
     The weights are where gradients are to be taken; the paper evaluates a model at :math:`x`. optax weighs
     the mean by the learning rate, and its `eps` is inside the root, too.

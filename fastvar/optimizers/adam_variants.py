@@ -51,8 +51,7 @@ class Nadam(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
-    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
+    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape.
 
     PyTorch warms up 250 times as slowly, with :math:`0.96^{0.004 t}`; optax does not warm up at all. The
     products are those of the present :math:`\beta_1`: while it changes, Keras has the product of the past ones.
@@ -120,8 +119,7 @@ class RAdam(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
-    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
+    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape.
 
     References
     ----------
@@ -175,8 +173,7 @@ class Adamax(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "momentum" and "norm" are float32 or float64 of one shape. Both slots
-    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
+    Variables, gradients and the slots "momentum" and "norm" are float32 or float64 of one shape.
 
     References
     ----------
@@ -234,8 +231,7 @@ class AdaBelief(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
-    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
+    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape.
 
     References
     ----------
@@ -296,8 +292,7 @@ class Yogi(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape. Moments
-    are set to 0 where their magnitude falls below 16384 times the smallest normal number.
+    Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape.
 
     References
     ----------

@@ -34,8 +34,7 @@ class SGD(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slot "momentum" are float32 or float64 of one shape. The momentum is set to
-    0 where its magnitude falls below 16384 times the smallest normal number.
+    Variables, gradients and the slot "momentum" are float32 or float64 of one shape.
 
     References
     ----------

@@ -34,8 +34,8 @@ class Lion(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slot "momentum" are float32 or float64 of one shape. The momentum is set to
-    0 where its magnitude falls below 16384 times the smallest normal number. The sign of 0 is 0, of NaN NaN.
+    Variables, gradients and the slot "momentum" are float32 or float64 of one shape. The sign of 0 is 0,
+    that of NaN is NaN.
 
     References
     ----------
@@ -82,8 +82,8 @@ class Signum(Optimizer):
 
     Notes
     -----
-    Variables, gradients and the slot "momentum" are float32 or float64 of one shape. The momentum is set to
-    0 where its magnitude falls below 16384 times the smallest normal number. The sign of 0 is 0, of NaN NaN.
+    Variables, gradients and the slot "momentum" are float32 or float64 of one shape. The sign of 0 is 0,
+    that of NaN is NaN.
 
     References
     ----------

@@ -45,8 +45,8 @@ class Adagrad(TorchOptimizer):
 
     Notes
     -----
-    Variables, gradients and the slot "sum" are float32 or float64 of one shape. It is set to 0 where it is below
-    1024 times the smallest normal number.
+    Variables, gradients and the slot "sum" are float32 or float64 of one shape. It is flushed like slots that
+    decay, see `fastvar.optimizers`.
 
     References
     ----------
@@ -120,8 +120,7 @@ class RMSprop(TorchOptimizer):
     Notes
     -----
     Variables, gradients and the slots "square_avg", "momentum_buffer" (if that is not 0, or `centered`) and
-    "grad_avg" (if `centered`) are float32 or float64 of one shape. They are set to 0 where their magnitude falls
-    below 1024 times the smallest normal number.
+    "grad_avg" (if `centered`) are float32 or float64 of one shape.
 
     Rounding can make :math:`v - a^2` negative, of which PyTorch takes the root and gets NaN; here it is 0 then.
 
@@ -195,8 +194,7 @@ class Adadelta(TorchOptimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "square_avg" and "acc_delta" are float32 or float64 of one shape. They are
-    set to 0 where they fall below 1024 times the smallest normal number.
+    Variables, gradients and the slots "square_avg" and "acc_delta" are float32 or float64 of one shape.
 
     References
     ----------

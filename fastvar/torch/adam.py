@@ -50,9 +50,8 @@ class Adam(TorchOptimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "exp_avg", "exp_avg_sq" (and "max_exp_avg_sq" with `amsgrad`) are float32
-    or float64 of one shape. Moments are set to 0 where their magnitude falls below 1024 times the smallest normal
-    number.
+    Variables, gradients and the slots "exp_avg", "exp_avg_sq" (and "max_exp_avg_sq" with `amsgrad`) are float32 or
+    float64 of one shape.
 
     References
     ----------

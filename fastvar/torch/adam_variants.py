@@ -47,9 +47,8 @@ class NAdam(TorchOptimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "exp_avg" and "exp_avg_sq" are float32 or float64 of one shape. Moments are
-    set to 0 where their magnitude falls below 1024 times the smallest normal number. The product of the
-    :math:`\mu_i` is kept in double precision, in PyTorch in single.
+    Variables, gradients and the slots "exp_avg" and "exp_avg_sq" are float32 or float64 of one shape. The product
+    of the :math:`\mu_i` is kept in double precision, in PyTorch in single.
 
     References
     ----------
@@ -124,8 +123,7 @@ class RAdam(TorchOptimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "exp_avg" and "exp_avg_sq" are float32 or float64 of one shape. Moments are
-    set to 0 where their magnitude falls below 1024 times the smallest normal number.
+    Variables, gradients and the slots "exp_avg" and "exp_avg_sq" are float32 or float64 of one shape.
 
     References
     ----------
@@ -189,8 +187,7 @@ class Adamax(TorchOptimizer):
 
     Notes
     -----
-    Variables, gradients and the slots "exp_avg" and "exp_inf" are float32 or float64 of one shape. Both slots are
-    set to 0 where their magnitude falls below 1024 times the smallest normal number.
+    Variables, gradients and the slots "exp_avg" and "exp_inf" are float32 or float64 of one shape.
 
     References
     ----------

@@ -45,8 +45,7 @@ class SGD(TorchOptimizer):
 
     Notes
     -----
-    Variables, gradients and the slot "momentum_buffer" are float32 or float64 of one shape. The momentum is set
-    to 0 where its magnitude falls below 1024 times the smallest normal number.
+    Variables, gradients and the slot "momentum_buffer" are float32 or float64 of one shape.
 
     References
     ----------
