@@ -8,11 +8,11 @@ from fastvar.buffers import Array
 from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.conversion import convert
 from fastvar.checkpoint.differences import diff
+from fastvar.checkpoint.file_format import CheckpointError
 from fastvar.checkpoint.foreign import load_foreign
 from fastvar.checkpoint.inspection import inspect, inspect_folder, verify
 from fastvar.checkpoint.manager import CheckpointManager
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import CheckpointError
 from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.saver import Saver
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastvar.buffers import Array
-from fastvar.checkpoint import record
+from fastvar.checkpoint import file_format
 from fastvar.checkpoint.foreign import Foreign, open_foreign
 from fastvar.checkpoint.foreign.source import Opaque, open_regular
 from fastvar.checkpoint.reader import File
@@ -19,7 +19,7 @@ from fastvar.checkpoint.reader import File
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether the file begins like one of fastvar; it may be damaged behind that."""
     with open_regular(os.fspath(path)) as stream:
-        return stream.read(len(record.MAGIC)) == record.MAGIC
+        return stream.read(len(file_format.MAGIC)) == file_format.MAGIC
 
 
 def open_any(path: str | os.PathLike[str], opaque: Opaque | None = None) -> File | Foreign:
@@ -77,6 +77,6 @@ def values_of(array: Array) -> Values:
 def parts(*arrays: Array) -> Iterator[tuple[Any, ...]]:
     """Walk over arrays of one shape side by side, in stretches of double (complex) precision."""
     flat = [array.reshape(-1) for array in arrays]
-    for start in range(0, flat[0].size, record.CHUNK):
-        stretch = [array[start : start + record.CHUNK] for array in flat]
+    for start in range(0, flat[0].size, file_format.CHUNK):
+        stretch = [array[start : start + file_format.CHUNK] for array in flat]
         yield tuple(s.astype(np.complex128 if s.dtype.kind == "c" else np.float64) for s in stretch)

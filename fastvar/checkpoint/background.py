@@ -12,7 +12,7 @@ import numpy as np
 
 from fastvar import buffers, kernels, threads
 from fastvar.buffers import Array
-from fastvar.checkpoint.sharing import Helper
+from fastvar.checkpoint.workers import Worker
 from fastvar.kernels.atomic import Uninterrupted
 
 
@@ -58,14 +58,14 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._thread: Helper | None = None
+        self._thread: Worker | None = None
         self._errors: list[BaseException] = []
         weakref.finalize(self, _show, self._errors)
 
     def start(self, task: Callable[[], object]) -> None:
         """Wait for the task before, and begin this one."""
         self.wait()
-        self._thread = Helper(functools.partial(self._run, task))
+        self._thread = Worker(functools.partial(self._run, task))
         self._thread.start()
 
     @property

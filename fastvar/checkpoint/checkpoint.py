@@ -9,11 +9,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fastvar.buffers import Array
 from fastvar.checkpoint.contents import Contents
+from fastvar.checkpoint.file_format import check_names, failing, uncollected
 from fastvar.checkpoint.foreign import open_foreign
 from fastvar.checkpoint.foreign.source import Opaque
-from fastvar.checkpoint.names import absolute, make_directory
-from fastvar.checkpoint.reader import File, foresee
-from fastvar.checkpoint.record import check_names, failing, uncollected
+from fastvar.checkpoint.publishing import absolute, make_directory
+from fastvar.checkpoint.reader import File, prefetch
 from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.restore import Choice, NameMap, assign, prepare_import, prepare_restore
 from fastvar.checkpoint.writer import write
@@ -202,7 +202,7 @@ class Checkpoint:
         >>> optimizer.learning_rate, optimizer.clipnorm, optimizer.iterations
         (0.001, 1.0, 1)
         """
-        foresee(path)
+        prefetch(path)
         contents = self._contents()
         with File(path) as file:
             restored, commits, before = prepare_restore(contents, file, partial, name_map, hyperparameters)

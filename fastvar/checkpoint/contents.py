@@ -14,7 +14,8 @@ from typing import Any
 
 from fastvar import optimizer_state
 from fastvar.buffers import Array
-from fastvar.checkpoint import generators, values
+from fastvar.checkpoint import encoding, generators
+from fastvar.checkpoint.bookkeeping import is_reserved
 from fastvar.checkpoint.generators import is_generator
 from fastvar.module import Module, Tree, children, holds_variables, walk
 from fastvar.optimizer import Optimizer
@@ -69,8 +70,8 @@ class Contents:
         self._names = {id(v): name for name, v in self.variables.items()}
 
     def _add(self, keyword: str, thing: Any) -> None:
-        if keyword.startswith("$"):
-            raise ValueError(f"Checkpoint: keywords with $ are fastvar's own, got {keyword!r}")
+        if is_reserved(keyword):
+            raise ValueError(f"Checkpoint: keywords that begin with $ are reserved, got {keyword!r}")
         if isinstance(thing, Optimizer):
             if keyword in RESERVED:
                 raise ValueError(f"Checkpoint: an optimizer cannot be given as {keyword}=")
@@ -127,7 +128,7 @@ class Contents:
         arrays: dict[str, Array] = {}
         state = {k: optimizer_state.describe(o, self.name_of) for k, o in self.optimizers.items()}
         for keyword, thing in self.states.items():
-            state[keyword] = values.encode(_get_state(thing), arrays)
+            state[keyword] = encoding.encode(_get_state(thing), arrays)
         return state, arrays
 
     def resume(self, keyword: str, saved: Any, rename: Rename, program: bool) -> Resumption:
@@ -143,7 +144,7 @@ class Contents:
     def prepare(self, keyword: str, saved: Any, arrays: Mapping[str, Array]) -> Commit:
         """Check the saved state of another object, and return what will make the object take it over."""
         try:
-            return _prepare_state(self.states[keyword], values.decode(saved, arrays))
+            return _prepare_state(self.states[keyword], encoding.decode(saved, arrays))
         except ValueError as error:
             raise ValueError(f"{keyword}: {error}") from error
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastvar.buffers import Array
-from fastvar.checkpoint import names, record
+from fastvar.checkpoint import file_format, publishing
 from fastvar.checkpoint.anyfile import exported, open_any
 from fastvar.checkpoint.foreign import Foreign
 from fastvar.checkpoint.foreign.safetensors import METADATA, NAMES
@@ -92,7 +92,7 @@ def convert(
     >>> np.load(folder + "/a.npz")["body/w"]
     array([3., 4.])
     """
-    target = names.absolute(target)
+    target = publishing.absolute(target)
     with open_any(source, opaque) as file:
         if to is None:
             to = _SUFFIXES.get(os.path.splitext(target)[1].lower())
@@ -118,7 +118,7 @@ def convert(
                 writers: dict[str, Callable[..., None]] = {"h5": _h5, "npz": _npz, "safetensors": _safetensors}
                 writers[to](stream, tensors, advance)
     if to == "npz":
-        narrow = [name for name, spec in tensors.specs.items() if spec.dtype.name in record.EXTENDED]
+        narrow = [name for name, spec in tensors.specs.items() if spec.dtype.name in file_format.EXTENDED]
         notes += [f"{name}: {tensors.specs[name].dtype} became float32" for name in narrow]
     return notes
 
@@ -126,7 +126,7 @@ def convert(
 def _check(tensors: _Tensors, to: str, target: str) -> None:
     """Refuse names and dtypes that the format cannot hold, before anything is written."""
     if to in ("fastvar", "h5"):
-        record.check_names(f"variables/{name}" for name in tensors.specs)
+        file_format.check_names(f"variables/{name}" for name in tensors.specs)
         return
     for name, spec in tensors.specs.items():
         reason = _unfit(name, to, tensors.specs)
@@ -156,16 +156,16 @@ def _new_file(path: str, overwrite: bool) -> Iterator[BinaryIO]:
     """Give a temporary file beside `path` that takes its place at the end, or vanishes after an error."""
     exists = FileExistsError(17, "file exists and is not replaced (overwrite)", path)
     if overwrite:
-        names.check_replaceable(path)
+        publishing.check_replaceable(path)
     elif os.path.lexists(path):
         raise exists
     try:
-        with names.temporary(os.path.dirname(path) or ".") as (temporary, descriptor):
+        with publishing.temporary(os.path.dirname(path) or ".") as (temporary, descriptor):
             with os.fdopen(descriptor, "rb+") as stream:
                 yield stream
                 stream.flush()
                 os.fsync(descriptor)
-            names.publish(temporary, path, overwrite)
+            publishing.publish(temporary, path, overwrite)
     except FileExistsError:
         raise exists from None
 
@@ -176,7 +176,7 @@ def _h5(stream: BinaryIO, tensors: _Tensors, advance: Callable[[int], Any]) -> N
     with h5py.File(stream, "w", libver=("v110", "v110")) as file:
         for name in tensors.specs:
             array = tensors.read(name)
-            extended = array.dtype.name in record.EXTENDED
+            extended = array.dtype.name in file_format.EXTENDED
             dataset = file.create_dataset(name, data=array.view(f"u{array.itemsize}") if extended else array)
             if extended:
                 dataset.attrs["dtype"] = np.bytes_(array.dtype.name)
@@ -188,7 +188,7 @@ def _npz(stream: BinaryIO, tensors: _Tensors, advance: Callable[[int], Any]) -> 
         for name in tensors.specs:
             array = tensors.read(name)
             with file.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                wide = array.astype(np.float32) if array.dtype.name in record.EXTENDED else array
+                wide = array.astype(np.float32) if array.dtype.name in file_format.EXTENDED else array
                 np.lib.format.write_array(member, wide, allow_pickle=False)
             advance(array.nbytes)
 

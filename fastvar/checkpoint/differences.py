@@ -12,6 +12,7 @@ import numpy as np
 
 from fastvar.buffers import Array
 from fastvar.checkpoint.anyfile import exported, open_any, parts, values_of
+from fastvar.checkpoint.bookkeeping import is_reserved
 from fastvar.checkpoint.foreign import Foreign
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
@@ -140,7 +141,7 @@ def _state_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Give one line for every part of the state that is not the same in both."""
     if type(old) is type(new) and isinstance(old, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            if not path and key.startswith("$"):  # the manager's, not the program's
+            if not path and is_reserved(key):
                 continue
             inner = f"{path}/{key}" if path else key
             if key not in new:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import re
 import stat
 from typing import Any, NamedTuple
 
+from fastvar.checkpoint.bookkeeping import PIN, read_notes
+from fastvar.checkpoint.file_format import MAX_COUNTER, CheckpointError, failing
 from fastvar.checkpoint.locks import Lock
-from fastvar.checkpoint.names import absolute, make_directory, sync_directory
+from fastvar.checkpoint.publishing import absolute, make_directory, sync_directory
 from fastvar.checkpoint.reader import peek
-from fastvar.checkpoint.record import MAX_COUNTER, CheckpointError, failing
 from fastvar.checkpoint.retention import Found
 
-OWN = "$manager"  # in the state of a file: when it was saved, and the metrics
 _PLAUSIBLE = 1 << 62  # a larger number in a name was never a count of saves
-_PIN = ".pin"  # follows the name of a checkpoint in that of the empty file that pins it
 
 
 class Scan(NamedTuple):
@@ -63,7 +61,7 @@ class Folder:
                 names = set(os.listdir(self.directory))
             for name in filter(self._numbered, sorted(names)):
                 try:
-                    scan.found.append(self._look(name, name + _PIN in names))
+                    scan.found.append(self._look(name, name + PIN in names))
                 except OSError as error:
                     if os.path.lexists(self._path(name)):  # a link to nothing, too
                         ours = self._number(name) is not None and _may_be_file(self._path(name))
@@ -82,9 +80,10 @@ class Folder:
         identity = (status.st_ino, status.st_size, status.st_mtime_ns, pinned)
         if self._read.get(name, (None,))[0] != identity:
             record, state = peek(path)
-            time, metrics = _own(state, status.st_mtime)
+            notes = read_notes(state, status.st_mtime)
+            metrics = {key: value for key, value in notes.metrics.items() if type(value) is float}
             kept = pinned or self._number(name) is None  # we gave no such name
-            found = Found(record.saved.counter, record.step, time, path, metrics, kept)
+            found = Found(record.saved.counter, record.step, notes.time, path, metrics, kept)
             self._read[name] = identity, found
         return self._read[name][1]
 
@@ -132,10 +131,10 @@ class Folder:
         path = self._path(name)
         if pinned:
             os.stat(path)  # a mistyped name is an error
-            os.close(os.open(path + _PIN, os.O_WRONLY | os.O_CREAT, 0o666))
+            os.close(os.open(path + PIN, os.O_WRONLY | os.O_CREAT, 0o666))
             sync_directory(path)
-        elif os.path.exists(path + _PIN):
-            os.unlink(path + _PIN)
+        elif os.path.exists(path + PIN):
+            os.unlink(path + PIN)
 
 
 def message(path: str, error: OSError) -> str:
@@ -149,13 +148,3 @@ def _may_be_file(path: str) -> bool:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError as error:
         return error.errno != errno.ELOOP
-
-
-def _own(state: dict[str, Any], time: float) -> tuple[float, dict[str, float]]:
-    """Return what a manager has noted in the state, or for other files their own time."""
-    own = state.get(OWN)
-    if not isinstance(own, dict):
-        return time, {}
-    noted, metrics = own.get("time"), own.get("metrics")
-    numbers = {k: v for k, v in metrics.items() if type(v) is float} if isinstance(metrics, dict) else {}
-    return (noted if type(noted) is float and math.isfinite(noted) else time), numbers

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from h5py import h5t  # type: ignore[import-untyped]
 
-from fastvar.checkpoint.record import EXTENDED, HDF5_SIGNATURE, USER_BLOCK, dtype_named
+from fastvar.checkpoint.file_format import EXTENDED, HDF5_SIGNATURE, USER_BLOCK, dtype_named
 
 SUPERBLOCK = 96  # bytes
 _UNDEFINED = (1 << 64) - 1  # as an address: there is none

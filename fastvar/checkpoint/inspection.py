@@ -9,16 +9,14 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastvar.checkpoint import record
+from fastvar.checkpoint import file_format
 from fastvar.checkpoint.anyfile import Values, is_checkpoint, open_any, values_of
+from fastvar.checkpoint.bookkeeping import PIN, is_reserved, read_notes
+from fastvar.checkpoint.file_format import CheckpointError
 from fastvar.checkpoint.foreign import Foreign
 from fastvar.checkpoint.foreign.source import open_regular
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import CheckpointError
-
-_MANAGER = "$manager"  # in the state: what the manager knows of the save
-_PIN = ".pin"  # beside a file: never to be removed
 
 
 @dataclass(frozen=True)
@@ -121,9 +119,7 @@ def _inspection(file: File | Foreign, values: bool = False) -> Inspection:
             advance(lengths[name])
     if not isinstance(file, File):
         return Inspection(file.path, file.format, status.st_size, tensors, time=status.st_mtime, notes=file.notes)
-    manager = file.state.get(_MANAGER)
-    known = manager if isinstance(manager, dict) else {}
-    time, metrics = known.get("time"), known.get("metrics")
+    notes = read_notes(file.state, status.st_mtime)
     return Inspection(
         file.path,
         "fastvar",
@@ -132,10 +128,10 @@ def _inspection(file: File | Foreign, values: bool = False) -> Inspection:
         step=file.step,
         counter=file.saved.counter,
         run=file.saved.run,
-        time=time if isinstance(time, (int, float)) else status.st_mtime,
-        metrics=metrics if isinstance(metrics, dict) else {},
-        state={key: value for key, value in file.state.items() if key != _MANAGER},
-        pinned=os.path.lexists(file.path + _PIN),
+        time=notes.time,
+        metrics=notes.metrics,
+        state={key: value for key, value in file.state.items() if not is_reserved(key)},
+        pinned=os.path.lexists(file.path + PIN),
     )
 
 
@@ -192,7 +188,7 @@ def _was_checkpoint(entry: os.DirEntry[str]) -> bool:
         if is_checkpoint(entry.path):
             return True
         with open_regular(entry.path) as stream:  # HDF5 files of others begin with its signature, ours do not
-            return named and stream.read(len(record.HDF5_SIGNATURE)) != record.HDF5_SIGNATURE
+            return named and stream.read(len(file_format.HDF5_SIGNATURE)) != file_format.HDF5_SIGNATURE
     except FileNotFoundError:  # removed meanwhile
         return False
     except OSError as error:  # it may be one that cannot be read; not a link in a circle

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from fastvar.checkpoint import hdf5, record
-from fastvar.checkpoint.record import LARGE, USER_BLOCK
-from fastvar.checkpoint.sharing import leisurely
+from fastvar.checkpoint import file_format, hdf5
+from fastvar.checkpoint.file_format import LARGE, USER_BLOCK
+from fastvar.checkpoint.workers import throttled
 
 Spec = tuple[str, "np.dtype[Any]", tuple[int, ...]]  # a tensor's name, dtype, shape
 
@@ -73,7 +73,7 @@ class Tensors:
     """
 
     def __init__(self, specs: tuple[Spec, ...]) -> None:
-        record.check_names([name for name, _, _ in specs])
+        file_format.check_names([name for name, _, _ in specs])
         known = set()
         for name, dtype, shape in specs:
             if (dtype, shape) not in known:
@@ -93,9 +93,9 @@ tensors_of = functools.lru_cache(maxsize=4)(Tensors)  # a run saves the same few
 
 
 def _check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    if dtype.name not in record.NATIVE + record.EXTENDED:
+    if dtype.name not in file_format.NATIVE + file_format.EXTENDED:
         raise TypeError(f"tensor {name!r}: dtype {dtype} cannot be stored in a checkpoint")
-    if len(shape) > record.MAX_RANK:
+    if len(shape) > file_format.MAX_RANK:
         raise ValueError(f"tensor {name!r}: rank must be at most 32, got {len(shape)}")
 
 
@@ -112,13 +112,13 @@ def layout_of(tensors: Tensors, arrays: Tensors, state_length: int) -> Layout:
     heads = [*first.heads, *last.heads]
     manifest_length = len(_BRACKETS) + sum(map(len, heads))
     manifest_length += len(heads) * (32 + len(_END)) + max(len(heads) - 1, 0) * len(_BETWEEN)
-    if max(manifest_length, state_length) > record.MAX_JSON:
+    if max(manifest_length, state_length) > file_format.MAX_JSON:
         raise ValueError(
-            f"manifest and state must have at most {record.MAX_JSON} bytes each, got "
+            f"manifest and state must have at most {file_format.MAX_JSON} bytes each, got "
             f"{manifest_length} and {state_length}; keep arrays among the tensors"
         )
-    state = last.add_text(record.STATE, state_length)
-    manifest = last.add_text(record.MANIFEST, manifest_length)
+    state = last.add_text(file_format.STATE, state_length)
+    manifest = last.add_text(file_format.MANIFEST, manifest_length)
     last.finish()
     root = last.structures.group(first.links | last.links)
     superblock = hdf5.superblock(root, last.end)
@@ -140,7 +140,7 @@ def layout_of(tensors: Tensors, arrays: Tensors, state_length: int) -> Layout:
 
 
 def _manifest(heads: Iterable[str], hashes: Sequence[str]) -> bytes:
-    entries = [f"{head}{digest}{_END}" for head, digest in leisurely(zip(heads, hashes, strict=True))]
+    entries = [f"{head}{digest}{_END}" for head, digest in throttled(zip(heads, hashes, strict=True))]
     return _BETWEEN.join(entries).join(_BRACKETS).encode()
 
 
@@ -171,7 +171,7 @@ class _Part:
         offsets = dict(self.small + self.large)
         self.heads: list[str] = []
         self._datasets: list[tuple[str, bytes, int, int]] = []  # name, form, offset, size
-        for index, ((name, _, _), kind) in enumerate(leisurely(zip(specs, of_specs, strict=True))):
+        for index, ((name, _, _), kind) in enumerate(throttled(zip(specs, of_specs, strict=True))):
             offset = offsets.get(index, 0)
             self.heads.append(f'{_quoted(name)}: {kind.head}{offset or "null"}, {kind.size}, "')
             self._datasets.append((name, kind.form, offset, kind.size))
@@ -190,9 +190,9 @@ class _Part:
         self.padding = start - self._start - self._data
         self.structures = hdf5.Structures(start - USER_BLOCK)
         groups: dict[str, dict[str, int]] = {"": {}}
-        for name, form, offset, size in leisurely(self._datasets):
+        for name, form, offset, size in throttled(self._datasets):
             _link(groups, name, self.structures.place(hdf5.dataset(form, offset - USER_BLOCK, size)))
-        for group in leisurely(sorted(groups, key=_depth, reverse=True)):  # inner ones first
+        for group in throttled(sorted(groups, key=_depth, reverse=True)):  # inner ones first
             if group:
                 _link(groups, group, self.structures.group(groups[group]))
         self.links = groups[""]

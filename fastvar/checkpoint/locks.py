@@ -20,7 +20,7 @@ from collections.abc import Iterator
 if sys.platform != "win32":
     import fcntl
 
-from fastvar.checkpoint.record import CheckpointError, failing
+from fastvar.checkpoint.file_format import CheckpointError, failing
 from fastvar.kernels.atomic import Uninterrupted
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # by a file system

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import os
 import secrets
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
 from fastvar.checkpoint.background import Background, Staging
+from fastvar.checkpoint.bookkeeping import add_notes
 from fastvar.checkpoint.checkpoint import Checkpoint
-from fastvar.checkpoint.folder import OWN, Folder, message
+from fastvar.checkpoint.file_format import CheckpointError, Saved, checked_step, failing, uncollected
+from fastvar.checkpoint.folder import Folder, message
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import CheckpointError, Saved, checked_step, failing, uncollected
 from fastvar.checkpoint.restore import Choice, checked_choice
 from fastvar.checkpoint.retention import Retention
 from fastvar.checkpoint.stopping import Listener
@@ -192,7 +192,7 @@ class CheckpointManager:
             tensors, arrays, state, _ = self.checkpoint.collect()
             if not blocking:
                 tensors = self._staging.copy(tensors)
-            state[OWN] = {"time": time.time(), "metrics": metrics}
+            add_notes(state, metrics)
             write = prepare(path, tensors | arrays, state, step=step, saved=Saved(self._run, counter))
             if blocking:
                 write()

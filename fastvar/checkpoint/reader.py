@@ -15,9 +15,7 @@ import numpy as np
 import xxhash
 
 from fastvar.buffers import Array
-from fastvar.checkpoint.locks import close_read
-from fastvar.checkpoint.progress import Advance, nothing, progress
-from fastvar.checkpoint.record import (
+from fastvar.checkpoint.file_format import (
     CHUNK,
     LARGE,
     MAX_JSON,
@@ -29,7 +27,9 @@ from fastvar.checkpoint.record import (
     parse_object,
     uncovered,
 )
-from fastvar.checkpoint.sharing import Turns, share
+from fastvar.checkpoint.locks import close_read
+from fastvar.checkpoint.progress import Advance, nothing, progress
+from fastvar.checkpoint.workers import WorkQueue, work_in_parallel
 
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # no FIFO is waited for
 
@@ -178,7 +178,7 @@ class File:
         """Read tensors, by several threads, to where they are to go if that is given; the names of the damaged."""
         damaged: set[str] = set()
 
-        def work(waiting: Turns[tuple[str, memoryview | None]]) -> None:
+        def work(waiting: WorkQueue[tuple[str, memoryview | None]]) -> None:
             room = _room()
             for name, target in waiting:
                 if self._digest(name, room if target is None else target, advance) != self.entries[name].hash:
@@ -186,7 +186,7 @@ class File:
 
         total = sum(self.entries[name].length for name, _ in tensors)
         with progress(f"{what} {os.path.basename(self.path)}", total) as advance:
-            share(tensors, work, len(tensors))
+            work_in_parallel(tensors, work, len(tensors))
         return [name for name, _ in tensors if name in damaged]
 
     def close(self) -> None:
@@ -252,7 +252,7 @@ def _bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def foresee(path: str | os.PathLike[str]) -> None:
+def prefetch(path: str | os.PathLike[str]) -> None:
     """Let the system begin to read a file that will soon be opened; what is wrong with it is told then.
 
     Of a large file the beginning, and the end, where the manifest is: what is between the system foresees by

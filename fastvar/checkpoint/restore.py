@@ -14,11 +14,12 @@ import numpy as np
 
 from fastvar import kernels
 from fastvar.buffers import Array
+from fastvar.checkpoint.bookkeeping import is_reserved
 from fastvar.checkpoint.contents import Commit, Contents, Loading, Rename
+from fastvar.checkpoint.file_format import EXTENDED, LARGE, CheckpointError
 from fastvar.checkpoint.foreign.source import Foreign, HasSpec
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import EXTENDED, LARGE, CheckpointError
 from fastvar.checkpoint.report import Like, Restored, mismatch
 from fastvar.kernels.atomic import Atomic, Uninterrupted
 from fastvar.optimizer_state import Resumption
@@ -29,7 +30,6 @@ Choice = Literal["saved", "program"]
 Convert = Callable[[np.dtype[Any], np.dtype[Any]], bool]  # from the file's, to that of here
 
 _KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
-_OWN = "$"  # begins the keywords of state that a manager keeps for itself
 
 
 class Source(Protocol):
@@ -273,7 +273,7 @@ def _prepare_states(contents: Contents, file: File, restored: Restored) -> tuple
             restored.refused.append(str(error))
             refused.add(keyword)
     known = {*contents.optimizers, *contents.states}
-    restored.skipped += [k for k in file.state if k not in known and not k.startswith(_OWN)]
+    restored.skipped += [k for k in file.state if k not in known and not is_reserved(k)]
     return commits, refused
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.contents import Named
-from fastvar.checkpoint.names import absolute
-from fastvar.checkpoint.record import checked_step
+from fastvar.checkpoint.file_format import checked_step
+from fastvar.checkpoint.publishing import absolute
 from fastvar.checkpoint.report import Restored
 from fastvar.variable import Variable
 

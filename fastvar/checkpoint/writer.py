@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from fastvar.checkpoint import names, values
+from fastvar.checkpoint import encoding, publishing
+from fastvar.checkpoint.file_format import CHUNK, STATE, Record, Saved, Section, checked_step, failing
 from fastvar.checkpoint.layout import Layout, Spec, Tensors, layout_of, tensors_of
 from fastvar.checkpoint.locks import UNSUPPORTED
 from fastvar.checkpoint.progress import Advance, progress
-from fastvar.checkpoint.record import CHUNK, STATE, Record, Saved, Section, checked_step, failing
-from fastvar.checkpoint.sharing import Turns, leisurely, share
+from fastvar.checkpoint.workers import WorkQueue, throttled, work_in_parallel
 
 _OF_STATE = f"{STATE.partition('/')[0]}/"  # begins the names of its arrays
 _NO_BYTES = xxhash.xxh3_128_hexdigest(b"")
@@ -80,14 +80,14 @@ def prepare(
     saved: Saved | None = None,
 ) -> Callable[[], None]:
     """Check all that `write` is given, and return what does the writing, from the arrays as they then are."""
-    path = names.absolute(path)
+    path = publishing.absolute(path)
     step = checked_step(step)
     lasting, of_state = _split({name: _storable(name, array) for name, array in tensors.items()})
     parts = tensors_of(_specs(lasting)), Tensors(_specs(of_state))
     arrays = [*lasting.values(), *of_state.values()]
     text = _encode(state)
     if replace:
-        names.check_replaceable(path)
+        publishing.check_replaceable(path)
     elif os.path.lexists(path):
         raise _exists(path)
     if saved is None:
@@ -112,10 +112,10 @@ def _write_new(path: str, fill: Callable[[int], None], replace: bool) -> None:
     directory = os.path.dirname(path) or "."
     try:
         with failing(path):
-            names.clean(directory)
-            with names.temporary(directory) as (temporary, descriptor):
+            publishing.clean(directory)
+            with publishing.temporary(directory) as (temporary, descriptor):
                 fill(descriptor)
-                names.publish(temporary, path, replace)
+                publishing.publish(temporary, path, replace)
     except FileExistsError:
         raise _exists(path) from None
 
@@ -153,7 +153,7 @@ def _storable(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def _encode(state: Mapping[str, Any]) -> bytes:
     state = dict(state)
     try:
-        values.check(state, "state")
+        encoding.check(state, "state")
         return json.dumps(state).encode()
     except RecursionError as error:
         raise ValueError("state: nested too deeply") from error
@@ -208,12 +208,12 @@ def _write_tensors(
     """Write the tensors, by several threads where there is much; their hashes."""
     hashes = [_NO_BYTES] * len(arrays)
 
-    def work(pieces: Turns[tuple[Data, int]]) -> None:
+    def work(pieces: WorkQueue[tuple[Data, int]]) -> None:
         for data, offset in pieces:
             _write_all(descriptor, data, offset)
             advance(len(data))
 
-    share(_pieces(layout, arrays, hashes), work, layout.length // CHUNK)
+    work_in_parallel(_pieces(layout, arrays, hashes), work, layout.length // CHUNK)
     return hashes
 
 
@@ -226,7 +226,7 @@ def _pieces(
     """
     batch: list[bytes] = []  # neighbours in the file, from `begin` to `end`
     begin = end = 0
-    for index, offset in leisurely(layout.small):
+    for index, offset in throttled(layout.small):
         if offset != end or end - begin >= CHUNK:
             yield b"".join(batch), begin
             batch.clear()

@@ -21,9 +21,9 @@ import safetensors.numpy
 import fastvar as fv
 from fastvar import __main__ as main
 from fastvar import checkpoint, cli
-from fastvar.checkpoint import anyfile, reader, record, writer
+from fastvar.checkpoint import anyfile, file_format, reader, writer
 
-DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in record.NATIVE + record.EXTENDED]
+DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in file_format.NATIVE + file_format.EXTENDED]
 
 
 class Run:
@@ -81,7 +81,7 @@ def test_inspect_a_file(run: Run, tmp_path: Path) -> None:
         "markup": "[red]bold[/red]",
     }
     tensors = {"variables/w": array, "variables/z": np.complex64([3 + 4j]), "variables/[red]\x1b[2J": np.zeros(0)}
-    writer.write(path, tensors, state, step=1234, saved=record.Saved("ab" * 16, 7))
+    writer.write(path, tensors, state, step=1234, saved=file_format.Saved("ab" * 16, 7))
     code, out, _ = run("inspect", path, "--values")
     assert code == 0
     assert "step 1,234, save 7 of run abababab, 1971-01-01" in out
@@ -288,7 +288,7 @@ def test_convert_there_and_back(suffix: str, run: Run, tmp_path: Path) -> None:
     expected = arrays | {"optimizer/w/momentum": slot}
     if suffix == "npz":
         wide = {n: a.astype(np.float32) if a.dtype.kind == "V" else a for n, a in expected.items()}
-        wide |= {n: a.astype(np.float32) for n, a in expected.items() if a.dtype.name in record.EXTENDED}
+        wide |= {n: a.astype(np.float32) for n, a in expected.items() if a.dtype.name in file_format.EXTENDED}
         assert "bfloat16/2/8: bfloat16 became float32" in out
         same(dict(np.load(target)), expected := wide)
     elif suffix == "safetensors":
@@ -302,7 +302,7 @@ def test_convert_there_and_back(suffix: str, run: Run, tmp_path: Path) -> None:
     else:
         with h5py.File(target) as file:
             for name, array in expected.items():
-                bits = array.view(f"u{array.itemsize}") if array.dtype.name in record.EXTENDED else array
+                bits = array.view(f"u{array.itemsize}") if array.dtype.name in file_format.EXTENDED else array
                 same({name: np.asarray(file[name][()])}, {name: bits})
     same(checkpoint.load_foreign(target), expected)
     assert run("convert", target, back)[0] == 0
@@ -434,7 +434,7 @@ def test_a_diff_holds_one_tensor_of_each_file(tmp_path: Path) -> None:
 
 
 def test_values_are_those_of_numpy() -> None:
-    array = np.random.default_rng(0).normal(size=(record.CHUNK + 77,)).astype(np.float32)
+    array = np.random.default_rng(0).normal(size=(file_format.CHUNK + 77,)).astype(np.float32)
     norm, low, high, nonfinite = anyfile.values_of(array)
     assert norm == pytest.approx(float(np.linalg.norm(array.astype(np.float64))), rel=1e-12)
     assert (low, high, nonfinite) == (float(array.min()), float(array.max()), 0)

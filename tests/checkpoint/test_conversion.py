@@ -14,10 +14,10 @@ import safetensors
 from managing import files
 
 import fastvar as fv
-from fastvar.checkpoint import conversion, convert, load_foreign, record
+from fastvar.checkpoint import conversion, convert, file_format, load_foreign
 
 ARRAY = np.float32([1, 2])
-DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in record.NATIVE + record.EXTENDED]
+DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in file_format.NATIVE + file_format.EXTENDED]
 ODD = [
     *("", "a\0b", "a\0c", ".", "..", "../x", "/x", "x/", "a//b", "a/./b"),  # no paths in HDF5
     *(" ", "CON", "file", "arr_0", "arr_0.npy", "a.npy", "a.npy.npy", ".npy", "__metadata__/x", "manifest"),
@@ -107,7 +107,7 @@ def test_every_dtype_comes_through_or_is_refused(to: str, shape: tuple[int, ...]
             continue
         notes = convert(path, target, to=to, overwrite=True)
         got = load_foreign(target)["w"]
-        wide = to == "npz" and dtype.name in record.EXTENDED
+        wide = to == "npz" and dtype.name in file_format.EXTENDED
         assert (got.dtype, got.shape) == (np.dtype(np.float32) if wide else dtype, shape)
         assert np.array_equal(got.astype(np.complex128), array.astype(np.complex128))
         assert notes == ([f"w: {dtype.name} became float32"] if wide else [])

@@ -19,10 +19,10 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastvar.checkpoint import layout, reader, record, writer
+from fastvar.checkpoint import file_format, layout, reader, writer
 
-SAVED = record.Saved("0123456789abcdef" * 2, 7)
-DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in record.NATIVE + record.EXTENDED]
+SAVED = file_format.Saved("0123456789abcdef" * 2, 7)
+DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in file_format.NATIVE + file_format.EXTENDED]
 RANDOM = np.random.default_rng(0)
 SHAPES = [(), (1,), (3, 5), (0,), (2, 0, 3), (1,) * 32]
 
@@ -57,7 +57,7 @@ def verify(path):
 def test_round_trip_of_every_dtype_and_shape(tmp_path):
     tensors = {f"v/{t}/{len(s)}/{sum(s)}": bits(t, s) for t in DTYPES for s in SHAPES}
     tensors["v/big"] = bits("f4", (3 << 18,))  # larger than what is moved at a time
-    tensors["v/aligned"] = bits("u1", (record.LARGE + 1,))
+    tensors["v/aligned"] = bits("u1", (file_format.LARGE + 1,))
     writer.write(tmp_path / "x", tensors, {}, step=3, saved=SAVED)
     with reader.File(tmp_path / "x") as file:
         assert (file.step, file.saved, list(file.entries)) == (3, SAVED, list(tensors))
@@ -69,7 +69,7 @@ def test_round_trip_of_every_dtype_and_shape(tmp_path):
     with h5py.File(tmp_path / "x") as h5:
         for name, expected in tensors.items():
             value = h5[name][()]
-            if expected.dtype.name in record.EXTENDED:
+            if expected.dtype.name in file_format.EXTENDED:
                 assert h5[name].attrs["dtype"].decode() == expected.dtype.name
                 value = np.asarray(value).view(expected.dtype)
             same(np.asarray(value), expected)
@@ -84,7 +84,7 @@ JSON = st.recursive(
 LETTERS = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])
 NAMES = st.lists(st.text(LETTERS, max_size=9), max_size=4, unique=True)
 ARRAYS = hnp.arrays(hnp.scalar_dtypes(), hnp.array_shapes(min_dims=0, min_side=0))
-ARRAYS = ARRAYS.filter(lambda array: array.dtype.name in record.NATIVE)
+ARRAYS = ARRAYS.filter(lambda array: array.dtype.name in file_format.NATIVE)
 
 
 @settings(max_examples=40, deadline=None)
@@ -126,9 +126,9 @@ def test_every_flipped_bit_is_detected(small):
     content = small.read_bytes()
     with small.open("r+b", buffering=0) as raw:
         for at in range(len(content)):
-            for bit in range(8) if at in owner or at < record.USER_BLOCK else [at % 8]:
+            for bit in range(8) if at in owner or at < file_format.USER_BLOCK else [at % 8]:
                 os.pwrite(raw.fileno(), bytes([content[at] ^ 1 << bit]), at)
-                with pytest.raises(record.CheckpointError, match="old") as caught:
+                with pytest.raises(file_format.CheckpointError, match="old") as caught:
                     verify(small)
                 assert caught.value.damaged == owner.get(at, ()), at
             os.pwrite(raw.fileno(), content[at : at + 1], at)
@@ -139,10 +139,10 @@ def test_every_truncation_is_detected(small):
     content = small.read_bytes()
     for length in reversed(range(len(content))):
         os.truncate(small, length)
-        with pytest.raises(record.CheckpointError, match="old"):
+        with pytest.raises(file_format.CheckpointError, match="old"):
             reader.File(small)
     small.write_bytes(content + b"\0")
-    with pytest.raises(record.CheckpointError, match="another program"):
+    with pytest.raises(file_format.CheckpointError, match="another program"):
         reader.File(small)
 
 
@@ -154,11 +154,11 @@ def test_reading_damaged_and_missing(small):
             small.write_bytes(content)
     with reader.File(small) as file:
         with pytest.raises(
-            record.CheckpointError, match="'variables/a/whose_name_leaves_room_for_others', 'variables/b'"
+            file_format.CheckpointError, match="'variables/a/whose_name_leaves_room_for_others', 'variables/b'"
         ):
             file.verify()
         for name, message in [("variables/b", "damaged.*'variables/b'"), ("c", "no tensor 'c'")]:
-            with pytest.raises(record.CheckpointError, match=message):
+            with pytest.raises(file_format.CheckpointError, match=message):
                 file.read(name)
 
 
@@ -212,7 +212,7 @@ def test_any_failing_call(name, links, replace, small, monkeypatch):
             try:
                 writer.write(path, tensors, {}, step=k, replace=replace)
                 break
-            except record.CheckpointError as caught:
+            except file_format.CheckpointError as caught:
                 error = caught
         assert error.errno == errno.ENOSPC
         assert f"{path}: not saved: {os.strerror(errno.ENOSPC)}" in str(error)
@@ -252,22 +252,22 @@ def test_same_bytes_each_time_and_the_umasks_mode(tmp_path):
         time.sleep(1.1 if name == "a" else 0)  # time stamps would have seconds
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b
-    assert a[record.USER_BLOCK :] == c[record.USER_BLOCK :]
+    assert a[file_format.USER_BLOCK :] == c[file_format.USER_BLOCK :]
 
 
 def forge(path, edit, **fields):
     """Write the manifest that `edit` makes of the file's, and other fields, with valid hashes."""
     content = bytearray(path.read_bytes())
-    old = record.Record.unpack(bytes(content))
+    old = file_format.Record.unpack(bytes(content))
     offset, length, _ = old.manifest
     manifest = json.loads(content[offset : offset + length])
     edit(manifest)
     text = json.dumps(manifest, separators=(",", ":")).encode().ljust(length)
     assert len(text) == length
     content[offset : offset + length] = text
-    section = record.Section(offset, length, xxhash.xxh3_128_hexdigest(text))
+    section = file_format.Section(offset, length, xxhash.xxh3_128_hexdigest(text))
     new = dataclasses.replace(old, **{"manifest": section, **fields})
-    path.write_bytes(new.pack() + content[record.USER_BLOCK :])
+    path.write_bytes(new.pack() + content[file_format.USER_BLOCK :])
 
 
 HOSTILE = [  # changes of the entry: dtype int16, shape [7], length 14
@@ -278,24 +278,24 @@ HOSTILE = [  # changes of the entry: dtype int16, shape [7], length 14
 ]
 
 
-@pytest.mark.parametrize("version", record.READABLE)
+@pytest.mark.parametrize("version", file_format.READABLE)
 @pytest.mark.parametrize("change", HOSTILE, ids=str)
 def test_hostile_manifest(change, version, small):
     def edit(manifest):
         del manifest["variables/a/whose_name_leaves_room_for_others"]  # room for the other
-        entry = dict(zip(record.Entry._fields, manifest["variables/b"], strict=True)) | change
+        entry = dict(zip(file_format.Entry._fields, manifest["variables/b"], strict=True)) | change
         manifest["variables/b"] = entry if version == 1 else [*entry.values()]
 
     forge(small, edit, version=version)
     tracemalloc.start()
-    with pytest.raises(record.CheckpointError, match=r"tensor 'variables/b': |overlap|end at|metad"):
+    with pytest.raises(file_format.CheckpointError, match=r"tensor 'variables/b': |overlap|end at|metad"):
         reader.File(small)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
 
 @pytest.mark.parametrize("row", [None, 5, "abcde", {}, [], {"a": 1, "b": [], "c": 3, "d": 4, "e": ""}, [[]] * 5])
-@pytest.mark.parametrize("version", record.READABLE)
+@pytest.mark.parametrize("version", file_format.READABLE)
 def test_a_manifest_of_something_else(row, version, small):
     forge(
         small,
@@ -303,7 +303,7 @@ def test_a_manifest_of_something_else(row, version, small):
         version=version,
     )
     with pytest.raises(
-        record.CheckpointError,
+        file_format.CheckpointError,
         match=r"tensor 'variables/a/whose_name_leaves_room_for_others': its entry .* is malformed",
     ):
         reader.File(small)
@@ -312,7 +312,9 @@ def test_a_manifest_of_something_else(row, version, small):
 @pytest.mark.parametrize("version", [0, 3, 1 << 31])
 def test_another_format_version(version, small):
     forge(small, lambda manifest: None, version=version)
-    with pytest.raises(record.CheckpointError, match=f"format version {version} is not among .*update fastvar"):
+    with pytest.raises(
+        file_format.CheckpointError, match=f"format version {version} is not among .*update fastvar"
+    ):
         reader.File(small)
 
 
@@ -320,18 +322,18 @@ def test_hostile_record_and_foreign_files(small):
     content = small.read_bytes()
     for section in [(4096, 1 << 60), (1 << 63, 4096), (0, 4096), (5000, 1), (4096, 0)]:
         for name in ("manifest", "state"):
-            forge(small, lambda manifest: None, **{name: record.Section(*section, "0" * 32)})
-            with pytest.raises(record.CheckpointError, match="old"):
+            forge(small, lambda manifest: None, **{name: file_format.Section(*section, "0" * 32)})
+            with pytest.raises(file_format.CheckpointError, match="old"):
                 reader.File(small)
             small.write_bytes(content)
     for foreign in (b"", b"x", bytes(9000), b"{}" * 9000):
         small.write_bytes(foreign)
-        with pytest.raises(record.CheckpointError, match="not written by fastvar"):
+        with pytest.raises(file_format.CheckpointError, match="not written by fastvar"):
             reader.File(small)
     for block in (0, 512, 4096):
         with h5py.File(small, "w", userblock_size=block) as file:
             file["x"] = np.ones(9)
-        with pytest.raises(record.CheckpointError, match="HDF5 file was not written by fastvar"):
+        with pytest.raises(file_format.CheckpointError, match="HDF5 file was not written by fastvar"):
             reader.File(small)
     with pytest.raises(FileNotFoundError, match="absent"):
         reader.File(small.parent / "absent")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fastvar as fv
+from fastvar.checkpoint.file_format import READABLE
 from fastvar.checkpoint.reader import File, peek
-from fastvar.checkpoint.record import READABLE
 from tests.checkpoint.fixtures.make import FOLDER, SAVED, STATE, Run, tensors, value_of
 
 every_version = pytest.mark.parametrize("version", READABLE)

@@ -16,7 +16,7 @@ import pytest
 from managing import files, manager
 
 import fastvar as fv
-from fastvar.checkpoint import record, writer
+from fastvar.checkpoint import file_format, writer
 
 
 @pytest.fixture
@@ -215,7 +215,9 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path: Path, monkeyp
 
 def test_after_the_last_count_there_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "ckpt-1.h5"
-    writer.write(path, {"variables/w": np.ones(1)}, {}, step=1, saved=record.Saved("ab" * 16, record.MAX_COUNTER))
+    writer.write(
+        path, {"variables/w": np.ones(1)}, {}, step=1, saved=file_format.Saved("ab" * 16, file_format.MAX_COUNTER)
+    )
     one = manager(tmp_path, fv.Variable([0.0]))
     assert one.restore_or_initialize() == str(path)
     with pytest.raises(fv.CheckpointError, match="the last count of all"):

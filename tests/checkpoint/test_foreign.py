@@ -17,11 +17,11 @@ import pytest
 import safetensors.numpy
 
 import fastvar as fv
-from fastvar.checkpoint import foreign, load_foreign, record, writer
+from fastvar.checkpoint import file_format, foreign, load_foreign, writer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's
 
-NUMBERS = [np.dtype(name) for name in record.NATIVE]
+NUMBERS = [np.dtype(name) for name in file_format.NATIVE]
 SIZES = [(), (1,), (3, 5), (0,), (2, 0, 3)]
 
 
@@ -258,7 +258,7 @@ def test_a_large_file_is_read_a_tensor_at_a_time(tmp_path: Path) -> None:
 
 
 def test_errors_name_the_file_and_are_one_line(tmp_path: Path) -> None:
-    (tmp_path / "bad.h5").write_bytes(record.HDF5_SIGNATURE + bytes(100))
+    (tmp_path / "bad.h5").write_bytes(file_format.HDF5_SIGNATURE + bytes(100))
     with pytest.raises(fv.CheckpointError) as caught:
         load_foreign(tmp_path / "bad.h5")
     assert re.fullmatch(r"\S+bad\.h5: cannot be imported as HDF5: [^\n]+", str(caught.value))

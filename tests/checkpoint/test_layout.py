@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastvar as fv
-from fastvar.checkpoint import layout, reader, record, sharing, writer
+from fastvar.checkpoint import file_format, layout, reader, workers, writer
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 TOOLS = [["h5dump", "-H"], ["h5ls", "-r"], ["h5stat"]]
@@ -42,8 +42,8 @@ def datasets(path: Path) -> Arrays:
         file.visititems(visit)
         for name in found:
             assert name in file  # by its own way: link by link
-    assert found.keys() >= {record.MANIFEST, record.STATE}
-    return {name: array for name, array in found.items() if name not in (record.MANIFEST, record.STATE)}
+    assert found.keys() >= {file_format.MANIFEST, file_format.STATE}
+    return {name: array for name, array in found.items() if name not in (file_format.MANIFEST, file_format.STATE)}
 
 
 def check(path: Path, tensors: Arrays) -> None:
@@ -92,8 +92,8 @@ def test_deep_groups_and_long_names(tmp_path: Path) -> None:
 
 
 def test_small_and_large_arrays_of_every_alignment(tmp_path: Path) -> None:
-    large = record.LARGE
-    sizes = [1, large, large - 1, 3, large + 1, 0, 5, 3 * large + 7, record.CHUNK + 1]
+    large = file_format.LARGE
+    sizes = [1, large, large - 1, 3, large + 1, 0, 5, 3 * large + 7, file_format.CHUNK + 1]
     tensors = {f"v/{i}": np.arange(size).astype(np.uint8) for i, size in enumerate(sizes)}
     tensors |= {f"state/arrays/{i}": np.arange(size).astype(np.int8) for i, size in enumerate(sizes)}
     check(write(tmp_path / "x", tensors, text="ü" * 100_000), tensors)
@@ -223,17 +223,17 @@ def test_a_helper_leaves_most_of_the_time_to_others() -> None:
     turns = iter(range(100_000))
 
     def work() -> None:
-        for _ in sharing.leisurely(turns):
+        for _ in workers.throttled(turns):
             if len(pauses) == 5:
                 return
 
-    helper = sharing.Helper(work)
+    helper = workers.Worker(work)
     helper.awaited.wait = lambda timeout=None: bool(pauses.append(timeout))  # type: ignore[method-assign, arg-type, assignment, func-returns-value]
     helper.start()
     helper.join()
     assert len(pauses) == 5
-    assert min(pauses) >= 10 * sharing._SLICE
-    assert list(sharing.leisurely(range(3))) == [0, 1, 2]
+    assert min(pauses) >= 10 * workers._SLICE
+    assert list(workers.throttled(range(3))) == [0, 1, 2]
     assert len(pauses) == 5
 
 
@@ -245,7 +245,7 @@ def test_who_waits_for_a_helper_need_not_wait_for_its_pauses(tmp_path: Path) -> 
     def task() -> None:
         hold.wait()
         helper = threading.current_thread()
-        assert isinstance(helper, sharing.Helper)
+        assert isinstance(helper, workers.Worker)
         seen.append(helper.awaited.wait())
 
     background.start(task)

@@ -10,7 +10,7 @@ import pytest
 from managing import files, manager, run
 
 import fastvar as fv
-from fastvar.checkpoint import locks, names
+from fastvar.checkpoint import locks, publishing
 
 
 def test_one_manager_saves_and_the_other_is_told_who(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_debris_is_cleaned_and_nothing_else(tmp_path: Path) -> None:
         fv.Checkpoint(w=fv.Variable([1.0])).save(tmp_path / "a.h5")
         living = [".fastvar-directory.tmp", ".fastvar-link.tmp", ".fastvar-living.tmp"]
         assert files(tmp_path) == sorted([*living, *foreign, "a.h5"])
-    names.clean(str(tmp_path))
+    publishing.clean(str(tmp_path))
     assert files(tmp_path) == sorted([*living[:2], *foreign, "a.h5"])
 
 
@@ -200,8 +200,8 @@ def test_a_temporary_file_taken_for_debris_is_made_again(tmp_path: Path, monkeyp
                 path.unlink()
         return bool(locks.try_lock(descriptor))
 
-    monkeypatch.setattr(names, "try_lock", lock)
-    with names.temporary(str(tmp_path)) as (path, descriptor):
+    monkeypatch.setattr(publishing, "try_lock", lock)
+    with publishing.temporary(str(tmp_path)) as (path, descriptor):
         os.close(descriptor)
         assert os.path.exists(path)
         assert len(asked) == 3

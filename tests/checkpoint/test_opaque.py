@@ -15,11 +15,11 @@ import pytest
 import safetensors.numpy
 
 import fastvar as fv
-from fastvar.checkpoint import convert, inspect, load_foreign, record
+from fastvar.checkpoint import convert, file_format, inspect, load_foreign
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's
 
-EXTENDED = [np.dtype(getattr(ml_dtypes, name)) for name in record.EXTENDED]
+EXTENDED = [np.dtype(getattr(ml_dtypes, name)) for name in file_format.EXTENDED]
 SHAPES = [(), (3,), (2, 3), (0, 2)]
 
 

@@ -22,8 +22,8 @@ import numpy as np
 import xxhash
 
 import fastvar as fv
+from fastvar.checkpoint.file_format import Entry, Record, Section, uncovered
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import Entry, Record, Section, uncovered
 from tests.faults.lab import each, folders
 
 ROOM = 64 << 20  # what reading one of these files, of some 20 KB, may add to the memory of a process

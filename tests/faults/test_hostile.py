@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fastvar as fv
+from fastvar.checkpoint.file_format import Record
 from fastvar.checkpoint.reader import File
-from fastvar.checkpoint.record import Record
 from tests.faults import lab
 from tests.faults.hostile import Target, _forged, _text, as_version_1
 

@@ -6,11 +6,11 @@ import os
 from typing import BinaryIO
 
 from fastvar.buffers import Array
+from fastvar.checkpoint.file_format import HDF5_SIGNATURE, MAGIC, CheckpointError
 from fastvar.checkpoint.foreign.hdf5 import Hdf5
 from fastvar.checkpoint.foreign.npz import Npz
 from fastvar.checkpoint.foreign.safetensors import Safetensors
 from fastvar.checkpoint.foreign.source import Foreign, Opaque, Types, open_regular
-from fastvar.checkpoint.record import HDF5_SIGNATURE, MAGIC, CheckpointError
 
 __all__ = ["Foreign", "load_foreign", "open_foreign"]
 

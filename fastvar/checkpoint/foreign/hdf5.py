@@ -10,7 +10,7 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
 from fastvar.buffers import Array
-from fastvar.checkpoint import record
+from fastvar.checkpoint import file_format
 from fastvar.checkpoint.foreign.header import attribute_text
 from fastvar.checkpoint.foreign.source import MAX_RATIO, Foreign, Spec, Unreadable, check_dtype
 
@@ -96,7 +96,7 @@ class Hdf5(Foreign):
     def _check_size(self, dataset: Any, itemsize: int, shape: tuple[int, ...]) -> None:
         """Refuse what claims to be larger than what the file holds, and data that stand there twice."""
         length = itemsize * math.prod(shape)
-        if len(shape) > record.MAX_RANK or itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
+        if len(shape) > file_format.MAX_RANK or itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
             raise ValueError(f"its shape {shape} is too large")
         stored = dataset.get_storage_size()
         self._stored += stored
@@ -152,7 +152,7 @@ class Hdf5(Foreign):
         elif variable:
             found = attribute_text(self._bytes, h5o.get_info(dataset).addr, b"dtype", _MAX_ATTRIBUTE)
         name = (found or b"").decode("ascii", "replace")
-        return record.dtype_named(name) if name in record.EXTENDED else None
+        return file_format.dtype_named(name) if name in file_format.EXTENDED else None
 
     def _bytes(self, address: int, count: int) -> bytes:
         """Return the bytes at an address, which libhdf5 counts from behind the user block."""
@@ -167,7 +167,9 @@ class Hdf5(Foreign):
             if isinstance(datatype, h5t.TypeOpaqueID):
                 dataset.read(h5s.ALL, h5s.ALL, array.view(f"V{spec.dtype.itemsize}"), datatype)
             else:
-                stored = array.view(f"u{spec.dtype.itemsize}") if spec.dtype.name in record.EXTENDED else array
+                stored = (
+                    array.view(f"u{spec.dtype.itemsize}") if spec.dtype.name in file_format.EXTENDED else array
+                )
                 dataset.read(h5s.ALL, h5s.ALL, stored, h5t.py_create(stored.dtype, logical=True))
         return array
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from fastvar.buffers import Array
-from fastvar.checkpoint import record
+from fastvar.checkpoint import file_format
 from fastvar.checkpoint.foreign.source import Foreign, Spec, Unreadable, check_dtype, check_ratio, fill
 
 _HEADERS = {  # to each version of the format, the bytes of the header's length, and who reads both
@@ -65,7 +65,7 @@ class Npz(Foreign):
         if dtype.kind == "V" and dtype.names is None and dtype.subdtype is None:
             dtype = self._types.of(name, dtype.itemsize)
         dtype = check_dtype(dtype)
-        if len(shape) > record.MAX_RANK or dtype.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
+        if len(shape) > file_format.MAX_RANK or dtype.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
             raise ValueError(f"its shape {shape} is too large")
         if dtype.itemsize * math.prod(shape) != left:
             raise ValueError(f"{left} bytes cannot be of {dtype} and shape {shape}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastvar.buffers import Array
-from fastvar.checkpoint import record
+from fastvar.checkpoint import file_format
 from fastvar.checkpoint.foreign.source import Foreign, Spec, Unreadable, fill
 
 METADATA = "__metadata__"  # no tensor: text of whoever wrote the file
@@ -28,9 +28,9 @@ class Safetensors(Foreign):
 
     def _open(self) -> None:
         length = int.from_bytes(self._stream.read(8), "little")
-        if length > min(self._size - 8, record.MAX_JSON):
+        if length > min(self._size - 8, file_format.MAX_JSON):
             raise ValueError("its header is longer than the file, or too large")
-        header = record.parse_object(self._stream.read(length))
+        header = file_format.parse_object(self._stream.read(length))
         header.pop(METADATA, None)
         self._start = 8 + length
         self._places: dict[str, int] = {}
@@ -72,8 +72,8 @@ def _place(dtype: Any, shape: Any, data_offsets: Any) -> tuple[int, int]:
 def _spec(dtype: str, shape: list[int], data_offsets: list[int]) -> Spec:
     if dtype not in NAMES:
         raise Unreadable(f"its dtype {dtype} is not one that NumPy can hold")
-    kind = record.dtype_named(NAMES[dtype])
-    if len(shape) > record.MAX_RANK or kind.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
+    kind = file_format.dtype_named(NAMES[dtype])
+    if len(shape) > file_format.MAX_RANK or kind.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
         raise ValueError("its shape is too large")
     start, stop = data_offsets
     if stop - start != kind.itemsize * math.prod(shape):

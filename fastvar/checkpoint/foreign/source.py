@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 
 from fastvar.buffers import Array
-from fastvar.checkpoint import record
+from fastvar.checkpoint import file_format
 
 Opaque = Any | Mapping[str, Any]  # dtypes or their names
 
@@ -77,7 +77,7 @@ class Types:
 
 
 def _named(dtype: Any) -> np.dtype[Any]:
-    return record.dtype_named(dtype if isinstance(dtype, str) else np.dtype(dtype).name)
+    return file_format.dtype_named(dtype if isinstance(dtype, str) else np.dtype(dtype).name)
 
 
 class HasSpec(Protocol):
@@ -121,7 +121,7 @@ class Foreign:
                 raise ValueError(f"{self.thing} {name!r}: {reason}")
         except DAMAGE as error:
             self.close()
-            raise record.CheckpointError(
+            raise file_format.CheckpointError(
                 f"{path}: cannot be imported as {self.format}: {_reason(error)}"
             ) from error
         except BaseException:
@@ -148,11 +148,11 @@ class Foreign:
             If there is none of that name, or it cannot be read.
         """
         if name not in self.entries:
-            raise record.CheckpointError(f"{self.path}: there is no tensor {name!r} in this file")
+            raise file_format.CheckpointError(f"{self.path}: there is no tensor {name!r} in this file")
         try:
             return self._read(name)
         except DAMAGE as error:
-            raise record.CheckpointError(
+            raise file_format.CheckpointError(
                 f"{self.path}: tensor {name!r} cannot be read: {_reason(error)}"
             ) from error
 
@@ -175,13 +175,13 @@ def open_regular(path: str) -> BinaryIO:
     descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise record.CheckpointError(f"{path}: not a file")
+        raise file_format.CheckpointError(f"{path}: not a file")
     return os.fdopen(descriptor, "rb")
 
 
 def check_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in this machine's byte order; Unreadable if it is not one of numbers."""
-    if dtype.hasobject or dtype.name not in record.NATIVE + record.EXTENDED:
+    if dtype.hasobject or dtype.name not in file_format.NATIVE + file_format.EXTENDED:
         raise Unreadable(f"its dtype {dtype} is not one of numbers")
     return dtype.newbyteorder("=")
 
@@ -195,8 +195,8 @@ def check_ratio(length: int, stored: int) -> None:
 def fill(stream: Any, array: Array) -> Array:
     """Read the bytes of a C-contiguous array from the stream, a part at a time."""
     buffer = array.reshape(-1).view(np.uint8).data
-    for start in range(0, buffer.nbytes, record.CHUNK):
-        part = buffer[start : start + record.CHUNK]
+    for start in range(0, buffer.nbytes, file_format.CHUNK):
+        part = buffer[start : start + file_format.CHUNK]
         data = stream.read(part.nbytes)
         if len(data) != part.nbytes:
             raise ValueError("the file ends too early")

@@ -16,8 +16,8 @@ import pytest
 
 import fastvar as fv
 from fastvar.checkpoint import reader, writer
-from fastvar.checkpoint.record import Saved
-from fastvar.checkpoint.sharing import share
+from fastvar.checkpoint.file_format import Saved
+from fastvar.checkpoint.workers import work_in_parallel
 
 SAVED = Saved("00" * 16, 1)
 
@@ -46,11 +46,11 @@ def test_every_item_is_taken_once() -> None:
             time.sleep(0.001)
             taken.append((threading.current_thread().name, item))
 
-    share(range(100), work, 100)
+    work_in_parallel(range(100), work, 100)
     assert sorted(item for _, item in taken) == list(range(100))
     assert len({name for name, _ in taken}) == 4
     taken.clear()
-    share(range(3), work, 1)  # not worth another thread
+    work_in_parallel(range(3), work, 1)  # not worth another thread
     assert taken == [("MainThread", item) for item in range(3)]
 
 
@@ -61,7 +61,7 @@ def test_threads_other_than_the_main_one_work_alone() -> None:
     def work(items: Iterator[int]) -> None:
         names.update(threading.current_thread().name for _ in items)
 
-    beside = threading.Thread(target=share, args=(range(100), work, 100), name="beside")
+    beside = threading.Thread(target=work_in_parallel, args=(range(100), work, 100), name="beside")
     beside.start()
     beside.join()
     assert names == {"beside"}
@@ -74,7 +74,7 @@ def test_where_no_thread_can_be_started_the_main_one_does_it_all(monkeypatch: An
 
     taken: list[int] = []
     monkeypatch.setattr(threading.Thread, "start", refused)
-    share(range(10), taken.extend, 10)
+    work_in_parallel(range(10), taken.extend, 10)
     assert taken == list(range(10))
 
 
@@ -97,7 +97,7 @@ def test_where_fewer_threads_can_be_started_the_errors_of_these_are_raised(monke
 
     monkeypatch.setattr(threading.Thread, "start", once)
     with pytest.raises(ZeroDivisionError):
-        share(range(100), work, 100)
+        work_in_parallel(range(100), work, 100)
 
 
 @pytest.mark.usefixtures("four_threads")
@@ -146,7 +146,7 @@ def test_an_error_in_any_thread_ends_the_work_of_all_and_is_raised(where: str) -
             taken.append(item)
 
     with pytest.raises(ZeroDivisionError):
-        share(range(10_000), work, 100)
+        work_in_parallel(range(10_000), work, 100)
     assert len(taken) < 1000
     assert threading.active_count() == before
 
@@ -155,7 +155,7 @@ def test_an_error_in_any_thread_ends_the_work_of_all_and_is_raised(where: str) -
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        share(spoilt(), work, 100)
+        work_in_parallel(spoilt(), work, 100)
 
 
 def test_files_are_the_same_for_any_number_of_threads(tmp_path: Path, four_threads: None) -> None:

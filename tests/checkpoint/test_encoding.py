@@ -19,7 +19,7 @@ import torch
 
 import fastvar as fv
 import fastvar.torch
-from fastvar.checkpoint import values
+from fastvar.checkpoint import encoding
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.writer import write
 from fastvar.module import holds_variables
@@ -236,7 +236,7 @@ def test_numbers_in_long_lists_are_not_looked_at_one_by_one() -> None:
         sys.setprofile(lambda frame, event, argument, made=made: made.append(event))
         try:
             state = checkpoint.collect()[2]
-            values.check(state, "state")
+            encoding.check(state, "state")
         finally:
             sys.setprofile(None)
     assert len(calls[0]) == len(calls[1])

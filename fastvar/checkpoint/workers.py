@@ -18,7 +18,7 @@ _SLICE = 2e-4  # seconds for which a helper works at a time,
 _PAUSE = 16  # and how many times as long it then pauses
 
 
-class Turns(Generic[T]):
+class WorkQueue(Generic[T]):
     """Items that several threads take in turn; after an error in one of them, there are no more."""
 
     def __init__(self, items: Iterable[T]) -> None:
@@ -49,7 +49,7 @@ class Turns(Generic[T]):
             time.sleep(0.001)
 
 
-class Helper(threading.Thread):
+class Worker(threading.Thread):
     """A thread that does some work beside the main one.
 
     Waiting for it may be interrupted, and repeated: after Ctrl-C in `join` or `is_alive` of Python 3.11, a thread
@@ -58,7 +58,7 @@ class Helper(threading.Thread):
     Attributes
     ----------
     awaited : Event
-        Set when somebody waits for its end, so that it need not be `leisurely` any more.
+        Set when somebody waits for its end, so that it need not be `throttled` any more.
     error : BaseException or None
         What the work raised.
     """
@@ -100,7 +100,7 @@ class Helper(threading.Thread):
             pass
 
 
-def share(items: Iterable[T], work: Callable[[Turns[T]], object], most: int) -> None:
+def work_in_parallel(items: Iterable[T], work: Callable[[WorkQueue[T]], object], most: int) -> None:
     """Let `work` take items until there are none, at once in so many threads at most as steps use.
 
     When it returns, or raises what one of them did, none of them is at work any more.
@@ -109,7 +109,7 @@ def share(items: Iterable[T], work: Callable[[Turns[T]], object], most: int) -> 
     processors to the training. So does the main thread when no thread can be started any more, such as while the
     program ends, and where the system reads and writes only at the one place of a file.
     """
-    turns = Turns(items)
+    turns = WorkQueue(items)
 
     def one() -> None:
         try:
@@ -122,7 +122,7 @@ def share(items: Iterable[T], work: Callable[[Turns[T]], object], most: int) -> 
     if more < 1:
         one()
         return
-    helpers, ending = [Helper(one, f"fastvar-io-{k}", awaited=True) for k in range(more)], Uninterrupted()
+    helpers, ending = [Worker(one, f"fastvar-io-{k}", awaited=True) for k in range(more)], Uninterrupted()
     try:
         with contextlib.suppress(RuntimeError):  # no thread is to be had: with those there are, then
             for helper in helpers:
@@ -143,13 +143,13 @@ def share(items: Iterable[T], work: Callable[[Turns[T]], object], most: int) -> 
         raise errors[0]
 
 
-def leisurely(items: Iterable[T]) -> Iterator[T]:
-    """Walk over many items with which little is to be done in Python; a `Helper` pauses for most of the time.
+def throttled(items: Iterable[T]) -> Iterator[T]:
+    """Walk over many items with which little is to be done in Python; a `Worker` pauses for most of the time.
 
     Python lets a thread have the GIL for 5 ms, in which a step that has released it would stand still.
     """
     helper = threading.current_thread()
-    if not isinstance(helper, Helper) or helper.awaited.is_set():
+    if not isinstance(helper, Worker) or helper.awaited.is_set():
         yield from items
         return
     began = time.thread_time()

@@ -19,7 +19,7 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
-from fastvar.checkpoint.record import EXTENDED, NATIVE
+from fastvar.checkpoint.file_format import EXTENDED, NATIVE
 
 ARRAY, SCALAR, SAME = "$array", "$scalar", "$same"
 _RESERVED = {ARRAY, SCALAR, SAME}

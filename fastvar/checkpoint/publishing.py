@@ -10,8 +10,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastvar.checkpoint.file_format import CheckpointError, failing
 from fastvar.checkpoint.locks import UNSUPPORTED, in_turn, try_lock
-from fastvar.checkpoint.record import CheckpointError, failing
 from fastvar.kernels.atomic import Uninterrupted
 
 _PREFIX = ".fastvar-"  # of temporary files: what is left of a killed writer can be told from all else

@@ -1,0 +1,40 @@
+"""What a manager notes about its saves: time and metrics in the state of the file, pins in a file beside it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+_PREFIX = "$"  # begins the keywords of state that are not the program's
+_NOTES = f"{_PREFIX}manager"
+PIN = ".pin"  # the ending of the empty file that pins the checkpoint of that name
+
+
+class Notes(NamedTuple):
+    """When a checkpoint was saved, in seconds since 1970, and the metrics that `save` was given."""
+
+    time: float
+    metrics: dict[str, Any]
+
+
+def is_reserved(keyword: str) -> bool:
+    """Whether a keyword of state is the manager's and not the program's."""
+    return keyword.startswith(_PREFIX)
+
+
+def add_notes(state: dict[str, Any], metrics: Mapping[str, float]) -> None:
+    """Note the time and the metrics of a save in its state."""
+    state[_NOTES] = {"time": time.time(), "metrics": {**metrics}}
+
+
+def read_notes(state: Mapping[str, Any], modified: float) -> Notes:
+    """Return the notes in a state, which need not be a manager's; without a time, that of the file."""
+    notes = state.get(_NOTES)
+    if not isinstance(notes, dict):
+        return Notes(modified, {})
+    saved, metrics = notes.get("time"), notes.get("metrics")
+    if type(saved) is not float or not math.isfinite(saved):
+        saved = modified
+    return Notes(saved, metrics if isinstance(metrics, dict) else {})
