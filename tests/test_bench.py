@@ -1,11 +1,13 @@
 """The benchmarks cover every rule, run, and compare things that compute the same."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from rich.table import Table
 
 import fastvar as fv
-from bench import overhead, small
+from bench import overhead, plot, small
 from bench.cases import CASES, CLIP_DECAY_EMA, RULES, Case
 from bench.contenders import FASTVAR, contenders, threads
 from bench.measure import interleaved, ratio
@@ -51,3 +53,13 @@ def test_saves_of_small_tensors_can_be_measured() -> None:
         found = small.blocking(fv, 30) | small.background(fv, 30)
     assert len(found) == 6
     assert np.isfinite([*found.values()]).all()
+
+
+def test_the_plot_is_drawn_from_measurements(tmp_path: Path) -> None:
+    ratios = plot.measured([(1, 64), (2, 8)], rounds=2)
+    assert [len(row) for row in ratios.values()] == [3, 3]
+    assert min(min(row.values()) for row in ratios.values()) > 0
+    plot.draw({"1 x 64\n2 µs": dict.fromkeys(plot.OTHERS, 123.4)}, tmp_path / "speed.svg")
+    drawn = (tmp_path / "speed.svg").read_text()
+    assert drawn.count(">123<") == 3
+    assert all(f">{text}<" in drawn for text in ("1 x 64", "2 µs", *plot.OTHERS.values()))

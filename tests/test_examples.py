@@ -1,4 +1,4 @@
-"""The examples and the README as a new user runs them."""
+"""The examples, the README and the pages of docs/ as a new user runs them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ import fastvar as fv
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = "12"
+PAGES = {page.name: page for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]}
+BLOCKS = {  # the code of each page; that of CONTRIBUTING.md is built by test_yardstick.py
+    name: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    for name, page in PAGES.items()
+    if name != "CONTRIBUTING.md"
+}
 
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
@@ -90,13 +96,27 @@ def test_fine_tuning_takes_the_body_by_name(trained: tuple[Path, str]) -> None:
     assert 85 < frozen < unfrozen
 
 
-def test_the_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", sorted(name for name, blocks in BLOCKS.items() if blocks))
+def test_the_code_of_a_page_runs_and_runs_again(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    for _ in range(2):  # again in the same folder, which then has the checkpoints
+        names: dict[str, object] = {}
+        for block in BLOCKS[page]:
+            exec(compile(block, page, "exec"), names)
+
+
+def test_the_pages_with_code_are_found() -> None:
+    assert {"README.md", "variables.md", "optimizers.md", "checkpoints.md", "fine-tuning.md"} <= set(PAGES)
+    assert len(PAGES["README.md"].read_text().splitlines()) <= 125
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_links_lead_to_files(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", PAGES[page].read_text())
+    missing = [link for link in links if not (PAGES[page].parent / link).is_file()]
+    assert not missing
 
 
 def test_info_tells_what_runs_here() -> None:
