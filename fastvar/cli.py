@@ -15,38 +15,40 @@ from typing import Any
 from fastvar import checkpoint
 from fastvar.checkpoint import conversion, differences, inspection
 
-FINE, WRONG, TROUBLE = 0, 1, 2  # exit codes: WRONG is damaged, or different
+FINE, WRONG, TROUBLE = 0, 1, 2  # exit codes; WRONG: damaged, or different
 
 
 def add_to(commands: Any) -> None:
     """Add the commands to a parser's own."""
     add = commands.add_parser
-    command = add("inspect", help="what is in a checkpoint, or in a folder of them")
-    command.add_argument("path", metavar="FILE|DIR", help="a file may be HDF5, .npz or safetensors of others, too")
+    command = add("inspect", help="show what is in a checkpoint, or in a folder of them")
+    command.add_argument("path", metavar="FILE|DIR", help="a file may also be HDF5, .npz or safetensors of others")
     command.add_argument(
         "--values", action="store_true", help="of a file: norm, minimum, maximum, non-finite numbers"
     )
-    command.add_argument("--quick", action="store_true", help="of a folder: leave the tensors' bytes unverified")
+    command.add_argument("--quick", action="store_true", help="of a folder: do not verify the bytes of tensors")
     _finish(command, _inspect)
 
-    command = add("verify", help="read everything and compare it with its checksums; exit code 1 if damaged")
+    command = add("verify", help="read everything and compare checksums; exit code 1 if anything is damaged")
     command.add_argument("paths", metavar="FILE|DIR", nargs="+")
     _finish(command, _verify)
 
-    command = add("diff", help="what changed between two checkpoints; exit code 1 if anything did")
+    command = add("diff", help="show what changed between two checkpoints; exit code 1 if anything did")
     command.add_argument("before", metavar="A")
     command.add_argument("after", metavar="B")
     command.add_argument("--plot", metavar="FILE.png", help="draw the relative change of each tensor")
     _finish(command, _diff)
 
-    command = add("convert", help="a checkpoint to .npz, .safetensors or plain HDF5, and those to a checkpoint")
+    command = add(
+        "convert", help="convert a checkpoint to .npz, .safetensors or plain HDF5, or one of these to a checkpoint"
+    )
     command.add_argument("source", metavar="SOURCE")
     command.add_argument("target", metavar="TARGET", help=".h5 is plain HDF5 if SOURCE is a checkpoint")
     command.add_argument(
-        "--to", choices=conversion.FORMATS, help="the format, if the ending of TARGET does not tell"
+        "--to", choices=conversion.FORMATS, help="the format, if not that of the ending of TARGET"
     )
     command.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
-    command.add_argument("--opaque", metavar="DTYPE", help="of opaque bytes in SOURCE, such as bfloat16")
+    command.add_argument("--opaque", metavar="DTYPE", help="the dtype of opaque bytes in SOURCE, such as bfloat16")
     command.set_defaults(run=_convert)
 
 
@@ -56,12 +58,12 @@ def _finish(command: argparse.ArgumentParser, run: Callable[[Any], int]) -> None
 
 
 def run(given: argparse.Namespace) -> int:
-    """Carry out a command of this module; return the exit code. Errors are one line."""
+    """Run a command of this module and return the exit code. Errors are printed as one line."""
     try:
         code: int = given.run(given)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # who reads has enough, such as `head`
+    except BrokenPipeError:  # the reader, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return TROUBLE
     except (ImportError, OSError, TypeError, ValueError) as error:
@@ -136,7 +138,7 @@ def _verify(given: argparse.Namespace) -> int:
             results[path] = None
         except OSError as error:
             if path not in given.paths and not os.path.lexists(path):
-                continue  # removed since its folder was looked through
+                continue  # removed since its folder was listed
             results[path] = _message(error)
             code = max(code, WRONG if isinstance(error, checkpoint.CheckpointError) else TROUBLE)
         if not given.json:
@@ -215,12 +217,12 @@ def _say(console: Any, text: str) -> None:
 
 
 def _clean(text: str) -> str:
-    """Return the text without what could drive a terminal: names in files are anybody's."""
+    """Return the text without characters that could control a terminal; names in files may hold any."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _message(error: BaseException) -> str:
-    """Return the system's own errors without their number."""
+    """Return the message of an error, of the system's without their number."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{os.fspath(error.filename)}: {error.strerror}"
     return str(error)

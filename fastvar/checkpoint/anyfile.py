@@ -1,4 +1,4 @@
-"""One way to look into a file of tensors, whoever wrote it."""
+"""Tensors of any file: a checkpoint of fastvar, or a file that others wrote."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fastvar.checkpoint.reader import File
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether the file begins like one of fastvar; it may be damaged behind that."""
+    """Whether the file begins like a checkpoint of fastvar; the rest may be damaged."""
     with open_regular(os.fspath(path)) as stream:
         return stream.read(len(file_format.MAGIC)) == file_format.MAGIC
 
 
 def open_any(path: str | os.PathLike[str], opaque: Opaque | None = None) -> File | Foreign:
-    """Open a checkpoint of fastvar, or a file of others (`opaque` is for them)."""
+    """Open a checkpoint of fastvar, or a file of others, for which `opaque` is."""
     return File(path) if is_checkpoint(path) else open_foreign(path, opaque=opaque)
 
 
 def exported(file: File | Foreign) -> dict[str, str]:
-    """Return what the tensors are called outside fastvar, and in the file: variables go by their own names.
+    """Map the names that tensors have outside fastvar, variables their own, to those in the file.
 
     Arrays of the state are left out, as they mean nothing without it.
     """
@@ -44,7 +44,7 @@ def exported(file: File | Foreign) -> dict[str, str]:
 
 
 class Values(NamedTuple):
-    """What there is to say of a tensor's numbers: all but `nonfinite` are of the finite ones."""
+    """Statistics of a tensor: of its finite numbers, and how many are not finite."""
 
     norm: float
     low: float
@@ -53,7 +53,7 @@ class Values(NamedTuple):
 
 
 def values_of(array: Array) -> Values:
-    """Look at all numbers, some at a time. (Of complex ones, at the magnitude.)
+    """Return the statistics of an array, chunk by chunk; of complex numbers, those of the magnitude.
 
     Examples
     --------
@@ -69,13 +69,13 @@ def values_of(array: Array) -> Values:
         norm = math.hypot(norm, float(np.linalg.norm(finite)))
         low = min(low, finite.min(initial=math.inf))
         high = max(high, finite.max(initial=-math.inf))
-    if low > high:  # there is no finite number
+    if low > high:  # no number is finite
         low = high = math.nan
     return Values(norm, float(low), float(high), nonfinite)
 
 
 def parts(*arrays: Array) -> Iterator[tuple[Any, ...]]:
-    """Walk over arrays of one shape side by side, in stretches of double (complex) precision."""
+    """Yield arrays of one shape side by side, chunk by chunk, as float64 or complex128."""
     flat = [array.reshape(-1) for array in arrays]
     for start in range(0, flat[0].size, file_format.CHUNK):
         stretch = [array[start : start + file_format.CHUNK] for array in flat]

@@ -1,4 +1,4 @@
-"""Work beside the training thread, whose errors cannot get lost."""
+"""Copies for a save in the background, and the thread that does it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from fastvar.kernels.atomic import Uninterrupted
 
 
 class Staging:
-    """Room for one copy of a set of arrays, which the next copy of such a set uses again."""
+    """Memory for a copy of a set of arrays; the next copy of the same shapes and dtypes uses it again."""
 
     def __init__(self) -> None:
         self._kinds: list[tuple[str, Any, tuple[int, ...]]] = []
-        self._room: dict[str, Array] = {}
+        self._copies: dict[str, Array] = {}
 
     def copy(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Copy the arrays, by the threads of the kernels."""
+        """Copy the arrays with the threads of the kernels."""
         kinds = [(name, a.dtype, a.shape) for name, a in arrays.items()]
         if kinds != self._kinds:
             self._kinds = []
-            self._room.clear()  # before there is the new
-            self._room = _room(arrays)
+            self._copies.clear()  # free the old memory first
+            self._copies = _empty_like(arrays)
             self._kinds = kinds
-        kernels.copy(self._room.values(), arrays.values(), threads.get_num_threads())
-        return self._room
+        kernels.copy(self._copies.values(), arrays.values(), threads.get_num_threads())
+        return self._copies
 
 
-def _room(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Return uninitialised arrays like these; small ones share memory: to allocate takes longer than to copy."""
+def _empty_like(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return uninitialised arrays like these; small ones share an allocation, which takes longer than a copy."""
     starts, end = {}, 0
     for name, a in arrays.items():
         if a.nbytes < buffers.LARGE:
@@ -52,18 +52,18 @@ def _room(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 class Background:
-    """One task at a time, in a thread of its own. Its error is raised by the next `wait`.
+    """Runs one task at a time in a thread. The next `wait` raises its error.
 
-    One that nobody waits for is shown when the program ends; the program ends only after the task.
+    An error that nobody has waited for is printed when the program ends. The program ends only after the task.
     """
 
     def __init__(self) -> None:
         self._thread: Worker | None = None
         self._errors: list[BaseException] = []
-        weakref.finalize(self, _show, self._errors)
+        weakref.finalize(self, _print_errors, self._errors)
 
     def start(self, task: Callable[[], object]) -> None:
-        """Wait for the task before, and begin this one."""
+        """Wait for the previous task, and start this one."""
         self.wait()
         self._thread = Worker(functools.partial(self._run, task))
         self._thread.start()
@@ -76,11 +76,11 @@ class Background:
         """Wait for the task to end, and raise its error, once."""
         if self._thread is not None:
             self._thread.wait()
-            with Uninterrupted():  # which Python would lose in what it calls at the end of threads
+            with Uninterrupted():  # Python loses an interrupt that comes while a thread object is deleted
                 self._thread = None
         if self._errors:
             error = self._errors[0]
-            del self._errors[0]  # not by a call, after which a signal could come, and the error be lost
+            del self._errors[0]  # a call would let a signal in, and the error be lost
             raise error
 
     def _run(self, task: Callable[[], object]) -> None:
@@ -88,10 +88,10 @@ class Background:
             task()
         except BaseException as error:
             errors = self._errors
-            del self  # the traceback must not keep it alive: its end shows the error
+            del self  # the traceback must not keep self alive, whose end prints the error
             errors.append(error)
 
 
-def _show(errors: list[BaseException]) -> None:
+def _print_errors(errors: list[BaseException]) -> None:
     for error in errors:
         sys.excepthook(type(error), error, error.__traceback__)

@@ -1,4 +1,4 @@
-"""Save and restore of a set of objects: all of it, verified, or none of it."""
+"""Saves and restores a set of objects: all of them, verified, or none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 def _between_steps(method: Callable[Concatenate[Checkpoint, P], R]) -> Callable[Concatenate[Checkpoint, P], R]:
-    """Let no other thread be in a step of the checkpoint's optimizers meanwhile."""
+    """Keep other threads out of steps of the checkpoint's optimizers during the method."""
 
     @functools.wraps(method)
     def held(self: Checkpoint, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -38,8 +38,8 @@ def _between_steps(method: Callable[Concatenate[Checkpoint, P], R]) -> Callable[
 class Checkpoint:
     """A set of objects that are saved and restored together.
 
-    A save or restore waits for a step of its optimizers that another thread is in, and steps wait for it. What
-    other threads write to the variables by themselves may be saved or not; the file is whole all the same.
+    A save or restore waits for a step that another thread makes with one of the optimizers, and steps wait for it.
+    What other threads write to the variables outside steps may be saved or not; the file is whole in any case.
 
     Parameters
     ----------
@@ -49,9 +49,8 @@ class Checkpoint:
         Variables, and trees of them: modules, dicts, lists, tuples, named tuples, dataclasses (named by keyword
         and path, unless a variable has a name of its own); optimizers; random generators of NumPy and Python;
         dicts of state, restored in place; objects with `state_dict()` and `load_state_dict(state)`. State may hold
-        None, bool, int, float, str, lists, dicts with keys that are str, and arrays and scalars of NumPy that hold
-        numbers. It comes back as it was, to the type of every value: `save` refuses other types, subclasses among
-        them.
+        None, bool, int, float, str, lists, dicts with str keys, and NumPy arrays and scalars of numbers. Every
+        value comes back with its exact type; `save` refuses other types, subclasses included.
 
     Raises
     ------
@@ -75,36 +74,36 @@ class Checkpoint:
 
     def __init__(self, root: Any = None, /, **objects: Any) -> None:
         self._root, self._objects = root, objects
-        check_names(self._contents().tensors())  # the errors of the objects belong here
+        check_names(self._contents().tensors())  # raise errors about the objects here, not at the first save
 
     def _contents(self) -> Contents:
         return Contents(self._root, self._objects)
 
     def _hold(self) -> Hold:
-        """Return a context that waits for steps of the optimizers in other threads, and for which steps wait."""
+        """Return a context that waits until no other thread is in a step, and makes steps wait."""
         optimizers = [thing for thing in self._objects.values() if isinstance(thing, Optimizer)]
         return Hold(turn for optimizer in optimizers for turn in optimizer._turns)
 
     @_between_steps
     @uncollected()
     def save(self, path: str | os.PathLike[str], *, step: int | None = None, overwrite: bool = False) -> str:
-        """Write everything to one HDF5 file, and return its absolute path; it is then durable.
+        """Write everything to one HDF5 file and return its absolute path. The file is durable then.
 
         Parameters
         ----------
         path : str or path-like
-            The file; missing folders are made.
+            The file. Missing folders are made.
         step : int, optional
-            Kept in the file; by default the `iterations` of the only optimizer, else 0.
+            Stored in the file; by default the `iterations` of the only optimizer, else 0.
         overwrite : bool
-            Whether a file of that name may be replaced (which happens in one instant).
+            Whether to replace a file of that name, in one instant.
 
         Raises
         ------
         FileExistsError
             If the file exists, and `overwrite` is false.
         CheckpointError
-            If it cannot be written; older files are untouched.
+            If the file cannot be written. Older files are untouched.
         """
         path = absolute(path)
         tensors, arrays, state, own_step = self.collect()
@@ -114,7 +113,7 @@ class Checkpoint:
         return path
 
     def collect(self) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any], int]:
-        """Return what a save consists of: tensors (in place), arrays of the state (copied), state, step."""
+        """Return what a save writes: tensors (not copied), arrays of the state (copied), state, step."""
         contents = self._contents()
         try:
             state, arrays = contents.state()
@@ -129,7 +128,7 @@ class Checkpoint:
 
     @property
     def has_step(self) -> bool:
-        """Whether there is just one optimizer, whose iterations count the steps."""
+        """Whether there is exactly one optimizer, whose iterations count the steps."""
         return len(self._contents().optimizers) == 1
 
     @_between_steps
@@ -144,17 +143,17 @@ class Checkpoint:
     ) -> Restored:
         """Read a file, verify all of it, and only then give every object its saved state.
 
-        Large tensors are read twice, first to verify them, then into place: so they are in memory only once (but
-        the slots of an optimizer that is not built yet are read once: they hold nothing that could be lost). What
-        changes in the file between the two is told by an error; all but large tensors is then as it was.
+        Large tensors are read twice, first to verify them, then into place, so that memory holds them once. (Slots
+        of an optimizer that is not built yet hold nothing that could be lost, and are read once.) If the file
+        changes between the two reads, that is an error, and everything but large tensors is unchanged.
 
-        Objects with `load_state_dict` get their state first: if one refuses it, nothing else has changed, and
-        those before it get back what their `state_dict()` gave. What a signal raises while all is assigned, such
-        as KeyboardInterrupt, is raised when it is.
+        Objects with `load_state_dict` get their state first. If one refuses it, nothing else has changed, and the
+        objects before it get back what their `state_dict()` returned. KeyboardInterrupt and other exceptions of
+        signal handlers wait until everything is assigned.
 
-        An optimizer that is not built yet is built as it was, with the slots that its hyperparameters want. A
-        schedule that is a plain function stays the program's. The streams of random generators come back, the
-        count of children that they have spawned does not.
+        An optimizer that is not built yet is built as it was saved, with the slots that its hyperparameters need.
+        A schedule that is a plain function stays that of the program. The streams of random generators come back;
+        the count of children that they have spawned does not.
 
         Parameters
         ----------
@@ -163,13 +162,13 @@ class Checkpoint:
         partial : bool
             Take what fits by name, and leave the rest as it is. By default both sides must match.
         name_map : mapping or callable, optional
-            From the name of a variable here, or the leading part of its path, to that in the file; None
-            leaves the variable as it is. The empty path is that of all variables. In a mapping, a key that is
-            no name here and a target that is none in the file are errors.
+            From the name of a variable here, or the leading part of its path, to that in the file. None leaves
+            the variable as it is. The empty path stands for all variables. In a mapping, a key that is not a name
+            here is an error, and so is a target that is not one in the file.
         hyperparameters : {"saved", "program"}
-            Whose hyperparameters hold from now on: by default those of the file. The report lists all that
-            differ. With "program", the state of schedules comes back all the same, and slots must be those of
-            the file.
+            Which hyperparameters to use from now on, by default those of the file. The report lists all that
+            differ. With "program", the state of schedules still comes back, and the slots must be those of the
+            file.
 
         Returns
         -------
@@ -222,10 +221,10 @@ class Checkpoint:
     ) -> Restored:
         """Take variables from a file that others wrote: HDF5, Keras's `.weights.h5`, `.npz`, safetensors.
 
-        All that fits is read and checked, and only then assigned. State such as `iterations` and
-        hyperparameters is not taken. Slots of a built optimizer are, where the file has them by their names,
-        `optimizer/NAME/SLOT`, or a mapping gives their names; bias corrections go on from its own `iterations`.
-        What is refused in files, see `load_foreign`.
+        Everything is read and checked, and only then assigned. State such as `iterations` and hyperparameters is
+        not taken. Slots of a built optimizer are taken where the file has them as `optimizer/NAME/SLOT`, or where
+        a mapping gives their names; bias corrections continue from the optimizer's own `iterations`.
+        `load_foreign` says what is refused in files.
 
         Parameters
         ----------
@@ -237,12 +236,12 @@ class Checkpoint:
             As for `restore`, such as `{"encoder/kernel": "layers/dense/vars/0"}` for a file of Keras, or
             `lambda name: name.replace("/", ".")` for one of PyTorch's names.
         cast : bool
-            Convert dtypes where that may lose digits, such as float64 in the file for float32 here. What loses
-            none, such as float32 for float64, is always done; numbers that are too large are an error.
+            Convert dtypes where that may lose digits, such as float64 in the file to float32 here. Conversions
+            that lose none are always done. Numbers that are too large for the dtype are an error.
         edited : bool
-            Take a checkpoint of fastvar, too, that another program has changed: unverified.
+            Accept a checkpoint of fastvar that another program has changed, without verification.
         opaque : dtype or str, or mapping of str to these or None, optional
-            What opaque bytes in the file are, such as `"bfloat16"`; see `load_foreign`.
+            The dtype of opaque bytes in the file, such as `"bfloat16"`; see `load_foreign`.
 
         Returns
         -------

@@ -1,8 +1,8 @@
-"""What a checkpoint is made of: objects resolved into named tensors and JSON state, and back.
+"""The objects of a checkpoint as named tensors and JSON state, and back.
 
-Names: a variable's own name, else its path in the module or container, under the keyword (the root has
-none). Tensors are stored as `variables/NAME`, `KEYWORD/NAME/SLOT` for an optimizer given by that keyword,
-and `state/arrays/0`, ... for arrays in other state.
+A variable has its own name, else its path in the module or container, below the keyword (the root has none).
+Tensors are stored as `variables/NAME`; `KEYWORD/NAME/SLOT` for the slots of an optimizer given by that keyword;
+`state/arrays/0`, ... for arrays in other state.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fastvar.optimizer_state import Resumption
 from fastvar.variable import Variable
 
 RESERVED = ("variables", "state", "manifest", "root")
-MALFORMED = (TypeError, LookupError, AttributeError, OverflowError)  # of using JSON that is not as we write it
+MALFORMED = (TypeError, LookupError, AttributeError, OverflowError)  # from malformed JSON
 Commit = Callable[[], object]
-Rename = Callable[[str], str | None]  # from a variable's name here to that in the file; None: not restored
+Rename = Callable[[str], str | None]  # a variable's name here -> in the file; None: do not restore
 
 
 class Loading:
-    """The commit of an object with `state_dict` and `load_state_dict`, which it may refuse."""
+    """Gives an object its state by `load_state_dict`, which may refuse it."""
 
     def __init__(self, thing: Any, saved: Any) -> None:
         self.thing, self._saved = thing, saved
@@ -39,12 +39,12 @@ class Loading:
         self.thing.load_state_dict(self._saved)
 
     def undo(self) -> None:
-        """Give the object the state that it had."""
+        """Give the object its previous state."""
         self.thing.load_state_dict(self._before)
 
 
 class Named(dict[str, Variable]):
-    """Variables under the names given here, whatever their own names are."""
+    """Variables under the names of these keys, whatever their own names are."""
 
 
 class Contents:
@@ -109,7 +109,7 @@ class Contents:
         return name
 
     def tensors(self, resumptions: Mapping[str, Resumption] = MappingProxyType({})) -> dict[str, Variable]:
-        """Return the places of all tensors by their names in a file: of optimizers, those that they will have."""
+        """Return the places of all tensors by their names in a file, as they will be after the resumptions."""
         places = {f"variables/{name}": v for name, v in self.variables.items()}
         for keyword, optimizer in self.optimizers.items():
             resumed = resumptions.get(keyword)
@@ -124,7 +124,7 @@ class Contents:
         return places
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Return the state of optimizers, generators and the rest: JSON values, and the arrays among them."""
+        """Return the state of optimizers, generators and other objects: JSON values, and the arrays in them."""
         arrays: dict[str, Array] = {}
         state = {k: optimizer_state.describe(o, self.name_of) for k, o in self.optimizers.items()}
         for keyword, thing in self.states.items():
@@ -132,17 +132,17 @@ class Contents:
         return state, arrays
 
     def resume(self, keyword: str, saved: Any, rename: Rename, program: bool) -> Resumption:
-        """Check the saved state of an optimizer, and return what will make the optimizer take it over."""
+        """Check the saved state of an optimizer, and return what will give it to the optimizer."""
         named = {str(rename(name)): v for name, v in self.variables.items()}
         try:
             return Resumption(
                 self.optimizers[keyword], saved, lambda v: str(rename(self.name_of(v))), named, program
             )
         except MALFORMED as error:
-            raise ValueError(f"{keyword}: the saved state is not one of an optimizer ({error})") from error
+            raise ValueError(f"{keyword}: the saved state is not that of an optimizer ({error})") from error
 
     def prepare(self, keyword: str, saved: Any, arrays: Mapping[str, Array]) -> Commit:
-        """Check the saved state of another object, and return what will make the object take it over."""
+        """Check the saved state of another object, and return what will give it to the object."""
         try:
             return _prepare_state(self.states[keyword], encoding.decode(saved, arrays))
         except ValueError as error:

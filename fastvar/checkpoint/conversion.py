@@ -1,4 +1,4 @@
-"""Tensors from one file format to another."""
+"""Converts tensors from one file format to another."""
 
 from __future__ import annotations
 
@@ -49,28 +49,28 @@ def convert(
     overwrite: bool = False,
     opaque: Opaque | None = None,
 ) -> list[str]:
-    """Copy all tensors of a file to a new one of another format; it appears whole or not at all.
+    """Copy all tensors of a file to a new one of another format, which appears whole or not at all.
 
-    Variables have their own names outside fastvar, other tensors such as slots those of `list_variables`. The
-    state of optimizers and other objects stays behind: a file that is converted back is imported, not resumed.
-    One tensor at a time is in memory, but all are for a target of fastvar.
+    Outside fastvar, variables have their own names, other tensors such as slots those of `list_variables`. The
+    state of optimizers and other objects is left out: a file that is converted back is imported, not resumed.
+    One tensor at a time is in memory; all are, if the target is a checkpoint.
 
     Parameters
     ----------
     source, target : str or path-like
         Files. The source may be of any format that `load_foreign` reads, or a checkpoint.
     to : {"fastvar", "h5", "npz", "safetensors"}, optional
-        By default told by the target's ending; `.h5` is plain HDF5 if the source is a checkpoint, and a
+        By default the format of the target's ending; `.h5` is plain HDF5 if the source is a checkpoint, and a
         checkpoint otherwise.
     overwrite : bool
-        Whether an existing target may be replaced.
+        Whether to replace an existing target.
     opaque : dtype or str, or mapping of str to these or None, optional
-        What opaque bytes in a source of others are, such as `"bfloat16"`; see `load_foreign`.
+        The dtype of opaque bytes in a source of others, such as `"bfloat16"`; see `load_foreign`.
 
     Returns
     -------
     list of str
-        What is not the same in the new file, such as bfloat16 that became float32 in `.npz`.
+        What is different in the new file, such as bfloat16 that became float32 in `.npz`.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def convert(
     CheckpointError
         If the source is damaged, or of no known format.
     ValueError
-        If the target's format is unknown, or cannot hold a tensor.
+        If the target's format is unknown or cannot hold a tensor.
 
     Examples
     --------
@@ -124,7 +124,7 @@ def convert(
 
 
 def _check(tensors: _Tensors, to: str, target: str) -> None:
-    """Refuse names and dtypes that the format cannot hold, before anything is written."""
+    """Raise ValueError for names and dtypes that the format cannot hold."""
     if to in ("fastvar", "h5"):
         file_format.check_names(f"variables/{name}" for name in tensors.specs)
         return
@@ -137,13 +137,13 @@ def _check(tensors: _Tensors, to: str, target: str) -> None:
 
 
 def _unfit(name: str, to: str, others: Container[str]) -> str:
-    """Return why a tensor of this name cannot stand in `.npz` or safetensors; empty if it can."""
+    """Return why `.npz` or safetensors cannot hold a tensor of this name; empty if it can."""
     try:
         length = len(name.encode())
     except UnicodeEncodeError:
         return "it is not valid Unicode"
     if to == "safetensors":
-        return "the format keeps it for itself" if name == METADATA else ""
+        return "the format reserves it" if name == METADATA else ""
     if "\0" in name or length > _MAX_MEMBER - len(".npy"):
         return f"it has a NUL, or more than {_MAX_MEMBER} bytes with .npy"
     if name.endswith(".npy") and name.removesuffix(".npy") in others:
@@ -153,7 +153,7 @@ def _unfit(name: str, to: str, others: Container[str]) -> str:
 
 @contextlib.contextmanager
 def _new_file(path: str, overwrite: bool) -> Iterator[BinaryIO]:
-    """Give a temporary file beside `path` that takes its place at the end, or vanishes after an error."""
+    """Give a temporary file that gets the name `path` at the end, or is removed after an error."""
     exists = FileExistsError(17, "file exists and is not replaced (overwrite)", path)
     if overwrite:
         publishing.check_replaceable(path)

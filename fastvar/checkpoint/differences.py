@@ -22,7 +22,7 @@ _SHORT = 60  # characters of a value
 
 @dataclass(frozen=True)
 class Change:
-    """A tensor that changed: the norms of both, and of what was added."""
+    """A tensor that changed, with the norms of both and of their difference."""
 
     name: str
     before: float
@@ -31,13 +31,13 @@ class Change:
 
     @property
     def relative(self) -> float:
-        """The norm of the difference, relative to that of before."""
+        """The norm of the difference, relative to the norm before."""
         return self.difference / self.before if self.before else math.inf
 
 
 @dataclass
 class Difference:
-    """What changed from one file to another; false if nothing did.
+    """What changed from one file to another; false if nothing has changed.
 
     Attributes
     ----------
@@ -48,9 +48,9 @@ class Difference:
     equal, added, removed : list of str
         Names of tensors.
     reshaped : list of str
-        Tensors of another shape or dtype, and which.
+        Tensors whose shape or dtype changed, with both.
     state : list of str
-        What differs in the state. (Not in what a manager keeps of the save itself, such as its time.)
+        What differs in the state; the notes of a manager, such as the time of the save, are left out.
     """
 
     before: str
@@ -67,10 +67,10 @@ class Difference:
 
 
 def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Difference:
-    """Return what changed between two checkpoints, of which each tensor is verified.
+    """Return what changed between two checkpoints. Every tensor is verified.
 
-    Either may be a file of others; then variables are compared by their own names, and no state.
-    At no time is more than one tensor of each file in memory.
+    Either may be a file of others; then variables are compared by their own names, and state is not compared.
+    One tensor of each file is in memory at a time.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def _compare(
         found.equal.append(name)
         return
     difference = 0.0
-    with np.errstate(all="ignore"):  # of infinities and NaNs, which then show in the result
+    with np.errstate(all="ignore"):  # infinities and NaNs then show in the result
         for x, y in parts(one, two):
             step = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0, y - x)
             difference = math.hypot(difference, float(np.linalg.norm(step)))
@@ -138,7 +138,7 @@ def _bits(array: Array) -> Array:
 
 
 def _state_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Give one line for every part of the state that is not the same in both."""
+    """Yield one line for every part of the state that differs."""
     if type(old) is type(new) and isinstance(old, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             if not path and is_reserved(key):
@@ -163,16 +163,16 @@ def _short(value: Any) -> str:
 
 
 def plot(difference: Difference, path: str | os.PathLike[str], most: int = 60) -> None:
-    """Draw the relative change of each tensor, the largest on top, to a file (needs matplotlib).
+    """Draw the relative change of each tensor, the largest on top, into a file (needs matplotlib).
 
     Parameters
     ----------
     difference : Difference
         What `diff` returned.
     path : str or path-like
-        Of the picture; its ending gives the format.
+        The picture; its ending gives the format.
     most : int
-        How many of the most changed are drawn.
+        How many tensors to draw, those with the largest changes.
     """
     from matplotlib.figure import Figure
 

@@ -1,9 +1,9 @@
-"""What state may hold, and how it becomes JSON and arrays and again what it was, to the type of every value.
+"""Encodes state as JSON and arrays, and decodes it to the exact types of all values.
 
 JSON itself keeps None, bool, int, float, str, lists and dicts. Other values are dicts with a reserved key:
 `$array`, the name of a tensor (and `layout`: F for Fortran order, > for the byte order that is not the machine's);
-`$scalar`, the dtype and the value of a NumPy scalar; `$same`, the path to a list, dict or array that stands in a
-second place, so that it comes back as one.
+`$scalar`, the dtype and value of a NumPy scalar; `$same`, the path of a list, dict or array that stands in a
+second place, so that both places hold one object again.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ ARRAY, SCALAR, SAME = "$array", "$scalar", "$same"
 _RESERVED = {ARRAY, SCALAR, SAME}
 _PLAIN = {type(None), bool, int, float, str}
 _NUMBERS = _PLAIN - {str}
-_DIGITS = 4300  # of an integer: what Python reads back
+_DIGITS = 4300  # of an integer; Python reads back no more
 _TOO_LONG: int = 10**_DIGITS
-_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # JSON reads it as one character
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # JSON reads a pair as one character
 _KINDS = "None, a bool, int, float, str, list, dict or array of numbers, and of no subclass"
 Path = tuple[str | int, ...]
 
 
 def encode(value: Any, arrays: dict[str, Array]) -> Any:
-    """Return `value` as JSON, and put copies of its arrays into `arrays`; what cannot be kept stays as it is."""
+    """Return `value` as JSON, with copies of its arrays in `arrays`. Other types are left as they are."""
     return _Encoder(arrays).encode(value, ())
 
 
@@ -102,7 +102,7 @@ def decode(value: Any, arrays: Mapping[str, Array]) -> Any:
 class _Decoder:
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self._arrays = arrays
-        self.again: list[tuple[Any, Any, Any]] = []  # where something stands again, and the path to it
+        self.again: list[tuple[Any, Any, Any]] = []  # container, key, and path of what stands there again
 
     def decode(self, value: Any) -> Any:
         if type(value) is list:
@@ -116,12 +116,12 @@ class _Decoder:
         return self._filled(dict.fromkeys(value), value.items())
 
     def _placed(self, value: dict[str, Any]) -> Any:
-        """Return what a dict with a reserved key stands for."""
+        """Return the value that a dict with a reserved key stands for."""
         key, restore = (ARRAY, self._array) if ARRAY in value else (SCALAR, _scalar)
         try:
             return restore(value[key], **{k: item for k, item in value.items() if k != key})
         except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{value} of the saved state stands for nothing") from error
+            raise ValueError(f"{value} in the saved state is malformed") from error
 
     def _filled(self, container: Any, items: Iterable[tuple[Any, Any]]) -> Any:
         for key, item in items:
@@ -162,7 +162,7 @@ def _scalar(given: tuple[str, Any]) -> Any:
 
 
 def check(value: Any, where: str) -> None:
-    """Refuse what JSON would not give back as it is, naming its place.
+    """Raise an error that names the place of what JSON would not give back unchanged.
 
     Raises
     ------

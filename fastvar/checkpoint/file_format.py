@@ -1,4 +1,4 @@
-"""What writer and reader agree on: commit record, manifest entries, names, dtypes, the error."""
+"""The format of a checkpoint file: commit record, manifest, names, dtypes; and CheckpointError."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ import numpy as np
 import xxhash
 
 USER_BLOCK = 4096
-LARGE = 1 << 16  # tensors from here on are aligned to a page and written piece by piece
-CHUNK = 1 << 20  # what is hashed and moved at a time: about the L2 cache; with less, threads wait for the GIL
-MAX_JSON = 1 << 26  # of manifest and state each: bounds what reading a hostile file can cost
+LARGE = 1 << 16  # bytes; tensors from this size on are aligned to a page and written piece by piece
+CHUNK = 1 << 20  # bytes hashed and moved at a time: about the L2 cache; with less, threads wait for the GIL
+MAX_JSON = 1 << 26  # bytes of manifest and of state: bounds the cost of reading a hostile file
 MAX_NAME = 4096  # bytes: far below HDF5's 64 KB for an object header message
 MAX_RANK = 32  # HDF5's
 
 MANIFEST = "manifest"
-STATE = "state/json"  # "state" is a group: arrays of the state stand beside the JSON
+STATE = "state/json"  # "state" is a group that also holds the arrays of the state
 
 NATIVE = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64", "complex64", "complex128"),
 )
-EXTENDED = (  # of ml_dtypes; HDF5 gets unsigned integers and an attribute "dtype"
+EXTENDED = (  # of ml_dtypes; stored as unsigned integers with an attribute "dtype"
     *("bfloat16", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn"),
     *("float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
 )
 
 MAGIC = b"\x89fastvar\r\n\x1a\n"
 _VERSION = 2
-READABLE = (1, 2)  # 1: the manifest's entries are objects, and not rows (see `parse_manifest`)
+READABLE = (1, 2)  # in version 1, entries of the manifest are objects, not rows (see `parse_manifest`)
 # magic, version; file length, step; run, counter; offset, length, hash of manifest and of state;
 # hash of the metadata
 _FIELDS = struct.Struct("<12sI QQ 16sQ QQ16s QQ16s 16s")
-_BODY = USER_BLOCK - 16  # the last 16 bytes, in every version, are the hash of all before them
+_BODY = USER_BLOCK - 16  # in every version, the last 16 bytes are the hash of those before them
 _FORBIDDEN = ("//", "/./", "/../", "\0")  # in a path between slashes
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class CheckpointError(OSError):
-    """A checkpoint that cannot be written or read; the message names the file and the cause.
+    """A checkpoint that cannot be written or read. The message names the file and the cause.
 
     Attributes
     ----------
     errno : int or None
-        Of the operating system's error, where one was the cause.
+        That of the operating system's error, if one was the cause.
     damaged : tuple of str
-        The tensors whose bytes are not those that were saved.
+        The tensors whose bytes differ from those that were saved.
     """
 
     def __init__(self, message: str, *, errno: int | None = None, damaged: Iterable[str] = ()) -> None:
@@ -67,7 +67,7 @@ class CheckpointError(OSError):
 
 
 def checked_step(step: Any) -> int:
-    """Return a step, also one that is a Variable or a whole float, as an int.
+    """Return a step, which may be a Variable or a whole float, as an int.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def checked_step(step: Any) -> int:
 
 @contextlib.contextmanager
 def failing(path: str, what: str = "not saved") -> Iterator[None]:
-    """Turn an error of the system, raised inside, into one that names the file or folder."""
+    """Turn an OSError raised inside into a CheckpointError that names the file or folder."""
     try:
         yield
     except (CheckpointError, FileExistsError):
@@ -103,7 +103,7 @@ def failing(path: str, what: str = "not saved") -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Collect no garbage inside: to look through thousands of new objects takes longer than to make them."""
+    """Suspend garbage collection inside: traversing thousands of new objects takes longer than making them."""
     enabled = gc.isenabled()
     try:
         gc.disable()
@@ -133,10 +133,10 @@ class Section(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """The commit record: with it in the first 4096 bytes, a file is a checkpoint.
+    """The commit record, which makes a file a checkpoint; it fills the first 4096 bytes.
 
-    `metadata` is the hash of all bytes that are neither in this record nor in a section nor in a
-    tensor, so that every bit of the file is under some hash.
+    `metadata` is the hash of all bytes outside the record, the sections and the tensors. So every bit of the file
+    is under some hash.
     """
 
     length: int
@@ -148,7 +148,7 @@ class Record:
     version: int = _VERSION
 
     def pack(self) -> bytes:
-        """The 4096 bytes of the user block."""
+        """Return the 4096 bytes of the user block."""
         sections = []
         for section in (self.manifest, self.state):
             sections += [section.offset, section.length, bytes.fromhex(section.hash)]
@@ -161,12 +161,12 @@ class Record:
 
     @classmethod
     def unpack(cls, block: bytes) -> Record:
-        """The record in `block`, the first bytes of a file.
+        """Return the record in `block`, the first bytes of a file.
 
         Raises
         ------
         ValueError
-            If there is none, or it is damaged, or of a newer format.
+            If there is no record, or it is damaged or of a newer format.
         """
         if not block.startswith(MAGIC):
             if any(block[at:].startswith(HDF5_SIGNATURE) for at in (0, 512, 1024, 2048, 4096)):
@@ -236,7 +236,7 @@ def check_names(names: Iterable[str]) -> None:
 
 def check_paths(names: Collection[str]) -> None:
     """Raise ValueError unless each of `names` is an HDF5 path."""
-    together = f"/{'/'.join(names)}/"  # all at once; the culprit is looked for only if there is one
+    together = f"/{'/'.join(names)}/"  # check all at once, and look for the wrong one only if there is one
     strange = not together.isascii() or len(max(names, key=len, default="")) > MAX_NAME
     if strange or (names and any(part in together for part in _FORBIDDEN)):
         for name in names:
@@ -258,7 +258,7 @@ def _check_path(name: str) -> None:
 
 
 def uncovered(regions: Iterable[tuple[int, int]], end: int) -> list[tuple[int, int]]:
-    """The (offset, length) of all bytes from the user block to `end` that are in no region.
+    """Return the (offset, length) of the gaps between regions, from the user block to `end`.
 
     Raises
     ------
@@ -281,17 +281,17 @@ def uncovered(regions: Iterable[tuple[int, int]], end: int) -> list[tuple[int, i
 
 
 def parse_manifest(text: bytes, version: int = _VERSION) -> dict[str, Entry]:
-    """The entries by name; ValueError, naming the tensor, for anything that cannot be true.
+    """Return the entries by name; ValueError, naming the tensor, for anything impossible.
 
-    The text is a JSON object: to each name, the fields of an entry in their order, such as
-    `["float32", [3, 2], 8192, 24, "0f..."]`; in format version 1, an object of them.
+    The text is a JSON object. The value of each name is a list of the fields of its entry, such as
+    `["float32", [3, 2], 8192, 24, "0f..."]`; in format version 1, an object.
     """
     manifest = parse_object(text)
     check_paths(manifest)
     try:
         return dict(zip(manifest, _entries(manifest.values(), version), strict=True))
     except _MALFORMED:
-        for name, fields in manifest.items():  # whose is it?
+        for name, fields in manifest.items():  # find the wrong one
             try:
                 _entries([fields], version)
             except _MALFORMED as error:
@@ -301,7 +301,7 @@ def parse_manifest(text: bytes, version: int = _VERSION) -> dict[str, Entry]:
 
 
 def parse_object(text: bytes) -> dict[str, Any]:
-    """The dict that is JSON in `text`; ValueError if it is anything else."""
+    """Return the JSON object in `text` as a dict; ValueError if it is anything else."""
     try:
         value = json.loads(text)
     except RecursionError as error:
@@ -312,7 +312,7 @@ def parse_object(text: bytes) -> dict[str, Any]:
 
 
 def _entries(rows: Collection[Any], version: int) -> list[Entry]:
-    """The entries that JSON stands for, checked all at once: they are many."""
+    """Return the entries of the manifest, checked column by column, as they are many."""
     if not rows:
         return []
     if {*map(len, rows)} != {len(Entry._fields)}:
@@ -326,15 +326,15 @@ def _entries(rows: Collection[Any], version: int) -> list[Entry]:
         raise TypeError
     some = 0 in lengths or None in offsets
     if some and [*map(bool, lengths)] != [offset is not None for offset in offsets]:
-        raise ValueError("what has bytes must have an offset, and only that")
+        raise ValueError("an entry must have an offset if, and only if, it has bytes")
     if {*map(type, offsets)} - {int, type(None)}:
         raise TypeError
     shapes = tuple(map(tuple, shapes))
     fields = zip(map(_kind, kinds, shapes, lengths), shapes, offsets, lengths, hashes, strict=True)
-    return [*map(tuple.__new__, repeat(Entry), fields)]  # takes less than Entry._make
+    return [*map(tuple.__new__, repeat(Entry), fields)]  # faster than Entry._make
 
 
-@functools.lru_cache  # few differ among thousands
+@functools.lru_cache  # thousands of entries have few different ones
 def _kind(dtype: Any, shape: tuple[int, ...], length: int) -> np.dtype[Any]:
     if len(shape) > MAX_RANK or min((length, *shape)) < 0:
         raise TypeError

@@ -1,4 +1,4 @@
-"""A folder of numbered checkpoints: what is in it, by the records in the files."""
+"""A folder of numbered checkpoints, listed by the records in the files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fastvar.checkpoint.publishing import absolute, make_directory, sync_directo
 from fastvar.checkpoint.reader import peek
 from fastvar.checkpoint.retention import Found
 
-_PLAUSIBLE = 1 << 62  # a larger number in a name was never a count of saves
+_PLAUSIBLE = 1 << 62  # no count of saves is larger
 
 
 class Scan(NamedTuple):
-    """What a look through a folder has found.
+    """What a folder holds.
 
     Attributes
     ----------
     found : list of Found
         The checkpoints, oldest first.
     damaged : list of str
-        Messages about what has a checkpoint's name and cannot be read.
+        Messages about files that have a checkpoint's name and cannot be read.
     strangers : list of str
-        The same, where no manager gives such a name (`ckpt-007.h5`, absurd numbers), or what has it is no file.
+        Messages about names that no manager gives (`ckpt-007.h5`, absurd numbers), and about what is not a file.
     """
 
     found: list[Found]
@@ -43,19 +43,19 @@ class Folder:
     Attributes
     ----------
     lock : Lock
-        The right to write here.
+        The right to write into this folder.
     """
 
     def __init__(self, directory: str | os.PathLike[str], name: str) -> None:
         self.directory, self.name = absolute(directory), name
         make_directory(self.directory)
         self.lock = Lock(self._path(f".fastvar-{name}.lock"))
-        self._read: dict[str, tuple[Any, Found]] = {}  # what was read of files that have not changed since
+        self._read: dict[str, tuple[Any, Found]] = {}  # by name: identity, and what was read
 
     def scan(self) -> Scan:
-        """Look through the folder. Whole checkpoints count whatever number their names have."""
+        """Read the records of all checkpoints in the folder. Whole ones count whatever their number is."""
         scan, gone = Scan([], [], []), True
-        while gone and not scan.found:  # where others save, all may be removed meanwhile: there are newer ones
+        while gone and not scan.found:  # others who save here may have removed all that was listed: list again
             scan, gone = Scan([], [], []), False
             with failing(self.directory, "cannot be read"):
                 names = set(os.listdir(self.directory))
@@ -63,7 +63,7 @@ class Folder:
                 try:
                     scan.found.append(self._look(name, name + PIN in names))
                 except OSError as error:
-                    if os.path.lexists(self._path(name)):  # a link to nothing, too
+                    if os.path.lexists(self._path(name)):  # true also for a broken link
                         ours = self._number(name) is not None and _may_be_file(self._path(name))
                         (scan.damaged if ours else scan.strangers).append(message(self._path(name), error))
                     else:
@@ -82,18 +82,18 @@ class Folder:
             record, state = peek(path)
             notes = read_notes(state, status.st_mtime)
             metrics = {key: value for key, value in notes.metrics.items() if type(value) is float}
-            kept = pinned or self._number(name) is None  # we gave no such name
+            kept = pinned or self._number(name) is None  # not a name of ours: never remove it
             found = Found(record.saved.counter, record.step, notes.time, path, metrics, kept)
             self._read[name] = identity, found
         return self._read[name][1]
 
     def next_counter(self) -> int:
-        """Return the count for a new checkpoint, beyond those here and the names of damaged ones."""
+        """Return the count for a new checkpoint, above all counts here, also those in names of damaged files."""
         counters = [found.counter for found in self.scan().found]
         numbers = map(self._number, os.listdir(self.directory))
         counter = 1 + max([0, *counters, *filter(None, numbers)])
         if counter > MAX_COUNTER:
-            raise CheckpointError(f"{self.directory}: not saved: a checkpoint here has the last count of all")
+            raise CheckpointError(f"{self.directory}: not saved: a checkpoint here has the largest possible count")
         while os.path.lexists(self.path(counter)):
             counter += 1
         return counter
@@ -105,16 +105,16 @@ class Folder:
         return os.path.join(self.directory, name)
 
     def _numbered(self, name: str) -> bool:
-        """Whether a file is named like a checkpoint, be it by us or by hand, such as `ckpt-007.h5`."""
+        """Whether a file is named like a checkpoint, by a manager or by hand, such as `ckpt-007.h5`."""
         return re.fullmatch(re.escape(self.name) + r"-\d+\.h5", name) is not None
 
     def _number(self, name: str) -> int | None:
-        """Return the number in a name that we may have given, else None."""
+        """Return the number in a name that a manager may have given, else None."""
         match = re.fullmatch(re.escape(self.name) + r"-(0|[1-9][0-9]*)\.h5", name)
         return int(match[1]) if match and int(match[1]) <= _PLAUSIBLE else None
 
     def others(self) -> list[str]:
-        """Return the names of checkpoints here that are called otherwise."""
+        """Return the names of checkpoints here under another checkpoint_name."""
         names = []
         for name in sorted(os.listdir(self.directory)):
             if name.endswith(".h5") and not self._numbered(name):
@@ -138,12 +138,12 @@ class Folder:
 
 
 def message(path: str, error: OSError) -> str:
-    """Return what is wrong with a file, which the error may not name."""
+    """Return what is wrong with a file, and name it."""
     return str(error) if isinstance(error, CheckpointError) else f"{path}: {error.strerror or error}"
 
 
 def _may_be_file(path: str) -> bool:
-    """Whether there is a file, or there may be one again: a link to nothing may lead to a disk that is away."""
+    """Whether there is a file, or may be again: a broken link may lead to a disk that is not mounted."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError as error:

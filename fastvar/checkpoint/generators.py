@@ -1,4 +1,4 @@
-"""The state of random generators of Python and NumPy, as values; what is taken back is tried on another one."""
+"""The state of random generators of Python and NumPy as values; saved state is tried on a new generator first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 NUMPY = (np.random.Generator, np.random.RandomState, np.random.BitGenerator)
-_HIGHEST = {"pos": 624, "buffer_pos": 4, "has_uint32": 1, "has_gauss": 1}  # NumPy itself does not look
+_HIGHEST = {"pos": 624, "buffer_pos": 4, "has_uint32": 1, "has_gauss": 1}  # NumPy itself does not check these
 
 
 def is_generator(thing: Any) -> bool:
@@ -28,7 +28,7 @@ def get_state(generator: Any) -> Any:
 
 
 def prepare(generator: Any, saved: Any) -> Callable[[], object]:
-    """Check what `get_state` returned, and return what will give it to the generator.
+    """Check a state that `get_state` returned, and return a function that gives it to the generator.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def prepare(generator: Any, saved: Any) -> Callable[[], object]:
         if not _same(saved, get_state(trial)):
             raise ValueError("a number is out of range")
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise ValueError(f"the saved state is not one of a {type(generator).__name__} ({error})") from error
+        raise ValueError(f"the saved state is not that of a {type(generator).__name__} ({error})") from error
     return _setting(generator, saved)
 
 
@@ -55,7 +55,7 @@ def _bits(generator: Any) -> Any:
 
 
 def _like(generator: Any) -> Any:
-    """Return another generator, that has such a state."""
+    """Return a new generator with the same kind of state."""
     if isinstance(generator, random.Random):
         return random.Random()
     bits = type(_bits(generator))()
@@ -86,7 +86,7 @@ def _fits(key: str, value: Any) -> bool:
 
 
 def _same(saved: Any, present: Any) -> bool:
-    """Return whether all that was saved is there, in its type and to the bit."""
+    """Return whether the saved state equals the present one, in types and bits."""
     if type(saved) is not type(present):
         return False
     if isinstance(saved, dict):

@@ -1,8 +1,8 @@
-"""Groups and datasets of an HDF5 file as bytes: what its metadata are made of.
+"""The metadata of an HDF5 file (groups and dataset headers) as bytes.
 
-Of every structure the version that has no checksum, which all versions of HDF5 read; the names are those of the
-"HDF5 File Format Specification". Addresses count from the end of the user block. libhdf5 would take ten times as
-long, and hold the GIL meanwhile.
+Every structure has the version without a checksum, which all versions of HDF5 read. Names are those of the "HDF5
+File Format Specification". Addresses count from the end of the user block. libhdf5 takes ten times as long, and
+holds the GIL meanwhile.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from h5py import h5t  # type: ignore[import-untyped]
 from fastvar.checkpoint.file_format import EXTENDED, HDF5_SIGNATURE, USER_BLOCK, dtype_named
 
 SUPERBLOCK = 96  # bytes
-_UNDEFINED = (1 << 64) - 1  # as an address: there is none
-_FEW = 32  # links that stand in the header of their group; more are found by a B-tree
-_HALF = 32  # half of what a node of a B-tree has room for
+_UNDEFINED = (1 << 64) - 1  # the address of nothing
+_FEW = 32  # most links in the header of a group; of more there is a B-tree
+_HALF = 32  # half the capacity of a node of a B-tree
 _NODE = 24 + 16 * _HALF + 8 * (2 * _HALF + 1)  # bytes of an inner node
 _LEAF = 8 + 40 * 2 * _HALF
 
@@ -29,19 +29,19 @@ _DATASPACE, _LINK_INFO, _DATATYPE, _FILL_VALUE, _LINK, _STORAGE, _GROUP_INFO, _A
     *(0x01, 0x02, 0x03, 0x05, 0x06),
     *(0x08, 0x0A, 0x0C, 0x11),
 )
-_HEADER = struct.Struct("<BxHII4x")  # version, number of messages, of links to it, of bytes
+_HEADER = struct.Struct("<BxHII4x")  # version, numbers of messages, of links to it, of bytes
 _MESSAGE = struct.Struct("<HHB3x")  # type, size, flags
-_NAMED = struct.Struct("<BBBH")  # of a link: version, flags, character set, length of the name
-_PLACE = struct.Struct("<QQ6x")  # of contiguous storage; ends the header of a dataset
+_NAMED = struct.Struct("<BBBH")  # a link: version, flags, character set, length of the name
+_PLACE = struct.Struct("<QQ6x")  # address and size of contiguous storage; ends the header of a dataset
 
 
 class Structures:
-    """Structures that stand one behind the other from some address on.
+    """Structures one after the other, from some address on.
 
     Attributes
     ----------
     end : int
-        The address behind the last; a multiple of 8.
+        The address after the last one; a multiple of 8.
     """
 
     def __init__(self, start: int) -> None:
@@ -49,25 +49,25 @@ class Structures:
         self._parts: list[bytes] = []
 
     def place(self, structure: bytes) -> int:
-        """Add one, and return its address."""
+        """Add a structure, and return its address."""
         address = self.end
         self._parts.append(structure)
         self.end += len(structure)
         return address
 
     def content(self) -> bytes:
-        """The bytes of all."""
+        """Return the bytes of all structures."""
         return b"".join(self._parts)
 
     def group(self, links: Mapping[str, int]) -> int:
-        """Add a group, given the addresses of what is in it by name, and return its address."""
+        """Add a group, given the addresses of its members by name, and return its address."""
         encoded = {name.encode(): address for name, address in links.items()}
         if len(links) > _FEW:
             return self.place(_header([_message(_SYMBOL_TABLE, struct.pack("<QQ", *self._index(encoded)))]))
         return self.place(_header([*_FEW_LINKS, *(_link(name, address) for name, address in encoded.items())]))
 
     def _index(self, links: Mapping[bytes, int]) -> tuple[int, int]:
-        """Add the B-tree and the local heap of a group with many links; their addresses."""
+        """Add the B-tree and the local heap of a group with many links, and return their addresses."""
         names = sorted(links)
         at, places, texts = 8, [], [bytes(8)]  # the heap begins with the empty name
         for name in names:
@@ -75,7 +75,7 @@ class Structures:
             texts.append(_padded(name + b"\0"))
             at += len(texts[-1])
         heap = self.place(struct.pack("<4sB3xQQQ", b"HEAP", 0, at, 1, self.end + 32) + b"".join(texts))
-        children = []  # the address of each node, and the place of the last name in it
+        children = []  # address of each node, and heap offset of its last name
         for first in range(0, len(names), 2 * _HALF):
             part = slice(first, first + 2 * _HALF)
             entries = [
@@ -92,7 +92,7 @@ class Structures:
     def _nodes(self, children: list[tuple[int, int]], level: int) -> list[tuple[int, int]]:
         """Add a level of the B-tree above `children`."""
         nodes = []
-        before = 0  # the place of the last name of the nodes before
+        before = 0  # heap offset of the last name of the previous node
         for first in range(0, len(children), 2 * _HALF):
             part = children[first : first + 2 * _HALF]
             left = self.end - _NODE if first else _UNDEFINED
@@ -105,7 +105,7 @@ class Structures:
 
 
 def superblock(root: int, length: int) -> bytes:
-    """What the file begins with behind the user block: the address of the root group, and the file's length."""
+    """Return the superblock, which follows the user block: the addresses of the root group and of the end."""
     return HDF5_SIGNATURE + struct.pack(
         "<8B HHI QQQQ QQ24x",
         *(0, 0, 0, 0, 0, 8, 8, 0),  # versions; bytes of an address, of a length
@@ -116,12 +116,12 @@ def superblock(root: int, length: int) -> bytes:
 
 
 def dataset(form: bytes, address: int, size: int) -> bytes:
-    """The header of a dataset, given its `array_form` or `text_form`, and the address and size of its data."""
+    """Return the header of a dataset with this `array_form` or `text_form`, and data of this address and size."""
     return form + _PLACE.pack(address if size else _UNDEFINED, size)
 
 
 def array_form(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """What the headers of all arrays of one dtype and shape begin with."""
+    """Return the beginning of the headers of all arrays of one dtype and shape."""
     if dtype.name not in EXTENDED:
         return _form(_encoded(dtype_named(dtype.name)), shape, [])
     text = dtype.name.encode()
@@ -131,7 +131,7 @@ def array_form(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 def text_form(length: int) -> bytes:
-    """The same of a text of UTF-8, of fixed length: no heap is needed, and any tool prints it."""
+    """Return the same for UTF-8 text of fixed length, which needs no heap and which any tool prints."""
     return _form(_text(length), (), [])
 
 
@@ -152,23 +152,23 @@ def _dataspace(shape: tuple[int, ...]) -> bytes:
 
 @functools.cache
 def _encoded(dtype: np.dtype[Any]) -> bytes:
-    """The datatype message of a dtype, as libhdf5 encodes it (after two bytes of its own)."""
+    """Return the datatype message of a dtype, as libhdf5 encodes it (after two bytes of its own)."""
     encoded: bytes = h5t.py_create(dtype, logical=True).encode()[2:]
     return encoded
 
 
 def _text(length: int) -> bytes:
-    """The datatype of a string: class 3, padded by spaces (2), of UTF-8 (0x10)."""
+    """Return the datatype of a string: class 3, padded by spaces (2), UTF-8 (0x10)."""
     return struct.pack("<BBHI", 0x13, 0x12, 0, length)
 
 
 def _link(name: bytes, address: int) -> bytes:
-    """The message of a link with a character set (0x10) and two bytes of length (0x01): UTF-8 (1)."""
+    """Return the message of a link with a character set (0x10), UTF-8 (1), and a length of two bytes (0x01)."""
     return _message(_LINK, _NAMED.pack(1, 0x11, 1, len(name)) + name + address.to_bytes(8, "little"))
 
 
 def _header(messages: Sequence[bytes]) -> bytes:
-    """An object header of such messages; one link leads to it."""
+    """Return an object header with these messages and one link to it."""
     body = b"".join(messages)
     return _HEADER.pack(1, len(messages), 1, len(body)) + body
 
@@ -182,7 +182,7 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 8)
 
 
-_FEW_LINKS = (  # what a group has before its links
+_FEW_LINKS = (  # the messages of a group before its links
     _message(_LINK_INFO, struct.pack("<BBQQ", 0, 0, _UNDEFINED, _UNDEFINED)),
     _message(_GROUP_INFO, bytes(2)),
 )

@@ -21,7 +21,7 @@ from fastvar.checkpoint.reader import File
 
 @dataclass(frozen=True)
 class Tensor:
-    """One row of an `Inspection`; `values` only if asked for."""
+    """A tensor of an `Inspection`; `values` only if they were asked for."""
 
     name: str
     dtype: str
@@ -38,20 +38,20 @@ class Inspection:
     ----------
     path, format : str
     size : int
-        Of the file, in bytes.
+        Bytes of the file.
     tensors : list of Tensor
     step, counter, run : int, int, str, or None
-        The commit record's; None in files of others.
+        From the commit record; None for files of others.
     time : float or None
-        When it was saved, in seconds since 1970; by the manager, or else the file's own time.
+        When it was saved, in seconds since 1970: the manager's note, or else the time of the file.
     metrics : dict
-        The manager's.
+        Those that the manager's `save` was given.
     state : dict
         The JSON state of optimizers and other objects.
     pinned : bool
-        Whether `PATH.pin` stands beside it.
+        Whether there is a file `PATH.pin`.
     notes : list of str
-        What a file of others has besides tensors.
+        What else is in a file of others.
     """
 
     path: str
@@ -70,7 +70,7 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Listed:
-    """A file in a folder of checkpoints: what is in it, as far as that can be read, and what is wrong with it."""
+    """A file in a folder of checkpoints: its contents, as far as they can be read, and what is wrong with it."""
 
     path: str
     size: int
@@ -86,8 +86,8 @@ def inspect(path: str | os.PathLike[str], *, values: bool = False) -> Inspection
     path : str or path-like
         The file.
     values : bool
-        Whether to read (and so verify) all tensors, and tell norm, minimum, maximum, and how many numbers
-        are not finite. Without, only their names and shapes are looked at.
+        Whether to read (and so verify) all tensors for their norm, minimum, maximum, and count of numbers that are
+        not finite. By default only names, dtypes and shapes are read.
 
     Raises
     ------
@@ -136,9 +136,9 @@ def _inspection(file: File | Foreign, values: bool = False) -> Inspection:
 
 
 def inspect_folder(path: str | os.PathLike[str], *, quick: bool = False) -> list[Listed]:
-    """Return the checkpoints in a folder, oldest first, whole and damaged ones.
+    """Return the checkpoints in a folder, whole and damaged, oldest first.
 
-    Files of others, what is no file (such as a pipe), and what a killed save left do not count.
+    Files of others, things that are not files (such as a pipe), and what a killed save left are left out.
 
     Parameters
     ----------
@@ -184,19 +184,19 @@ def _was_checkpoint(entry: os.DirEntry[str]) -> bool:
         return False
     try:
         if not entry.is_file():
-            return named and not os.path.exists(entry.path)  # a link to nothing; or gone: who opens it will know
+            return named and not os.path.exists(entry.path)  # a broken link, or removed: opening will tell
         if is_checkpoint(entry.path):
             return True
-        with open_regular(entry.path) as stream:  # HDF5 files of others begin with its signature, ours do not
+        with open_regular(entry.path) as stream:  # those of others begin with HDF5's signature
             return named and stream.read(len(file_format.HDF5_SIGNATURE)) != file_format.HDF5_SIGNATURE
     except FileNotFoundError:  # removed meanwhile
         return False
-    except OSError as error:  # it may be one that cannot be read; not a link in a circle
+    except OSError as error:  # it may be a checkpoint that cannot be read; ELOOP: a link in a circle
         return named and error.errno != errno.ELOOP
 
 
 def verify(path: str | os.PathLike[str]) -> None:
-    """Read all of a checkpoint and compare it with its checksums, in little memory.
+    """Read a whole checkpoint and compare it with its checksums, in little memory.
 
     Raises
     ------

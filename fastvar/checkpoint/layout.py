@@ -25,26 +25,26 @@ from fastvar.checkpoint.workers import throttled
 Spec = tuple[str, "np.dtype[Any]", tuple[int, ...]]  # a tensor's name, dtype, shape
 
 _PAGE = 4096
-_BRACKETS, _BETWEEN, _END = "{}", ",\n", '"]'  # of the manifest, its entries, each behind its hash
-_quoted = json.JSONEncoder().encode  # quicker than `json.dumps`
+_BRACKETS, _BETWEEN, _END = "{}", ",\n", '"]'  # of the manifest: around, between and at the end of entries
+_quoted = json.JSONEncoder().encode  # faster than `json.dumps`
 
 
 @dataclass(frozen=True)
 class Layout:
-    """An HDF5 file of tensors and state, without their bytes.
+    """Where everything stands in an HDF5 file of tensors and state.
 
     Attributes
     ----------
     length : int
-        Of the file.
+        Bytes of the file.
     image : sequence of (offset, bytes)
-        HDF5's own metadata; what is neither this nor data is zero.
+        HDF5's own metadata. Bytes that are neither metadata nor data are zero.
     metadata : str
         The hash of everything outside the record, the manifest, the state and the tensors.
     manifest, state : (offset, length)
-        The places of the two JSON texts.
+        Where the two JSON texts stand.
     small, large : sequence of (index, offset)
-        The tensors that have bytes, each in file order.
+        Where the tensors that have bytes stand, in file order.
     """
 
     length: int
@@ -57,17 +57,17 @@ class Layout:
     _heads: Sequence[str]
 
     def manifest_text(self, hashes: Sequence[str]) -> bytes:
-        """The manifest, given the tensors' hashes."""
+        """Return the manifest, given the hashes of the tensors."""
         return _manifest(self._heads, hashes)
 
 
 class Tensors:
-    """A set of tensors, checked at once; its part of a file is made when it is first needed.
+    """A checked set of tensors. Its part of a file is made when it is first needed.
 
     Raises
     ------
     ValueError
-        If names or shapes cannot stand in one HDF5 file.
+        If one HDF5 file cannot hold these names or shapes.
     TypeError
         If a dtype cannot be stored.
     """
@@ -83,13 +83,13 @@ class Tensors:
 
     @functools.cached_property
     def part(self) -> _Part:
-        """Their part of any file."""
+        """The part of a file that holds these tensors."""
         part = _Part(self.specs, USER_BLOCK + hdf5.SUPERBLOCK)
         part.finish()
         return part
 
 
-tensors_of = functools.lru_cache(maxsize=4)(Tensors)  # a run saves the same few sets of them again and again
+tensors_of = functools.lru_cache(maxsize=4)(Tensors)  # a run saves the same few sets again and again
 
 
 def _check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
@@ -100,7 +100,7 @@ def _check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
 
 
 def layout_of(tensors: Tensors, arrays: Tensors, state_length: int) -> Layout:
-    """The layout of a file with these tensors, arrays of the state, and `state_length` bytes of its JSON.
+    """Return the layout of a file with these tensors, arrays of the state, and bytes of JSON state.
 
     Raises
     ------
@@ -145,20 +145,20 @@ def _manifest(heads: Iterable[str], hashes: Sequence[str]) -> bytes:
 
 
 class _Part:
-    """Some datasets of a file: their data from `start` on, and behind these their headers and groups.
+    """Some datasets of a file: their data from `start` on, then their headers and groups.
 
     Attributes
     ----------
     small, large : list of (index, offset)
-        The tensors that have bytes, each in file order.
+        Where the tensors that have bytes stand, in file order.
     heads : list of str
-        Of each tensor, what the manifest says up to its hash: all that does not change between saves.
+        The entry of each tensor in the manifest up to its hash; it does not change between saves.
     padding : int
-        How many bytes among the data belong to none; they are zero.
+        How many zero bytes stand between the data.
     structures : Structures
-        What follows the data.
+        The headers and groups, which follow the data.
     links : dict of str to int
-        Where the root group must lead to, by name.
+        The addresses that the root group must link to, by name.
     """
 
     def __init__(self, specs: Sequence[Spec], start: int) -> None:
@@ -177,7 +177,7 @@ class _Part:
             self._datasets.append((name, kind.form, offset, kind.size))
 
     def add_text(self, name: str, length: int) -> tuple[int, int]:
-        """Add a dataset of text, which is no tensor; its offset and length."""
+        """Add a dataset of text, which is not a tensor, and return its offset and length."""
         offset = self._end
         self._datasets.append((name, hdf5.text_form(length), offset, length))
         self._end += length
@@ -185,7 +185,7 @@ class _Part:
         return offset, length
 
     def finish(self) -> None:
-        """Make the headers and groups; there are no more data."""
+        """Make the headers and groups. No data may be added after this."""
         start = self._end + -self._end % 8
         self.padding = start - self._start - self._data
         self.structures = hdf5.Structures(start - USER_BLOCK)
@@ -196,7 +196,7 @@ class _Part:
             if group:
                 _link(groups, group, self.structures.group(groups[group]))
         self.links = groups[""]
-        self._datasets.clear()  # they are not needed any more
+        self._datasets.clear()  # no longer needed
 
     @property
     def image(self) -> tuple[int, bytes]:
@@ -206,12 +206,12 @@ class _Part:
 
     @property
     def end(self) -> int:
-        """The offset behind it all."""
+        """The offset after everything."""
         return self.structures.end + USER_BLOCK
 
 
 class _Kind:
-    """What tensors of one dtype and shape share: size, and beginnings of header and manifest entry."""
+    """What tensors of one dtype and shape share: size, beginnings of their headers and manifest entries."""
 
     def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self.size = dtype.itemsize * math.prod(shape)
@@ -220,7 +220,7 @@ class _Kind:
 
 
 def _places(sizes: Sequence[tuple[int, int]], at: int, boundary: int) -> tuple[list[tuple[int, int]], int]:
-    """Give (index, size) places from `at` on, each on a boundary: (index, offset), and where they end."""
+    """Place (index, size) from `at` on, each on a boundary; return (index, offset) of each, and the end."""
     places = []
     for index, size in sizes:
         at += -at % boundary
@@ -230,7 +230,7 @@ def _places(sizes: Sequence[tuple[int, int]], at: int, boundary: int) -> tuple[l
 
 
 def _link(groups: dict[str, dict[str, int]], name: str, address: int) -> None:
-    """Note the address of `name` in its group, and the groups above that are new (their addresses come later)."""
+    """Enter the address of `name` in its group, and new parent groups with the address 0 for now."""
     group, _, last = name.rpartition("/")
     while group not in groups:
         groups[group] = {last: address}

@@ -1,7 +1,7 @@
 """Locks on files: who may write in a directory, and which temporary files have a living writer.
 
-They are `flock`s: the system drops them when their process ends, however it ends. Where a file system (or
-Windows) has none, nothing is locked, and a manager says so.
+The locks are `flock`s, which the system drops when their process ends, however it ends. Where the file system (or
+Windows) has none, nothing is locked, and a manager warns.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ if sys.platform != "win32":
 from fastvar.checkpoint.file_format import CheckpointError, failing
 from fastvar.kernels.atomic import Uninterrupted
 
-UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # by a file system
-_NO_LOCKS = {*UNSUPPORTED, errno.ENOLCK}  # the last: of NFS without its lock service
-# Links and pipes of others are left alone: what is written would not stay here.
+UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # the file system cannot do it
+_NO_LOCKS = {*UNSUPPORTED, errno.ENOLCK}  # ENOLCK: NFS without its lock service
+# Do not follow links or open pipes that others put here.
 _OPEN_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_TRIES = 100  # others hold a directory for much less than so many milliseconds
+_TRIES = 100  # of one millisecond each; others hold a directory for much less
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def close_read(descriptor: int) -> None:
-    """Close what was only read: nothing can be lost, whatever the system says."""
+    """Close a descriptor that was only read from, and ignore errors, which cannot mean lost data."""
     with contextlib.suppress(OSError):
         os.close(descriptor)
 
 
 def try_lock(descriptor: int) -> bool | None:
-    """Lock an open file until its last descriptor is closed; False if another has it, None without locks."""
+    """Lock an open file until its last descriptor is closed.
+
+    Return False if another process has the lock, and None if there are no locks here.
+    """
     if sys.platform == "win32":
         return None
     try:
@@ -54,8 +57,8 @@ def try_lock(descriptor: int) -> bool | None:
 
 @contextlib.contextmanager
 def in_turn(directory: str) -> Iterator[None]:
-    """Keep other writers of fastvar out of a directory for a moment, as far as there are locks."""
-    if sys.platform == "win32":  # there, directories cannot be opened
+    """Keep other writers of fastvar out of a directory for a moment, where there are locks."""
+    if sys.platform == "win32":  # directories cannot be opened
         yield
         return
     descriptor = os.open(directory, os.O_RDONLY)
@@ -70,12 +73,12 @@ def in_turn(directory: str) -> Iterator[None]:
 
 
 class Lock:
-    """The right to write checkpoints of one name into a directory, kept by a file that says who has it.
+    """The right to write checkpoints of one name into a directory, as a lock on a file that names its holder.
 
     Parameters
     ----------
     path : str
-        Of the lock file. It stays, as removing it could let two in at once; without a process it means nothing.
+        The lock file. It stays when the lock is released: removing it could let two writers in at once.
     """
 
     def __init__(self, path: str) -> None:
@@ -92,16 +95,16 @@ class Lock:
         Raises
         ------
         CheckpointError
-            If another process, or another manager of this one, has it: it is named, and errno is EWOULDBLOCK.
-            `purpose` says what cannot be done now.
+            If another process, or another manager of this one, has the lock. The message names the holder, and
+            `purpose` as what cannot be done; errno is EWOULDBLOCK.
         """
         if self.held:
             return
-        with Uninterrupted(), failing(self._path, purpose):  # a descriptor that is lost would keep the lock
+        with Uninterrupted(), failing(self._path, purpose):  # losing the descriptor would keep the lock for ever
             descriptor = os.open(self._path, _OPEN_FLAGS, 0o666)
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise OSError(errno.EINVAL, "it is no file")
+                    raise OSError(errno.EINVAL, "not a regular file")
                 self._settle(descriptor, purpose)
             except BaseException:
                 close_read(descriptor)
@@ -110,14 +113,14 @@ class Lock:
             _held.add(self)
 
     def _settle(self, descriptor: int, purpose: str) -> None:
-        """Lock the open file, and write down who did."""
+        """Lock the open file, and write into it who has the lock."""
         locked = try_lock(descriptor)
         if locked:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, _myself().encode(), 0)
         if locked is None:
             warnings.warn(
-                f"{self._path}: this file system has no locks; nothing keeps a second program from saving here",
+                f"{self._path}: this file system has no locks; a second program could save here at the same time",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -128,13 +131,13 @@ class Lock:
             raise CheckpointError(f"{folder}: {purpose}: {holder} is saving here{own}", errno=errno.EWOULDBLOCK)
 
     def release(self) -> None:
-        """Give the lock back; a second time does nothing."""
+        """Release the lock, if it is held."""
         if self.held:
             with Uninterrupted():
                 self._close()
 
     def _close(self) -> None:
-        """Close the file without unlocking it: a forked child's copy must not end the parent's lock."""
+        """Close the file without unlocking it, since a forked child shares the lock with its parent."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             close_read(descriptor)
@@ -144,7 +147,7 @@ class Lock:
 
 
 def _holder(descriptor: int) -> str:
-    """Return what the holder has written down, which it does at once."""
+    """Return what the holder of the lock has written into the file, as it does at once."""
     for _ in range(_TRIES):
         text = os.pread(descriptor, 1000, 0)
         if text:
@@ -159,7 +162,7 @@ def _myself() -> str:
 
 
 def _after_fork() -> None:
-    for lock in list(_held):  # else a child that outlives its parent would keep the directory locked
+    for lock in list(_held):  # a child that outlives its parent would keep the directory locked
         lock.release()
 
 

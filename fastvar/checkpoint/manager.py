@@ -23,7 +23,7 @@ from fastvar.checkpoint.writer import prepare
 
 
 class CheckpointManager:
-    """Saves a `Checkpoint` into a folder again and again, and finds the latest again.
+    """Saves a `Checkpoint` into a folder again and again, removes old files, and restores the latest.
 
     One manager at a time may save under one name into a folder: from `with`, its restore or its first save until
     `close`, or until it or its process ends. Others may read meanwhile.
@@ -32,35 +32,35 @@ class CheckpointManager:
     ----------
     checkpoint : Checkpoint
     directory : str or path-like
-        Made if it is missing; a relative one stays where it is after `os.chdir`. Only whole checkpoints of
+        The folder, made if it is missing. A relative path is made absolute at once. Only whole checkpoints of
         fastvar in it count, and no other file is touched.
     max_to_keep : int, optional
-        How many of the newest stay; None keeps all.
+        How many of the newest to keep; None keeps all.
     keep_checkpoint_every_n_hours : float, optional
-        Of the older ones, those at least so many hours apart stay for ever.
+        Of the older ones, keep those that are at least this many hours apart.
     checkpoint_name : str
-        Files are called `NAME-COUNT.h5`.
+        Files are named `NAME-COUNT.h5`.
     step_counter : Variable or callable, optional
-        What the step is read from; by default the iterations of the only optimizer.
+        Where the step is read from; by default the iterations of the only optimizer.
     checkpoint_interval : int, optional
-        `save` does nothing until so many steps have passed since the last.
+        `save` does nothing until this many steps have passed since the last save.
     init_fn : callable, optional
         Called by `restore_or_initialize` where there is no checkpoint.
     keep_checkpoint_every_n_steps : int, optional
-        Of the older ones, those at least so many steps apart stay for ever.
+        Of the older ones, keep those that are at least this many steps apart.
     monitor : str, optional
-        The metric, of those given to `save`, by which the best stay.
+        The metric, among those given to `save`, that says which checkpoints are the best.
     mode : {"min", "max"}
-        Whether less or more of it is better.
+        Whether less or more of the metric is better.
     keep_best : int
-        How many of the best stay.
+        How many of the best to keep.
     hyperparameters : {"saved", "program"}
         Whose hyperparameters hold after `restore_or_initialize`, see `Checkpoint.restore`.
 
     Notes
     -----
-    A checkpoint stays if any of these rules wants it, or if it is pinned. Older ones are removed only after the
-    new one is durable and has been read again, whole.
+    A checkpoint is kept if any of these rules keeps it, or if it is pinned. Others are removed only after the new
+    one is durable and has been read back and verified.
 
     Examples
     --------
@@ -131,13 +131,13 @@ class CheckpointManager:
 
     @property
     def latest_checkpoint(self) -> str | None:
-        """Path of the newest checkpoint, found by the records in the files; None if there is none."""
+        """Path of the newest checkpoint, by the records in the files; None if there is none."""
         paths = self.checkpoints
         return paths[-1] if paths else None
 
     @property
     def best_checkpoint(self) -> str | None:
-        """Path of the one that is best by `monitor`, also of earlier runs; None if there is none."""
+        """Path of the best checkpoint by `monitor`, earlier runs included; None if there is none."""
         ranked = self._retention.ranked(self._folder.scan().found)
         return ranked[0].path if ranked else None
 
@@ -155,25 +155,25 @@ class CheckpointManager:
         blocking: bool = True,
         metrics: Mapping[str, float] | None = None,
     ) -> str | None:
-        """Save, and then remove what need not be kept; return the path, or None if it is not yet time.
+        """Save, then remove what need not be kept. Return the path, or None if no save is due yet.
 
         Parameters
         ----------
         step : int, optional
             By default that of `step_counter`.
         check_interval : bool
-            False saves even if `checkpoint_interval` steps have not passed yet.
+            False saves even if fewer than `checkpoint_interval` steps have passed.
         blocking : bool
-            False returns as soon as everything is copied; a thread writes the file, and then retains. The file
-            is durable when `wait` (or the next `save`, or `close`) has returned; an error is raised there.
+            False returns as soon as everything is copied; a thread writes the file and removes old ones. The file
+            is durable when `wait`, `close` or the next `save` has returned; an error is raised there.
         metrics : mapping of str to float, optional
-            Kept in the file: what `monitor` looks for, and `python -m fastvar inspect` shows.
+            Stored in the file: for `monitor`, and for `python -m fastvar inspect` to show.
 
         Raises
         ------
         CheckpointError
             If it cannot be written, or another manager saves here; older checkpoints are untouched. Also if the
-            last save, which was not blocking, failed: this one has then not been made.
+            last save was not blocking and failed: then this one is not made.
         """
         step = self._step() if step is None else checked_step(step)
         interval = self.checkpoint_interval if check_interval else None
@@ -223,16 +223,16 @@ class CheckpointManager:
         Raises
         ------
         CheckpointError
-            If it failed; once. Older checkpoints are untouched, and the next save is made as usual.
+            If the last save failed; raised once. Older checkpoints are untouched, the next save works as usual.
         """
         try:
             self._background.wait()
         except BaseException:
-            self._last_step = None  # the next is due at once
+            self._last_step = None  # the next save is due at once
             raise
 
     def close(self) -> None:
-        """Wait, and then let others save into the folder, and signals end the process as before."""
+        """Wait for the last save, unlock the folder, and handle signals as before."""
         try:
             self.wait()
         finally:
@@ -251,54 +251,53 @@ class CheckpointManager:
 
     @property
     def stopping(self) -> bool:
-        """Whether the system wants this process to end: whether SIGTERM or SIGUSR1 has come.
+        """Whether the system has asked this process to end, by SIGTERM or SIGUSR1.
 
-        From `with` on, or from the first look at this, until `close` these signals do not end the process: the
-        program does, once it has saved. What else handles them (a function given to `signal.signal` before) is
-        still called. After `close` this stays as it is. A forked child is ended by signals as usual.
+        From `with`, or the first use of this property, until `close` these signals do not end the process: the
+        program saves and ends itself. A handler given to `signal.signal` before is still called. After `close`
+        the value stays. Signals end a forked child as usual.
 
         Raises
         ------
         RuntimeError
-            If the manager was not entered, nor this looked at, in the main thread: only there Python handles
+            If neither `with` nor the first use of this property was in the main thread, where Python handles
             signals.
         """
         if not self._listener.started:
             self._listener.start()
         if not self._listener.started:
             raise RuntimeError(
-                "CheckpointManager: stopping is known only if the manager is entered (with) in the main thread"
+                "CheckpointManager: stopping is known only if `with` enters the manager in the main thread"
             )
         return self._listener.called
 
     def pin(self, path: str) -> None:
-        """Keep a checkpoint until `unpin`: by a file `NAME-COUNT.h5.pin` beside it, which any tool may make.
+        """Keep a checkpoint until `unpin`, by an empty file `NAME-COUNT.h5.pin` beside it (any tool may make one).
 
         Raises
         ------
         FileNotFoundError
-            If there is none of that name in the folder.
+            If the folder has no checkpoint of that name.
         """
         self._folder.pin(path, True)
 
     def unpin(self, path: str) -> None:
-        """Let a checkpoint be removed as others are; without a pin nothing happens."""
+        """Remove the pin of a checkpoint, if it has one."""
         self._folder.pin(path, False)
 
     def restore_or_initialize(self, *, hyperparameters: Choice | None = None) -> str | None:
-        """Restore the newest good checkpoint and return its path; without any, call `init_fn`, return None.
+        """Restore the newest good checkpoint and return its path. If there is none, call `init_fn`, return None.
 
-        A damaged one is passed over with a warning. So is what no manager can have saved, as its name has an
-        absurd number or leading zeros; that is no reason not to start afresh.
+        A damaged checkpoint is skipped with a warning. So is a file whose name no manager gives (an absurd number,
+        leading zeros); such a file alone does not prevent a fresh start.
 
-        From now on others cannot save here. If another saves here already, this manager cannot, and a warning
-        names the other one. (A program that only reads may instead pass `latest_checkpoint` to the `restore` of
-        its checkpoint.)
+        From now on others cannot save here. If another manager saves here already, this one cannot save, and a
+        warning names the other. A program that only reads can pass `latest_checkpoint` to `Checkpoint.restore`.
 
         Parameters
         ----------
         hyperparameters : {"saved", "program"}, optional
-            By default what the manager was given; see `Checkpoint.restore`.
+            By default that of the manager; see `Checkpoint.restore`.
 
         Raises
         ------
@@ -330,11 +329,11 @@ class CheckpointManager:
             try:
                 self._last_step = self.checkpoint.restore(checkpoint.path, hyperparameters=choice).step
             except OSError as error:
-                own = isinstance(error, CheckpointError) or error.filename == checkpoint.path
-                if not own:  # of an object that is restored
+                of_file = isinstance(error, CheckpointError) or error.filename == checkpoint.path
+                if not of_file:  # an object that is restored raised it
                     raise
-                if isinstance(error, FileNotFoundError):  # another process, which saves here, has just removed it:
-                    return self._restore_newest(choice)  # there are newer ones
+                if isinstance(error, FileNotFoundError):  # another process has saved a newer one and removed it
+                    return self._restore_newest(choice)
                 damaged.append(message(checkpoint.path, error))
                 continue
             for problem in damaged:
@@ -359,7 +358,7 @@ class CheckpointManager:
 
 
 def _retain(path: str, folder: Folder, retention: Retention) -> None:
-    """Remove what need not be kept, once a checkpoint is written. It holds the folder, and so its lock."""
+    """Remove what need not be kept, once a checkpoint is written. The folder stays locked until this ends."""
     try:
         dispensable = retention.dispensable(folder.scan().found)
     except CheckpointError as error:

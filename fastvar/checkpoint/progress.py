@@ -1,4 +1,4 @@
-"""Progress bars on long work: with tqdm, on a terminal, in the main thread, and never for short work."""
+"""Progress bars for long work, if tqdm is installed, on a terminal, in the main thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-LEAST = 1 << 26  # bytes: less is done before a bar could help, and tqdm need not be imported for it
+LEAST = 1 << 26  # bytes; less is done before a bar would show, and tqdm is not imported for it
 
 Advance = Callable[[int], object]
 
@@ -35,7 +35,7 @@ def hidden() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """Show how much of `total` bytes is done, told through the function that this context gives.
+    """Show how much of `total` bytes is done; the context gives the function that reports progress.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def nothing(count: int) -> None:
 
 
 def _bar(what: str, total: int) -> Any:
-    """Return a bar, or None where none is wanted, or would be seen."""
+    """Return a bar, or None where no bar is wanted or could be seen."""
     if total < LEAST or not _shown.get() or threading.current_thread() is not threading.main_thread():
         return None
     if sys.stderr is None or not sys.stderr.isatty():
@@ -68,6 +68,6 @@ def _bar(what: str, total: int) -> Any:
         return None
 
     class Bar(tqdm):  # type: ignore[misc]
-        monitor_interval = 0  # no thread of tqdm's: a program may fork
+        monitor_interval = 0  # no thread of tqdm, as the program may fork
 
     return Bar(total=total, desc=what, unit="B", unit_scale=True, delay=1, leave=False, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Names in a directory: temporary ones, their debris, and durable publishing under the final one."""
+"""Temporary files, their removal after a kill, and durable publishing under the final name."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fastvar.checkpoint.file_format import CheckpointError, failing
 from fastvar.checkpoint.locks import UNSUPPORTED, in_turn, try_lock
 from fastvar.kernels.atomic import Uninterrupted
 
-_PREFIX = ".fastvar-"  # of temporary files: what is left of a killed writer can be told from all else
+_PREFIX = ".fastvar-"  # tells temporary files that a killed writer left from all other files
 _SUFFIX = ".tmp"
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EMLINK, *UNSUPPORTED}
 
 
 @contextlib.contextmanager
 def temporary(directory: str) -> Iterator[tuple[str, int]]:
-    """Make a new file, locked as long as its writer lives: its path, and a descriptor to be closed inside.
+    """Make a new file and give its path and a descriptor, to be closed inside; an error removes the file.
 
-    An error removes it.
+    The file is locked as long as this process lives.
     """
     path, keeper, tidying = "", -1, Uninterrupted()
     try:
@@ -35,7 +35,7 @@ def temporary(directory: str) -> Iterator[tuple[str, int]]:
             discard(path)
         raise
     finally:
-        with tidying, contextlib.suppress(OSError):  # what can be lost was lost when the other one was closed
+        with tidying, contextlib.suppress(OSError):  # data are lost only if closing the other one fails
             os.close(keeper)
 
 
@@ -45,7 +45,7 @@ def _make_locked(directory: str) -> tuple[str, int]:
         path = os.path.join(directory, _PREFIX + secrets.token_hex(8) + _SUFFIX)
         keeper = os.open(path, flags, 0o666)  # less the umask
         try:
-            # Another process may clean up just before the file is locked, and take it for debris.
+            # Another process that cleans up just before the file is locked takes it for debris and removes it.
             if try_lock(keeper) is not False and os.fstat(keeper).st_nlink:
                 return path, keeper
         except BaseException:
@@ -56,10 +56,10 @@ def _make_locked(directory: str) -> tuple[str, int]:
 
 
 def clean(directory: str) -> None:
-    """Remove what killed writers have left: temporary files that nobody holds locked."""
+    """Remove what killed writers have left: temporary files that nobody has locked."""
     for name in os.listdir(directory):
         if name.startswith(_PREFIX) and name.endswith(_SUFFIX):
-            with contextlib.suppress(OSError):  # of another user, or just gone: not ours to settle
+            with contextlib.suppress(OSError):  # another user's, or just removed
                 _remove_dead(os.path.join(directory, name))
 
 
@@ -73,14 +73,14 @@ def _remove_dead(path: str) -> None:
 
 
 def check_replaceable(path: str) -> None:
-    """Raise CheckpointError for what stands at `path` and is no file, such as `/dev/null`: never replace that."""
+    """Raise CheckpointError if `path` is not a regular file, such as `/dev/null`, which must not be replaced."""
     with failing(path), contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CheckpointError(f"{path}: not saved: what is there is no file, and is not replaced")
+            raise CheckpointError(f"{path}: not saved: it is not a regular file, and is not replaced")
 
 
 def publish(source: str, path: str, replace: bool) -> None:
-    """Give a file its final name, durably; a new name is taken back if that fails. Signals wait meanwhile."""
+    """Give a file its final name, durably. If that fails, a new name is removed again. Signals wait meanwhile."""
     with Uninterrupted():
         if replace:
             os.replace(source, path)
@@ -98,7 +98,7 @@ def publish(source: str, path: str, replace: bool) -> None:
 
 
 def _link(source: str, path: str) -> bool:
-    """Give a file a second name, unless that is taken; False if it was moved, as there are no links here."""
+    """Give a file a second name, unless it is taken. Where the file system has no links, move it, return False."""
     try:
         os.link(source, path)
         return True
@@ -113,35 +113,35 @@ def _link(source: str, path: str) -> bool:
 
 
 def discard(path: str) -> None:
-    """Remove a file of ours on the way out; the error that is being raised says more."""
+    """Remove a file of ours and ignore errors, as another one is being raised."""
     with contextlib.suppress(OSError):
         os.unlink(path)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """Return the path from the root, so that it means the same place after `os.chdir`.
+    """Return the absolute path, which names the same place after `os.chdir`.
 
-    As in Python's own functions, `~` is an ordinary character. `..` stays: what is before it may be a link.
+    As in Python's own functions, `~` is an ordinary character. `..` stays, since the part before it may be a link.
     """
     text = os.fsdecode(path)
     whole = Path(text).absolute()
-    folder = os.path.basename(text) in {"", "."}  # it ends so that only a folder can be meant
+    folder = os.path.basename(text) in {"", "."}  # the ending says that it must be a folder
     return os.path.join(whole, "") if folder else str(whole)
 
 
 def make_directory(path: str) -> None:
-    """Make a directory and those above it that are missing, durably."""
+    """Make a directory and its missing parents, durably."""
     if not path or os.path.isdir(path):
         return
     make_directory(os.path.dirname(path))
-    with contextlib.suppress(FileExistsError):  # another process was faster; an existing file will be found out
+    with contextlib.suppress(FileExistsError):  # another process was faster; a file of that name fails later
         os.mkdir(path)
     sync_directory(path)
 
 
 def sync_directory(path: str) -> None:
     """Make the name of `path` in its directory durable."""
-    if os.name == "nt":  # there, a directory cannot be opened, and the file system journals names
+    if os.name == "nt":  # Windows cannot open a directory, and its file system journals names
         return
     descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""Read one checkpoint file. It is not trusted: everything is checked before it is used."""
+"""Reads one checkpoint file. The file is not trusted: everything is checked before it is used."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from fastvar.checkpoint.locks import close_read
 from fastvar.checkpoint.progress import Advance, nothing, progress
 from fastvar.checkpoint.workers import WorkQueue, work_in_parallel
 
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # no FIFO is waited for
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # do not wait for a FIFO
 
 
 class File:
-    """A checkpoint file, opened for reading, and all but its tensors verified.
+    """A checkpoint file, opened for reading. Everything but its tensors is verified.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class File:
         The run that wrote the file and its count of saves.
     state : dict
     entries : dict of str to Entry
-        The tensors' dtypes, shapes and places, in the order in which they were given.
+        Dtypes, shapes and offsets of the tensors, in the order in which they were saved.
 
     Raises
     ------
@@ -86,12 +86,12 @@ class File:
         places += [(part.offset, part.length) for part in sections]
         digest = xxhash.xxh3_128()
         for offset, length in uncovered(places, record.length):
-            self._hash(offset, length, digest, _room(length))
+            self._hash(offset, length, digest, _buffer(length))
         if digest.hexdigest() != record.metadata:
             raise ValueError("the HDF5 metadata are damaged; use another checkpoint")
 
     def read(self, name: str) -> Array:
-        """The verified tensor `name`, in an array of its own.
+        """Return the verified tensor `name` as a new array.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class File:
         return array
 
     def read_small(self, names: Sequence[str]) -> list[bytes]:
-        """The verified bytes of tensors that have few, but some. `names` stand in the order of their offsets.
+        """Return the verified bytes of small tensors that are not empty. `names` are ordered by their offsets.
 
         Raises
         ------
@@ -124,7 +124,7 @@ class File:
         return parts
 
     def _small(self, names: Sequence[str]) -> Iterator[tuple[list[bytes], list[str]]]:
-        """The bytes of small tensors, read at once where they are neighbours, and the names of the damaged."""
+        """Yield the bytes of small tensors and the names of damaged ones, reading neighbours at once."""
         entries = [*map(self.entries.__getitem__, names)]
         offsets = [entry.offset or 0 for entry in entries]
         assert offsets == sorted(offsets)
@@ -134,9 +134,9 @@ class File:
             near = slice(first, bisect.bisect_left(offsets, start + CHUNK))
             first = near.stop
             end = offsets[first - 1] + entries[first - 1].length
-            room = bytearray(end - start)
-            self._guarded(names[near.start], _fill, self._descriptor, memoryview(room), start)
-            data = bytes(room)
+            buffer = bytearray(end - start)
+            self._guarded(names[near.start], _fill, self._descriptor, memoryview(buffer), start)
+            data = bytes(buffer)
             _, _, places, lengths, hashes = zip(*entries[near], strict=True)
             parts = [data[at - start : at - start + n] for at, n in zip(places, lengths, strict=True)]
             digests = tuple(map(xxhash.xxh3_128_hexdigest, parts))
@@ -146,19 +146,19 @@ class File:
             yield parts, damaged
 
     def read_into(self, targets: Sequence[tuple[str, Array]]) -> None:
-        """Read tensors into arrays of their shapes and dtypes, and only then know whether they are whole.
+        """Read tensors into arrays of their shapes and dtypes, and verify them afterwards.
 
         Raises
         ------
         CheckpointError
-            Naming every damaged tensor, or one that cannot be read. Arrays are then overwritten in part.
+            Naming every damaged tensor, or one that cannot be read. The arrays may be overwritten then.
         """
         damaged = self._read("restoring", [(name, _bytes(array)) for name, array in targets])
         if damaged:
             raise self._damaged(damaged)
 
     def verify(self, names: Iterable[str] | None = None) -> None:
-        """Verify tensors, by default all, in little memory. (The rest was verified at opening.)
+        """Verify tensors, by default all, in little memory. (The rest of the file is verified when it is opened.)
 
         Raises
         ------
@@ -175,13 +175,13 @@ class File:
             raise self._damaged([name for name in names if name in damaged])
 
     def _read(self, what: str, tensors: Sequence[tuple[str, memoryview | None]]) -> list[str]:
-        """Read tensors, by several threads, to where they are to go if that is given; the names of the damaged."""
+        """Read tensors with several threads, into memory where it is given; return the names of damaged ones."""
         damaged: set[str] = set()
 
         def work(waiting: WorkQueue[tuple[str, memoryview | None]]) -> None:
-            room = _room()
+            buffer = _buffer()
             for name, target in waiting:
-                if self._digest(name, room if target is None else target, advance) != self.entries[name].hash:
+                if self._digest(name, buffer if target is None else target, advance) != self.entries[name].hash:
                     damaged.add(name)
 
         total = sum(self.entries[name].length for name, _ in tensors)
@@ -207,7 +207,7 @@ class File:
         self.close()
 
     def _digest(self, name: str, target: memoryview, advance: Advance = nothing) -> str:
-        """The hash of the tensor's bytes as they are; see `_hash`."""
+        """Read a tensor and return its hash; see `_hash`."""
         entry, digest = self.entries[name], xxhash.xxh3_128()
         self._guarded(name, self._hash, entry.offset or 0, entry.length, digest, target, advance)
         return digest.hexdigest()
@@ -215,7 +215,7 @@ class File:
     def _hash(
         self, offset: int, length: int, digest: xxhash.xxh3_128, target: memoryview, advance: Advance = nothing
     ) -> None:
-        """Read a stretch of the file to `target`, if need be (it is smaller) piece over piece, and hash it."""
+        """Read part of the file into `target` and hash it; a smaller `target` is overwritten piece by piece."""
         fits = target.nbytes >= length
         for start in range(0, length, CHUNK):
             at = start if fits else 0
@@ -225,7 +225,7 @@ class File:
             advance(part.nbytes)
 
     def _guarded(self, name: str, reading: Callable[..., Any], *arguments: Any) -> Any:
-        """Do some reading for a tensor, which its errors will name."""
+        """Call a function that reads a tensor, and name the tensor in its errors."""
         try:
             return reading(*arguments)
         except OSError as error:
@@ -243,8 +243,8 @@ class File:
         )
 
 
-def _room(length: int = CHUNK) -> memoryview:
-    """Where bytes stay that are only hashed, so many at most: in the cache."""
+def _buffer(length: int = CHUNK) -> memoryview:
+    """Return memory for bytes that are only hashed; it is small, and so stays in the cache."""
     return memoryview(bytearray(min(length, CHUNK)))
 
 
@@ -253,10 +253,9 @@ def _bytes(array: Array) -> memoryview:
 
 
 def prefetch(path: str | os.PathLike[str]) -> None:
-    """Let the system begin to read a file that will soon be opened; what is wrong with it is told then.
+    """Let the system begin to read a file that will soon be opened. Errors are ignored; opening it raises them.
 
-    Of a large file the beginning, and the end, where the manifest is: what is between the system foresees by
-    itself, and better, as it is read.
+    Prefetch the beginning, and the end with the manifest. The system reads ahead in between, and does that better.
     """
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
@@ -270,12 +269,12 @@ def prefetch(path: str | os.PathLike[str]) -> None:
 
 
 def peek(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Any]]:
-    """The commit record of a file, which has the length that was saved, and its state; no more is verified.
+    """Return the commit record and the state of a file, which has the recorded length; nothing else is verified.
 
     Raises
     ------
     CheckpointError
-        If one of them is damaged, or the length is another.
+        If one of them is damaged, or the length differs.
     OSError
         If the file cannot be opened.
     """
@@ -293,7 +292,9 @@ def _read_record(descriptor: int) -> Record:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a file")
-    block = bytearray(min(status.st_size, USER_BLOCK + 8))  # 8: of a foreign HDF5 file
+    block = bytearray(
+        min(status.st_size, USER_BLOCK + 8)
+    )  # 8: the signature of a foreign HDF5 file behind its user block
     _fill(descriptor, memoryview(block), 0)
     record = Record.unpack(bytes(block))
     if record.length != status.st_size:
@@ -305,7 +306,7 @@ def _read_record(descriptor: int) -> Record:
 
 
 def _read_section(descriptor: int, what: str, section: Section) -> bytes:
-    """The bytes of a section that lies within the file."""
+    """Return the verified bytes of a section."""
     if section.length > MAX_JSON:
         raise ValueError(f"the {what} is too large")
     data = bytearray(section.length)

@@ -1,4 +1,4 @@
-"""What a restore tells: what was taken, what was not, and what was perhaps meant."""
+"""The report of a restore, and the error if names do not match, with hints at what was perhaps meant."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-_FEW = 5  # names are listed up to this many, then counted by the path that they share
-_LINES = 10  # of each kind in an error
-_MANY = 2000  # names among which a like one is searched letter by letter
+_FEW = 5  # list up to this many names; of more, count those that share a path
+_LINES = 10  # lines of each kind in an error
+_MANY = 2000  # names that are compared letter by letter to find a similar one
 
 
 @dataclass
@@ -23,15 +23,15 @@ class Restored:
     step : int
         The step at which the file was saved; 0 for an import.
     taken, missing, skipped : list of str
-        Names that were restored, that the file lacks, and that only the file has.
+        Names that were restored; that the file lacks; that only the file has.
     refused : list of str
         With `partial`, why an optimizer or another object did not take its saved state.
     hyperparameters : list of str
-        Those of optimizers that were not the same in the program and in the file, with both values.
+        Those that differ between the program and the file, with both values.
     kept : bool
         Whether those of the program were kept.
     notes : list of str
-        Of an import: dtypes that were converted, things in the file that are not tensors.
+        Of an import: converted dtypes, and things in the file that are not tensors.
     """
 
     path: str
@@ -63,7 +63,7 @@ class Restored:
 
 
 def summary(names: Sequence[str]) -> str:
-    """Return the names if they are few, else what their paths begin with, and how many begin so."""
+    """Return the names if they are few, else the beginnings of their paths, with counts."""
     if len(names) <= _FEW:
         return ", ".join(names)
     for depth in (3, 2, 1):
@@ -74,7 +74,7 @@ def summary(names: Sequence[str]) -> str:
 
 
 class Like:
-    """Finds the name that was perhaps meant: one that ends alike, else one that is spelt alike."""
+    """Finds the name that was perhaps meant: one with the same ending, else one of similar spelling."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = {_bare(name): name for name in names}
@@ -84,8 +84,8 @@ class Like:
                 self._by_tail[_tail(name, count)].append(name)
 
     def find(self, name: str) -> str | None:
-        """Return that name, or None."""
-        here, _, there = name.partition(" (as ")  # of a renamed one, what was looked for in the file
+        """Return the name that was perhaps meant, or None."""
+        here, _, there = name.partition(" (as ")  # of a renamed variable: the name looked for in the file
         name = _bare(there.rstrip(")") or here)
         alike = self._by_tail.get(_tail(name, 2)) if re.search("[/.]", name) else None
         if alike:
@@ -96,13 +96,13 @@ class Like:
         return self._names[close[0]] if close else None
 
     def hint(self, name: str) -> str:
-        """Return ` (it has NAME)`, or nothing."""
+        """Return ` (it has NAME)`, or an empty string."""
         found = self.find(name)
         return f" (it has {found})" if found else ""
 
 
 def mismatch(restored: Restored, wrong: Sequence[str], names: Iterable[str], advice: str = "") -> str:
-    """Return the text of the error that lists all that does not match."""
+    """Return the message of the error that lists everything that does not match."""
     lines = [f"{restored.path}: does not match what it is restored into; nothing was changed"]
     lines += _listed("mismatched", wrong)
     unused, used = Like(restored.skipped), Like(names)
@@ -118,7 +118,7 @@ def mismatch(restored: Restored, wrong: Sequence[str], names: Iterable[str], adv
 
 
 def _common_renaming(pairs: Sequence[tuple[str, str | None]]) -> str:
-    """Return the one mapping of prefixes that all pairs of names follow, as it is written; "" if there is none."""
+    """Return, as Python code, the one mapping of prefixes that explains all pairs; "" if there is none."""
     prefixes = set()
     for here, there in pairs:
         if " (as " in here:  # there is a name map already
@@ -139,7 +139,7 @@ def _listed(what: str, items: Sequence[str]) -> list[str]:
 
 
 def _bare(name: str) -> str:
-    """Return the name of a variable without what all have in common."""
+    """Return the name of a variable without the common prefix."""
     return name.removeprefix("variables/")
 
 

@@ -1,4 +1,4 @@
-"""Matching of what a file holds with what is here, by name: everything is checked before anything is assigned."""
+"""Matches a file with the objects of a program by name. Everything is checked before anything is assigned."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastvar.variable import Variable
 
 NameMap = Mapping[str, str | None] | Rename
 Choice = Literal["saved", "program"]
-Convert = Callable[[np.dtype[Any], np.dtype[Any]], bool]  # from the file's, to that of here
+Convert = Callable[[np.dtype[Any], np.dtype[Any]], bool]  # from the dtype in the file to that here
 
 _KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 
@@ -43,16 +43,16 @@ class Source(Protocol):
 
 
 def checked_choice(hyperparameters: Choice, owner: str) -> Choice:
-    """Return the choice between hyperparameters; ValueError if it is no such choice."""
+    """Return the argument `hyperparameters`; ValueError if it is neither of the two."""
     if hyperparameters not in ("saved", "program"):
         raise ValueError(f"{owner}: hyperparameters must be 'saved' or 'program', got {hyperparameters!r}")
     return hyperparameters
 
 
 def assign(commits: Sequence[Commit], before: Sequence[tuple[Any, Any]] = ()) -> None:
-    """Give everything what was prepared for it, in the order in which it may fail. Signals wait meanwhile.
+    """Run the commits in their order, those that may fail first. Signals wait meanwhile.
 
-    If anything fails, objects that have got their state get the old one back, and places what they held before.
+    If one fails, objects get their previous state back, and places what `before` says.
     """
     begun: list[Loading] = []
     with Uninterrupted(), Atomic([*before], []):
@@ -65,14 +65,14 @@ def assign(commits: Sequence[Commit], before: Sequence[tuple[Any, Any]] = ()) ->
                 try:
                     loading.undo()
                 except Exception as other:
-                    error.add_note(f"{loading.thing}: could not be given its old state ({other})")
+                    error.add_note(f"{loading.thing}: could not be given its previous state ({other})")
             raise
 
 
 def prepare_restore(
     contents: Contents, file: File, partial: bool, name_map: NameMap | None, hyperparameters: Choice = "saved"
 ) -> tuple[Restored, list[Commit], list[tuple[Any, Any]]]:
-    """Check everything; return the report, what will assign it all while the file is open, and what was before."""
+    """Check everything; return the report, the commits, to run while the file is open, and what they overwrite."""
     checked_choice(hyperparameters, "Checkpoint")
     if isinstance(name_map, Mapping):
         there = [name.partition("/")[2] for name in file.entries if not name.startswith("state/")]
@@ -82,7 +82,7 @@ def prepare_restore(
     commits, refused = _prepare_states(contents, file, restored)
     resumptions = _resume(contents, file, rename, restored, refused, hyperparameters == "program")
     places = contents.tensors(resumptions)
-    if refused:  # slots without their optimizer mean nothing
+    if refused:  # without its state, do not take its slots
         places = {name: place for name, place in places.items() if name.partition("/")[0] not in refused}
     sources = places if rename is _same else [_source(name, rename) for name in places]
     wanted = dict(zip(places, sources, strict=True))
@@ -110,7 +110,7 @@ def prepare_restore(
 def _resume(
     contents: Contents, file: File, rename: Rename, restored: Restored, refused: set[str], program: bool
 ) -> dict[str, Resumption]:
-    """Prepare the optimizers, and note which hyperparameters differ."""
+    """Prepare the optimizers, and report which hyperparameters differ."""
     resumptions = {}
     for keyword in contents.optimizers:
         if keyword not in file.state:
@@ -128,11 +128,11 @@ def _resume(
 
 
 def _warn_of_changed(path: str, resumptions: Mapping[str, Resumption], hyperparameters: Choice) -> None:
-    """Say which hyperparameters are about to change that the program itself has set."""
+    """Warn of hyperparameters that the program itself has set and that are about to change."""
     changed = [f"{k}.{each}" for k, one in resumptions.items() for each in one.differences if each.given]
     if changed and hyperparameters == "saved":
         warnings.warn(
-            f"{path}: the hyperparameters of the file are taken where the program has set others: "
+            f"{path}: hyperparameters of the file replace those that the program has set: "
             f'{"; ".join(changed)} (hyperparameters="program" keeps those of the program)',
             RuntimeWarning,
             stacklevel=_levels_to_caller(),
@@ -140,7 +140,7 @@ def _warn_of_changed(path: str, resumptions: Mapping[str, Resumption], hyperpara
 
 
 def _levels_to_caller() -> int:
-    """Return the `stacklevel` of what called this package, for a warning by the caller of this function."""
+    """Return the `stacklevel` at which the caller of this function warns the caller of this package."""
     level = 1
     while sys._getframe(level).f_globals["__name__"].partition(".")[0] in ("fastvar", "contextlib"):
         level += 1
@@ -150,8 +150,8 @@ def _levels_to_caller() -> int:
 def _read(taking: dict[str, str], places: Mapping[str, Variable], file: File, unbuilt: set[str]) -> list[Commit]:
     """Verify tensors; return what will assign them.
 
-    Slots of an optimizer that is not built yet hold nothing: they are read at once. Other large tensors are
-    read a second time. That costs less than keeping all of them in memory: new memory is slow, and may be short.
+    Slots of an optimizer that is not built yet hold nothing, and are read into place at once. Other large tensors
+    are read a second time. That costs less than keeping all in memory: new memory is slow, and may be short.
     """
     new: list[tuple[str, Array]] = []
     large: list[tuple[str, Array]] = []
@@ -171,12 +171,12 @@ def _read(taking: dict[str, str], places: Mapping[str, Variable], file: File, un
 
 
 def _overwrite(file: File, targets: list[tuple[str, Array]]) -> None:
-    """Read into place what was just verified."""
+    """Read tensors, just verified, into place."""
     try:
         file.read_into(targets)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}; it changed while it was being restored, which has overwritten part of what is here",
+            f"{error}; the file changed during the restore, which has overwritten part of the variables",
             errno=error.errno,
             damaged=error.damaged,
         ) from error
@@ -185,7 +185,7 @@ def _overwrite(file: File, targets: list[tuple[str, Array]]) -> None:
 def prepare_import(
     contents: Contents, file: Foreign, partial: bool, name_map: NameMap | None, cast: bool
 ) -> tuple[Restored, list[Commit]]:
-    """Check and read variables from a file of others; return the report and the assignments to be made."""
+    """Check and read variables from a file of others; return the report and the commits."""
     places = contents.tensors()
     slots = [name for name in places if not name.startswith("variables/")]
     if isinstance(name_map, Mapping):
@@ -222,7 +222,7 @@ def prepare_import(
 
 
 def _shown(taking: list[tuple[Variable, str]], path: str) -> Iterator[tuple[Variable, str]]:
-    """Walk over what is to be read, with a progress bar if that takes long."""
+    """Yield the tensors to be read, with a progress bar if that takes long."""
     with progress(f"importing {os.path.basename(path)}", sum(place.nbytes for place, _ in taking)) as advance:
         for place, name in taking:
             yield place, name
@@ -236,7 +236,7 @@ def _match(
     restored: Restored,
     convertible: Convert,
 ) -> tuple[dict[str, str], list[str]]:
-    """Find the entry wanted for each place; return the names in the file of those that fit, and what is wrong."""
+    """Find the entry for each place; return the names in the file of those that fit, and what does not."""
     taking, wrong = {}, []
     entries = file.entries
     for name, source in wanted.items():
@@ -258,7 +258,7 @@ def _match(
 
 
 def _prepare_states(contents: Contents, file: File, restored: Restored) -> tuple[list[Commit], set[str]]:
-    """Prepare generators and users' objects, which may still fail when they are given their state."""
+    """Prepare generators and users' objects; the latter may still refuse their state."""
     arrays = {name: file.read(name) for name in file.entries if name.startswith("state/")}
     commits: list[Commit] = []
     refused: set[str] = set()
@@ -278,7 +278,7 @@ def _prepare_states(contents: Contents, file: File, restored: Restored) -> tuple
 
 
 def _owners(contents: Contents) -> set[str]:
-    """Return the names of all variables: those given, and those that optimizers were built on."""
+    """Return the names of all variables: those given, and those of the optimizers."""
     of_optimizers = {contents.name_of(v) for o in contents.optimizers.values() for v in o._variables}
     return {*contents.variables, *of_optimizers}
 
@@ -311,7 +311,7 @@ def _heads(name: str) -> list[str]:
 
 
 def _check_map(name_map: Mapping[str, str | None], here: Iterable[str], there: Iterable[str], path: str) -> None:
-    """Refuse a mapping with a key that is no name here, or a target that is none in the file."""
+    """Raise ValueError for a key that is not a name here, or a target that is not one in the file."""
     ours = {head for name in here for head in _heads(name)} | {""}
     theirs = {head for name in there for head in _heads(name)} | {""}
     for key, target in name_map.items():
@@ -322,7 +322,7 @@ def _check_map(name_map: Mapping[str, str | None], here: Iterable[str], there: I
 
 
 def _source(name: str, rename: Rename) -> str | None:
-    """Return the name in the file of a tensor here; slots follow their variables."""
+    """Return the name in the file of a tensor here; slots are renamed with their variables."""
     kind, _, rest = name.partition("/")
     variable, slot = (rest, "") if kind == "variables" else rest.rsplit("/", 1)
     target = rename(variable)
@@ -334,12 +334,12 @@ def _rank(dtype: np.dtype[Any]) -> int:
 
 
 def _any(there: np.dtype[Any], here: np.dtype[Any]) -> bool:
-    """Whether numbers stay of their kind: integers may become floats, floats never integers."""
+    """Whether `cast` may convert: integers may become floats, floats never integers."""
     return _rank(there) <= _rank(here)
 
 
 def _lossless(there: np.dtype[Any], here: np.dtype[Any]) -> bool:
-    """Whether every number of one dtype is one of the other. (NumPy's "safe" lets int64 become float64.)"""
+    """Whether `here` holds every number of `there`. (NumPy's "safe" lets int64 become float64.)"""
     return _rank(there) == _rank(here) and np.can_cast(there, here)
 
 

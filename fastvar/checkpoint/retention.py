@@ -1,4 +1,4 @@
-"""Which checkpoints stay: a choice over what the files themselves say, so that it survives every restart."""
+"""Which checkpoints to keep. The files themselves say what is needed, so the choice survives restarts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Found:
     Attributes
     ----------
     counter : int
-        The count of its save, by which they are ordered.
+        The count of its save, which orders the checkpoints.
     step : int
     time : float
         When it was saved, in seconds since 1970.
@@ -35,17 +35,17 @@ class Found:
 
 @dataclass(frozen=True)
 class Retention:
-    """What is to be kept; a checkpoint stays if any of these wants it.
+    """Rules for what to keep; a checkpoint is kept if any of them keeps it.
 
     Parameters
     ----------
     newest : int or None
-        That many of the newest; None keeps all.
+        How many of the newest; None keeps all.
     hours, steps : float, optional
-        From the oldest on, one in at least so many hours, and in so many steps.
+        Starting with the oldest, each one that is at least this many hours (steps) after the last one kept.
     monitor : str, optional
-        The metric by which the `best` ones are kept. Without it, or where it is NaN, a checkpoint is never best;
-        of equals, the first is.
+        The metric that says which are the `best`. A checkpoint without it, or with NaN, is never best. Of equal
+        ones the oldest is better.
     mode : {"min", "max"}
         Whether less or more is better.
     best : int
@@ -74,16 +74,16 @@ class Retention:
             raise ValueError(f"CheckpointManager: mode must be 'min' or 'max', got {self.mode!r}")
 
     def ranked(self, found: Sequence[Found]) -> list[Found]:
-        """Return those that have the metric, the best first."""
+        """Return the checkpoints that have the metric, the best first."""
         if self.monitor is None:
             return []
         sign = 1 if self.mode == "min" else -1
         rated = [(sign * f.metrics.get(self.monitor, math.nan), f) for f in found]
         rated = [(value, f) for value, f in rated if not math.isnan(value)]
-        return [f for _, f in sorted(rated, key=lambda pair: pair[0])]  # stable: of equals, the oldest first
+        return [f for _, f in sorted(rated, key=lambda pair: pair[0])]  # stable: of equal ones, the oldest first
 
     def dispensable(self, found: Sequence[Found]) -> list[Found]:
-        """Return those of `found`, which is ordered from the oldest to the newest, that nothing keeps."""
+        """Return the checkpoints that no rule keeps; `found` is ordered from the oldest to the newest."""
         if self.newest is None:
             return []
         kept = [*found[-self.newest :], *self.ranked(found)[: self.best], *(f for f in found if f.pinned)]
@@ -96,7 +96,7 @@ class Retention:
 
 
 def _apart(found: Sequence[Found], place: Callable[[Found], Any], distance: float) -> list[Found]:
-    """Return the first, and each that is at least `distance` from the last of these, also if it was rewound."""
+    """Return the first, and each that is at least `distance` from the last one returned, in either direction."""
     chosen: list[Found] = []
     for one in found:
         if not chosen or abs(place(one) - place(chosen[-1])) >= distance:

@@ -20,9 +20,9 @@ class Saver:
     Parameters
     ----------
     var_list : iterable of Variable, or mapping of str to Variable
-        A mapping gives the names in the file. In a list, variables without a name are called `0`, `1`, ...
+        A mapping gives the names in the file. In a list, variables without a name are named `0`, `1`, ...
     max_to_keep : int, optional
-        How many of the files that this saver wrote stay; None or 0 keeps all.
+        How many of the files that this saver wrote to keep; None or 0 keeps all.
 
     Examples
     --------
@@ -58,7 +58,7 @@ class Saver:
     def save(self, path: str | os.PathLike[str], global_step: int | Variable | None = None) -> str:
         """Write the variables to `PATH-STEP.h5`, or `PATH.h5` without a step, and return that path, absolute.
 
-        A file of that name is replaced. The oldest beyond `max_to_keep` are removed after that.
+        A file of that name is replaced. Then the oldest beyond `max_to_keep` are removed.
 
         Raises
         ------

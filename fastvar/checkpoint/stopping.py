@@ -1,7 +1,7 @@
-"""Whether the system has asked this process to stop: by SIGTERM, or by SIGUSR1, which batch systems send before.
+"""Signals that ask this process to stop: SIGTERM, and SIGUSR1, which batch systems send some time before it.
 
-While somebody listens, these signals do not end the process. What handled them before is called, too, and takes
-over again when nobody listens any more.
+While a `Listener` is started, these signals do not end the process. The previous handlers are still called, and
+are put back when the last listener stops.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from typing import Any
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 _listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
 _handlers: dict[int, _Handler] = {}
-_fork = threading.local()  # the signals that a thread held back before it forks
+_fork = threading.local()  # the signal mask of a thread before it forks
 
 
 class Listener:
-    """Knows whether a signal to stop has come since it began to listen.
+    """Knows whether a signal to stop has come since it was started.
 
     Attributes
     ----------
     called : bool
     started : bool
-        Whether it has begun, be it that it has stopped since.
+        Whether it has been started; stopping it does not change this.
     """
 
     def __init__(self) -> None:
         self.called = self.started = False
 
     def start(self) -> None:
-        """Listen, unless only the main thread, and this is another, could see to it."""
+        """Listen. Only the main thread can set handlers; in others this works if they are set already."""
         _listeners.add(self)
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 before = signal.getsignal(number)
-                if before is not None and before is not _handlers.get(number):  # None: it is not Python's
+                if before is not None and before is not _handlers.get(number):  # None: not set by Python
                     _handlers[number] = _Handler(number, before)
         self.started = bool(_handlers)
 
     def stop(self) -> None:
-        """Listen no longer; `called` stays as it is."""
+        """Stop listening; `called` keeps its value."""
         _listeners.discard(self)
         if not _listeners:
             _restore()
 
 
 class _Handler:
-    """Tells all listeners, and then does what was done before; a process that has some is not ended."""
+    """Tells all listeners, then calls the previous handler; ends the process only if there are no listeners."""
 
     def __init__(self, number: int, before: Any) -> None:
         self.before = before
@@ -69,22 +69,22 @@ class _Handler:
 
 
 def _restore() -> None:
-    """Put back what was there before, where nobody has put something else there meanwhile."""
+    """Put back the previous handlers, except where the program has set another one meanwhile."""
     for number, handler in list(_handlers.items()):
         current: object = signal.getsignal(number)
         if current is handler:
-            with contextlib.suppress(ValueError):  # not in the main thread: it stays, and does as before
+            with contextlib.suppress(ValueError):  # not the main thread: ours stays, and calls it
                 signal.signal(number, handler.before)
                 del _handlers[number]
 
 
 def _before_fork() -> None:
-    """Hold signals back: one that comes as a child begins would find our handler, and be lost."""
+    """Block signals: our handler in the new child would swallow one that comes at once."""
     _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, list(_handlers))
 
 
 def _after_fork_in_child() -> None:
-    for listener in list(_listeners):  # a child ends when it is asked to, unless it listens itself
+    for listener in list(_listeners):  # signals end a child, unless it starts a listener itself
         listener.started = False
     _listeners.clear()
     _restore()

@@ -1,4 +1,4 @@
-"""Several threads at one job: saving, verifying, restoring."""
+"""Threads that share the work of a save, a verification or a restore."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fastvar.kernels.atomic import Uninterrupted
 
 T = TypeVar("T")
 
-_SLICE = 2e-4  # seconds for which a helper works at a time,
-_PAUSE = 16  # and how many times as long it then pauses
+_SLICE = 2e-4  # seconds that a throttled worker works at a time
+_PAUSE = 16  # the pause after it, in times of the work
 
 
 class WorkQueue(Generic[T]):
-    """Items that several threads take in turn; after an error in one of them, there are no more."""
+    """Items that several threads take one by one, until there are none or `end` is called."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items, self._lock = iter(items), threading.Lock()
@@ -37,28 +37,28 @@ class WorkQueue(Generic[T]):
             return item
 
     def end(self) -> None:
-        """Let nobody have another item; the calling thread is done with its own."""
+        """Give out no more items. The calling thread is done with its own."""
         with self._lock:
             self._items = iter(())
             self._busy.discard(threading.get_ident())
 
     def end_all(self) -> None:
-        """The same, and wait until every thread is done with its item."""
+        """Give out no more items, and wait until every thread is done with its own."""
         self.end()
         while self._busy:
             time.sleep(0.001)
 
 
 class Worker(threading.Thread):
-    """A thread that does some work beside the main one.
+    """A thread that does one piece of work.
 
-    Waiting for it may be interrupted, and repeated: after Ctrl-C in `join` or `is_alive` of Python 3.11, a thread
-    passes for ended, and in what waits for a condition, KeyboardInterrupt may become RuntimeError.
+    `wait` may be interrupted and called again. `join` may not: after Ctrl-C in `join` or `is_alive`, Python 3.11
+    takes the thread for ended. While it waits for a condition, it may turn KeyboardInterrupt into RuntimeError.
 
     Attributes
     ----------
     awaited : Event
-        Set when somebody waits for its end, so that it need not be `throttled` any more.
+        Set when somebody waits for the end of the work, which is then no longer `throttled`.
     error : BaseException or None
         What the work raised.
     """
@@ -72,7 +72,7 @@ class Worker(threading.Thread):
             self.awaited.set()
 
     def start(self) -> None:
-        """Begin; RuntimeError if no thread is to be had."""
+        """Begin; RuntimeError if no thread can be started."""
         with Uninterrupted(), contextlib.ExitStack() as failing:
             self._running.acquire()
             failing.callback(self._running.release)
@@ -85,7 +85,7 @@ class Worker(threading.Thread):
         except BaseException as error:
             self.error = error
         finally:
-            del self._work  # and with it what it belongs to
+            del self._work  # and what it refers to
             self._running.release()
 
     @property
@@ -101,55 +101,55 @@ class Worker(threading.Thread):
 
 
 def work_in_parallel(items: Iterable[T], work: Callable[[WorkQueue[T]], object], most: int) -> None:
-    """Let `work` take items until there are none, at once in so many threads at most as steps use.
+    """Run `work` on a queue of the items in at most `most` threads, and in no more than steps use.
 
-    When it returns, or raises what one of them did, none of them is at work any more.
+    No thread is at work any more when this returns or raises the first error of one of them.
 
-    Only the main thread is helped. Others, such as that of a background save, work alone: they leave the
-    processors to the training. So does the main thread when no thread can be started any more, such as while the
-    program ends, and where the system reads and writes only at the one place of a file.
+    Only the main thread starts others. A background save works alone and leaves the processors to the training.
+    The main thread works alone, too, when no thread can be started (the program is ending), and where the system
+    reads and writes only at the one position of a file.
     """
-    turns = WorkQueue(items)
+    queue = WorkQueue(items)
 
     def one() -> None:
         try:
-            work(turns)
+            work(queue)
         finally:
-            turns.end()
+            queue.end()
 
     helped = threading.current_thread() is threading.main_thread() and hasattr(os, "preadv")
     more = min(most, threads.get_num_threads()) - 1 if helped else 0
     if more < 1:
         one()
         return
-    helpers, ending = [Worker(one, f"fastvar-io-{k}", awaited=True) for k in range(more)], Uninterrupted()
+    workers, ending = [Worker(one, f"fastvar-io-{k}", awaited=True) for k in range(more)], Uninterrupted()
     try:
-        with contextlib.suppress(RuntimeError):  # no thread is to be had: with those there are, then
-            for helper in helpers:
-                helper.start()
+        with contextlib.suppress(RuntimeError):  # no more threads: go on with those that have started
+            for worker in workers:
+                worker.start()
         one()
-        for helper in helpers:
-            helper.wait()
-    except BaseException:  # interrupts, too: what the others read or write must not be closed under them
+        for worker in workers:
+            worker.wait()
+    except BaseException:  # an interrupt, too: the caller may close the file that the others read or write
         with ending:
-            turns.end_all()
-            helpers.clear()
+            queue.end_all()
+            workers.clear()
         raise
-    errors = [helper.error for helper in helpers if helper.error is not None]
+    errors = [worker.error for worker in workers if worker.error is not None]
     with ending:
-        del helper
-        helpers.clear()  # Python would lose an interrupt in what it calls at the end of threads
+        del worker
+        workers.clear()  # Python loses an interrupt that comes while a thread object is deleted
     if errors:
         raise errors[0]
 
 
 def throttled(items: Iterable[T]) -> Iterator[T]:
-    """Walk over many items with which little is to be done in Python; a `Worker` pauses for most of the time.
+    """Yield the items; a `Worker` that nobody waits for pauses most of the time in between.
 
-    Python lets a thread have the GIL for 5 ms, in which a step that has released it would stand still.
+    Python lets a thread keep the GIL for 5 ms. A step that has released the GIL would wait as long to get it back.
     """
-    helper = threading.current_thread()
-    if not isinstance(helper, Worker) or helper.awaited.is_set():
+    worker = threading.current_thread()
+    if not isinstance(worker, Worker) or worker.awaited.is_set():
         yield from items
         return
     began = time.thread_time()
@@ -157,5 +157,5 @@ def throttled(items: Iterable[T]) -> Iterator[T]:
         yield item
         took = time.thread_time() - began
         if took > _SLICE:
-            helper.awaited.wait(_PAUSE * took)
+            worker.awaited.wait(_PAUSE * took)
             began = time.thread_time()

@@ -1,4 +1,4 @@
-"""Write one checkpoint file, whole and durable, or leave everything as it was."""
+"""Writes one checkpoint file, whole and durable, or leaves everything as it was."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from fastvar.checkpoint.locks import UNSUPPORTED
 from fastvar.checkpoint.progress import Advance, progress
 from fastvar.checkpoint.workers import WorkQueue, throttled, work_in_parallel
 
-_OF_STATE = f"{STATE.partition('/')[0]}/"  # begins the names of its arrays
+_OF_STATE = f"{STATE.partition('/')[0]}/"  # the beginning of the names of its arrays
 _NO_BYTES = xxhash.xxh3_128_hexdigest(b"")
-_SWAPPED = (">",) if sys.byteorder == "little" else (">", "=")  # byte orders to be turned round
+_SWAPPED = (">",) if sys.byteorder == "little" else (">", "=")  # byte orders to be swapped
 Data = bytes | memoryview
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -55,15 +55,15 @@ def write(
     replace : bool
         Whether an existing file may be replaced.
     saved : Saved, optional
-        The run and its save counter for the commit record; by default this process's own.
+        The run and its save counter for the commit record; by default those of this process.
 
     Raises
     ------
     FileExistsError
         If the file exists, and `replace` is false.
     CheckpointError
-        If the system refuses anything. Older files are then untouched, nothing new is left. (Only
-        if the last call of all fails, the directory's fsync with `replace`, the new file stays.)
+        If the system refuses anything. Then older files are untouched, and nothing new is left. (The new file
+        stays only if the very last call fails: with `replace`, the fsync of the directory.)
     ValueError, TypeError
         For names, arrays or state that cannot be stored.
     """
@@ -79,7 +79,7 @@ def prepare(
     replace: bool = False,
     saved: Saved | None = None,
 ) -> Callable[[], None]:
-    """Check all that `write` is given, and return what does the writing, from the arrays as they then are."""
+    """Check the arguments of `write`; return a function that writes the arrays as they are when it is called."""
     path = publishing.absolute(path)
     step = checked_step(step)
     lasting, of_state = _split({name: _storable(name, array) for name, array in tensors.items()})
@@ -108,7 +108,7 @@ def prepare(
 
 
 def _write_new(path: str, fill: Callable[[int], None], replace: bool) -> None:
-    """Let `fill` write a new file (and close it), and give it its name."""
+    """Let `fill` write a new file and close it, and give the file its name."""
     directory = os.path.dirname(path) or "."
     try:
         with failing(path):
@@ -126,12 +126,12 @@ def _exists(path: str) -> FileExistsError:
 
 @functools.lru_cache(maxsize=1)
 def _process(pid: int) -> tuple[str, itertools.count[int]]:
-    """The run's id and save counter; a forked child is another run."""
+    """Return the id and the save counter of this run; a forked child is another run."""
     return secrets.token_hex(16), itertools.count(1)
 
 
 def _split(arrays: Arrays) -> tuple[Arrays, Arrays]:
-    """Take the arrays of the state, which may have other shapes at every save, from the rest."""
+    """Separate the arrays of the state, whose shapes may change with every save, from the rest."""
     names = [name for name in arrays if isinstance(name, str) and name.startswith(_OF_STATE)]
     return arrays, {name: arrays.pop(name) for name in names}
 
@@ -168,7 +168,7 @@ def _write_file(
     saved: Saved,
     advance: Advance,
 ) -> None:
-    """Make the open, empty file complete and durable, and close it; the commit record goes last."""
+    """Write everything into the open file, the commit record last; make it durable and close it."""
     try:
         _reserve(descriptor, layout.length)
         manifest = layout.manifest_text(_write_tensors(descriptor, layout, arrays, advance))
@@ -185,13 +185,13 @@ def _write_file(
             metadata=layout.metadata,
         )
         _write_all(descriptor, record.pack(), 0)
-        os.fsync(descriptor)  # never again after a failure: the pages may be marked clean
+        os.fsync(descriptor)  # never repeat it after a failure: the system may have marked the pages clean
     finally:
         os.close(descriptor)
 
 
 def _reserve(descriptor: int, length: int) -> None:
-    """Take the room first: a full disk is then known at once, and the file in few extents."""
+    """Reserve the space first: a full disk fails at once, and the file has few extents."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, length)
@@ -205,7 +205,7 @@ def _reserve(descriptor: int, length: int) -> None:
 def _write_tensors(
     descriptor: int, layout: Layout, arrays: Sequence[np.ndarray[Any, Any]], advance: Advance
 ) -> list[str]:
-    """Write the tensors, by several threads where there is much; their hashes."""
+    """Write the tensors, with several threads if there is much to write, and return their hashes."""
     hashes = [_NO_BYTES] * len(arrays)
 
     def work(pieces: WorkQueue[tuple[Data, int]]) -> None:
@@ -220,11 +220,11 @@ def _write_tensors(
 def _pieces(
     layout: Layout, arrays: Sequence[np.ndarray[Any, Any]], hashes: list[str]
 ) -> Iterator[tuple[Data, int]]:
-    """What to write, and where: small tensors gathered, then large ones piece by piece.
+    """Yield what to write, and where: small tensors together, then large ones piece by piece.
 
-    Of all of them copies are hashed and written, which no other thread changes meanwhile; they are in the cache.
+    Hash and write the same copy, which is in the cache and which no other thread can change.
     """
-    batch: list[bytes] = []  # neighbours in the file, from `begin` to `end`
+    batch: list[bytes] = []  # tensors next to each other in the file, from `begin` to `end`
     begin = end = 0
     for index, offset in throttled(layout.small):
         if offset != end or end - begin >= CHUNK:
@@ -247,7 +247,7 @@ def _pieces(
 
 def _write_all(descriptor: int, data: Data, offset: int) -> None:
     rest = memoryview(data)
-    while rest.nbytes:  # Python itself repeats a call that a signal interrupted
+    while rest.nbytes:  # Python repeats a call that a signal has interrupted
         count = _pwrite(descriptor, rest, offset)
         if count <= 0:
             raise OSError(errno.EIO, "the system wrote nothing and gave no reason")

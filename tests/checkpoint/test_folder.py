@@ -220,7 +220,7 @@ def test_after_the_last_count_there_is_an_error(tmp_path: Path) -> None:
     )
     one = manager(tmp_path, fv.Variable([0.0]))
     assert one.restore_or_initialize() == str(path)
-    with pytest.raises(fv.CheckpointError, match="the last count of all"):
+    with pytest.raises(fv.CheckpointError, match="the largest possible count"):
         one.save()
 
 

@@ -1,4 +1,4 @@
-"""Files that others wrote, read with care: plain HDF5, Keras's `.weights.h5`, `.npz`, safetensors."""
+"""Files that others wrote, and that are not trusted: HDF5, Keras's `.weights.h5`, `.npz`, safetensors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Foreign", "load_foreign", "open_foreign"]
 
 
 class Loaded(dict[str, Array]):
-    """The tensors of a file by their names.
+    """The tensors of a file by name.
 
     Attributes
     ----------
     left : dict of str to str
-        What cannot be read, and why; an error of a missing key says it, too.
+        Tensors that cannot be read, and why; the KeyError of such a name says it, too.
     notes : list of str
-        The same, and what else is in the file, such as text.
+        All that was left out: these tensors, and what is not a tensor, such as text.
     """
 
     def __init__(self, file: Foreign) -> None:
@@ -35,32 +35,31 @@ class Loaded(dict[str, Array]):
 
 
 def load_foreign(path: str | os.PathLike[str], *, edited: bool = False, opaque: Opaque | None = None) -> Loaded:
-    """Return all tensors of a file that fastvar did not write, by the names that they have there.
+    """Return all tensors of a file that fastvar did not write, by their names in the file.
 
-    Reads HDF5 (h5py, Keras's `.weights.h5`), `.npz` and safetensors, told apart by their content. The file is
-    not trusted: links to other files, external storage, virtual datasets, and data that would take more room
-    than the file can hold are refused; no other file is opened, and no pickle. Text is left out, and so is, with
-    a note, each tensor that cannot be read alone: structures, references, objects, filters other than h5py's own
-    (if nothing else is there, it is an error). What was never written is its fill value. There are no checksums
-    to verify in most of these formats, and it is libhdf5 itself that parses HDF5: prefer safetensors from
-    strangers.
+    Reads HDF5 (h5py, Keras's `.weights.h5`), `.npz` and safetensors, recognised by their content. The file is not
+    trusted. Links to other files, external storage, virtual datasets, and data that claim more space than the
+    file can hold are errors. No other file is opened, and no pickle is loaded. Text is left out. So is, with a
+    note, a tensor that cannot be read: structures, references, objects, filters other than h5py's own (an error
+    if nothing else is there). Data that were never written have their fill value. Most of these formats have no
+    checksums, and libhdf5 itself parses HDF5: prefer safetensors from strangers.
 
     Parameters
     ----------
     path : str or path-like
         The file.
     edited : bool
-        Whether a checkpoint of fastvar may be read so, too, that another program has changed: unverified.
+        Whether to read also a checkpoint of fastvar that another program has changed, without verification.
         Names are then those of `list_variables`, such as `variables/NAME`.
     opaque : dtype or str, or mapping of str to these or None, optional
         The dtype of tensors that are opaque bytes in the file, as h5py and `np.savez` write bfloat16 and 8-bit
-        floats: one for all that have as many bytes a number, or by name (None leaves a tensor out). Where an
-        attribute `dtype` tells, as in files of Keras, it is not needed.
+        floats: one dtype for all of that size, or one for each name (None leaves a tensor out). It is not needed
+        where an attribute `dtype` names the type, as in files of Keras.
 
     Returns
     -------
     dict of str to array
-        With two attributes: `left`, what cannot be read, and why; `notes`, what else the file has.
+        It has two attributes: `left`, what cannot be read, and why; `notes`, everything that was left out.
 
     Raises
     ------
@@ -84,7 +83,7 @@ def load_foreign(path: str | os.PathLike[str], *, edited: bool = False, opaque: 
 
 
 def open_foreign(path: str | os.PathLike[str], *, edited: bool = False, opaque: Opaque | None = None) -> Foreign:
-    """Open a file as `load_foreign` does, and read none of its tensors yet."""
+    """Open a file as `load_foreign` does, without reading tensors."""
     path, types = os.fspath(path), Types(opaque)
     stream = open_regular(path)
     try:
@@ -118,7 +117,7 @@ def open_foreign(path: str | os.PathLike[str], *, edited: bool = False, opaque: 
 
 
 def _is_hdf5(stream: BinaryIO) -> bool:
-    """Whether the signature stands where the format allows it: at 0, 512, and so on, doubling."""
+    """Whether the signature is where the format allows it: at 0, 512, 1024, 2048, ..."""
     size, at = os.fstat(stream.fileno()).st_size, 0
     while at < size:
         stream.seek(at)

@@ -1,4 +1,4 @@
-"""Plain HDF5 files: h5py's, Keras's `.weights.h5`, any tool's. Nothing is read before all of it is checked."""
+"""HDF5 files of h5py, Keras (`.weights.h5`) and other tools. Everything is checked before data are read."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from fastvar.checkpoint.foreign.header import attribute_text
 from fastvar.checkpoint.foreign.source import MAX_RATIO, Foreign, Spec, Unreadable, check_dtype
 
 _COMPRESSIONS = {h5z.FILTER_DEFLATE, h5z.FILTER_LZF}
-_FILTERS = _COMPRESSIONS | {h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}  # others would load a plugin's code
+_FILTERS = _COMPRESSIONS | {
+    h5z.FILTER_SHUFFLE,
+    h5z.FILTER_FLETCHER32,
+}  # other filters would load the code of a plugin
 _MAX_ATTRIBUTE = 64  # bytes of a dtype's name
 _MAX_EXTENDED = 2  # bytes of the largest dtype that HDF5 lacks
-_MAX_UNWRITTEN = 1 << 28  # bytes of fill values, which cost a file nothing
+_MAX_UNWRITTEN = 1 << 28  # bytes of fill values, which take no space in the file
 
 
 class Hdf5(Foreign):
     """An HDF5 file without a commit record.
 
-    libhdf5 gets the opened file, never a path. Links to other files, external storage and virtual datasets are
-    errors before anything follows them. Datasets with filters that are not h5py's own are left out.
+    libhdf5 gets the open file, never a path. Links to other files, external storage and virtual datasets are
+    errors before anything follows them. Datasets with filters other than h5py's own are left out.
     """
 
     format = "HDF5"
@@ -54,7 +57,7 @@ class Hdf5(Foreign):
             pending += reversed(inner)
 
     def _names(self, prefix: str, group: Any) -> list[str]:
-        """Return the names in a group that are of things in this very file."""
+        """Return the names of the hard links in a group; links out of the file are errors."""
         names: list[str] = []
         links: list[tuple[bytes, int]] = []
         group.links.iterate(lambda name, info: links.append((name, info.type)), info=True)
@@ -94,7 +97,7 @@ class Hdf5(Foreign):
         self.entries[name] = Spec(dtype, shape)
 
     def _check_size(self, dataset: Any, itemsize: int, shape: tuple[int, ...]) -> None:
-        """Refuse what claims to be larger than what the file holds, and data that stand there twice."""
+        """Raise an error for data that claim more space than the file has, or that are stored twice."""
         length = itemsize * math.prod(shape)
         if len(shape) > file_format.MAX_RANK or itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
             raise ValueError(f"its shape {shape} is too large")
@@ -104,7 +107,7 @@ class Hdf5(Foreign):
             raise ValueError("the file is shorter than the data that it claims to hold")
         options = dataset.get_create_plist()
         least = length
-        if options.get_layout() == h5d.CHUNKED:  # and a chunk is unpacked as a whole
+        if options.get_layout() == h5d.CHUNKED:  # a chunk is unpacked as a whole
             least = max(length, itemsize * math.prod(options.get_chunk()))
         if not length:
             return
@@ -118,7 +121,7 @@ class Hdf5(Foreign):
         self._unwritten += unwritten
 
     def _dtype(self, name: str, dataset: Any, datatype: Any) -> np.dtype[Any]:
-        """Return the dtype, which may be one that HDF5 lacks, named by an attribute as fastvar and Keras do."""
+        """Return the dtype; an attribute may name one that HDF5 lacks, as fastvar and Keras write it."""
         if isinstance(datatype, h5t.TypeReferenceID):
             raise Unreadable("it holds references, not numbers")
         try:
@@ -135,7 +138,7 @@ class Hdf5(Foreign):
     def _marked(self, dataset: Any, variable: bool) -> np.dtype[Any] | None:
         """Return the dtype that the attribute "dtype" names, if it is one that HDF5 lacks.
 
-        Keras writes it as text of `variable` length, and fastvar of fixed length.
+        Keras writes text of variable length (read if `variable`), fastvar of fixed length.
         """
         if not h5a.exists(dataset, b"dtype"):
             return None
@@ -155,13 +158,13 @@ class Hdf5(Foreign):
         return file_format.dtype_named(name) if name in file_format.EXTENDED else None
 
     def _bytes(self, address: int, count: int) -> bytes:
-        """Return the bytes at an address, which libhdf5 counts from behind the user block."""
+        """Return the bytes at an address, which counts from the end of the user block."""
         self._stream.seek(self._file.userblock_size + address)
         return self._stream.read(count)
 
     def _read(self, name: str) -> Array:
         spec, dataset = self.entries[name], self._datasets[name]
-        array = np.zeros(spec.shape, spec.dtype)  # what was never written may have no fill value
+        array = np.zeros(spec.shape, spec.dtype)  # data that were never written may have no fill value
         if array.size:
             datatype = dataset.get_type()
             if isinstance(datatype, h5t.TypeOpaqueID):
@@ -182,7 +185,7 @@ class Hdf5(Foreign):
 
 
 def _check_place(dataset: Any) -> None:
-    """Refuse data that are elsewhere, and filters whose code would be loaded."""
+    """Raise an error for data outside the dataset, and for filters whose code would be loaded."""
     options = dataset.get_create_plist()
     if options.get_external_count():
         raise ValueError("its data are in another file (external storage)")

@@ -1,7 +1,7 @@
 """A text of variable length in the header of an HDF5 object, read without libhdf5.
 
-libhdf5 takes its length, and the collection that it stands in, as they are: a file can keep it busy for ever, or
-make it allocate gigabytes. (HDF5 File Format Specification 3.0: III.E global heap, IV.A object headers.)
+libhdf5 trusts the length of the text and its collection: a file can keep it busy for ever, or make it allocate
+gigabytes. (HDF5 File Format Specification 3.0: III.E global heap, IV.A object headers.)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-Read = Callable[[int, int], bytes]  # so many bytes (or fewer, at the end of the file) at an address
+Read = Callable[[int, int], bytes]  # (address, count) -> bytes, fewer at the end of the file
 
 _ATTRIBUTE, _CONTINUATION = 0x0C, 0x10  # types of messages
 _MAX_HEADER = 1 << 20  # bytes of an object's header
@@ -17,20 +17,20 @@ _MAX_TEXTS = 1 << 16  # in a collection: their numbers have 16 bits
 
 
 def attribute_text(read: Read, address: int, name: bytes, most: int) -> bytes | None:
-    """Return the text of an attribute, of at most so many bytes; None if it is not found where it should be."""
+    """Return the text of an attribute; None if it has more than `most` bytes or is not where it should be."""
     try:
         for kind, body in _messages(read, address):
             place = _place(body, name) if kind == _ATTRIBUTE else None
             if place is not None:
                 length, collection, number = place
                 return _text(read, collection, number, length) if length <= most else None
-    except (struct.error, IndexError, OverflowError, OSError):  # it is not what it claims to be
+    except (struct.error, IndexError, OverflowError, OSError):  # malformed
         pass
     return None
 
 
 def _messages(read: Read, address: int) -> Iterator[tuple[int, bytes]]:
-    """Give the types and bodies of the messages in a header, which may go on elsewhere."""
+    """Yield the types and bodies of the messages in a header and its continuations."""
     head = read(address, 64)
     if head.startswith(b"OHDR"):  # version 2
         flags = head[5]
@@ -64,7 +64,7 @@ def _place(body: bytes, name: bytes) -> tuple[int, int, int] | None:
     at = 9 if version == 3 else 8
     if body[at : at + lengths[0]].rstrip(b"\0") != name or (version > 1 and shared):
         return None
-    step = 8 if version == 1 else 1  # each part is filled up to a multiple
+    step = 8 if version == 1 else 1  # each part is padded to a multiple
     at += sum(-(-length // step) * step for length in lengths)
     length, collection, number = struct.unpack_from("<IQI", body, at)
     return length, collection, number

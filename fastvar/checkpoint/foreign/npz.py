@@ -14,7 +14,7 @@ from fastvar.buffers import Array
 from fastvar.checkpoint import file_format
 from fastvar.checkpoint.foreign.source import Foreign, Spec, Unreadable, check_dtype, check_ratio, fill
 
-_HEADERS = {  # to each version of the format, the bytes of the header's length, and who reads both
+_HEADERS = {  # version of the format -> bytes of the header's length, parser
     (1, 0): (2, np.lib.format.read_array_header_1_0),
     (2, 0): (4, np.lib.format.read_array_header_2_0),
 }
@@ -87,7 +87,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     length_size, parse = _HEADERS[version]
     length = file.read(length_size)
     text = file.read(int.from_bytes(length, "little"))
-    # What np.savez writes of float8_e5m2, np.load cannot read: it is opaque, too.
+    # np.savez writes float8_e5m2 in a way that np.load cannot read: take it as opaque bytes.
     text = _F1.sub(b"'|V1'", text)
     shape, fortran, dtype = parse(io.BytesIO(length + text))
     if any(n < 0 for n in shape):

@@ -11,8 +11,8 @@ from fastvar.buffers import Array
 from fastvar.checkpoint import file_format
 from fastvar.checkpoint.foreign.source import Foreign, Spec, Unreadable, fill
 
-METADATA = "__metadata__"  # no tensor: text of whoever wrote the file
-NAMES = {  # of dtypes in the format
+METADATA = "__metadata__"  # not a tensor: text of the writer
+NAMES = {  # dtype in the file -> NumPy's
     **{"BOOL": "bool", "F16": "float16", "F32": "float32", "F64": "float64", "C64": "complex64"},
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
@@ -22,7 +22,7 @@ NAMES = {  # of dtypes in the format
 
 
 class Safetensors(Foreign):
-    """A header of JSON, and the tensors' bytes behind it without gaps."""
+    """A header of JSON, then the bytes of the tensors without gaps."""
 
     format = "safetensors"
 
@@ -59,7 +59,7 @@ class Safetensors(Foreign):
 
 
 def _place(dtype: Any, shape: Any, data_offsets: Any) -> tuple[int, int]:
-    """Return where the tensor begins and ends."""
+    """Return the offsets of the beginning and end of a tensor."""
     if type(dtype) is not str or type(shape) is not list or type(data_offsets) is not list:
         raise ValueError("its entry in the header is malformed")
     for number in (*shape, *data_offsets):

@@ -1,4 +1,4 @@
-"""What all foreign formats share: the gate to the file, names and shapes first, one tensor at a time."""
+"""The base of all foreign formats: names, dtypes and shapes first, then one tensor at a time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fastvar.checkpoint import file_format
 
 Opaque = Any | Mapping[str, Any]  # dtypes or their names
 
-# No more than this many bytes come out of one byte of a file: deflate itself cannot do better than 1032.
+# Bytes that one byte of a file may expand to; deflate reaches at most 1032.
 MAX_RATIO = 1100
 
-# What libraries raise for files that are not what they claim.
+# What libraries raise for malformed files.
 DAMAGE = (
     *(OSError, ValueError, TypeError, KeyError, RuntimeError),
     *(EOFError, OverflowError, MemoryError),
@@ -33,23 +33,23 @@ _EXAMPLES = {1: "float8_e4m3fn", 2: "bfloat16"}  # of dtypes that libraries writ
 
 
 class Unreadable(ValueError):
-    """What is wrong with one tensor, which is left out; the rest of its file can be read."""
+    """One tensor cannot be read. It is left out; the rest of the file can be read."""
 
 
 class Spec(NamedTuple):
-    """What is known of a tensor before it is read."""
+    """Dtype and shape of a tensor, known before it is read."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
 
 class Types:
-    """What the user knows of tensors that are opaque bytes in the file, which does not tell their dtype.
+    """The dtypes, given by the user, of tensors that are opaque bytes in the file.
 
     Parameters
     ----------
     opaque : dtype or str, or mapping of str to these or None, optional
-        One for all, or by the names of tensors; None leaves a tensor out.
+        One for all tensors, or one for each name; None leaves a tensor out.
     """
 
     def __init__(self, opaque: Opaque | None = None) -> None:
@@ -59,7 +59,7 @@ class Types:
         self._asked: set[str] = set()
 
     def of(self, name: str, size: int) -> np.dtype[Any]:
-        """Return the dtype of a tensor with so many opaque bytes a number."""
+        """Return the dtype of a tensor with `size` opaque bytes for each number."""
         self._asked.add(name)
         dtype = self._named.get(name, self._other)
         if name in self._named and dtype is None:
@@ -70,7 +70,7 @@ class Types:
         return dtype
 
     def check(self, path: str) -> None:
-        """Raise ValueError if a name was given that is not of such a tensor."""
+        """Raise ValueError if a name was given that is not that of an opaque tensor."""
         strange = [name for name in self._named if name not in self._asked]
         if strange:
             raise ValueError(f"{path}: opaque names {strange[0]!r}, which is no tensor of opaque bytes here")
@@ -90,7 +90,7 @@ class HasSpec(Protocol):
 
 
 class Foreign:
-    """A file that others wrote, opened for reading. No other file is ever opened on its behalf.
+    """A file that others wrote, opened for reading. No other file is ever opened.
 
     Attributes
     ----------
@@ -98,9 +98,9 @@ class Foreign:
     entries : dict of str to Spec
         The tensors, by their names in the file.
     left : dict of str to str
-        Tensors that cannot be read, and why. They are among the notes.
+        Tensors that cannot be read, and why. The notes contain them, too.
     notes : list of str
-        What the file has besides, and that was left out.
+        Everything in the file that was left out.
     """
 
     format = ""
@@ -133,7 +133,7 @@ class Foreign:
         self.notes.append(f"{name}: {reason}")
 
     def _open(self) -> None:
-        """Fill `entries`, and refuse what must not be read."""
+        """Fill `entries`; raise an error for what must not be read."""
         raise NotImplementedError
 
     def _read(self, name: str) -> Array:
@@ -145,7 +145,7 @@ class Foreign:
         Raises
         ------
         CheckpointError
-            If there is none of that name, or it cannot be read.
+            If there is no tensor of that name, or it cannot be read.
         """
         if name not in self.entries:
             raise file_format.CheckpointError(f"{self.path}: there is no tensor {name!r} in this file")
@@ -170,7 +170,7 @@ class Foreign:
 
 
 def open_regular(path: str) -> BinaryIO:
-    """Open a file for reading; what is none, such as a pipe, is refused at once and not waited for."""
+    """Open a regular file for reading. Anything else, such as a pipe, is an error at once."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -180,7 +180,7 @@ def open_regular(path: str) -> BinaryIO:
 
 
 def check_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype in this machine's byte order; Unreadable if it is not one of numbers."""
+    """Return the dtype in native byte order; Unreadable if it is not a dtype of numbers."""
     if dtype.hasobject or dtype.name not in file_format.NATIVE + file_format.EXTENDED:
         raise Unreadable(f"its dtype {dtype} is not one of numbers")
     return dtype.newbyteorder("=")
@@ -193,7 +193,7 @@ def check_ratio(length: int, stored: int) -> None:
 
 
 def fill(stream: Any, array: Array) -> Array:
-    """Read the bytes of a C-contiguous array from the stream, a part at a time."""
+    """Fill a C-contiguous array with bytes from the stream, chunk by chunk, and return it."""
     buffer = array.reshape(-1).view(np.uint8).data
     for start in range(0, buffer.nbytes, file_format.CHUNK):
         part = buffer[start : start + file_format.CHUNK]
@@ -206,6 +206,6 @@ def fill(stream: Any, array: Array) -> Array:
 
 def _reason(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if isinstance(error, KeyError) and error.args:  # whose text is in quotation marks
+    if isinstance(error, KeyError) and error.args:  # str of a KeyError is in quotation marks
         text = str(error.args[0])
     return text or type(error).__name__
