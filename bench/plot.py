@@ -59,6 +59,7 @@ def draw(ratios: Mapping[str, Mapping[str, float]], target: Path) -> None:
     axes.axhline(1, color="black", linewidth=1)
     axes.set_xticks(range(len(ratios)), ratios, fontsize=8)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("time / fastvar's time")
     axes.set_title(f"One step of Adam, float32, one thread of {processor()}", fontsize=10)
     axes.set_xlabel("variables x elements, and what fastvar takes", fontsize=9)

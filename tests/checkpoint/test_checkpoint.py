@@ -150,7 +150,7 @@ def test_what_changes_between_verifying_and_reading_is_told(tmp_path: Path, monk
         read_into(file, targets)
 
     monkeypatch.setattr(reader.File, "read_into", damaged)
-    with pytest.raises(fv.CheckpointError, match=r"'variables/w'.* changed while it was being restored"):
+    with pytest.raises(fv.CheckpointError, match=r"'variables/w'.* changed during the restore"):
         checkpoint.restore(path)
 
 

@@ -381,10 +381,10 @@ def test_errors_are_one_line_and_have_their_codes(run: Run, tmp_path: Path) -> N
     assert run("nonsense")[0] == 2
 
 
-def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: Any, run: Run) -> None:
-    train(tmp_path / "checkpoints")
+def test_the_commands_of_the_docs(tmp_path: Path, monkeypatch: Any, run: Run) -> None:
+    train(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
     commands = [
         shlex.split(line, comments=True)[3:] for line in re.findall("^python -m fastvar .*", text, re.MULTILINE)
     ]

@@ -226,7 +226,7 @@ def test_what_changes_in_a_file_meanwhile_leaves_all_but_large_tensors(
             raise fv.CheckpointError("lost")
 
     monkeypatch.setattr(reader.File, "read_into", lost)
-    with pytest.warns(RuntimeWarning, match="learning_rate"), pytest.raises(fv.CheckpointError, match="lost; it"):
+    with pytest.warns(RuntimeWarning, match="learning_rate"), pytest.raises(fv.CheckpointError, match="lost; the"):
         program.checkpoint.restore(path)
     np.testing.assert_array_equal(program.variables[0].value, large)
     assert program.state() == state
