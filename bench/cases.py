@@ -136,7 +136,7 @@ class Case:
     def written(self) -> int:
         """How many arrays of the size of the weights are updated: they, their slots, their average."""
         optimizer, probe = self.rule.optimizer(), fv.Variable(np.zeros((2, 2) if self.rule.matrix else 4))
-        slots = (s for s in optimizer.slots if optimizer.keeps(s, probe))
+        slots = (s for s in optimizer.slots if optimizer.has_slot(s, probe))
         return 1 + sum(optimizer.slot_shape(s, probe) == probe.shape for s in slots) + self.rule.clip_and_average
 
     @property

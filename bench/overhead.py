@@ -51,7 +51,7 @@ def prepared(count: int) -> tuple[fv.Optimizer, list[Any]]:
 
 def one_variable(table: Table) -> None:
     optimizer, gradients = prepared(1)
-    engine, turn = optimizer._engine, optimizer._turn
+    engine, turn = optimizer._plan, optimizer._turn
     assert engine is not None
     plan, hyper = engine.first, engine.hyper
     scalars = [optimizer.scalars(hyper[0], 1000)]
@@ -90,7 +90,7 @@ def further_variables(table: Table) -> None:
     whole, bare = [], []
     for count in COUNTS:
         optimizer, gradients = prepared(count)
-        engine = optimizer._engine
+        engine = optimizer._plan
         assert engine is not None
         scalars = [optimizer.scalars(engine.hyper[0], 1000)]
 

@@ -388,9 +388,9 @@ def contents(optimizer: fv.Optimizer, variables: Any) -> list[str]:
 
     Digests, as pytest would spend hours on the difference of the bytes.
     """
-    arrays = [*variables, *optimizer._variables, *optimizer.variables]
+    arrays = [*variables, *optimizer._state.variables, *optimizer.variables]
     digests = [f"{i} {v.name} {digest(v.value)}" for i, v in enumerate(arrays)]
-    numbers = {name: value.tolist() for name, value in optimizer._numbers.items() if name != "skipped"}
+    numbers = {name: value.tolist() for name, value in optimizer._state.numbers.items() if name != "skipped"}
     return [*digests, f"steps {optimizer._steps}", f"numbers {numbers}"]
 
 

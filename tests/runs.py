@@ -61,5 +61,5 @@ def state(optimizer: fv.Optimizer) -> list[Any]:
 
 
 def slots_of(optimizer: fv.Optimizer, variable: fv.Variable) -> list[Any]:
-    kept = [name for name in optimizer.slots if optimizer.keeps(name, variable)]
+    kept = [name for name in optimizer.slots if optimizer.has_slot(name, variable)]
     return [optimizer.slot(variable, name).numpy() for name in kept]

@@ -209,7 +209,7 @@ def test_overlap_in_part_is_refused(case: Case) -> None:
         v, other = fv.Variable(room[:24], name="w", copy=False), fv.Variable(np.ones(3, np.float32))
         optimizer = case.make(use_ema=True)
         optimizer.build([v, other])
-        if part in optimizer.slots and not optimizer.keeps(part, v):
+        if part in optimizer.slots and not optimizer.has_slot(part, v):
             continue
         target = v.value if part == "weights" else optimizer.slot(v, part).value
         small = shifted(target)[:3] if part != "weights" else room[23:26]

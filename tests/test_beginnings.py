@@ -157,5 +157,5 @@ def test_once_all_have_begun_a_step_is_plain_again() -> None:
     given, optimizer = variables(OLD), fv.optimizers.ScheduleFreeAdamW(0.125)
     optimizer.build(given)
     train(optimizer, 0, 2)
-    assert optimizer._engine is not None
-    assert optimizer._engine.plain
+    assert optimizer._plan is not None
+    assert optimizer._plan.plain

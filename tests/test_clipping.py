@@ -10,7 +10,7 @@ from cases import Case
 from runs import COMBINATIONS, assert_all_same_bits, every_case, gradients, state, train, variables
 
 import fastvar as fv
-from fastvar.passes import clip_units
+from fastvar.optimizer.clipping import clip_units
 
 
 @every_case

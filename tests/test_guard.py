@@ -132,7 +132,7 @@ def test_a_call_that_makes_no_directions_is_not_judged_by_what_their_memory_hold
     optimizer = fv.optimizers.Lamb(nonfinite="skip", gradient_accumulation_steps=2)
     w = fv.Variable(np.ones(5))
     optimizer.build([w])
-    for direction in optimizer._engine.directions[0]:
+    for direction in optimizer._plan.handed.directions[0]:
         direction[...] = np.nan
     optimizer.apply([np.ones(5)])
     assert (optimizer._steps, optimizer.skipped) == (1, 0)

@@ -174,8 +174,8 @@ def built(make, *, steps=1, **options):
         return (
             [digest(v.value) for v in variables],
             [None if v.grad is None else digest(np.asarray(v.grad)) for v in variables],
-            contents(optimizer, variables) if optimizer._variables else "not built",
-            [*optimizer._numbers],
+            contents(optimizer, variables) if optimizer._state.variables else "not built",
+            [*optimizer._state.numbers],
             optimizer.get_config(),
             [group._own for group in optimizer.groups],
             [v._label for v in optimizer.variables],
@@ -261,7 +261,7 @@ def test_a_minimization_is_whole_or_nothing(build) -> None:
             return sum(float((v.value**2).sum()) for v in variables), [2 * v.value for v in variables]
 
         def state():
-            return [digest(v.value) for v in variables], optimizer.iterations, len(optimizer._variables)
+            return [digest(v.value) for v in variables], optimizer.iterations, len(optimizer._state.variables)
 
         return lambda: optimizer.minimize(loss, variables), state
 

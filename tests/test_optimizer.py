@@ -268,7 +268,7 @@ def test_a_module_may_hold_frozen_counters() -> None:
     net.w, net.steps = fv.Variable([1.0]), fv.Variable(0, trainable=False)
     optimizer = fv.optimizers.SGD()
     optimizer.build(net)
-    assert optimizer._variables == [net.w]
+    assert optimizer._state.variables == [net.w]
 
 
 def test_names_of_other_libraries_are_pointed_out_when_set() -> None:

@@ -126,7 +126,7 @@ def test_follows_torch(case: Case, dtype: str) -> None:
     slots = {"ASGD": {"ax": "ax"}, "Rprop": {"previous_gradient": "prev", "step_size": "step_size"}}
     for ours, name in slots.get(case.optimizer, {"momentum": "exp_avg", "velocity": "exp_avg_sq"}).items():
         expected = [state[name].numpy() for state in theirs.state.values()]
-        for v, e in zip(optimizer._variables, expected, strict=True):
+        for v, e in zip(optimizer._state.variables, expected, strict=True):
             np.testing.assert_allclose(
                 optimizer.slot(v, ours).value, e, rtol=0, atol=1e-5 if dtype == "float32" else 1e-14
             )

@@ -105,14 +105,14 @@ def anew(optimizer: fv.Optimizer, variables: list[fv.Variable]) -> tuple[fv.Opti
     twins = copy.deepcopy(variables)
     new: Any = type(optimizer).from_config(optimizer.get_config())
     new.build([{"variables": twins[:2]}, {"variables": twins[2:], **optimizer.groups[1]._own}])
-    new._count[0] = optimizer._count[0]
-    for name, kept in optimizer._state.items():
-        for there, here in zip(new._state.get(name, []), kept, strict=False):
+    new._state.count[0] = optimizer._state.count[0]
+    for name, kept in optimizer._state.slots.items():
+        for there, here in zip(new._state.slots.get(name, []), kept, strict=False):
             if there is not None and here is not None:
                 there.assign(here)
-    for name, number_ in optimizer._numbers.items():
-        if name in new._numbers:
-            new._numbers[name][...] = number_
+    for name, number_ in optimizer._state.numbers.items():
+        if name in new._state.numbers:
+            new._state.numbers[name][...] = number_
     return new, twins
 
 

@@ -121,7 +121,7 @@ def test_touched_rows_are_a_variable_of_their_own(case: Case, options: dict[str,
     assert_same_bits(dense[0].numpy(), dense[1].numpy())
     untouched = np.setdiff1d(np.arange(20), rows)
     assert_same_bits(table.value[untouched], np.asarray(start, dtype)[untouched])
-    for name in lazy._state:
+    for name in lazy._state.slots:
         ours, theirs = lazy.slot(table, name), whole.slot(alone, name)
         assert_same_bits(ours.value[rows].copy(), theirs.numpy())
         first = np.asarray(start, dtype) if name == "average" else None

@@ -211,10 +211,10 @@ def test_rule_without_update_says_what_to_write() -> None:
         Empty().build(variables())
 
 
-def test_engine_stays_small_enough_to_be_read_quickly() -> None:
+def test_plan_stays_small_enough_to_be_read_quickly() -> None:
     optimizer = fv.optimizers.Adam()
     optimizer.build(variables())
-    assert len(vars(optimizer._engine)) <= 29  # CPython 3.11 keeps no more beside the object itself
+    assert len(vars(optimizer._plan)) <= 29  # CPython 3.11 keeps no more beside the object itself
 
 
 GRADIENTS: dict[str, Any] = {

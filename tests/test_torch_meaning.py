@@ -79,7 +79,7 @@ def assert_close(actual: fv.Variable, expected: Any, least: float, what: str) ->
 def assert_same_state(mine: Any, v: fv.Variable, theirs: dict[str, Any], most: dict[str, float], t: int) -> None:
     arrays = {k for k, x in theirs.items() if isinstance(x, torch.Tensor) and k not in ("step", "eta", "mu")}
     arrays -= {"mu_product"}
-    assert arrays <= set(mine._state)
+    assert arrays <= set(mine._state.slots)
     for slot in arrays:
         if v.size:
             most[slot] = max(float(theirs[slot].abs().max()), most.get(slot, 0))

@@ -231,7 +231,7 @@ def test_a_dataclass_holds_settings_too() -> None:
     g = distinct(3)
     optimizer.apply({"a": Layer(g[2], None), "b": Layer(bias=g[1], kernel=g[0])}, params)
     assert_trained([v for _, v in walk(params)], g)
-    assert [v.name for v in optimizer._variables] == ["b/kernel", "b/bias", "a/kernel"]
+    assert [v.name for v in optimizer._state.variables] == ["b/kernel", "b/bias", "a/kernel"]
     with pytest.raises(TypeError, match=r"must be fastvar\.Variable, got ndarray at 'bias'"):
         fv.optimizers.SGD().build(Layer(variable(), np.zeros(2)))
 
@@ -349,7 +349,7 @@ def test_shared_variables() -> None:
         optimizer = fv.optimizers.SGD()
         with pytest.raises(ValueError, match=f"comes twice, at {paths}"):
             optimizer.build(params)
-        assert optimizer._variables == []
+        assert optimizer._state.variables == []
 
 
 def test_cycles_end() -> None:
@@ -440,7 +440,7 @@ def test_a_dict_is_a_group_only_with_its_key_and_at_the_top() -> None:
     assert [group.learning_rate for group in optimizer.groups] == [0.5]
     optimizer = fv.optimizers.SGD()
     optimizer.build({"layer": {"variables": w, "params": b}})
-    assert [v.name for v in optimizer._variables] == ["w", "layer/params"]
+    assert [v.name for v in optimizer._state.variables] == ["w", "layer/params"]
     optimizer = fv.optimizers.SGD()
     optimizer.build({"params": {"w": w}, "learning_rate": b})
     assert len(optimizer.groups) == 1
@@ -535,10 +535,10 @@ def test_a_first_step_that_fails_leaves_it_unbuilt(make: Any, fail: Any, grads: 
     for _ in range(2):
         with pytest.raises((ValueError, TypeError)):
             fail(optimizer, variable(), grads)
-        assert (optimizer._variables, optimizer.variables, optimizer.groups) == ([], [], [])
+        assert (optimizer._state.variables, optimizer.variables, optimizer.groups) == ([], [], [])
     other = variable()
     optimizer.minimize(lambda: (float((other**2).sum()), {"v": 2 * other.value + 0.5}), {"v": other})
-    assert optimizer._variables[0] is other
+    assert optimizer._state.variables[0] is other
 
 
 def test_a_first_step_that_fails_leaves_no_numbers_of_its_groups(tmp_path: Path) -> None:
@@ -579,7 +579,7 @@ def test_names_of_paths_exclude() -> None:
     optimizer = fv.optimizers.SGD(weight_decay=0.5)
     optimizer.exclude_from_weight_decay(var_names=["bias"])
     optimizer.build(params)
-    assert [optimizer.decays(v) for v in optimizer._variables] == [False, True]
+    assert [optimizer.decays(v) for v in optimizer._state.variables] == [False, True]
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])

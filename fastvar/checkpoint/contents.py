@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from fastvar import optimizer_state
 from fastvar.buffers import Array
 from fastvar.checkpoint import encoding, generators
 from fastvar.checkpoint.bookkeeping import is_reserved
 from fastvar.checkpoint.generators import is_generator
 from fastvar.module import Module, Tree, children, holds_variables, walk
 from fastvar.optimizer import Optimizer
-from fastvar.optimizer_state import Resumption
+from fastvar.optimizer.saved import Resumption, describe, slots_of
 from fastvar.variable import Variable
 
 RESERVED = ("variables", "state", "manifest", "root")
@@ -113,7 +112,7 @@ class Contents:
         places = {f"variables/{name}": v for name, v in self.variables.items()}
         for keyword, optimizer in self.optimizers.items():
             resumed = resumptions.get(keyword)
-            variables, slots = optimizer._variables, optimizer_state.slots_of(optimizer)
+            variables, slots = optimizer._state.variables, slots_of(optimizer)
             if resumed is not None:
                 variables, slots = resumed.variables, resumed.slots
             owners = [self.name_of(variable) for variable in variables]
@@ -126,7 +125,7 @@ class Contents:
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return the state of optimizers, generators and other objects: JSON values, and the arrays in them."""
         arrays: dict[str, Array] = {}
-        state = {k: optimizer_state.describe(o, self.name_of) for k, o in self.optimizers.items()}
+        state = {k: describe(o, self.name_of) for k, o in self.optimizers.items()}
         for keyword, thing in self.states.items():
             state[keyword] = encoding.encode(_get_state(thing), arrays)
         return state, arrays

@@ -22,7 +22,7 @@ from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.report import Like, Restored, mismatch
 from fastvar.kernels.atomic import Atomic, Uninterrupted
-from fastvar.optimizer_state import Resumption
+from fastvar.optimizer.saved import Resumption
 from fastvar.variable import Variable
 
 NameMap = Mapping[str, str | None] | Rename
@@ -279,7 +279,7 @@ def _prepare_states(contents: Contents, file: File, restored: Restored) -> tuple
 
 def _owners(contents: Contents) -> set[str]:
     """Return the names of all variables: those given, and those of the optimizers."""
-    of_optimizers = {contents.name_of(v) for o in contents.optimizers.values() for v in o._variables}
+    of_optimizers = {contents.name_of(v) for o in contents.optimizers.values() for v in o._state.variables}
     return {*contents.variables, *of_optimizers}
 
 

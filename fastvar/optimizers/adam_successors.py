@@ -270,7 +270,7 @@ class ScheduleFreeAdamW(Optimizer):
     warmup_steps: float = number(default=0.0, low=0)
 
     slots = ("momentum", "velocity")
-    copies = ("momentum",)
+    weight_copies = ("momentum",)
 
     def rule(self) -> Any:
         return kernels.RULES["schedule_free"]

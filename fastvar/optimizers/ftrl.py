@@ -83,7 +83,7 @@ class Ftrl(Optimizer):
         before = self._compiled()
         super()._set(parameter, value)
         if self._compiled() != before:
-            self._engine = None  # the next step plans anew, with the other rule
+            self._forget_plan()  # the other rule
 
     def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
         return hyper.initial_accumulator_value if slot == "accumulator" else 0

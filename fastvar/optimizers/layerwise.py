@@ -11,8 +11,8 @@ import numpy as np
 from fastvar import kernels
 from fastvar.hyper import flag, number
 from fastvar.optimizer import Optimizer
+from fastvar.optimizer.passes import Between, Pass, copying
 from fastvar.optimizers.folded import momentum_of_keras
-from fastvar.passes import Between, Pass, copying
 
 
 class Lamb(Optimizer):
@@ -208,18 +208,20 @@ class Prodigy(Optimizer):
     initial_distance: float = number(default=1e-6, above=0, per_group=False)
     distance_coefficient: float = number(default=1.0, above=0, per_group=False)
     slots = ("momentum", "velocity", "gradient_sum", "start")
-    copies = ("start",)
+    weight_copies = ("start",)
 
     @property
     def distance(self) -> float:
         """The present estimate of the distance to the solution."""
-        return float(self._numbers["distance"]) if "distance" in self._numbers else self.initial_distance
+        return (
+            float(self._state.numbers["distance"]) if "distance" in self._state.numbers else self.initial_distance
+        )
 
-    def numbers(self) -> dict[str, float]:
+    def initial_numbers(self) -> dict[str, float]:
         return {"distance": self.initial_distance, "numerator": 0.0}
 
-    def can_be(self, name: str, number: Any) -> bool:
-        return not number <= 0 if name == "distance" else super().can_be(name, number)  # NaN can be
+    def valid_number(self, name: str, number: Any) -> bool:
+        return not number <= 0 if name == "distance" else super().valid_number(name, number)  # NaN can be
 
     def passes(self, kind: str) -> Sequence[Pass]:
         return [
@@ -227,8 +229,8 @@ class Prodigy(Optimizer):
             Pass(kernels.RULES["adam"], ("momentum", "velocity"), self.scalars),
         ]
 
-    def decay(self, hyper: Any) -> float:
-        return super().decay(hyper) * self.distance
+    def decay_rate(self, hyper: Any) -> float:
+        return super().decay_rate(hyper) * self.distance
 
     def _rate(self, hyper: Any, t: int) -> float:
         return hyper.learning_rate * self.distance * sqrt(1 - hyper.beta_2**t) / (1 - hyper.beta_1**t)  # type: ignore[no-any-return]
@@ -258,7 +260,8 @@ class Prodigy(Optimizer):
                 start = self.slot(variable, "start")._array
                 correlation += step.dot(gradient, start) - step.dot(gradient, variable._array)
         numerator = (
-            self._fading(first) * float(self._numbers["numerator"]) + self._weight(first, step.t) * correlation
+            self._fading(first) * float(self._state.numbers["numerator"])
+            + self._weight(first, step.t) * correlation
         )
         estimate = self.distance_coefficient * numerator / total if total else 0.0
         distance = self.distance if self.distance >= estimate else estimate  # NaN passes
@@ -266,8 +269,8 @@ class Prodigy(Optimizer):
             hyper.distance = distance
         step.sizes[:] = self.distance
         step.commits += [
-            (self._numbers["distance"], np.array(distance)),
-            (self._numbers["numerator"], np.array(numerator)),
+            (self._state.numbers["distance"], np.array(distance)),
+            (self._state.numbers["numerator"], np.array(numerator)),
         ]
 
 

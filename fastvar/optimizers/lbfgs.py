@@ -16,7 +16,7 @@ from fastvar.slices import Rows
 from fastvar.variable import Variable
 
 
-class LBFGS(Optimizer):
+class LBFGS(Optimizer, options=False):
     """The limited-memory BFGS method with a line search, for smooth losses of whole data sets.
 
     Each `minimize` runs SciPy's L-BFGS-B from the present weights, in double precision, and evaluates the loss as
@@ -58,9 +58,6 @@ class LBFGS(Optimizer):
     (True, 1)
     """
 
-    learning_rate = weight_decay = clipnorm = clipvalue = global_clipnorm = None  # type: ignore[assignment]
-    adaptive_clipnorm = use_ema = ema_momentum = ema_overwrite_frequency = None  # type: ignore[assignment]
-    loss_scale_factor = gradient_accumulation_steps = nonfinite = None  # type: ignore[assignment]
     max_iter: int = integer(default=20, low=1)
     max_evaluations: int | None = integer(default=None, low=1, optional=True)
     history_size: int = integer(default=10, low=1)
@@ -68,7 +65,7 @@ class LBFGS(Optimizer):
     tolerance_change: float = number(default=1e-9, low=0)
     schedulable = False
 
-    def _plan(self) -> Any:
+    def _refreshed(self) -> Any:
         """There are no slots, and nothing to plan."""
 
     def _apply(self, grads: Any, variables: Any, zero: bool) -> None:
@@ -87,11 +84,11 @@ class LBFGS(Optimizer):
             The loss, with penalties, at the weights that it leaves. If anything fails, these are the old ones.
         """
         with self._turn:
-            before = [] if self._variables else self._kept()
-            with Atomic(before, [], self._count):  # unbuilt as before if this fails
+            before = [] if self._state.variables else self._kept()
+            with Atomic(before, [], self._state.count):  # unbuilt as before if this fails
                 if var_list is not None:
                     self.build(var_list)
-                if not self._variables:
+                if not self._state.variables:
                     raise ValueError(f"{self._owner}: call build(variables) first, or pass the variables")
                 return self._minimize(value_and_grad)
 
@@ -100,7 +97,7 @@ class LBFGS(Optimizer):
             from scipy.optimize import minimize
         except ImportError:
             raise ImportError(f"{self._owner}: needs SciPy; run `pip install 'fastvar[lbfgs]'`") from None
-        variables = [v for v in self._variables if v.trainable]
+        variables = [v for v in self._state.variables if v.trainable]
         before: list[tuple[Any, Any]] = [(v._array, v.numpy()) for v in variables]
         bounds = [bound for v in variables for bound in [self._bound(v)] * v.size]
 
@@ -108,9 +105,11 @@ class LBFGS(Optimizer):
             _write(variables, x)
             loss, grads = value_and_grad()
             grads = self._arranged(grads, None)
-            if len(grads) != len(self._variables):
-                raise ValueError(f"{self._owner}: got {len(grads)} gradients for {len(self._variables)} variables")
-            of_trainable = [g for g, v in zip(grads, self._variables, strict=True) if v.trainable]
+            if len(grads) != len(self._state.variables):
+                raise ValueError(
+                    f"{self._owner}: got {len(grads)} gradients for {len(self._state.variables)} variables"
+                )
+            of_trainable = [g for g, v in zip(grads, self._state.variables, strict=True) if v.trainable]
             loss = float(loss) + sum(v.regularizer(v.value) for v in variables if v.regularizer)
             return loss, np.concatenate([[], *map(self._gradient, of_trainable, variables)])
 
@@ -121,13 +120,13 @@ class LBFGS(Optimizer):
             "gtol": self.tolerance_grad,
             "ftol": self.tolerance_change,
         }
-        with Atomic([*before, (self._count, [*self._count])], []):
+        with Atomic([*before, (self._state.count, [*self._state.count])], []):
             start = np.concatenate([[], *(v.value.reshape(-1) for v in variables)])
             found = minimize(evaluate, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
             if not np.isfinite(found.fun):
                 raise ValueError(f"{self._owner}: loss must be finite, got {found.fun}")
             _write(variables, found.x)
-            self._count[0] += 1
+            self._state.count[0] += 1
             return float(found.fun)
 
     def _bound(self, variable: Variable) -> tuple[float | None, None]:

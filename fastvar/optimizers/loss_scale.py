@@ -23,7 +23,7 @@ def _inner(name: str) -> Any:
     )
 
 
-class LossScaleOptimizer(Optimizer):
+class LossScaleOptimizer(Optimizer, options=False):
     """Scales the loss so that gradients of half precision neither vanish nor overflow.
 
     The loss that is differentiated is `scale_loss(loss)`. A step divides the gradients by the scale and updates by
@@ -59,37 +59,20 @@ class LossScaleOptimizer(Optimizer):
     """
 
     learning_rate = _inner("learning_rate")
-    weight_decay = clipnorm = clipvalue = global_clipnorm = adaptive_clipnorm = None
-    use_ema = ema_momentum = ema_overwrite_frequency = None  # type: ignore[assignment]
-    loss_scale_factor = gradient_accumulation_steps = nonfinite = None  # type: ignore[assignment]
     inner_optimizer: Optimizer = nested(Optimizer)  # type: ignore[misc]
     initial_scale: float = number(default=2.0**15, above=0)
     dynamic_growth_steps: int = integer(default=2000, low=1)
 
     schedulable = False
     stateful = ("inner_optimizer.loss_scale_factor", "inner_optimizer.nonfinite")  # which are set here
-    _groups = _inner("_groups")
-    slots = _inner("slots")
+    slots, _wanted = _inner("slots"), _inner("_wanted")
     iterations = _inner("iterations")
-    copies = _inner("copies")
-    _variables = _inner("_variables")
-    _tree = _inner("_tree")
-    _listed = _inner("_listed")
-    _names = _inner("_names")
-    _index = _inner("_index")
-    _state = _inner("_state")
-    _shape = _inner("_shape")
-    _stale = _inner("_stale")
-    _wanted = _inner("_wanted")
-    _count = _inner("_count")
-    _engine = _inner("_engine")
-    _numbers = _inner("_numbers")
-    _excluded = _inner("_excluded")
+    _state, _groups, _excluded = _inner("_state"), _inner("_groups"), _inner("_excluded")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         Declared.__init__(self, *args, **kwargs)
         # The scale, and how many steps were made and skipped when it became that: written at once, by one copy.
-        self._numbers["loss_scale"] = np.array([self.initial_scale, 0.0, 0.0])
+        self._state.numbers["loss_scale"] = np.array([self.initial_scale, 0.0, 0.0])
         self._turn = Turn(type(self).__name__)
         self._install(self.initial_scale)
 
@@ -110,12 +93,12 @@ class LossScaleOptimizer(Optimizer):
         with Atomic(self._kept(), []):
             Declared._set(self, parameter, value)
             if not self._steps and not self.skipped:
-                self._numbers["loss_scale"][...] = (self.initial_scale, 0.0, 0.0)
+                self._state.numbers["loss_scale"][...] = (self.initial_scale, 0.0, 0.0)
 
     @property
     def dynamic_scale(self) -> float:
         """The present scale."""
-        scale, steps, skips = (float(x) for x in self._numbers["loss_scale"])
+        scale, steps, skips = (float(x) for x in self._state.numbers["loss_scale"])
         made, skipped = self._steps, self.skipped
         if skipped > skips:
             scale = scale * 0.5 ** (skipped - skips)
@@ -123,16 +106,19 @@ class LossScaleOptimizer(Optimizer):
             scale = scale * 2.0
         else:
             return scale
-        self._numbers["loss_scale"][...] = (scale, made, skipped)
+        self._state.numbers["loss_scale"][...] = (scale, made, skipped)
         return scale
 
-    def can_be(self, name: str, number: buffers.Array) -> bool:
+    def valid_number(self, name: str, number: buffers.Array) -> bool:
         if name != "loss_scale":
-            return self.inner_optimizer.can_be(name, number)
+            return self.inner_optimizer.valid_number(name, number)
         return bool(0 < number[0] < inf) and buffers.counts(number[1:])
 
     def _kept(self) -> list[tuple[Any, Any]]:
         return [(self._parameters, self._parameters.copy()), *self.inner_optimizer._kept()]
+
+    def _forget_plan(self) -> None:
+        self.inner_optimizer._forget_plan()
 
     def build(self, variables: Any) -> None:
         self.inner_optimizer.build(variables)

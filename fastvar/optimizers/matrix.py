@@ -13,7 +13,7 @@ from fastvar import kernels
 from fastvar.buffers import Array
 from fastvar.hyper import flag, integer, number, sequence, text
 from fastvar.optimizer import Optimizer
-from fastvar.passes import Between, Pass, copying
+from fastvar.optimizer.passes import Between, Pass, copying
 from fastvar.variable import Variable
 
 MATRIX, OTHER = "matrix", "other"
@@ -80,11 +80,11 @@ class Adafactor(Optimizer):
     relative_step: bool = flag(default=True)
     slots = ("velocity", "row", "column")
 
-    def kind(self, variable: Variable) -> str:
+    def kind_of(self, variable: Variable) -> str:
         return MATRIX if variable.ndim >= 2 else OTHER
 
-    def keeps(self, slot: str, variable: Variable) -> bool:
-        return (slot == "velocity") == (self.kind(variable) == OTHER)
+    def has_slot(self, slot: str, variable: Variable) -> bool:
+        return (slot == "velocity") == (self.kind_of(variable) == OTHER)
 
     def slot_shape(self, slot: str, variable: Variable) -> tuple[int, ...]:
         shape = variable.shape
@@ -216,14 +216,14 @@ class Muon(Optimizer):
     rms_rate: float | None = number(default=0.2, low=0, optional=True, kw_only=True)
     slots = ("momentum", "velocity")
 
-    def kind(self, variable: Variable) -> str:
+    def kind_of(self, variable: Variable) -> str:
         name = self._name_of(variable)
         embeds = self.exclude_embeddings and "embedding" in name.lower()
         excluded = embeds or any(re.search(pattern, name) for pattern in self.exclude_layers)
         return MATRIX if variable.ndim == 2 and not excluded else OTHER
 
-    def keeps(self, slot: str, variable: Variable) -> bool:
-        return slot == "momentum" or self.kind(variable) == OTHER
+    def has_slot(self, slot: str, variable: Variable) -> bool:
+        return slot == "momentum" or self.kind_of(variable) == OTHER
 
     def passes(self, kind: str) -> Sequence[Pass]:
         if kind == MATRIX:
@@ -232,7 +232,7 @@ class Muon(Optimizer):
             first = Pass(kernels.RULES["adam"], self.slots, self.scalars)
         return [first, Pass(kernels.RULES["gradient_descent"], (), self._rate)]
 
-    def decay(self, hyper: Any) -> float:
+    def decay_rate(self, hyper: Any) -> float:
         rate = hyper.weight_decay if hyper.kind == MATRIX else hyper.adam_weight_decay
         return hyper.learning_rate * (rate or 0.0)  # type: ignore[no-any-return]
 

@@ -119,8 +119,8 @@ class AdamW(Adam):
     weight_decay: float = number(default=1e-2, low=0)
     amsgrad: bool = flag(default=False)
 
-    def decay(self, hyper: Any) -> float:
+    def decay_rate(self, hyper: Any) -> float:
         return float(hyper.lr * hyper.weight_decay)
 
-    def penalty(self, hyper: Any) -> float:
+    def l2_rate(self, hyper: Any) -> float:
         return 0.0

@@ -72,7 +72,7 @@ class NAdam(TorchOptimizer):
 
     slots = ("exp_avg", "exp_avg_sq")
 
-    def numbers(self) -> dict[str, float]:
+    def initial_numbers(self) -> dict[str, float]:
         return self.carried("mu_product")
 
     def rule(self) -> Any:

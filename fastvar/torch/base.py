@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
 from fastvar import buffers
-from fastvar.formula import Formula
-from fastvar.groups import Group
 from fastvar.hyper import flag, number
 from fastvar.module import as_tree, children
 from fastvar.optimizer import Optimizer
+from fastvar.optimizer.groups import Group
+from fastvar.optimizer.options import Options
 from fastvar.variable import Variable
 
 
@@ -81,14 +81,13 @@ class TorchOptimizer(Optimizer):
             raise ValueError(f"{self._owner}: params must not be empty")
         self.build(params)
 
-    @property
-    def sign(self) -> float:
+    def gradient_sign(self) -> float:
         return -1.0 if self.maximize else 1.0
 
-    def decay(self, hyper: Any) -> float:
+    def decay_rate(self, hyper: Any) -> float:
         return 0.0
 
-    def penalty(self, hyper: Any) -> float:
+    def l2_rate(self, hyper: Any) -> float:
         return float(hyper.weight_decay)
 
     def step(  # type: ignore[override]
@@ -126,7 +125,7 @@ class TorchOptimizer(Optimizer):
 
     @classmethod
     def _torch_names(cls) -> list[str]:
-        own = [name for name in cls.parameters if name not in Formula.parameters or name == "weight_decay"]
+        own = [name for name in cls.parameters if name not in Options.parameters or name == "weight_decay"]
         return sorted(own, key=[*cls._signature.parameters].index)
 
     def _carried(self, what: str, hyper: Any, t: int, first: float, after: Callable[[float], float]) -> float:
@@ -135,7 +134,7 @@ class TorchOptimizer(Optimizer):
         It is kept with the optimizer's state (see `carried`). Asked again at the same update it says the same, so
         that an update that failed or was skipped may be made again.
         """
-        at, here, left = (self._numbers[name] for name in _places(what, hyper.group))
+        at, here, left = (self._state.numbers[name] for name in _places(what, hyper.group))
         if t == 1:
             here[...] = first
         elif at != t:
@@ -148,8 +147,8 @@ class TorchOptimizer(Optimizer):
         """Return the `numbers` of an optimizer in which each group carries on one from update to update."""
         return {name: 0.0 for group in range(len(self.groups)) for name in _places(what, group)}
 
-    def can_be(self, name: str, number: Any) -> bool:
-        return buffers.counts(number) if name.endswith(" at") else super().can_be(name, number)
+    def valid_number(self, name: str, number: Any) -> bool:
+        return buffers.counts(number) if name.endswith(" at") else super().valid_number(name, number)
 
 
 def _places(what: str, group: int) -> tuple[str, str, str]:

@@ -153,7 +153,7 @@ class ASGD(TorchOptimizer):
 
     slots = ("ax",)
 
-    def numbers(self) -> dict[str, float]:
+    def initial_numbers(self) -> dict[str, float]:
         return self.carried("eta")
 
     def rule(self) -> Any:
@@ -225,7 +225,7 @@ class Rprop(TorchOptimizer):
     def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
         return hyper.lr if slot == "step_size" else 0
 
-    def penalty(self, hyper: Any) -> float:
+    def l2_rate(self, hyper: Any) -> float:
         return 0.0
 
     def rule(self) -> Any:

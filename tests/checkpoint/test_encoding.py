@@ -317,12 +317,12 @@ def test_numbers_that_cannot_be_are_refused(make: Any, name: str, values: list[A
     optimizer.apply([[1.0, 1.0]])
     checkpoint = fv.Checkpoint(w=w, optimizer=optimizer)
     good = Path(checkpoint.save(tmp_path / "a.h5"))
-    before = json.dumps({k: v.tolist() for k, v in optimizer._numbers.items()})
+    before = json.dumps({k: v.tolist() for k, v in optimizer._state.numbers.items()})
     for value in values:
         path = edited(good, lambda state, value=value: numbers_of(name)(state, value))
         with pytest.raises(ValueError, match=name.split(maxsplit=1)[0]):
             checkpoint.restore(path)
-        assert json.dumps({k: v.tolist() for k, v in optimizer._numbers.items()}) == before
+        assert json.dumps({k: v.tolist() for k, v in optimizer._state.numbers.items()}) == before
     checkpoint.restore(good)
 
 

@@ -109,7 +109,7 @@ def test_slots_of_keras_are_imported_where_a_mapping_names_them(tmp_path: Path) 
     assert load_foreign(tmp_path / "m.h5")["optimizer/vars/2"].shape == (3, 1)
     w, ours = fv.Variable(np.zeros((3, 1), np.float32), name="w"), fv.optimizers.Adam()
     ours.build([w])
-    moments = dict(zip(ours._state, ["optimizer/vars/2", "optimizer/vars/3"], strict=True))
+    moments = dict(zip(ours._state.slots, ["optimizer/vars/2", "optimizer/vars/3"], strict=True))
     name_map = {"w": "layers/dense/vars/0"} | {f"optimizer/w/{slot}": name for slot, name in moments.items()}
     checkpoint = fv.Checkpoint(variables=[w], optimizer=ours)
     checkpoint.import_weights(tmp_path / "m.h5", partial=True, name_map=name_map)

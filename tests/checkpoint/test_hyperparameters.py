@@ -38,7 +38,7 @@ def saved(path: Path, optimizer: fv.Optimizer, steps: int = 3, group: dict[str, 
 def everything(optimizer: fv.Optimizer, variables: list[fv.Variable]) -> Any:
     arrays = [v.numpy().tobytes() for v in [*variables, *optimizer.variables]]
     groups = [{k: repr(v) for k, v in group._own.items()} for group in optimizer.groups]
-    return arrays, [*optimizer._state], repr(optimizer.get_config()), groups, optimizer._steps
+    return arrays, [*optimizer._state.slots], repr(optimizer.get_config()), groups, optimizer._steps
 
 
 def test_the_example_of_the_issue(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Program:
 
     def state(self) -> Any:
         others = self.progress.copy(), self.sampler.position, self.random.getstate(), self.rng.bit_generator.state
-        built = len(self.optimizer._variables), [*self.optimizer._state]
+        built = len(self.optimizer._state.variables), [*self.optimizer._state.slots]
         return contents(self.optimizer, self.variables), built, others, self.optimizer.get_config()
 
 

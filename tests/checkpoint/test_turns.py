@@ -125,7 +125,7 @@ def within(optimizer: fv.Optimizer, act: Callable[[], object]) -> None:
         return 1.0
 
     optimizer.learning_rate = rate
-    optimizer.apply([np.ones(optimizer._variables[0].size)])
+    optimizer.apply([np.ones(optimizer._state.variables[0].size)])
 
 
 def test_saves_and_restores_within_a_step_are_refused(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_an_interrupted_wait_leaves_every_turn_free(tmp_path: Path) -> None:
     w, optimizer = descent(3)
     free = fv.optimizers.SGD(1.0)
     free.build([fv.Variable(np.zeros(3), name="x")])
-    checkpoint = fv.Checkpoint(variables=[w, *free._variables], free=free, optimizer=optimizer)
+    checkpoint = fv.Checkpoint(variables=[w, *free._state.variables], free=free, optimizer=optimizer)
     with step_under_way(optimizer):
         threading.Timer(0.05, lambda: signal.raise_signal(signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):

@@ -31,13 +31,13 @@ def fingerprint(world: World) -> dict[str, str]:
         optimizer.scale_loss(1.0)  # settles what the last step has made of the scale
     found = {f"{v.name}": digest(v.value) for v in world.variables}
     found |= {f"gradient of {v.name}": digest(v.grad) for v in world.variables}
-    for name, of_slot in optimizer._state.items():
+    for name, of_slot in optimizer._state.slots.items():
         found |= {
             f"{name} of {v.name}": digest(slot.value)
             for v, slot in zip(world.order, of_slot, strict=True)
             if slot is not None
         }
-    found |= {f"number {name}": str(value.tolist()) for name, value in optimizer._numbers.items()}
+    found |= {f"number {name}": str(value.tolist()) for name, value in optimizer._state.numbers.items()}
     return {**found, "steps": str(optimizer._steps)}
 
 

@@ -1,4 +1,4 @@
-"""What an optimizer needs to continue as if it had never stopped, beside its slots (layer 8)."""
+"""What an optimizer needs to continue as if it had never stopped, beside its slots."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.hyper import Declared
-from fastvar.optimizer import Optimizer
-from fastvar.state import MARKS, OF_VARIABLES, Slots
+from fastvar.optimizer.base import Optimizer
+from fastvar.optimizer.rule import MARKS
+from fastvar.optimizer.slots import OF_VARIABLES
+from fastvar.optimizer.state import Slots
 from fastvar.stored import Difference, adopted, differences, kept, loaded, stored, with_saved
 from fastvar.variable import Variable
 
@@ -24,7 +26,7 @@ def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[s
     return {
         "class_name": _class_name(optimizer),
         "steps": optimizer._steps,
-        "numbers": {name: value.tolist() for name, value in optimizer._numbers.items()},
+        "numbers": {name: value.tolist() for name, value in optimizer._state.numbers.items()},
         "parameters": _parameters(optimizer),
         "groups": [
             {"variables": [name_of(v) for v in group.variables], "own": stored(group._own)}
@@ -35,7 +37,7 @@ def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[s
 
 def slots_of(optimizer: Optimizer) -> Slots:
     """Return the slots that the present hyperparameters want, as far as they are made."""
-    return {name: optimizer._state[name] for name in optimizer._wanted if name in optimizer._state}
+    return {name: optimizer._state.slots[name] for name in optimizer._wanted if name in optimizer._state.slots}
 
 
 def _class_name(optimizer: Optimizer) -> str:
@@ -80,7 +82,7 @@ class Resumption:
         self.optimizer, self._owner = optimizer, type(optimizer).__name__
         if saved["class_name"] != _class_name(optimizer):
             raise ValueError(f"{self._owner}: the saved optimizer is of class {saved['class_name']}")
-        self.new = not optimizer._variables
+        self.new = not optimizer._state.variables
         self._members = self._find_members([g["variables"] for g in saved["groups"]], name_of, named)
         self.variables = [v for member in self._members for v in member]
         self._steps = _checked_steps(saved["steps"], self._owner)
@@ -91,7 +93,7 @@ class Resumption:
         self._trial = self._try(self._chosen)
         self._changes = self.new or bool(self.differences and not program)
         self.slots = self._find_slots()
-        alike = self._trial if self._trial._variables else optimizer  # keeps the same numbers
+        alike = self._trial if self._trial._state.variables else optimizer  # keeps the same numbers
         self._numbers = _checked_numbers(saved.get("numbers", {}), alike)
         if not self.new:  # the variables of a group may stand in another order
             place_of = {name: i for i, name in enumerate(n for g in saved["groups"] for n in g["variables"])}
@@ -160,9 +162,9 @@ class Resumption:
             return present
         self._trial._groups = []
         self._trial.build(self._groups())
-        slots = {name: [*made] for name, made in self._trial._state.items()}
+        slots = {name: [*made] for name, made in self._trial._state.slots.items()}
         for name, made in slots.items():
-            for i, old in enumerate(optimizer._state.get(name, ())):
+            for i, old in enumerate(optimizer._state.slots.get(name, ())):
                 place = made[i]
                 if old is not None and place is not None and (old.shape, old.dtype) == (place.shape, place.dtype):
                     made[i] = old
@@ -175,7 +177,12 @@ class Resumption:
         """Return what `take_over` changes, as places and what they hold, for `Atomic` to put back."""
         optimizer = self.optimizer
         owns = [group._own for group in optimizer.groups]
-        changed = [optimizer._count, optimizer._state, *owns, *_of_declared([optimizer._parameters, *owns])]
+        changed = [
+            optimizer._state.count,
+            optimizer._state.slots,
+            *owns,
+            *_of_declared([optimizer._parameters, *owns]),
+        ]
         return [*optimizer._kept(), *((place, place.copy()) for place in changed)]
 
     def take_over(self) -> None:
@@ -183,9 +190,9 @@ class Resumption:
         optimizer = self.optimizer
         optimizer._parameters.update(adopted(optimizer._parameters, self._values))
         if self._changes:
-            optimizer._state.clear()
-            optimizer._state.update(self.slots)
-            optimizer._engine = None
+            optimizer._state.slots.clear()
+            optimizer._state.slots.update(self.slots)
+            optimizer._forget_plan()
         if self.new and self.variables:
             optimizer.build(self._groups())
             for group in optimizer.groups:
@@ -194,10 +201,10 @@ class Resumption:
             after = adopted(group._own, mine)
             group._own.clear()
             group._own.update(after)
-        optimizer._count[0] = self._steps
+        optimizer._state.count[0] = self._steps
         for name, number in self._numbers.items():
-            optimizer._numbers.setdefault(name, number)[...] = number
-        optimizer._stale = True
+            optimizer._state.numbers.setdefault(name, number)[...] = number
+        optimizer._forget_plan()
 
     def explain(self) -> Iterator[str]:
         """Give the hyperparameters of the program that want other slots than those of the file."""
@@ -226,8 +233,10 @@ def _checked_steps(steps: Any, owner: str) -> int:
 
 def _checked_numbers(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, buffers.Array]:
     owner = type(optimizer).__name__
-    marks = [name for name in MARKS if name in optimizer._numbers]
-    numbers: dict[str, Any] = {name: np.ones_like(optimizer._numbers[name]) for name in marks}  # for older files
+    marks = [name for name in MARKS if name in optimizer._state.numbers]
+    numbers: dict[str, Any] = {
+        name: np.ones_like(optimizer._state.numbers[name]) for name in marks
+    }  # for older files
     for name, value in saved.items():
         if name in MARKS and name not in marks:  # of a slot that is not here
             continue
@@ -235,9 +244,9 @@ def _checked_numbers(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, b
         if any(type(element) is not float for element in given):
             raise ValueError(f"{owner}: {name} must be a float or a list of floats, got {value!r}")
         number = numbers[name] = np.array(value, np.float64)
-        place = optimizer._numbers.get(name)
+        place = optimizer._state.numbers.get(name)
         if place is None or place.shape != number.shape:
             raise ValueError(f"{owner}: keeps no {name!r} of shape {number.shape}, as was saved")
-        if not optimizer.can_be(name, number):
+        if not optimizer.valid_number(name, number):
             raise ValueError(f"{owner}: {name} is out of range, got {value!r}")
     return numbers

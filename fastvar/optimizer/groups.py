@@ -1,18 +1,15 @@
-"""Groups of variables with hyperparameters of their own (layer 6)."""
+"""Groups of variables with hyperparameters of their own, and what `build` is given."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastvar import buffers
 from fastvar.hyper import Parameter
 from fastvar.module import Module, Tree, as_tree, is_sequence
-from fastvar.state import change
+from fastvar.optimizer.options import Options
 from fastvar.variable import Variable
-
-if TYPE_CHECKING:
-    from fastvar.optimizer import Optimizer
 
 
 class Group:
@@ -21,10 +18,10 @@ class Group:
     Any hyperparameter that varies by variable is an attribute that can be read and set, also to a schedule.
     """
 
-    def __init__(self, optimizer: Optimizer, variables: list[Variable], own: dict[str, Any]) -> None:
-        self.__dict__.update(_variables=variables, _optimizer=optimizer, _own={}, _given=set())
+    def __init__(self, optimizer: Options, variables: list[Variable], own: dict[str, Any]) -> None:
+        self.__dict__.update(_variables=variables, _optimizer=optimizer, _own={}, _given={*own})
         for name, value in own.items():
-            setattr(self, name, value)
+            self._own[name] = self._parameter(name).checked(optimizer, value)
 
     @property
     def variables(self) -> list[Variable]:
@@ -49,7 +46,7 @@ class Group:
 
     def __setattr__(self, name: str, value: Any) -> None:
         checked = self._parameter(name).checked(self._optimizer, value)
-        change(self._optimizer, self._own, name, checked)
+        self._optimizer._change(self._own, name, checked)
         self._given.add(name)
 
     def __repr__(self) -> str:

@@ -1,9 +1,8 @@
-"""What stands between two passes of a step, for rules that need norms or matrices (layer 5)."""
+"""Passes of a step, and what stands between them for rules that need norms or matrices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +11,6 @@ from fastvar import buffers, kernels
 from fastvar.buffers import Array
 from fastvar.variable import Variable
 
-SMALL_WEIGHTS = 1e-3  # adaptive clipping takes the norm of a unit's weights to be at least this, as in the paper
-SMALL_GRADIENT = 1e-6
 DOWN, UP = 2.0**-600, 2.0**600  # float64 numbers times these: their squares neither overflow nor vanish
 VANISHING = 2.0**-960  # a sum of squares below this may have lost some
 
@@ -91,40 +88,6 @@ class Between:
     def weight_norm(self, i: int) -> float:
         """Return the L2 norm that the weights of a variable will have once they have decayed."""
         return self.norm(self.variables[i]._array) * abs(1 - float(self._decays[i]))
-
-
-def clip_units(clipping: float, w: Array, g: Array, out: Array) -> None:
-    """Write `g` into `out`, each unit's part scaled to at most `clipping` times the norm of its weights.
-
-    Brock et al., High-Performance Large-Scale Image Recognition Without Normalization, 2021 (arXiv:2102.06171),
-    equation 3. A unit is what one output depends on: kernels are (inputs, outputs), or (height, width, inputs,
-    outputs); a vector is one unit.
-    """
-    rows, columns = units(w.shape)
-    if not g.size:
-        return
-    g_norms, w_norms = (unit_norms(x, rows, columns) for x in (g, w))
-    most = clipping * np.maximum(w_norms, SMALL_WEIGHTS)
-    scale = np.where(g_norms < most, 1.0, most / np.maximum(g_norms, SMALL_GRADIENT)).astype(g.dtype)
-    np.multiply(g.reshape(rows, columns), scale, out=out.reshape(rows, columns))
-
-
-def unit_norms(x: Array, rows: int, columns: int) -> Array:
-    """Return the norm of each column of a matrix."""
-    (squares,) = kernels.unit_sums(x, rows, columns)[1]
-    norms: Array = np.sqrt(squares)
-    if x.dtype == np.float64 and np.isinf(squares).any():
-        (small,) = kernels.unit_sums(np.asarray(x * DOWN), rows, columns)[1]
-        norms = np.where(np.isinf(squares), np.sqrt(small) / DOWN, norms)
-    return norms
-
-
-def units(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return how many elements a unit of an array has, and how many units there are."""
-    if sum(n != 1 for n in shape) <= 1:
-        return prod(shape), 1
-    inputs = shape[:1] if len(shape) <= 3 else shape[:-1]
-    return prod(inputs), prod(shape[len(inputs) :])
 
 
 def scratch(variables: Sequence[Variable]) -> list[Array]:

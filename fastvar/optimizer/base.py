@@ -1,4 +1,4 @@
-"""The optimizer base (layer 7): options, groups, slots, and the step that a user calls."""
+"""The optimizer that users call: build, apply, step, minimize."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ from collections.abc import Callable, Iterable
 from operator import is_
 from typing import Any, NoReturn
 
-import numpy as np
-
-from fastvar.engine import Engine
-from fastvar.formula import Formula
-from fastvar.groups import Group, check_variables, label, parsed, tree_among, ungrouped, variables_of
 from fastvar.hyper import Parameter
 from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
 from fastvar.module import Tree, as_tree, is_sequence
-from fastvar.state import Slots, change, first_numbers, keep, shape_of
+from fastvar.optimizer.groups import Group, check_variables, parsed, tree_among, ungrouped, variables_of
+from fastvar.optimizer.planning import StepPlan
+from fastvar.optimizer.rule import Rule
+from fastvar.optimizer.slots import begin_anew, first_numbers, first_values, keep, wanted
+from fastvar.optimizer.state import State
+from fastvar.optimizer.step import step
 from fastvar.variable import Structure, Variable, zeroed
 
-BUILT = (  # the attributes that `build` sets
-    *("_groups", "_variables", "_tree", "_listed", "_names", "_index"),
-    *("_state", "_shape", "_numbers", "_engine", "_stale"),
-)
 
-
-class Optimizer(Formula):
+class Optimizer(Rule):
     """Base of all optimizers: updates variables in place from gradients, in one pass over memory.
 
     The options below hold for every optimizer alike. Order of a step, as in Keras: gradients that are None
@@ -108,19 +103,12 @@ class Optimizer(Formula):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._state = State.empty()
         self._groups: list[Group] = []
-        self._variables: list[Variable] = []
-        self._tree: Tree | None = None  # in which `build` was given them
+        self._tree: Tree | None = None  # in which `build` was given the variables
         self._listed = -1  # so many gradients in a list are those of the variables, in their order
-        self._names: list[str] = []  # of the variables at `build`: what goes by names does not change with them
-        self._index: dict[int, int] = {}
-        self._state: Slots = {}
-        self._shape: tuple[object, ...] = ()  # what `_state` was made for
         self._excluded: tuple[list[Variable], re.Pattern[str] | None] = ([], None)
-        self._numbers = {"skipped": np.zeros(())}
-        self._count = [0]  # of calls; in a list, for compiled code to count
-        self._engine: Engine | None = None
-        self._stale = False  # hyperparameters have changed since the engine read them
+        self._plan: StepPlan | None = None
         self._turn = Turn(type(self).__name__)
 
     def _validate(self) -> None:
@@ -138,7 +126,20 @@ class Optimizer(Formula):
             raise ValueError(
                 f"{self._owner}: {parameter.name} is fixed once training has begun: it counts in calls"
             )
-        change(self, self._parameters, parameter.name, value)
+        self._change(self._parameters, parameter.name, value)
+
+    def _change(self, values: dict[str, Any], name: str, value: Any) -> None:
+        state, firsts = self._state, first_values(self, self._state)
+        slots = [state.slots[slot][i]._array for slot, i in firsts if i >= 0]  # type: ignore[union-attr]
+        before = [*self._kept(), (values, values.copy()), *((slot, slot.copy()) for slot in slots)]
+        with Atomic(before, []):
+            values[name] = value
+            if self._plan:
+                self._plan.stale = True
+            self._validate()
+            if state.variables:
+                self._keep_slots()
+                begin_anew(self, state, firsts)
 
     def _evaluate(self, parameter: Parameter, schedule: Callable[[int], float]) -> float:
         value = schedule(self._steps)
@@ -147,10 +148,6 @@ class Optimizer(Formula):
         except (TypeError, ValueError) as error:
             at = f"{parameter.name} at step {self._steps}"
             raise type(error)(f"{self._owner}: {at} {error}") from None
-
-    @property
-    def _owner(self) -> str:
-        return self._parameters["name"] or type(self).__name__
 
     def build(self, variables: Any) -> None:
         """Take the variables to be updated, and make their slots; later calls for the same ones do nothing.
@@ -172,52 +169,55 @@ class Optimizer(Formula):
             optimizer is built on others.
         """
         tree, grouped = parsed(self._owner, variables, self.group_keys)
-        flat = [v for group in grouped for v in group["variables"]]
-        if self._variables and [*map(id, flat)] != [*map(id, self._variables)]:
+        flat, built = [v for group in grouped for v in group["variables"]], self._state.variables
+        if built and [*map(id, flat)] != [*map(id, built)]:
             raise ValueError(f"{self._owner}: is built on other variables; make a new optimizer for these")
         with Atomic(self._kept(), []):
-            if not self._variables:
+            if not built:
                 self._build(grouped)
             if all(map(is_, tree.variables, flat)):
-                tree.variables = self._variables
-            self._tree, self._listed = tree, tree.listed if tree.variables is self._variables else -1
+                tree.variables = self._state.variables
+            self._tree, self._listed = tree, tree.listed if tree.variables is self._state.variables else -1
 
     def _build(self, grouped: list[dict[str, Any]]) -> None:
         check_variables(self._owner, grouped)
         variables = [v for group in grouped for v in group["variables"]]
-        groups = [Group(self, group.pop("variables"), group) for group in grouped]
-        self._variables, self._groups = variables, groups
-        self._names = [v.name or "" for v in variables]
-        self._index = {id(v): i for i, v in enumerate(variables)}
-        self._numbers = {**self._numbers, **first_numbers(self)}
-        self._plan()
+        self._groups = [Group(self, group.pop("variables"), group) for group in grouped]
+        before = self._state  # whose slots a restore has made
+        numbers = {**before.numbers, **first_numbers(self, len(variables))}
+        self._state = State(variables, before.slots, numbers, before.count)
+        self._refreshed()
 
     def _kept(self) -> list[tuple[Any, Any]]:
         """Return all but the slots, as places and what they hold, for `Atomic` to put back."""
-        numbers = [(number, number.copy()) for number in self._numbers.values()]
-        attributes = {name: getattr(self, name) for name in BUILT}
-        return [(self, attributes), (self._parameters, self._parameters.copy()), *numbers]
+        state, attributes = self._state, ("_state", "_groups", "_tree", "_listed", "_plan")
+        numbers = [(number, number.copy()) for number in state.numbers.values()]
+        mine = {name: getattr(self, name) for name in attributes}
+        return [(self, mine), (state, {**vars(state)}), (self._parameters, self._parameters.copy()), *numbers]
 
-    def _plan(self) -> Engine:
-        keep(self)
-        labels = [label(v, i) for i, v in enumerate(self._variables)]
-        self._engine, self._stale = Engine(self, labels), False
-        return self._engine
+    def _keep_slots(self) -> None:
+        """Keep the slots that the hyperparameters ask for; if they are others, the next step plans anew."""
+        if keep(self, self._state):
+            self._plan = None
+
+    def _forget_plan(self) -> None:
+        """Plan anew at the next step."""
+        self._plan = None
 
     @property
     def _wanted(self) -> list[str]:
         """Names of the slots that the present hyperparameters ask for."""
-        wanted = [*self.slots, *["average"] * bool(self.use_ema)]
-        return wanted + ["gradient_accumulator"] * bool(self.gradient_accumulation_steps)
+        return wanted(self)
 
-    def _refreshed(self) -> Engine:
-        """Return an engine that knows the present hyperparameters, anew only if the plan itself must change."""
-        engine = self._engine
-        if engine is None or engine.version != Structure.version or self._shape != shape_of(self):
-            return self._plan()
-        engine.read_hyperparameters()
-        self._stale = False
-        return engine
+    def _refreshed(self) -> StepPlan:
+        """Return a plan that knows the present hyperparameters, anew only if it itself must change."""
+        self._keep_slots()
+        plan = self._plan
+        if plan is None or plan.version != Structure.version:
+            plan = self._plan = StepPlan(self, self._state)
+        elif plan.stale:
+            plan.read_hyperparameters()
+        return plan
 
     # Stepping.
 
@@ -248,25 +248,25 @@ class Optimizer(Formula):
 
     def _apply(self, grads: Any, variables: Any, zero: bool) -> None:
         with self._turn:
-            if variables is not None and not self._variables:
-                with Atomic(self._kept(), [], self._count):  # unbuilt as before if this fails
+            if variables is not None and not self._state.variables:
+                with Atomic(self._kept(), [], self._state.count):  # unbuilt as before if this fails
                     grads = self._arranged(grads, variables)
-                    if self._variables:
-                        self._refreshed().step(grads, self._count, zero)
+                    if self._state.variables:
+                        step(self._refreshed(), grads, zero)
                 return
             if variables is not None or type(grads) is not list or len(grads) != self._listed:
                 grads = self._arranged(grads, variables)
-                if not self._variables:
+                if not self._state.variables:
                     return
-            engine = self._engine
-            if self._stale or engine is None or engine.version != Structure.version:
-                engine = self._refreshed()
-            engine.step(grads, self._count, zero)
+            plan = self._plan
+            if plan is None or plan.stale or plan.version != Structure.version:
+                plan = self._refreshed()
+            step(plan, grads, zero)
 
     def _arranged(self, grads: Any, variables: Any) -> list[Any]:
         """Return the gradients in the order in which the optimizer has its variables."""
         owner = self._owner
-        if variables is self._variables:
+        if variables is self._state.variables:
             return grads  # type: ignore[no-any-return]
         tree = self._tree if variables is None else self._tree_of(as_tree(variables, f"{owner}: variables"))
         if tree is None or (tree is self._tree and tree.flat and is_sequence(grads)):
@@ -275,12 +275,11 @@ class Optimizer(Formula):
                 raise ValueError(f"{owner}: call build(variables) first, or pass the variables")
             return flat  # the engine checks their number
         gradients = tree.arrange(ungrouped(owner, grads, self.group_keys), owner)
-        if tree.variables is self._variables:
-            return gradients
-        arranged: list[Any] = [None] * len(self._variables)
-        for v, gradient in zip(tree.variables, gradients, strict=True):
-            arranged[self._index[id(v)]] = gradient
-        return arranged
+        return (
+            gradients
+            if tree.variables is self._state.variables
+            else self._state.ordered(tree.variables, gradients)
+        )
 
     def _tree_of(self, variables: Any) -> Tree | None:
         """Return the tree of some of the variables; the optimizer is built on them if it was not yet."""
@@ -292,7 +291,7 @@ class Optimizer(Formula):
         alike = is_sequence(variables) and known.flat and len(variables) == len(known.variables)
         if alike and all(map(is_, variables, known.variables)):
             return known
-        return tree_among(self._owner, variables, self.group_keys, self._index)
+        return tree_among(self._owner, variables, self.group_keys, self._state.index)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
         """Update once from pairs of gradient and variable, or of trees of them; return the number of calls."""
@@ -308,9 +307,9 @@ class Optimizer(Formula):
         ValueError
             If no variable has a `grad`, or with `zero_grad` one cannot be zeroed in place.
         """
-        if not self._variables:
+        if not self._state.variables:
             raise ValueError(f"{self._owner}: call build(variables) first")
-        self._apply([v.grad for v in self._variables], self._variables, zero_grad)
+        self._apply([v.grad for v in self._state.variables], self._state.variables, zero_grad)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the `grad` of every variable, or with `set_to_none=False` fill them with zeros.
@@ -319,9 +318,9 @@ class Optimizer(Formula):
         a sparse one (`IndexedSlices`) becomes None, which stands for zero.
         """
         if set_to_none:
-            after = [(v, {"_grad": None}) for v in self._variables]
+            after = [(v, {"_grad": None}) for v in self._state.variables]
         else:
-            after = [zeroed(v, v.grad) for v in self._variables]
+            after = [zeroed(v, v.grad) for v in self._state.variables]
         with Atomic([], after):
             pass
 
@@ -374,7 +373,7 @@ class Optimizer(Formula):
             raise TypeError(f"{self._owner}: var_names must be a list of strings, got {var_names!r}")
         pattern = re.compile("|".join(var_names)) if var_names else None
         self._excluded = ([] if var_list is None else variables_of(self._owner, var_list), pattern)
-        self._engine = None
+        self._forget_plan()
 
     def decays(self, variable: Variable) -> bool:
         """Return whether `weight_decay` concerns the variable."""
@@ -383,13 +382,13 @@ class Optimizer(Formula):
 
     def _name_of(self, variable: Variable) -> str:
         """Return the name of a variable, of those of `build` as it was there."""
-        i = self._index.get(id(variable))
-        return variable.name or "" if i is None else self._names[i]
+        i = self._state.index.get(id(variable))
+        return variable.name or "" if i is None else self._state.names[i]
 
     def finalize_variable_values(self, var_list: Any = None) -> None:
         """Give the variables the values of their moving averages, if `use_ema`; call it when training ends."""
-        if self.use_ema and self._numbers.get("averaged", True):
-            variables = self._variables if var_list is None else variables_of(self._owner, var_list)
+        if self.use_ema and self._state.numbers.get("averaged", True):
+            variables = self._state.variables if var_list is None else variables_of(self._owner, var_list)
             with Atomic([], [(v._array, self.slot(v, "average")._array) for v in variables]):
                 pass
 
@@ -397,7 +396,7 @@ class Optimizer(Formula):
 
     @property
     def _steps(self) -> int:
-        return self._count[0]
+        return self._state.count[0]
 
     @property
     def groups(self) -> list[Group]:
@@ -412,12 +411,12 @@ class Optimizer(Formula):
     @property
     def skipped(self) -> int:
         """Number of steps that `nonfinite="skip"` has left out."""
-        return int(self._numbers["skipped"])
+        return int(self._state.numbers["skipped"])
 
     @property
     def variables(self) -> list[Variable]:
         """The slots, moving averages and accumulators, by slot and then by variable."""
-        return [v for of_slot in self._state.values() for v in of_slot if v is not None]
+        return [v for of_slot in self._state.slots.values() for v in of_slot if v is not None]
 
     def slot(self, variable: Variable, name: str) -> Variable:
         """Return what the optimizer keeps under `name` for a variable, such as its "momentum".
@@ -427,10 +426,10 @@ class Optimizer(Formula):
         KeyError
             If it keeps no such thing.
         """
-        slots = self._state.get(name)
-        found = slots[self._index[id(variable)]] if slots and id(variable) in self._index else None
+        slots = self._state.slots.get(name)
+        found = slots[self._state.index[id(variable)]] if slots and id(variable) in self._state.index else None
         if found is None:
-            raise KeyError(f"{self._owner}: no slot {name!r} of {variable!r}; slots are {[*self._state]}")
+            raise KeyError(f"{self._owner}: no slot {name!r} of {variable!r}; slots are {[*self._state.slots]}")
         return found
 
     @property
@@ -442,9 +441,8 @@ class Optimizer(Formula):
         raise TypeError(f"{self._owner}: use copy.deepcopy((variables, optimizer)), which keeps them together")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_engine": None, "_turn": None}
+        return {**vars(self), "_plan": None, "_turn": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._turn = Turn(type(self).__name__)
-        self._index = {id(v): i for i, v in enumerate(self._variables)}

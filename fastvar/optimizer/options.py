@@ -1,0 +1,43 @@
+"""The options that every optimizer has: parameters, explained in `Optimizer`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from fastvar.hyper import Declared, choice, flag, integer, number, text
+
+
+class Options(Declared):
+    """Base of what has the options; `class LBFGS(Optimizer, options=False)` has none of them but the name."""
+
+    schedulable: ClassVar[bool] = True
+
+    learning_rate: float = number(default=0.001, low=0)
+    weight_decay: float | None = number(default=None, low=0, optional=True, kw_only=True)
+    clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    clipvalue: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    global_clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    adaptive_clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    use_ema: bool = flag(default=False, kw_only=True)
+    ema_momentum: float = number(default=0.99, low=0, high=1, kw_only=True, per_group=False)
+    ema_overwrite_frequency: int | None = integer(default=None, low=1, optional=True, kw_only=True)
+    loss_scale_factor: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    gradient_accumulation_steps: int | None = integer(default=None, low=2, optional=True, kw_only=True)
+    nonfinite: str = choice("ignore", "skip", "raise", default="ignore", kw_only=True)
+    name: str | None = text(default=None, kw_only=True)
+
+    def __init_subclass__(cls, options: bool = True, **kwargs: Any) -> None:
+        if not options:
+            for name in Options.parameters:
+                if name != "name" and name not in vars(cls):
+                    setattr(cls, name, None)
+        super().__init_subclass__(**kwargs)
+
+    @property
+    def _owner(self) -> str:
+        """What error messages begin with."""
+        return self._parameters["name"] or type(self).__name__
+
+    def _change(self, values: dict[str, Any], name: str, value: Any) -> None:
+        """Set a hyperparameter in `values`, the optimizer's or a group's, with all that follows from it."""
+        raise NotImplementedError

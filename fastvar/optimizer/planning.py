@@ -1,0 +1,283 @@
+"""What stays true of a step until the optimizer, its groups or its variables change."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+
+from fastvar import kernels, threads
+from fastvar.buffers import Array, Extents
+from fastvar.constraints import BUILTIN, NonNeg
+from fastvar.kernels import reference
+from fastvar.optimizer.clipping import by_norm, limit_of_values
+from fastvar.optimizer.groups import label
+from fastvar.optimizer.passes import copying, scratch
+from fastvar.optimizer.rule import Rule
+from fastvar.optimizer.state import State
+from fastvar.variable import Structure, Variable
+
+PARALLEL = 2**15  # elements below which a step is serial anyway, so that threads need not be asked for
+RATES = ("learning_rate", "lr")  # what may change without changing how gradients are conditioned
+
+
+class Resolved:
+    """The hyperparameters of a group as plain attributes, four times as quick to read as in a namespace."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+class Accumulation:
+    """Where gradients are added up: gradient descent with a learning rate of -1."""
+
+    scalars = ((-1.0,),)
+
+    def __init__(self, rule: Rule, state: State, labels: list[str]) -> None:
+        self.steps: int = rule.gradient_accumulation_steps or 1
+        slots: Any = state.slots["gradient_accumulator"]
+        self.sums: list[Array] = [v._array for v in slots]
+        none, group = [()] * len(labels), [0] * len(labels)
+        self.plan = kernels.Plan(rule._owner, kernels.RULES["gradient_descent"], labels, self.sums, none, group)
+
+    def updates(self, calls: int) -> bool:
+        """Return whether the call after so many is one that updates."""
+        return (calls + 1) % self.steps == 0
+
+
+class Handed:
+    """What passes hand on: the directions that all but the last write.
+
+    Attributes
+    ----------
+    directions : list of list of ndarray
+        Of each pass but the last, like the variables.
+    clipped : list of ndarray
+        Room for adaptive clipping, like the variables.
+    largest : ndarray
+        The largest number of each variable's dtype.
+    early : list of ndarray
+        Slots that are written before the last pass.
+    extents : Extents
+        The memory of all that a step writes: later passes write what is not to be a gradient either.
+    """
+
+    def __init__(self, rule: Rule, state: State, labels: list[str], passes: int) -> None:
+        variables = state.variables
+        self.directions = [scratch(variables) for _ in range(passes - 1)]
+        self.clipped = scratch(variables) if rule.adaptive_clipnorm is not None else []
+        self.largest = np.array([np.finfo(v.dtype).max for v in variables])
+        self.early: list[Array] = []
+        places: dict[str, Any] = {
+            "": variables,
+            **{f"{name} of ": of_slot for name, of_slot in state.slots.items()},
+        }
+        self.extents = Extents(
+            (f"{rule._owner}: {what}{name}", place._array)
+            for what, of_label in places.items()
+            for name, place in zip(labels, of_label, strict=True)
+            if place is not None
+        )
+
+
+class StepPlan:
+    """Everything about a step that is true until something changes.
+
+    Without special options it has at most 29 attributes: of an object with more, CPython reads all more slowly.
+
+    Attributes
+    ----------
+    version : int
+        The `Structure.version` that it was made for.
+    stale : bool
+        Whether hyperparameters have changed since they were read.
+    plain : bool
+        Whether one run is all of the step: nothing to copy before, to fill in or to undo.
+    fragile : bool
+        Whether code of users runs among the updates, so that everything must be copied before.
+    plans, formulas : list
+        The compiled plan of each pass, and what gives its scalars, by group.
+    scheduled : list
+        What schedules set: the hyperparameters of a group, a parameter, its schedule.
+    """
+
+    def __init__(self, rule: Rule, state: State) -> None:
+        self.version = Structure.version
+        self.rule, self.state, self.count = rule, state, state.count
+        variables = state.variables
+        self.labels = [label(v, i) for i, v in enumerate(variables)]
+        self.frozen = {i for i, v in enumerate(variables) if not v.trainable}
+        self.parallel = sum(v.size for v in variables) >= PARALLEL
+        self.accumulation: Accumulation | None = None
+        if rule.gradient_accumulation_steps:
+            self.accumulation = Accumulation(rule, state, self.labels)
+        self._number_groups()
+        self._plan_passes()
+        self._set_stages_of_variables()
+        self.read_hyperparameters()
+
+    @property
+    def last(self) -> Any:
+        """The plan of the last pass, which updates the weights."""
+        return self.plans[-1]
+
+    @property
+    def staged(self) -> bool:
+        """Whether a step is more than one run, uninterrupted each; gradients are zeroed last."""
+        return self.handed is not None or self.fragile or self.accumulation is not None
+
+    @property
+    def workers(self) -> int:
+        """How many threads a run takes."""
+        return threads.get_num_threads() if self.parallel else 1
+
+    # Plans.
+
+    def _number_groups(self) -> None:
+        """Number the pairs of group and kind that there are: the variables of one share their scalars."""
+        rule, index = self.rule, self.state.index
+        number_of: dict[tuple[int, str], int] = {}
+        self.group_of = np.zeros(len(index), np.intp)
+        for k, group in enumerate(rule.groups):
+            for v in group.variables:
+                number = number_of.setdefault((k, rule.kind_of(v)), len(number_of))
+                self.group_of[index[id(v)]] = number
+        self.numbered = [*number_of]
+
+    def _plan_passes(self) -> None:
+        rule, state = self.rule, self.state
+        adaptive = rule.adaptive_clipnorm is not None
+        of_group = [[copying()] * adaptive + [*rule.passes(kind)] for _, kind in self.numbered]
+        passes = [*zip(*of_group, strict=True)]
+        self.formulas = [[one.scalars for one in of_pass] for of_pass in passes]
+        self.handed = Handed(rule, state, self.labels, len(passes)) if len(passes) > 1 else None
+        weights = [v._array for v in state.variables]
+        average: Any = state.slots["average"] if rule.use_ema else ()
+        averages = [v._array for v in average] or None
+        self.plans: list[Any] = []
+        for k, of_pass in enumerate(passes):
+            last = k == len(passes) - 1
+            slots = [self._slots_of(of_pass[group], i) for i, group in enumerate(self.group_of)]
+            if self.handed and not last:
+                self.handed.early += itertools.chain(*slots)
+            directions = self.handed.directions[k] if self.handed and not last else None
+            rules = [one.rule for one in of_pass]
+            plan = reference.Plan if isinstance(rules[0], reference.Rule) else kernels.Plan
+            self.plans.append(
+                plan(
+                    rule._owner,
+                    rules,
+                    self.labels,
+                    weights,
+                    slots,
+                    self.group_of,
+                    averages if last else None,
+                    directions,
+                )
+            )
+        self.first = self.plans[0]
+        self.fragile = isinstance(rules[0], reference.Rule)
+
+    def _slots_of(self, one: Any, i: int) -> list[Array]:
+        slots: dict[str, Any] = self.state.slots
+        return [slots[name][i]._array for name in one.slots]
+
+    def _set_stages_of_variables(self) -> None:
+        variables = self.state.variables
+        penalties = [v.regularizer for v in variables]
+        self.first.stages["l1"] = [p.l1 if p else 0 for p in penalties]
+        self.l2 = np.array([2 * p.l2 if p else 0 for p in penalties])
+        self.last.stages["nonneg"] = [type(v.constraint) is NonNeg for v in variables]
+        self.constrained = [i for i, v in enumerate(variables) if v.constraint]
+        for i in self.constrained:
+            if type(variables[i].constraint) in BUILTIN:  # an axis that is not there shows here
+                projected(self.rule, variables[i])
+        by_call = bool(self.constrained) and self.accumulation is not None
+        self.fragile = self.fragile or by_call or bool(self.constrained_after)
+        self.decaying = np.array([self.rule.decays(v) for v in variables], float)
+
+    @property
+    def constrained_after(self) -> list[int]:
+        """The variables whose constraint runs behind the pass; NonNeg runs inside."""
+        return [i for i in self.constrained if not self.last.stages["nonneg"][i]]
+
+    # Hyperparameters.
+
+    def read_hyperparameters(self) -> None:
+        """Resolve the hyperparameters of each group; note the scheduled ones."""
+        rule, numbers = self.rule, self.state.numbers
+        self.scheduled: list[tuple[Any, Any, Any]] = []
+        self.own: Any = self._resolved(rule._parameters, "")
+        groups = rule.groups
+        self.hyper = [self._resolved({**rule._parameters, **groups[k]._own}, kind, k) for k, kind in self.numbered]
+        self.taken = [*zip(self.formulas[0], self.hyper, strict=True)]
+        self.guard = self.own.nonfinite != "ignore"
+        self.changing = any(p.name not in RATES for _, p, _ in self.scheduled)
+        decays = rule.overrides("decay_rate") or any(hyper.weight_decay for hyper in self.hyper)
+        keeps_numbers = bool(rule.initial_numbers())
+        self.decay_varies = decays and bool(self.scheduled or keeps_numbers)
+        self.unbegun = [i for i, begun in enumerate(numbers.get("begun", ())) if not begun]
+        kept = self.guard and keeps_numbers  # which taking the scalars may change
+        special = self.decay_varies or by_norm(self.own) or self.own.use_ema or self.unbegun
+        self.plain = not (special or self.staged or self.constrained or kept)
+        self.first.stages["clip"] = 1
+        if not self.changing:
+            self.set_conditions()
+        self.last.stages["decay"] = 0  # until the schedules are known, which the step needs
+        if not self.scheduled:
+            self.set_decay()
+        self.stale = False
+
+    def _resolved(self, values: dict[str, Any], kind: str, group: int = 0) -> Any:
+        resolved = Resolved(values | {"slots": tuple(self.rule.slots), "kind": kind, "group": group})
+        for name, parameter in type(self.rule).parameters.items():
+            if parameter.scheduled and callable(values[name]):
+                self.scheduled.append((resolved, parameter, values[name]))
+        return resolved
+
+    def set_conditions(self) -> None:
+        """Set how the first pass conditions gradients."""
+        unscale = self.rule.gradient_sign() / (self.own.loss_scale_factor or 1)
+        if self.accumulation:
+            self.accumulation.plan.stages["scale"] = unscale
+        self.first.stages["scale"] = 1 / self.accumulation.steps if self.accumulation else unscale
+        self.first.stages["limit"] = limit_of_values(self.own)
+        self.first.stages["l2"] = self.l2 + self._of_variables(self.rule.l2_rate)
+
+    def set_decay(self) -> None:
+        """Set how the last pass lets weights decay."""
+        self.last.stages["decay"] = self._of_variables(self.rule.decay_rate)
+
+    def _of_variables(self, rate: Any) -> Array:
+        rates: Array = np.array([rate(h) for h in self.hyper] or [0.0])[self.group_of] * self.decaying
+        return rates
+
+    # What must be put back.
+
+    @functools.cached_property
+    def room(self) -> tuple[list[Array], list[Array]]:
+        """What a step could leave half-done (the last pass is whole or nothing), and room for copies of it."""
+        state, accumulation = self.state, self.accumulation
+        places = [plan.stages for plan in self.plans] + [*state.numbers.values()]
+        if self.fragile:
+            of_slots = [v for of_slot in state.slots.values() for v in of_slot if v is not None]
+            places += [v._array for v in [*state.variables, *of_slots]]
+        if accumulation:
+            places += [accumulation.plan.stages] + ([] if self.fragile else accumulation.sums)
+        if self.handed and not self.fragile:
+            places += self.handed.early
+        return places, [np.empty_like(place) for place in places]
+
+
+def projected(rule: Rule, variable: Variable) -> Any:
+    """Return what a variable's constraint makes of it."""
+    values = np.asarray(variable.constraint(variable.value))  # type: ignore[misc]
+    if values.shape != variable.shape or values.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{rule._owner}: constraint of {variable!r} must return real numbers of shape "
+            f"{variable.shape}, got {values.dtype} of shape {values.shape}"
+        )
+    return values

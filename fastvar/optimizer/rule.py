@@ -1,0 +1,134 @@
+"""The contract of a rule: what an optimizer class says of its update, and all that a step asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from fastvar import buffers
+from fastvar.kernels.numpy_plan import Rule as NumpyRule
+from fastvar.optimizer.groups import Group
+from fastvar.optimizer.options import Options
+from fastvar.optimizer.passes import Between, Pass
+from fastvar.variable import Variable
+
+MARKS = ("accumulated", "averaged", "begun")  # numbers of every optimizer, 1 where something has happened
+
+
+class Rule(Options):
+    """What a subclass says; it overrides what differs from the defaults here.
+
+    Most say `slots`, `rule` and `scalars`, or `slots` and `update`. In `hyper` are the hyperparameters of a group
+    as numbers.
+    """
+
+    # The arrays that a rule keeps.
+
+    slots: ClassVar[Sequence[str]] = ()
+    """Names of the state arrays that the rule keeps for every variable."""
+
+    weight_copies: ClassVar[Sequence[str]] = ()
+    """Those of them that hold the weights at first: as these are when a variable gets its first gradient."""
+
+    def has_slot(self, slot: str, variable: Variable) -> bool:
+        """Return whether there is such a slot for the variable."""
+        return True
+
+    def slot_shape(self, slot: str, variable: Variable) -> tuple[int, ...]:
+        """Return the shape of a slot that no pass takes; those of passes are like the variable."""
+        return variable.shape
+
+    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+        """Return what a slot of a variable holds at first: by default zeros."""
+        return variable.value if slot in self.weight_copies else 0
+
+    def initial_numbers(self) -> dict[str, float]:
+        """Return the numbers that the rule keeps for all variables together, and their first values."""
+        return {}
+
+    def valid_number(self, name: str, number: buffers.Array) -> bool:
+        """Return whether a number, the rule's or one of every optimizer, can have this value."""
+        if name in MARKS:
+            return bool(((number == 0) | (number == 1)).all())
+        return name != "skipped" or buffers.counts(number)
+
+    # The update.
+
+    def rule(self) -> Any:
+        """Return the update rule: a compiled one, or by default `update` of the subclass."""
+        if not self.overrides("update"):
+            raise NotImplementedError(f"{type(self).__name__}: write update(variable, gradient, slots, hyper)")
+
+        def block(w: buffers.Array, g: buffers.Array, slots: Sequence[buffers.Array], c: Sequence[Any]) -> None:
+            places = dict(zip(self.slots, slots, strict=True))
+            namespace = SimpleNamespace(**places)
+            self.update(w, g, namespace, c[0])
+            for name, place in places.items():  # `slots.velocity = ...` is as good as writing into it
+                if (value := getattr(namespace, name)) is not place:
+                    place[...] = value
+
+        return NumpyRule(block, slots=len(self.slots), scalars=1, whole=True)
+
+    def scalars(self, hyper: Any, t: int) -> tuple[Any, ...]:
+        """Return what the compiled rule takes at update number `t`, from 1."""
+        return (SimpleNamespace(**vars(hyper), t=t),)
+
+    def update(self, variable: buffers.Array, gradient: buffers.Array, slots: Any, hyper: Any) -> None:
+        """Update one variable in place, in NumPy; to be written by a subclass with a rule of its own.
+
+        Parameters
+        ----------
+        variable : ndarray
+            The weights, to be written in place.
+        gradient : ndarray
+            Its gradient, after scaling, regularisation and clipping.
+        slots : namespace
+            The slots by name, to be written in place or assigned.
+        hyper : namespace
+            The hyperparameters of the variable's group as numbers, and `t`, the number of the update, from 1.
+        """
+        raise NotImplementedError
+
+    # Rules of several passes.
+
+    def kind_of(self, variable: Variable) -> str:
+        """Return the kind of a variable, if `passes` treats some in another way than others."""
+        return ""
+
+    def passes(self, kind: str) -> Sequence[Pass]:
+        """Return the passes of a step: one, of `rule`, or several that hand directions on (see `between`)."""
+        return [Pass(self.rule(), self.slots, self.scalars)]
+
+    def between(self, step: Between) -> None:
+        """Look at the directions of a pass, and replace or scale them for the next, changing nothing else."""
+
+    # What happens around it.
+
+    def gradient_sign(self) -> float:
+        """Return -1 for an optimizer that maximizes."""
+        return 1.0
+
+    def decay_rate(self, hyper: Any) -> float:
+        """Return what part of the weights decays before the update."""
+        return hyper.learning_rate * (hyper.weight_decay or 0.0)  # type: ignore[no-any-return]
+
+    def l2_rate(self, hyper: Any) -> float:
+        """Return what multiple of the weights is added to their gradients."""
+        return 0.0
+
+    # What the optimizer says of itself.
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups, in the order of `build`: their hyperparameters can be set."""
+        raise NotImplementedError
+
+    def decays(self, variable: Variable) -> bool:
+        """Return whether `weight_decay` concerns the variable."""
+        return True
+
+    @classmethod
+    def overrides(cls, method: str) -> bool:
+        """Return whether the class has a method of its own in place of that of `Rule`."""
+        return getattr(cls, method) is not getattr(Rule, method)

@@ -1,0 +1,130 @@
+"""Which slots and numbers a rule asks for, and what they begin with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastvar import buffers
+from fastvar.buffers import Array
+from fastvar.optimizer.rule import MARKS, Rule
+from fastvar.optimizer.state import Slots, State
+from fastvar.variable import Variable
+
+OF_VARIABLES = ("accumulated", "begun")  # the marks with one element per variable
+
+
+def wanted(rule: Rule) -> list[str]:
+    """Return the names of the slots that the present hyperparameters ask for."""
+    names = [*rule.slots, *["average"] * bool(rule.use_ema)]
+    names += ["gradient_accumulator"] * bool(rule.gradient_accumulation_steps)
+    if len(set(names)) != len(names):
+        raise ValueError(f"{rule._owner}: slots must have names of their own, got {', '.join(names)}")
+    return names
+
+
+def demand(rule: Rule, variables: list[Variable]) -> tuple[object, ...]:
+    """Return what slots and plans depend on; while it stays the same, hyperparameters may change freely."""
+    given = rule._parameters
+    kinds = tuple(map(rule.kind_of, variables)) if rule.overrides("kind_of") else ()
+    adaptive = given["adaptive_clipnorm"] is not None
+    options = given["use_ema"], given["gradient_accumulation_steps"], adaptive, given["name"]
+    return tuple(rule.slots), kinds, options
+
+
+def first_numbers(rule: Rule, n: int) -> dict[str, Array]:
+    """Return the numbers that the present hyperparameters ask for, as they are before the first step."""
+    numbers = {name: np.array(float(value)) for name, value in rule.initial_numbers().items()}
+    if rule.gradient_accumulation_steps:
+        numbers["accumulated"] = np.zeros(n)  # 1: got a gradient since the last update
+    if rule.use_ema:
+        numbers["averaged"] = np.zeros(())  # 1: the averages have begun
+    if rule.weight_copies:
+        numbers["begun"] = np.zeros(n)  # 1: had a gradient, so that its `weight_copies` have taken the weights
+    return numbers
+
+
+def keep(rule: Rule, state: State) -> bool:
+    """Keep the slots and numbers that the present hyperparameters ask for; return whether they are others.
+
+    What is there stays as it is, and what is not, is made. What is not asked for is dropped, and so begins anew
+    when it is asked for again.
+    """
+    asked_for = demand(rule, state.variables)
+    if asked_for == state.asked_for:
+        return False
+    slots = _slots(rule, state)
+    numbers = first_numbers(rule, len(state.variables))
+    for name, number in state.numbers.items():
+        if name in numbers or name not in MARKS:
+            numbers[name] = number
+    state.slots, state.numbers, state.asked_for = slots, numbers, asked_for
+    return True
+
+
+def _slots(rule: Rule, state: State) -> Slots:
+    group_of = {id(v): group for group in rule.groups for v in group.variables}
+    slots: Slots = {}
+    for name in wanted(rule):
+        here = state.slots.get(name) or [None] * len(state.variables)
+        slots[name] = [
+            None
+            if name in rule.slots and not rule.has_slot(name, v)
+            else _made(rule, name, v, group_of[id(v)])
+            if place is None
+            else place
+            for v, place in zip(state.variables, here, strict=True)
+        ]
+    return slots
+
+
+def _made(rule: Rule, slot: str, variable: Variable, group: Any) -> Variable:
+    ours = slot in rule.slots
+    shape = rule.slot_shape(slot, variable) if ours else variable.shape
+    value = rule.initial(slot, variable, group) if ours else 0
+    if slot == "average":
+        value = variable.value
+    return Variable(buffers.full(shape, variable.dtype, value), False, slot, copy=False)
+
+
+def first_values(rule: Rule, state: State) -> dict[tuple[str, int], Any]:
+    """Return what slots and numbers begin with, by name and variable (-1: none), until a step has been made."""
+    if not state.variables or state.count[0]:
+        return {}
+    values: dict[tuple[str, int], Any] = {(name, -1): value for name, value in rule.initial_numbers().items()}
+    if rule.overrides("initial"):
+        for group in rule.groups:
+            for v in group.variables:
+                for slot in rule.slots:
+                    if slot not in rule.weight_copies and rule.has_slot(slot, v):
+                        values[slot, state.index[id(v)]] = rule.initial(slot, v, group)
+    return values
+
+
+def begin_anew(rule: Rule, state: State, before: dict[tuple[str, int], Any]) -> None:
+    """Write what slots and numbers begin with, where it is another than `before`."""
+    for (name, i), value in first_values(rule, state).items():
+        if (name, i) in before and not np.array_equal(value, before[name, i], equal_nan=True):
+            place: Any = state.numbers[name] if i < 0 else state.slots[name][i]
+            place[...] = value
+
+
+def beginnings(rule: Rule, state: State, unbegun: list[int], grads: list[Any]) -> list[tuple[Any, Any]]:
+    """Return what is to take the weights before a step, and the marks of it: places, and what they become.
+
+    These are slots at the first gradient of their variable, and averages at the first step with them.
+    """
+    numbers, variables = state.numbers, state.variables
+    slots: dict[str, Any] = state.slots
+    places: list[tuple[Any, Any]] = []
+    new = [i for i in unbegun if grads[i] is not None and not numbers["begun"][i]]
+    if new:
+        begun = numbers["begun"].copy()
+        begun[new] = 1
+        places = [(slots[name][i]._array, variables[i]._array) for name in rule.weight_copies for i in new]
+        places.append((numbers["begun"], begun))
+    if not numbers.get("averaged", True):
+        places += [(a._array, v._array) for a, v in zip(slots["average"], variables, strict=True)]
+        places.append((numbers["averaged"], np.ones(())))
+    return places

@@ -1,0 +1,247 @@
+"""How a step runs: the plain one, which is a single run of compiled code, and every other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastvar import kernels
+from fastvar.kernels.atomic import Atomic
+from fastvar.kernels.numpy_plan import spoilt
+from fastvar.optimizer.clipping import by_norm, clip_units, coefficients
+from fastvar.optimizer.passes import Between
+from fastvar.optimizer.planning import StepPlan, projected
+from fastvar.optimizer.slots import beginnings
+from fastvar.variable import Variable, zeroed
+
+
+class Refused(Exception):
+    """A step that `nonfinite` refuses, with the numbers of spoilt variables, and whether by their gradients."""
+
+
+def step(plan: StepPlan, given: list[Any], zero: bool) -> None:
+    """Check everything, then update; with `zero`, zero the gradients.
+
+    A plain step is one run of compiled code, which updates and counts: no signal interrupts it. This is the hot
+    path of small models.
+    """
+    grads = _bound(plan, given, zero)
+    if not plan.plain or (zero and plan.frozen):
+        _whole_step(plan, given, grads, zero)
+        return
+    t, scalars = plan.count[0] + 1, []
+    for formula, hyper in plan.taken:
+        scalars.append(formula(hyper, t))
+    if found := plan.first.run(scalars, plan.workers, plan.count, None, plan.guard):
+        _refuse(plan, found, _zeros(plan, grads) if zero else [])
+
+
+def _bound(plan: StepPlan, grads: list[Any], zero: bool) -> list[Any]:
+    """Hand the gradients to the first pass, which checks them; return them without those of frozen variables."""
+    if plan.frozen and len(grads) == len(plan.group_of):
+        grads = [None if i in plan.frozen else g for i, g in enumerate(grads)]
+    if plan.scheduled:
+        _follow_schedules(plan)
+    if not plan.first.bind(grads, zero) and not plan.frozen:
+        raise ValueError(f"{plan.rule._owner}: no variable has a gradient")
+    return grads
+
+
+def _whole_step(plan: StepPlan, given: list[Any], grads: list[Any], zero: bool) -> None:
+    """Make a step of several parts: if one fails, what they wrote is put back.
+
+    What it could leave half-done is copied before. Only what runs uninterrupted, and last, counts the step: an
+    error that comes after that does not undo it.
+    """
+    calls, workers = plan.count[0], plan.workers
+    before: list[tuple[Any, Any]] = []
+    if plan.staged or plan.guard or by_norm(plan.own):
+        places, copies = plan.room
+        kernels.copy(copies, places, workers)
+        before = [*zip(places, copies, strict=True), (plan.count, [calls])]
+    scalars = [formula(hyper, _updates(plan, calls) + 1) for formula, hyper in plan.taken]
+    begun = beginnings(plan.rule, plan.state, plan.unbegun, grads)
+    before += [(place, place.copy()) for place, _ in begun]
+    zeros = _zeros(plan, given) if zero else []  # those of frozen variables, too
+    after = [zeroed(plan.state.variables[i], given[i]) for i in plan.frozen if given[i] is not None and zero]
+    if zero and plan.staged:
+        after = zeros
+        plan.first.bind(grads)
+    found = []
+    try:
+        with Atomic(before, after, None if plan.fragile else plan.count):
+            _update(plan, grads, scalars, begun, workers)
+    except Refused as refused:
+        (found,) = refused.args
+    if found:
+        _refuse(plan, found, zeros)
+
+
+def _update(
+    plan: StepPlan, grads: list[Any], scalars: list[Any], begun: list[tuple[Any, Any]], workers: int
+) -> None:
+    """Make the parts of a step, of which any may fail."""
+    calls, accumulation = plan.count[0], plan.accumulation
+    if plan.handed:
+        _refuse_shared(plan, grads)
+    present = _present(plan, grads, calls)
+    for place, value in begun:
+        place[...] = value
+        plan.stale = True  # the next step looks anew for what has not begun
+    if accumulation:
+        _accumulate(plan, grads, present, calls, workers)
+    if plan.decay_varies:
+        plan.set_decay()
+    if by_norm(plan.own):
+        wide = np.array([v.dtype == np.float64 for v in plan.state.variables])
+        plan.first.stages["clip"] = coefficients(plan.first, plan.own, wide, workers)
+    if plan.own.use_ema:
+        _set_average(plan, _updates(plan, calls))
+    if plan.handed:
+        _run(plan, plan.first, present, scalars, workers)
+        _run_later_passes(plan, present, _updates(plan, calls) + 1, workers)
+    else:
+        _run(plan, plan.first, present, scalars, workers, plan.count)
+    if plan.constrained:
+        _constrain(plan, grads, present, calls)
+
+
+def _updates(plan: StepPlan, calls: int) -> int:
+    """Return how many updates so many calls have made."""
+    return calls // plan.accumulation.steps if plan.accumulation else calls
+
+
+def _present(plan: StepPlan, grads: list[Any], calls: int) -> list[bool]:
+    """Return which variables this call updates; in accumulation, those that got gradients since the last."""
+    if plan.accumulation is None:
+        return [g is not None for g in grads]
+    if not plan.accumulation.updates(calls):
+        return [False] * len(grads)
+    pairs = zip(grads, plan.state.numbers["accumulated"], strict=True)
+    return [(g is not None or bool(before)) and i not in plan.frozen for i, (g, before) in enumerate(pairs)]
+
+
+def _zeros(plan: StepPlan, grads: list[Any]) -> list[tuple[Any, Any]]:
+    return [zeroed(v, g) for v, g in zip(plan.state.variables, grads, strict=True) if g is not None]
+
+
+# What comes before the first pass.
+
+
+def _follow_schedules(plan: StepPlan) -> None:
+    for resolved, parameter, schedule in plan.scheduled:
+        setattr(resolved, parameter.name, plan.rule._evaluate(parameter, schedule))
+    if plan.changing:
+        plan.set_conditions()
+
+
+def _refuse_shared(plan: StepPlan, grads: list[Any]) -> None:
+    """Check that no gradient lies in memory that a later pass writes."""
+    for name, gradient in zip(plan.labels, grads, strict=True):
+        if isinstance(gradient, (np.ndarray, Variable)):
+            array = np.asarray(gradient)
+            if array.flags.c_contiguous:  # of others a copy was bound
+                plan.handed.extents.refuse(array, f"{plan.rule._owner}: gradient of {name}")  # type: ignore[union-attr]
+
+
+def _accumulate(plan: StepPlan, grads: list[Any], present: list[bool], calls: int, workers: int) -> None:
+    """Add the gradients up; bind the sums at the call that updates, else nothing."""
+    accumulation: Any = plan.accumulation
+    accumulated = plan.state.numbers["accumulated"]
+    accumulation.plan.bind(grads)
+    _run(plan, accumulation.plan, present, accumulation.scalars, workers)
+    plan.first.bind([a if there else None for a, there in zip(accumulation.sums, present, strict=True)], True)
+    if accumulation.updates(calls):
+        accumulated[...] = 0
+        for i in plan.frozen:
+            accumulation.sums[i][...] = 0
+    else:
+        accumulated[[g is not None for g in grads]] = 1
+
+
+def _set_average(plan: StepPlan, updates: int) -> None:
+    every, stages = plan.own.ema_overwrite_frequency, plan.last.stages
+    stages["average"] = plan.own.ema_momentum if updates else 0  # first: a copy
+    due = every is not None and (updates + 1) % every == 0
+    stages["overwrite"] = [v.trainable for v in plan.state.variables] if due else 0
+
+
+# Passes.
+
+
+def _run(
+    plan: StepPlan,
+    one: Any,
+    present: list[bool],
+    scalars: Any,
+    workers: int,
+    count: Any = None,
+    commits: Any = None,
+) -> None:
+    """Run one pass; raise `Refused` if it would leave what `nonfinite` does not allow."""
+    if plan.guard and any(spoilt(place, value) for place, value in commits or ()):
+        raise Refused([(i, False) for i, there in enumerate(present) if there])
+    if found := one.run(scalars, workers, count, commits, plan.guard):
+        first = one not in plan.plans[1:]  # of the others, gradients are directions
+        raise Refused([(i, by_gradient and first) for i, by_gradient in found])
+
+
+def _run_later_passes(plan: StepPlan, present: list[bool], t: int, workers: int) -> None:
+    for k, one in enumerate(plan.plans[1:], 1):
+        between = _between(plan, k, present, t, workers)
+        largest = plan.handed.largest  # type: ignore[union-attr]
+        one.stages["scale"] = np.minimum(between.sizes, largest)  # what its dtype holds; NaN passes
+        one.bind(between.directions)
+        scalars = [formula(hyper, t) for hyper, formula in zip(plan.hyper, plan.formulas[k], strict=True)]
+        if one is plan.last:
+            _run(plan, one, present, scalars, workers, plan.count, between.commits)
+        else:
+            _run(plan, one, present, scalars, workers)
+
+
+def _between(plan: StepPlan, k: int, present: list[bool], t: int, workers: int) -> Between:
+    """Return what the optimizer makes of the directions that pass k - 1 has written."""
+    handed: Any = plan.handed
+    directions = [d if there else None for d, there in zip(handed.directions[k - 1], present, strict=True)]
+    hyper, decay = [plan.hyper[g] for g in plan.group_of], plan.last.stages["decay"]
+    clipping, variables = plan.own.adaptive_clipnorm, plan.state.variables
+    adaptive = clipping is not None
+    between = Between(k - adaptive, t, variables, hyper, plan.hyper, directions, decay, workers)
+    with np.errstate(all="ignore"):
+        if adaptive and k == 1:
+            for i, gradient in enumerate(between.directions):
+                if gradient is not None:
+                    clip_units(clipping, variables[i]._array, gradient, handed.clipped[i])
+                    between.directions[i] = handed.clipped[i]
+        elif any(present):
+            plan.rule.between(between)
+    return between
+
+
+# What comes behind the last.
+
+
+def _constrain(plan: StepPlan, grads: list[Any], present: list[bool], calls: int) -> None:
+    """Project the variables that had a gradient; NonNeg has run inside the pass, if that was an update."""
+    updates = plan.accumulation is None or plan.accumulation.updates(calls)
+    concerned = present if updates else [g is not None for g in grads]
+    for i in plan.constrained_after if updates else plan.constrained:
+        if concerned[i]:  # as in Keras, which constrains at every call
+            variable = plan.state.variables[i]
+            values = projected(plan.rule, variable)
+            if plan.guard and spoilt(values, variable.value):
+                raise Refused([(i, False)])
+            variable.value[...] = values
+
+
+def _refuse(plan: StepPlan, found: list[tuple[int, bool]], zeros: list[Any]) -> None:
+    """Raise an error that says what a step would spoil; or zero the gradients, and count it as skipped."""
+    if plan.own.nonfinite == "raise":
+        names = [plan.labels[i] for i, by_gradient in found if by_gradient]
+        what = "gradient of" if names else "what the step makes of"
+        names = names or [plan.labels[i] for i, _ in found]
+        raise ValueError(f"{plan.rule._owner}: {what} {', '.join(names)} must be finite")
+    skipped = plan.state.numbers["skipped"]
+    with Atomic([], [*zeros, (skipped, np.asarray(skipped + 1))]):
+        pass
