@@ -36,7 +36,7 @@ sanitize: $(VENV)/.test
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 FASTVAR_SANITIZE=1 \
 	$(PYTEST) -o pythonpath="build/sanitize/lib ." \
-	tests/test_bits.py tests/test_kernels.py tests/test_sparse.py tests/test_bad_plan.py tests/test_bad_input.py
+	tests/test_bits.py tests/test_formats.py tests/test_kernels.py tests/test_sparse.py tests/test_bad_plan.py tests/test_bad_input.py
 
 # The faults of tests/faults, with 10,000 kills, interrupts and random programs. Hours: before a release.
 soak: $(VENV)/.test

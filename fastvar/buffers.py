@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from fastvar import formats
 from fastvar.slices import IndexedSlices, Rows
 
 Array = npt.NDArray[Any]
@@ -97,10 +98,10 @@ def check_update(array: Array, like: Array, owner: str) -> None:
 
 
 def as_gradient(gradient: Any, like: Array, owner: str, rows: bool = True) -> Any:
-    """Return `gradient` as a contiguous native float32 or float64 array of the shape of `like`.
+    """Return `gradient` as a contiguous native array of one of `formats.FORMATS` and of the shape of `like`.
 
     Whatever NumPy can read as real numbers is accepted (lists, integers, strided, byte-swapped, misaligned,
-    half precision, array protocols, DLPack exporters), and copied only if a kernel cannot read it in place.
+    8-bit floats, array protocols, DLPack exporters), and copied only if a kernel cannot read it in place.
     With `rows`, `IndexedSlices` and sparse matrices (what has `tocsr`) are returned as `Rows`.
 
     Raises
@@ -142,7 +143,7 @@ def as_rows(gradient: IndexedSlices, like: Array, owner: str) -> Rows:
 
 
 def as_real(gradient: Any, arithmetic: np.dtype[Any], shape: tuple[int, ...], owner: str) -> Array:
-    """Return a contiguous native float32 or float64 array of `shape`, by default of the `arithmetic` dtype."""
+    """Return a contiguous native array of `shape` in a storage format, by default of the `arithmetic` dtype."""
     try:
         array = np.asarray(gradient)
     except Exception as error:  # whatever a foreign __array__ raises
@@ -153,7 +154,7 @@ def as_real(gradient: Any, arithmetic: np.dtype[Any], shape: tuple[int, ...], ow
         raise ValueError(f"{owner}: must have shape {shape}, got {array.shape}")
     dtype = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
     with np.errstate(over="ignore"):
-        return np.require(array, dtype if dtype in REAL else arithmetic, ["C", "A", "E"])
+        return np.require(array, dtype if formats.in_place(dtype) else arithmetic, ["C", "A", "E"])
 
 
 class Extents:
@@ -245,8 +246,9 @@ def check_rows(owner: str, rows: object, values: object) -> None:
     """Check that a kernel may sort rows and add their values: whole numbers from 0, and one value each."""
     if not (isinstance(rows, np.ndarray) and rows.dtype == np.intp and rows.flags.c_contiguous and rows.ndim == 1):
         raise TypeError(f"{owner}: must be given row numbers as a contiguous vector")
-    check_vectors(owner, values, values)
-    if values.shape[:1] != rows.shape or rows.min(initial=0) < 0:  # type: ignore[attr-defined]
+    if not (isinstance(values, np.ndarray) and formats.in_place(values.dtype) and values.flags.c_contiguous):
+        raise TypeError(f"{owner}: must be given contiguous values, of {', '.join(formats.FORMATS)}")
+    if values.shape[:1] != rows.shape or rows.min(initial=0) < 0:
         raise ValueError(f"{owner}: must be given row numbers from 0, and values for each")
 
 

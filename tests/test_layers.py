@@ -10,7 +10,7 @@ import pytest
 import fastvar
 
 LAYERS = [
-    {"hyper", "slices"},
+    {"formats", "hyper", "slices"},
     {"buffers", "stored"},
     {"kernels"},
     {"arraylike", "constraints", "regularizers", "schedules", "threads"},

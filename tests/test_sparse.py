@@ -65,8 +65,8 @@ def test_merged_rows_equal_numpy(isa: str, values: str) -> None:
         rows = rng.integers(0, highest, count).astype(np.intp)
         given = Rows(rows, (rng.standard_normal((count, width)) * 10.0 ** rng.integers(-9, 9)).astype(values))
         before = given.rows.copy(), given.values.copy()
-        merged = MODULES[isa].merge(given)
-        expected = reference.merge(given)
+        merged = MODULES[isa].merge(given, values == "f8")
+        expected = reference.merge(given, values == "f8")
         unique, which = np.unique(rows, return_inverse=True)
         summed = np.zeros((len(unique), width), values)
         np.add.at(summed, which, given.values)
@@ -95,7 +95,7 @@ def test_merged_rows_equal_numpy(isa: str, values: str) -> None:
 def test_only_checked_rows_are_merged(isa: str, rows: Any, values: Any, error: type[Exception]) -> None:
     module = reference if isa == "reference" else MODULES[isa]
     with pytest.raises(error, match="merge: must be given"):
-        module.merge(Rows(rows, values))
+        module.merge(Rows(rows, values), False)
 
 
 @elementwise

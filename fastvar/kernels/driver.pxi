@@ -5,7 +5,7 @@ cimport cython
 from cython.parallel cimport prange
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport INFINITY, fabs, sqrt
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -16,6 +16,7 @@ import itertools
 import numpy as np
 
 from fastvar import buffers
+from fastvar import formats as _declared
 from fastvar.buffers import Rows
 from fastvar.kernels import stages as _stages
 
@@ -67,7 +68,8 @@ cdef extern from *:
     void stream_fence() nogil
 
 cdef enum:
-    BLOCK = 1024
+    TILE = 256  # elements that are read, updated and finished in L1: so few that memory and arithmetic overlap
+    BLOCK = 1024  # elements of a partial norm
     LANES = 16
     TASK = 16 * BLOCK  # what a thread takes at a time: large enough to hide the taking, small enough to balance
     SERIAL = 2 * TASK  # below this many elements a parallel region costs more than it saves
@@ -80,10 +82,6 @@ cdef enum:
     FETCHED = 512  # bytes of a row that are fetched; the rest follows in order
 
 ctypedef fused real:  # what rules compute in
-    float
-    double
-
-ctypedef fused stored:  # what a gradient may be stored as
     float
     double
 
@@ -118,6 +116,7 @@ cdef class CompiledRule:
 
 
 include "rules.pxi"
+include "formats.pxi"
 include "stages.pxi"
 
 RULES = dict(_rules)
@@ -125,6 +124,8 @@ cnp.import_array()
 if (sizeof(Stages) != _stages.STAGES.itemsize or BLOCK != _stages.BLOCK or LANES != _stages.LANES
         or TINY_F32 != _stages.TINY[np.dtype("f4")] or TINY_F64 != _stages.TINY[np.dtype("f8")]):
     raise ImportError("fastvar: the compiled kernels do not match kernels/stages.py; build them again")
+if list(_formats.items()) != list(_declared.FORMATS.items()):
+    raise ImportError("fastvar: the compiled kernels do not match formats.py; build them again")
 
 
 include "spans.pxi"

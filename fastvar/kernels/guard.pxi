@@ -4,7 +4,6 @@
 cdef enum:
     MAX_WRITTEN = MAX_SLOTS + 2
     STAGGER = 5 * LINE  # what sets saved arrays off, which would begin in the same place of pages
-    TILE = 1024  # bytes of each array that are saved, updated and looked at in L1
     IN_CACHE = 1 << 22  # bytes up to which what is saved had better stay in the cache
     BAD_GRADIENT = 1  # not finite
     BAD_STATE = 2  # finite before, and not after
@@ -78,7 +77,7 @@ cdef void save(char* to, const char* origin, Py_ssize_t n, bint past_cache) noex
 
 cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
     # Elements lo to hi of a variable: save, update, look.
-    cdef char room[TILE + LINE]
+    cdef char room[ROOM]
     cdef real* x = <real*> aligned(room)
     cdef const real* g = NULL
     cdef real* now[MAX_WRITTEN]
@@ -87,13 +86,13 @@ cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_
     cdef Py_ssize_t at = lo, n
     cdef int k, count = written(places, s), bad = 0
     while at < hi:
-        n = min(TILE // <Py_ssize_t> sizeof(real), hi - at)
+        n = min(<Py_ssize_t> TILE, hi - at)
         for k in range(count):
             now[k], before[k] = <real*> places[k] + at, <real*> (s.saved + k * s.stride) + at
             save(<char*> before[k], <const char*> now[k], n * sizeof(real), s.past_cache and s.rows == NULL)
         if s.g != NULL:
             g = x
-            if s.wide == s.wide_g and raw_gradient(s.stages):
+            if in_place(s):
                 g = <const real*> s.g + at + shift
             else:
                 read_raw_gradient(x, w, s, at, shift, n)
@@ -140,7 +139,7 @@ cdef int look_at_gradient(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, 
     cdef real* x = <real*> aligned(room)
     cdef Py_ssize_t n
     while lo < hi and s.g != NULL:
-        n = min(<Py_ssize_t> BLOCK, hi - lo)
+        n = min(<Py_ssize_t> TILE, hi - lo)
         read_raw_gradient(x, w, s, lo, shift, n)
         if spoilt(<const real*> x, <const real*> NULL, n):
             return BAD_GRADIENT

@@ -131,7 +131,7 @@ class Plan:
             array = None
             if gradient is not None:
                 array = buffers.as_gradient(gradient, like, label, self._rows)
-                array = merge(array) if isinstance(array, Rows) else array
+                array = merge(array, like.dtype == np.float64) if isinstance(array, Rows) else array
                 self._table.extents.refuse(array.values if isinstance(array, Rows) else array, label)
                 if zero and not (array is gradient and array.flags.writeable):
                     buffers.refuse_zeroing(label)
@@ -259,8 +259,11 @@ def update(rule: Rule, g: Array | None, arrays: Sequence[Any], s: Any, scalars: 
     finish(w, average, s, g is not None)
 
 
-def merge(gradient: Rows) -> Rows:
-    """Return a sparse gradient with every row once, in rising order; values of one row are summed in theirs."""
+def merge(gradient: Rows, wide: bool) -> Rows:
+    """Return a sparse gradient with every row once, in rising order; values of one row are summed in theirs.
+
+    Values of no native format are summed in float64 if `wide`, and in float32 otherwise.
+    """
     rows, values = gradient
     buffers.check_rows("merge", rows, values)
     if (rows[1:] > rows[:-1]).all():
@@ -268,8 +271,10 @@ def merge(gradient: Rows) -> Rows:
     order = np.argsort(rows, kind="stable")
     rows, values = rows[order], values[order]
     begins = np.append(True, rows[1:] > rows[:-1])
-    summed = values[begins]
     with np.errstate(all="ignore"):
+        if values.dtype not in buffers.REAL:
+            values = values.astype(np.float64 if wide else np.float32)
+        summed = values[begins]
         np.add.at(summed, np.cumsum(begins)[~begins] - 1, values[~begins])
     return Rows(rows[begins], summed)
 

@@ -75,7 +75,8 @@ cdef class Plan:
 
     def bind(self, gradients, bint zero=False):
         cdef Py_ssize_t i, bound = 0
-        cdef bint wide, sparse = False
+        cdef bint sparse = False
+        cdef int format
         cdef char* g
         cdef list held = list(gradients)
         cdef Span* s
@@ -88,7 +89,8 @@ cdef class Plan:
             if not readable(gradient, <cnp.ndarray> self.weights[i]):
                 held[i] = buffers.as_gradient(gradient, self.weights[i], self.label(i), self.rows)
                 if type(held[i]) is Rows:
-                    held[i], sparse = merge(held[i]), True
+                    held[i], sparse = merge(held[i], self.spans[i].wide), True
+                learn_format(held[i].values if type(held[i]) is Rows else held[i])
             if zero and not (gradient is held[i] and cnp.PyArray_ISWRITEABLE(gradient)):
                 buffers.refuse_zeroing(self.label(i))
             bound += 1
@@ -112,15 +114,15 @@ cdef class Plan:
             if sparse and type(gradient) is Rows:
                 rows, gradient = gradient
                 s.rows, s.length = <const cnp.npy_intp*> cnp.PyArray_DATA(rows), gradient.size
-            g, wide = cnp.PyArray_BYTES(gradient), cnp.PyArray_TYPE(gradient) == cnp.NPY_DOUBLE
-            if g != s.clear or wide != s.wide_clear or s.rows != NULL:
+            g, format = cnp.PyArray_BYTES(gradient), format_of(<cnp.ndarray> gradient)
+            if g != s.clear or format != s.clear_format or s.rows != NULL:
                 if self.overlaps(<uintptr_t> g, gradient.nbytes):
                     self.extents.refuse(gradient, self.label(i))
                 # Of rows, the next gradient there may be longer.
-                s.clear, s.wide_clear = NULL if s.rows != NULL else g, wide
-            if g != s.g or wide != s.wide_g:
+                s.clear, s.clear_format = NULL if s.rows != NULL else g, format
+            if g != s.g or format != s.format:
                 self.disjoint = False
-            s.g, s.wide_g = g, wide
+            s.g, s.format = g, format
         if zero and not self.disjoint:
             buffers.check_disjoint([(self.label(i), held[i]) for i in range(self.n)])
             self.disjoint = True
@@ -251,12 +253,9 @@ cdef class Plan:
 
 cdef inline bint readable(object gradient, cnp.ndarray like) noexcept:
     # Whether kernels can read it in place; otherwise buffers.as_gradient converts or refuses it.
-    cdef int kind
-    if not cnp.PyArray_CheckExact(gradient):
-        return False
-    kind = cnp.PyArray_TYPE(gradient)
     return (
-        (kind == cnp.NPY_FLOAT or kind == cnp.NPY_DOUBLE)
+        cnp.PyArray_CheckExact(gradient)
+        and format_of(<cnp.ndarray> gradient) >= 0
         and cnp.PyArray_ISCARRAY_RO(gradient)
         and cnp.PyArray_NDIM(gradient) == cnp.PyArray_NDIM(like)
         and cnp.PyArray_CompareLists(
@@ -265,6 +264,6 @@ cdef inline bint readable(object gradient, cnp.ndarray like) noexcept:
 
 
 cdef inline bint readable_rows(object gradient, Py_ssize_t width) noexcept:
-    # Whether the values of a sparse gradient are still as many as were checked.
-    return (cnp.PyArray_ISCARRAY_RO(gradient.values)
+    # Whether the values of a sparse gradient are still what was checked.
+    return (format_of(gradient.values) >= 0 and cnp.PyArray_ISCARRAY_RO(gradient.values)
             and cnp.PyArray_SIZE(gradient.values) == cnp.PyArray_SIZE(gradient.rows) * width)

@@ -27,11 +27,11 @@ cdef void sort_by_digit(Entry* out, const Entry* entries, Py_ssize_t n, int shif
 
 
 cdef Py_ssize_t sum_rows(
-        stored* sums, cnp.npy_intp* rows, const Entry* entries, const stored* values, Py_ssize_t n,
+        real* sums, cnp.npy_intp* rows, const Entry* entries, const real* values, Py_ssize_t n,
         Py_ssize_t width) noexcept nogil:
     # Sum the values of each row of the sorted entries, and return how many rows there are.
     cdef Py_ssize_t i, j, k = -1
-    cdef const stored* value
+    cdef const real* value
     for i in range(n):
         value = values + entries[i].at * width
         if k >= 0 and entries[i].row == rows[k]:
@@ -40,7 +40,7 @@ cdef Py_ssize_t sum_rows(
         else:
             k += 1
             rows[k] = entries[i].row
-            memcpy(sums + k * width, value, width * sizeof(stored))
+            memcpy(sums + k * width, value, width * sizeof(real))
     return k + 1
 
 
@@ -52,10 +52,22 @@ cdef bint rising(const cnp.npy_intp* rows, Py_ssize_t n) noexcept nogil:
     return True
 
 
-def merge(gradient):
+cdef native(cnp.ndarray values, bint wide):
+    # Numbers that can be added: as they are in a native format, otherwise decoded.
+    cdef int f = learn_format(values)
+    if f == F32 or f == F64:
+        return values
+    decoded = np.empty((<object> values).shape, np.float64 if wide else np.float32)
+    if wide:
+        formats[f].f64(<double*> cnp.PyArray_DATA(decoded), cnp.PyArray_BYTES(values), decoded.size, 1)
+    else:
+        formats[f].f32(<float*> cnp.PyArray_DATA(decoded), cnp.PyArray_BYTES(values), decoded.size, 1)
+    return decoded
+
+
+def merge(gradient, bint wide):
     cdef Py_ssize_t i, n, width, count, largest = 0
     cdef int shift = 0
-    cdef bint wide
     cdef const cnp.npy_intp* given
     cdef cnp.npy_intp* row
     cdef Entry* entries
@@ -67,6 +79,7 @@ def merge(gradient):
     given, n = <const cnp.npy_intp*> cnp.PyArray_DATA(rows), len(rows)
     if rising(given, n):
         return gradient
+    values = native(values, wide)
     width, wide = values.size // n, values.itemsize == sizeof(double)
     room, merged, summed = np.empty(4 * n, np.intp), np.empty(n, np.intp), np.empty_like(values)
     entries, row = <Entry*> cnp.PyArray_DATA(room), <cnp.npy_intp*> cnp.PyArray_DATA(merged)

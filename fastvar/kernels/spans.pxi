@@ -3,10 +3,10 @@
 cdef struct Span:  # what every step reads of it comes first, on as few cache lines as it fits
     char* w
     char* g  # NULL: no gradient in this step
-    char* clear  # the last gradient address found to overlap nothing, and its format in wide_clear
+    char* clear  # the last gradient address found to overlap nothing, and its format in clear_format
     bint wide  # float64 rather than float32
-    bint wide_g
-    bint wide_clear
+    int format  # of the gradient, in `formats`
+    int clear_format
     Py_ssize_t n  # elements of the variable
     Py_ssize_t length  # elements of the gradient: n, or those of the touched rows
     const cnp.npy_intp* rows  # the touched rows in rising order; NULL: all
@@ -33,12 +33,19 @@ cdef inline void* aligned(char* room) noexcept nogil:
 cdef void read_raw_gradient(
         real* x, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
     # Elements `at` to `at + n` of the variable, whose gradient lies `shift` elements further on.
+    cdef const Format* format = &formats[s.format]
+    cdef const char* g = s.g + (at + shift) * format.width
     check(0 <= at and 0 < n <= BLOCK and at + n <= s.n and 0 <= at + shift and at + shift + n <= s.length)
-    if s.wide_g:
-        load(x, <const double*> s.g + at + shift, n, <real> s.stages.scale)
+    if real is float:
+        format.f32(x, g, n, <float> s.stages.scale)
     else:
-        load(x, <const float*> s.g + at + shift, n, <real> s.stages.scale)
+        format.f64(x, g, n, s.stages.scale)
     penalize(x, w + at, n, s.stages)
+
+
+cdef inline bint in_place(const Span* s) noexcept nogil:
+    # Whether the gradient as it lies is what the rule takes.
+    return s.format == (F64 if s.wide else F32) and raw_gradient(s.stages)
 
 
 cdef void read_gradient(
@@ -62,7 +69,7 @@ cdef void apply_rule(real* w, const real* g, real** slots, Py_ssize_t n, const S
 
 cdef void update(
         real* w, real* average, real** slots, const real* g, Py_ssize_t n, const Span* s) noexcept nogil:
-    # The rule on at most a block, and all stages behind the gradient's; g is NULL where there is none.
+    # The rule on at most a tile, and all stages behind the gradient's; g is NULL where there is none.
     if g != NULL:
         if s.stages.decay != 0:
             shrink(w, n, <real> s.stages.decay)
@@ -71,8 +78,8 @@ cdef void update(
 
 
 cdef void clear_gradient(const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t width = sizeof(double) if s.wide_g else sizeof(float)
-    memset(s.g + at * width, 0, n * width)
+    cdef Py_ssize_t width = formats[s.format].width
+    memset(s.g + at * width, 0, n * width)  # zero in every format
 
 
 cdef void direct(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero) noexcept nogil:
@@ -84,7 +91,7 @@ cdef void direct(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero
     cdef Py_ssize_t at = lo, n
     check(0 <= lo <= hi <= s.n)
     while at < hi:
-        n = min(<Py_ssize_t> BLOCK, hi - at)
+        n = min(<Py_ssize_t> TILE, hi - at)
         read_gradient(x, w, s, at, 0, n)
         memset(direction + at, 0, n * sizeof(real))
         find_slots(slots, s, at)
@@ -96,7 +103,7 @@ cdef void direct(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero
 
 cdef void advance(
         real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift, bint zero) noexcept nogil:
-    # Elements lo to hi of a variable: straight on the user's memory, or block by block through the stages.
+    # Elements lo to hi of a variable: straight on the user's memory, or tile by tile through the stages.
     cdef char room[ROOM]
     cdef real* x = <real*> aligned(room)
     cdef real* average = <real*> s.average
@@ -104,12 +111,12 @@ cdef void advance(
     cdef Py_ssize_t at = lo, n
     check(0 <= lo <= hi <= s.n)
     find_slots(slots, s, lo)
-    if (s.g != NULL and average == NULL and not zero and s.wide == s.wide_g and raw_gradient(s.stages)
-            and s.stages.decay == 0 and s.stages.nonneg == 0):
+    if (s.g != NULL and average == NULL and not zero and in_place(s) and s.stages.decay == 0
+            and s.stages.nonneg == 0):
         apply_rule(w + lo, <const real*> s.g + lo + shift, slots, hi - lo, s)
         return
     while at < hi:
-        n = min(<Py_ssize_t> BLOCK, hi - at)
+        n = min(<Py_ssize_t> TILE, hi - at)
         if s.g != NULL:
             read_gradient(x, w, s, at, shift, n)
         find_slots(slots, s, at)

@@ -1,7 +1,7 @@
-# What happens around a rule, on one block that fits in L1. A stage is written once and works with every
-# rule; a storage format is one more type in `stored` and works with every stage. Order of a block:
+# What happens around a rule, on one tile that fits in L1. A stage is written once and works with every
+# rule and every storage format. Order of a tile:
 #
-#     load      x = g * scale                        any stored type to the arithmetic type
+#     load      x = g * scale                        any format (formats.pxi) to the arithmetic type
 #     regularize x = x + l2*w + l1*sign(w)           clip      x = x * clip      limit   -limit <= x <= limit
 #     decay     w = w - decay*w                      then the rule on (w, x, slots), then
 #     average   a = average*a + (1 - average)*w      overwrite w = a
@@ -23,12 +23,6 @@ cdef struct Stages:  # the order of the fields is that of stages.STAGES, checked
 
 cdef inline bint raw_gradient(const Stages* s) noexcept nogil:
     return s.scale == 1 and s.l2 == 0 and s.l1 == 0 and s.clip == 1 and s.limit == INFINITY
-
-
-cdef void load(real* x, const stored* g, Py_ssize_t n, real scale) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        x[i] = <real> g[i] * scale
 
 
 cdef void penalize(real* x, const real* w, Py_ssize_t n, const Stages* s) noexcept nogil:

@@ -1,7 +1,7 @@
 # Sums in fixed lanes, fixed blocks and a fixed order, in double precision: the same on every instruction set and
 # any number of threads.
 
-cdef double block_dot(const stored* x, const stored* y) noexcept nogil:
+cdef double block_dot(const real* x, const real* y) noexcept nogil:
     # A block in LANES fixed lanes, then the lanes in order.
     cdef double lanes[LANES]
     cdef Py_ssize_t i, j
@@ -36,7 +36,7 @@ cdef void as_doubles(double* out, const real* w, const Span* s, Py_ssize_t lo, P
 cdef double whole_block_sum(const real* w, const Span* s, Py_ssize_t at) noexcept nogil:
     cdef char room[ROOM]
     cdef const real* x = <const real*> aligned(room)
-    if s.wide == s.wide_g and raw_gradient(s.stages):
+    if in_place(s):
         x = <const real*> s.g + at
     else:
         read_gradient(<real*> x, w, s, at, 0, BLOCK)
@@ -68,17 +68,17 @@ cdef double block_sum(const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint own) 
     return block_dot(<const double*> x, <const double*> x)
 
 
-cdef double part_dot(const stored* x, const stored* y, Py_ssize_t n) noexcept nogil:
+cdef double part_dot(const real* x, const real* y, Py_ssize_t n) noexcept nogil:
     # The dot product of at most a block; what is missing of it counts as zeros.
     cdef char room_x[ROOM]
     cdef char room_y[ROOM]
     if n >= BLOCK:
         return block_dot(x, y)
-    memset(room_x, 0, BLOCK * sizeof(stored))
-    memset(room_y, 0, BLOCK * sizeof(stored))
-    memcpy(room_x, x, n * sizeof(stored))
-    memcpy(room_y, y, n * sizeof(stored))
-    return block_dot(<const stored*> room_x, <const stored*> room_y)
+    memset(room_x, 0, BLOCK * sizeof(real))
+    memset(room_y, 0, BLOCK * sizeof(real))
+    memcpy(room_x, x, n * sizeof(real))
+    memcpy(room_y, y, n * sizeof(real))
+    return block_dot(<const real*> room_x, <const real*> room_y)
 
 
 cdef double nth_dot(const char* x, const char* y, Py_ssize_t at, Py_ssize_t n, bint wide) noexcept nogil:
@@ -114,7 +114,7 @@ def dot(x, y, int threads=1):
     return total
 
 
-cdef void square_sums(const stored* x, Py_ssize_t n, double* row, double* columns) noexcept nogil:
+cdef void square_sums(const real* x, Py_ssize_t n, double* row, double* columns) noexcept nogil:
     # The squares of one row: their sum, and each added to its column's.
     cdef double lanes[LANES]
     cdef Py_ssize_t i, j

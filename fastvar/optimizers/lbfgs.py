@@ -141,7 +141,7 @@ class LBFGS(Optimizer, options=False):
         if gradient is not None:
             read = buffers.as_gradient(gradient, variable._array, f"{self._owner}: gradient of {variable!r}")
             if isinstance(read, Rows):
-                np.add.at(dense, read.rows, read.values)
+                np.add.at(dense, read.rows, read.values.astype(np.float64))
             else:
                 dense[...] = read
         if variable.regularizer:

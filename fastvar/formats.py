@@ -1,0 +1,27 @@
+"""Storage formats: how the numbers of a gradient may be stored for kernels to read them in place (layer 0).
+
+`kernels/formats.pxi` decodes them. The NumPy twin of every decoder is the cast to float32 or float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+FORMATS = {  # bytes of a number, in the order of formats.pxi
+    "float32": 4,
+    "float64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+}
+
+
+def in_place(dtype: np.dtype[Any]) -> bool:
+    """Return whether kernels read an array of `dtype` in place, if its layout allows."""
+    if FORMATS.get(dtype.name) != dtype.itemsize:
+        return False
+    try:
+        return dtype == np.dtype(dtype.name)  # no other dtype of that name, and of native byte order
+    except TypeError:  # NumPy does not know the name
+        return False
