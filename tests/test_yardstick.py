@@ -1,4 +1,4 @@
-"""The yardstick of the design: the example in CONTRIBUTING.md is all that it takes to add a rule."""
+"""The yardstick of the design: the examples in CONTRIBUTING.md are all that a new rule and a new format take."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = {
+    "fastvar/formats.py",
+    "fastvar/kernels/formats.pxi",
     "fastvar/kernels/rules.pxi",
     "fastvar/kernels/reference.py",
     "fastvar/optimizers/soft_sign.py",
@@ -23,9 +25,11 @@ FILES = {
     "bench/cases.py",
     "CHANGELOG.md",
 }
-TESTS = ["bits", "rules", "oracles", "denormals", "sparse", "optimizer", "steps", "minimizes", "bench"]
+TESTS = ["bits", "formats", "rules", "oracles", "denormals", "sparse", "optimizer", "steps", "minimizes", "bench"]
 # The rule, the case and the class have their names in those of their tests; and the tests of completeness.
 CHOSEN = "soft_sign or soft-sign or SoftSign or test_every_rule or test_every_optimizer or test_every_case_has"
+# Of the format: with one rule, and the tests of memory.
+CHOSEN += " or float8_e5m2 and (momentum or pattern or copied or memory or apart)"
 
 
 class Insertion(NamedTuple):
@@ -52,9 +56,9 @@ class Insertion(NamedTuple):
 
 
 def insertions() -> list[Insertion]:
-    """The blocks of the example, each behind a line that says where it goes."""
+    """The blocks of the examples, each behind a line that says where it goes."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    example = text[text.index("### A whole example") : text.index("## Adding a stage")]
+    example = text[text.index("### A whole example") : text.index("## Adding a stage\n")]
     place = r"(before the first|after the first|after the last) line that begins with `([^`]+)`"
     line = rf"^`([^`]+)`, (?:(a new file)|{place}):$"
     found = re.findall(line + r"\n\n```\w+\n(.*?)^```$", example, re.DOTALL | re.MULTILINE)
@@ -93,7 +97,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> str:
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the list of source files from git")
-def test_the_example_of_a_rule_is_all_that_it_takes(tmp_path: Path) -> None:
+def test_the_examples_are_all_that_it_takes(tmp_path: Path) -> None:
     for name in sources():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, tmp_path / name)
@@ -105,4 +109,5 @@ def test_the_example_of_a_rule_is_all_that_it_takes(tmp_path: Path) -> None:
     out = run(tmp_path, "-m", "pytest", "-q", "-p", "no:xdist", "-rA", *files, "-k", CHOSEN)
     passed = re.findall(r"^PASSED (\S+?)::", out, re.MULTILINE)
     assert set(passed) == set(files), out
+    assert re.search(r"^PASSED tests/test_formats.py::\S*float8_e5m2", out, re.MULTILINE), out
     assert re.search(rf"^{len(passed)} passed", out, re.MULTILINE), out
