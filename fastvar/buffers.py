@@ -220,8 +220,9 @@ def plan_table(
     for name, w, average, direction, own_slots, group in zip(
         names, weights, averages, directions, slots, group_of, strict=True
     ):
-        if len(own_slots) != rules[group].slots:
-            raise ValueError(f"{owner}: {name} must have {rules[group].slots} slots, got {len(own_slots)}")
+        if len(own_slots) != len(rules[group].slots):
+            wanted = ", ".join(rules[group].slots)
+            raise ValueError(f"{owner}: {name} must have the slots ({wanted}), got {len(own_slots)}")
         parts = [(f"{owner}: {name}", w)]
         parts += [(f"{owner}: average of {name}", average)] if average is not None else []
         parts += [(f"{owner}: direction of {name}", direction)] if direction is not None else []
@@ -250,6 +251,11 @@ def check_rows(owner: str, rows: object, values: object) -> None:
         raise TypeError(f"{owner}: must be given contiguous values, of {', '.join(formats.FORMATS)}")
     if values.shape[:1] != rows.shape or rows.min(initial=0) < 0:
         raise ValueError(f"{owner}: must be given row numbers from 0, and values for each")
+
+
+def refuse_scalars(owner: str, rule: Any, given: Sequence[object]) -> NoReturn:
+    """Raise the error of a rule that is given too few or too many scalars."""
+    raise ValueError(f"{owner}: scalars must be ({', '.join(rule.scalars)}), got {len(given)} numbers")
 
 
 def refuse_copy(target: object, source: object) -> NoReturn:

@@ -122,7 +122,7 @@ def test_a_variable_begins_with_its_own_first_gradient() -> None:
     weights, z, velocity = np.array([100.0]), np.array([100.0]), np.zeros(1)
     for t in (4, 5):
         scalars = [np.float64(c) for c in optimizer.scalars(fv.optimizers.ScheduleFreeAdamW(0.125), t)]
-        reference.RULES["schedule_free"].block(weights, np.ones(1), [z, velocity], scalars)
+        reference.RULES["schedule_free"].apply(weights, np.ones(1), [z, velocity], scalars)
     assert_same_bits(v.numpy(), weights)
     assert abs(v[0] - 100) < 1
 

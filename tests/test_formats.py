@@ -80,7 +80,7 @@ class Scene:
         made = [
             [np.asarray(rng.standard_normal(s), d) for s, d in zip(shapes, dtypes, strict=True)] for _ in range(3)
         ]
-        count = reference.RULES[rule].slots
+        count = len(reference.RULES[rule].slots)
         slots = [[np.abs(rng.standard_normal(w.shape)).astype(w.dtype) for _ in range(count)] for w in made[0]]
         averages = made[1] if "average" in stages else None
         directions = made[2] if directed else None

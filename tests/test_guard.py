@@ -36,7 +36,7 @@ class Scene:
     ) -> None:
         r = rng(1)
         self.slots = [
-            [np.asarray(np.abs(r.standard_normal(s)), dtype) for _ in range(reference.RULES[rule].slots)]
+            [np.asarray(np.abs(r.standard_normal(s)), dtype) for _ in range(len(reference.RULES[rule].slots))]
             for s in SHAPES
         ]
         self.w, self.averages, self.grads, directions = (

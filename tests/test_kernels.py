@@ -35,7 +35,7 @@ def arrays(seed: int, dtype: str, count: int) -> list[list[Any]]:
 
 
 def directions_of(module: Any, rule: str, dtype: str, threads: int, stages: dict[str, float]) -> list[Any]:
-    count = reference.RULES[rule].slots
+    count = len(reference.RULES[rule].slots)
     w, g, d, *slots = arrays(1, dtype, 3 + count)
     before = [a.copy() for a in w]
     of_variable = [[np.abs(s[i]) for s in slots] for i in range(len(SIZES))]
@@ -62,7 +62,7 @@ def test_directions_equal_reference_and_leave_the_weights(rule: str, stages: dic
 
 @pytest.mark.parametrize("rule", ["gradient_descent", "momentum", "adam"])
 def test_a_direction_is_what_the_rule_adds(rule: str) -> None:
-    count = reference.RULES[rule].slots
+    count = len(reference.RULES[rule].slots)
     for module in MODULES.values():
         results = []
         for directed in (False, True):
@@ -83,7 +83,7 @@ def test_a_direction_is_what_the_rule_adds(rule: str) -> None:
 def test_groups_may_have_rules_of_their_own() -> None:
     def run(module: Any, rules: list[str], groups: list[int], threads: int) -> list[Any]:
         w, g, m, v = arrays(3, "f4", 4)
-        taken = [[m[i], np.abs(v[i])][: reference.RULES[rules[k]].slots] for i, k in enumerate(groups)]
+        taken = [[m[i], np.abs(v[i])][: len(reference.RULES[rules[k]].slots)] for i, k in enumerate(groups)]
         names = [str(i) for i in range(len(w))]
         plan = module.Plan("test", [module.RULES[r] for r in rules], names, w, taken, groups)
         plan.bind(g)

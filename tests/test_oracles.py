@@ -388,7 +388,7 @@ def test_rules_can_mean_what_torch_means(form: str, dtype: str) -> None:
     rule, scalars, options, name, their_options = MEANT[form]
     rates = [0.0625 if t % 8 < 5 else 0.015625 for t in range(STEPS)]  # where it stands shows when it changes
     weights = start(dtype)
-    slots = [[np.zeros_like(w) for _ in range(kernels.RULES[rule].slots)] for w in weights]
+    slots = [[np.zeros_like(w) for _ in range(len(kernels.RULES[rule].slots))] for w in weights]
     names = [str(i) for i in range(len(weights))]
     plan = kernels.Plan("test", kernels.RULES[rule], names, weights, slots, [0] * len(weights))
     for t, grads in enumerate(gradients(dtype)):

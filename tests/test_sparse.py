@@ -30,7 +30,7 @@ def slices(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, count: 
 
 def play(module: Any, rule: str, dtype: str, gradient: str, stages: dict[str, float], threads: int) -> list[Any]:
     rng = np.random.default_rng(3)
-    count = reference.RULES[rule].slots
+    count = len(reference.RULES[rule].slots)
     w = [rng.standard_normal(s).astype(dtype) for s in [*SHAPES, (11,)]]
     averages = [a.copy() for a in w] if "average" in stages else None
     slots = [[np.abs(rng.standard_normal(a.shape)).astype(dtype) for _ in range(count)] for a in w]

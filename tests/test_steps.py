@@ -124,10 +124,10 @@ def handwritten(case: Case) -> type[fv.Optimizer]:
             return fv.Optimizer.scalars(self, hyper, t)
 
         def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> None:
-            block = reference.RULES[case.rule].block
-            numbers = [variable.dtype.type(c) for c in compiled.scalars(self, hyper, hyper.t)]
             assert variable.shape == gradient.shape
-            block(variable, gradient, [getattr(slots, name) for name in self.slots], numbers)
+            places = [getattr(slots, name) for name in self.slots]
+            scalars = compiled.scalars(self, hyper, hyper.t)
+            reference.RULES[str(case.rule)].apply(variable, gradient, places, scalars)
 
     return Handwritten
 

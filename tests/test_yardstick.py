@@ -25,9 +25,11 @@ FILES = {
     "bench/cases.py",
     "CHANGELOG.md",
 }
-TESTS = ["bits", "formats", "rules", "oracles", "denormals", "sparse", "optimizer", "steps", "minimizes", "bench"]
-# The rule, the case and the class have their names in those of their tests; and the tests of completeness.
+TESTS = ["bits", "formats", "scalars", "rules", "oracles", "denormals"]
+TESTS += ["sparse", "optimizer", "steps", "minimizes", "bench"]
+# The tests that have the name of the rule, the case or the class, and the tests of completeness.
 CHOSEN = "soft_sign or soft-sign or SoftSign or test_every_rule or test_every_optimizer or test_every_case_has"
+CHOSEN += " or test_classes"
 # Of the format: with one rule, and the tests of memory.
 CHOSEN += " or float8_e5m2 and (momentum or pattern or copied or memory or apart)"
 
@@ -50,7 +52,7 @@ class Insertion(NamedTuple):
         found = [i for i, line in enumerate(lines) if line.strip().startswith(str(self.anchor))]
         assert found, f"{self.file}: no line begins with {self.anchor}"
         at = found[-1] + 1 if self.place == "after the last" else found[0] + (self.place == "after the first")
-        apart = "\n\n" if self.block.startswith(("def ", "cdef ", "class ")) else ""
+        apart = "\n\n" if self.block.startswith(("@", "def ", "cdef ", "class ")) else ""
         lines.insert(at, self.block + apart)
         path.write_text("".join(lines))
 

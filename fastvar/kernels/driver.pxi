@@ -18,6 +18,7 @@ import numpy as np
 from fastvar import buffers
 from fastvar import formats as _declared
 from fastvar.buffers import Rows
+from fastvar.kernels import reference as _reference
 from fastvar.kernels import stages as _stages
 
 cdef extern from "<math.h>" nogil:
@@ -92,27 +93,21 @@ cdef struct Rule:
     Rule32 f32
     Rule64 f64
     int slots
-    int scalars
 
 cdef dict _rules = {}
 
 
-cdef register(str name, Rule32 f32, Rule64 f64, int slots, int scalars):
+cdef register(str name, Rule32 f32, Rule64 f64):
     cdef CompiledRule rule = CompiledRule.__new__(CompiledRule)
-    rule.rule = Rule(f32, f64, slots, scalars)
+    twin = _reference.RULES[name]  # which declares the names
+    rule.slots, rule.scalars = twin.slots, twin.scalars
+    rule.rule = Rule(f32, f64, len(rule.slots))
     _rules[name] = rule
 
 
 cdef class CompiledRule:
     cdef Rule rule
-
-    @property
-    def slots(self):
-        return self.rule.slots
-
-    @property
-    def scalars(self):
-        return self.rule.scalars
+    cdef readonly tuple slots, scalars  # names
 
 
 include "rules.pxi"

@@ -7,6 +7,7 @@ NumPy runs here too, with every stage around it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,16 +17,21 @@ from fastvar.buffers import Array
 from fastvar.kernels.stages import BLOCK, LANES, neutral
 from fastvar.slices import Rows
 
-Block = Callable[[Array, Array, Sequence[Array], Sequence[Any]], None]
+Block = Callable[..., None]
 
 
 class Rule(NamedTuple):
-    """An update rule: `block(w, g, slots, c)` writes `w` and the slots in place."""
+    """An update rule: `block(w, g, c, *slots)` writes `w` and the slots in place, and reads scalars from `c`."""
 
     block: Block
-    slots: int
-    scalars: int
-    whole: bool = False  # a user's own: takes the scalars as they are, not in the arithmetic type
+    slots: tuple[str, ...]  # names
+    scalars: tuple[str, ...]
+    whole: bool = False  # it takes the scalars as they are, not in the arithmetic type
+
+    def apply(self, w: Array, g: Array, slots: Sequence[Array], scalars: Sequence[Any]) -> None:
+        """Run the rule with scalars in the order of their names."""
+        numbers = scalars if self.whole else [w.dtype.type(scalar) for scalar in scalars]
+        self.block(w, g, SimpleNamespace(**dict(zip(self.scalars, numbers, strict=True))), *slots)
 
 
 def conditioned(g: Array, w: Array, s: Any) -> Array:
@@ -190,8 +196,8 @@ class Plan:
         if len(scalars) != len(rules):
             raise ValueError(f"{self.owner}: must be given scalars for {len(rules)} groups, got {len(scalars)}")
         for row, rule in zip(scalars, rules, strict=True):
-            if len(row) != rule.scalars:
-                raise ValueError(f"{self.owner}: the rule takes {rule.scalars} scalars, got {len(row)}")
+            if len(row) != len(rule.scalars):
+                buffers.refuse_scalars(self.owner, rule, row)
         for place, value in commits or ():
             buffers.check_update(place, value, f"{self.owner}: state")
         self._held = None
@@ -244,18 +250,17 @@ class Plan:
 def update(rule: Rule, g: Array | None, arrays: Sequence[Any], s: Any, scalars: Sequence[float]) -> None:
     """Update weights, average, direction and slots of one variable, or of some of its rows."""
     w, average, direction, *slots = arrays
-    numbers = scalars if rule.whole else [w.dtype.type(c) for c in scalars]
     if direction is not None:
         if g is not None:
             x = conditioned(g, w, s)
             direction[...] = 0
-            rule.block(direction, x, slots, numbers)
+            rule.apply(direction, x, slots, scalars)
         return
     if g is not None:
         x = conditioned(g, w, s)
         if s["decay"] != 0:
             w[...] = w - w.dtype.type(s["decay"]) * w
-        rule.block(w, x, slots, numbers)
+        rule.apply(w, x, slots, scalars)
     finish(w, average, s, g is not None)
 
 

@@ -35,7 +35,7 @@ cdef class Plan:
             given = self.rules[i]
             if type(given) is not CompiledRule or (<CompiledRule> given).rule.f32 == NULL:
                 raise TypeError(f"{owner}: rule must be one of RULES, got {given!r}")
-            self.widths[i] = (<CompiledRule> given).rule.scalars
+            self.widths[i] = len((<CompiledRule> given).scalars)
             width += self.widths[i]
         self.weights, self.keep, self.extents = table.weights, table.arrays, table.extents
         self.n = len(self.weights)
@@ -49,7 +49,7 @@ cdef class Plan:
         self.c64 = <double*> calloc(max(width, 1), sizeof(double))
         if self.spans == NULL or self.c32 == NULL or self.c64 == NULL:
             raise MemoryError
-        places = list(itertools.accumulate([given.scalars for given in self.rules], initial=0))
+        places = list(itertools.accumulate([len(given.scalars) for given in self.rules], initial=0))
         for i in range(self.n):
             s = &self.spans[i]
             arrays = self.keep[i]
@@ -185,7 +185,7 @@ cdef class Plan:
         for i in range(self.groups):
             row = tuple(scalars[i])
             if len(row) != self.widths[i]:
-                raise ValueError(f"{self.owner}: the rule takes {self.widths[i]} scalars, got {len(row)}")
+                buffers.refuse_scalars(self.owner, self.rules[i], row)
             for k in range(self.widths[i]):
                 self.c64[at] = row[k]
                 self.c32[at] = <float> self.c64[at]

@@ -1,21 +1,39 @@
 """The rules in plain typed NumPy: the specification, and the oracle of the compiled kernels.
 
-With `numpy_plan`, this module stands for one of the compiled ones: its rules agree with theirs bit for bit, all
-NaNs (whose sign and payload are the processor's) being one.
+With `numpy_plan`, this module stands for one of the compiled modules: its rules agree with theirs bit for bit. All
+NaNs count as equal, as processors differ in their sign and payload.
+
+Each rule declares its names here, once: the slots are its parameters after `c`, the scalars are attributes of `c`.
+The compiled rules take the names from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from fastvar.buffers import Array
-from fastvar.kernels.numpy_plan import Plan, Rule, copy, dot, max_threads, merge, openmp, unit_sums
+from fastvar.kernels.numpy_plan import Block, Plan, Rule, copy, dot, max_threads, merge, openmp, unit_sums
 from fastvar.kernels.stages import TINY
 
 __all__ = ["RULES", "Plan", "Rule", "copy", "dot", "max_threads", "merge", "openmp", "unit_sums"]
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(scalars: str) -> Callable[[Block], Block]:
+    """Enter a function `name(w, g, c, *slots)` into `RULES`; `scalars` are names, separated by spaces."""
+
+    def enter(block: Block) -> Block:
+        _, _, _, *slots = inspect.signature(block).parameters
+        RULES[block.__name__] = Rule(block, tuple(slots), tuple(scalars.split()))
+        return block
+
+    return enter
 
 
 def flush(x: Array) -> Array:
@@ -27,28 +45,28 @@ def sign(x: Array) -> Array:
     return np.where(x > 0, real(1), np.where(x < 0, real(-1), x))
 
 
-def larger(x: Array, other: Any) -> Array:
+def maximum(x: Array, other: Any) -> Array:
     return np.where(other > x, other, x)
 
 
-def finite(x: Array) -> Array:
+def saturate(x: Array) -> Array:
     most = np.finfo(x.dtype).max
     return np.where(most < x, most, x)
 
 
-def between(low: Any, x: Array, high: Any) -> Array:
+def clamp(x: Array, low: Any, high: Any) -> Array:
     raised = np.where(x < low, low, x)
     return np.where(raised > high, high, raised)
 
 
-def towards(x: Array, target: Array, rate: Any) -> Array:
-    moved: Array = x + (target - x) * rate
+def lerp(x: Array, target: Array, weight: Any) -> Array:
+    moved: Array = x + (target - x) * weight
     return moved
 
 
-def blend(keep: Any, x: Array, take: Any, y: Array) -> Array:
-    blended: Array = keep * x + take * y
-    return blended
+def axpby(a: Any, x: Array, b: Any, y: Array) -> Array:
+    total: Array = a * x + b * y
+    return total
 
 
 def mean_square(keep: Any, v: Array, take: Any, x: Array) -> Array:
@@ -56,198 +74,181 @@ def mean_square(keep: Any, v: Array, take: Any, x: Array) -> Array:
     return square
 
 
-def scaled(x: Array, second: Array, by_v: Any, epsilon: Any) -> Array:
-    quotient: Array = x / (by_v * np.sqrt(second) + epsilon)
+def over_root(x: Array, second: Array, scale_root: Any, epsilon: Any) -> Array:
+    quotient: Array = x / (scale_root * np.sqrt(second) + epsilon)
     return quotient
 
 
-def gradient_descent(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    w[...] = w - c[0] * g
+@rule("rate")
+def gradient_descent(w: Array, g: Array, c: Any) -> None:
+    w[...] = w - c.rate * g
 
 
-def momentum(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    (m,) = slots
-    first = blend(c[0], m, c[1], g)
+@rule("keep take scale_m scale_g")
+def momentum(w: Array, g: Array, c: Any, m: Array) -> None:
+    first = axpby(c.keep, m, c.take, g)
     m[...] = flush(first)
-    w[...] = w + c[2] * first + c[3] * g
+    w[...] = w + c.scale_m * first + c.scale_g * g
 
 
-def sign_momentum(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    (m,) = slots
-    ahead = blend(c[0], m, c[1], g)
-    m[...] = flush(blend(c[2], m, c[3], g))
-    w[...] = w - c[4] * sign(ahead)
+@rule("keep_ahead take_ahead keep take rate")
+def sign_momentum(w: Array, g: Array, c: Any, m: Array) -> None:
+    ahead = axpby(c.keep_ahead, m, c.take_ahead, g)
+    m[...] = flush(axpby(c.keep, m, c.take, g))
+    w[...] = w - c.rate * sign(ahead)
 
 
-def adam(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    m, v = slots
-    first, second = towards(m, g, c[0]), mean_square(c[1], v, c[2], g)
+@rule("take_1 keep_2 take_2 scale_m scale_g scale_root epsilon")
+def adam(w: Array, g: Array, c: Any, m: Array, v: Array) -> None:
+    first, second = lerp(m, g, c.take_1), mean_square(c.keep_2, v, c.take_2, g)
     m[...], v[...] = flush(first), flush(second)
-    w[...] = w - scaled(blend(c[3], first, c[4], g), second, c[5], c[6])
+    w[...] = w - over_root(axpby(c.scale_m, first, c.scale_g, g), second, c.scale_root, c.epsilon)
 
 
-def radam(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    m, v = slots
-    first, second = towards(m, g, c[0]), mean_square(c[1], v, c[2], g)
+@rule("take_1 keep_2 take_2 scale_m scale_ratio epsilon")
+def radam(w: Array, g: Array, c: Any, m: Array, v: Array) -> None:
+    first, second = lerp(m, g, c.take_1), mean_square(c.keep_2, v, c.take_2, g)
     m[...], v[...] = flush(first), flush(second)
-    w[...] = w - (c[3] * first + scaled(c[4] * first, second, w.dtype.type(1), c[5]))
+    w[...] = w - (c.scale_m * first + over_root(c.scale_ratio * first, second, w.dtype.type(1), c.epsilon))
 
 
-def amsgrad(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    m, v, peak = slots
-    first, second = towards(m, g, c[0]), flush(mean_square(c[1], v, c[2], g))
+@rule("take_1 keep_2 take_2 scale_m scale_g scale_root epsilon")
+def amsgrad(w: Array, g: Array, c: Any, m: Array, v: Array, peak: Array) -> None:
+    first, second = lerp(m, g, c.take_1), flush(mean_square(c.keep_2, v, c.take_2, g))
     m[...], v[...] = flush(first), second
-    peak[...] = larger(peak, second)
-    w[...] = w - scaled(blend(c[3], first, c[4], g), peak, c[5], c[6])
+    peak[...] = maximum(peak, second)
+    w[...] = w - over_root(axpby(c.scale_m, first, c.scale_g, g), peak, c.scale_root, c.epsilon)
 
 
-def adabelief(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    m, v = slots
-    first = blend(c[0], m, c[1], g)
-    second = mean_square(c[2], v, c[3], g - first) + c[7]
+@rule("keep_1 take_1 keep_2 take_2 rate scale_root epsilon epsilon_root")
+def adabelief(w: Array, g: Array, c: Any, m: Array, v: Array) -> None:
+    first = axpby(c.keep_1, m, c.take_1, g)
+    second = mean_square(c.keep_2, v, c.take_2, g - first) + c.epsilon_root
     m[...], v[...] = flush(first), flush(second)
-    w[...] = w - scaled(c[4] * first, second, c[5], c[6])
+    w[...] = w - over_root(c.rate * first, second, c.scale_root, c.epsilon)
 
 
-def yogi(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    m, v = slots
-    first, square = blend(c[0], m, c[1], g), g * g
-    step = c[2] * square
+@rule("keep_1 take_1 take_2 rate scale_root epsilon")
+def yogi(w: Array, g: Array, c: Any, m: Array, v: Array) -> None:
+    first, square = axpby(c.keep_1, m, c.take_1, g), g * g
+    step = c.take_2 * square
     second = np.where(v == square, v, np.where(v > square, v - step, v + step))
     m[...], v[...] = flush(first), flush(second)
-    w[...] = w - scaled(c[3] * first, second, c[4], c[5])
+    w[...] = w - over_root(c.rate * first, second, c.scale_root, c.epsilon)
 
 
-def adamax(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    m, u = slots
-    first, norm = towards(m, g, c[0]), larger(np.abs(g) + c[3], c[1] * u)
+@rule("take_1 keep rate epsilon_g epsilon")
+def adamax(w: Array, g: Array, c: Any, m: Array, u: Array) -> None:
+    first, norm = lerp(m, g, c.take_1), maximum(np.abs(g) + c.epsilon_g, c.keep * u)
     m[...], u[...] = flush(first), flush(norm)
-    w[...] = w - c[2] * first / (norm + c[4])
+    w[...] = w - c.rate * first / (norm + c.epsilon)
 
 
-def ademamix(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    m, old, v = slots
-    first, slow = blend(c[0], m, c[1], g), blend(c[2], old, c[3], g)
-    second = mean_square(c[4], v, c[5], g)
-    m[...], old[...], v[...] = flush(first), flush(slow), flush(second)
-    w[...] = w - scaled(blend(c[6], first, c[7], slow), second, c[8], c[9])
+@rule("keep_1 take_1 keep_slow take_slow keep_2 take_2 scale_m scale_slow scale_root epsilon")
+def ademamix(w: Array, g: Array, c: Any, m: Array, m_slow: Array, v: Array) -> None:
+    first, slow = axpby(c.keep_1, m, c.take_1, g), axpby(c.keep_slow, m_slow, c.take_slow, g)
+    second = mean_square(c.keep_2, v, c.take_2, g)
+    m[...], m_slow[...], v[...] = flush(first), flush(slow), flush(second)
+    w[...] = w - over_root(axpby(c.scale_m, first, c.scale_slow, slow), second, c.scale_root, c.epsilon)
 
 
-def adan(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    m, d, v, previous = slots
-    change = c[6] * (g - previous)
-    first, drift = blend(c[0], m, c[1], g), blend(c[2], d, c[3], change)
-    second = mean_square(c[4], v, c[5], g + c[7] * change)
+@rule(
+    "keep_1 take_1 keep_d take_d keep_2 take_2 scale_change lookahead "
+    "scale_m scale_d scale_root epsilon epsilon_root"
+)
+def adan(w: Array, g: Array, c: Any, m: Array, d: Array, v: Array, previous: Array) -> None:
+    change = c.scale_change * (g - previous)
+    first, drift = axpby(c.keep_1, m, c.take_1, g), axpby(c.keep_d, d, c.take_d, change)
+    second = mean_square(c.keep_2, v, c.take_2, g + c.lookahead * change)
     m[...], d[...], v[...], previous[...] = flush(first), flush(drift), flush(second), g
-    w[...] = w - scaled(blend(c[8], first, c[9], drift), second + c[12], c[10], c[11])
+    step = axpby(c.scale_m, first, c.scale_d, drift)
+    w[...] = w - over_root(step, second + c.epsilon_root, c.scale_root, c.epsilon)
 
 
-def adopt(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    m, v = slots
-    first = blend(c[0], m, c[1], between(-c[6], g / larger(np.sqrt(v), c[5]), c[6]))
-    m[...], v[...] = flush(first), flush(mean_square(c[2], v, c[3], g))
-    w[...] = w - c[4] * first
+@rule("keep_1 take_1 keep_2 take_2 rate epsilon limit")
+def adopt(w: Array, g: Array, c: Any, m: Array, v: Array) -> None:
+    step = clamp(g / maximum(np.sqrt(v), c.epsilon), -c.limit, c.limit)
+    first = axpby(c.keep_1, m, c.take_1, step)
+    m[...], v[...] = flush(first), flush(mean_square(c.keep_2, v, c.take_2, g))
+    w[...] = w - c.rate * first
 
 
-def schedule_free(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    z, v = slots
-    second = mean_square(c[0], v, c[1], g)
-    fast = z - scaled(c[2] * g, second, c[3], c[4])
-    w[...] = blend(c[5], w - c[6] * z, c[7], fast)
+@rule("keep_2 take_2 rate scale_root epsilon keep share_z take")
+def schedule_free(w: Array, g: Array, c: Any, z: Array, v: Array) -> None:
+    second = mean_square(c.keep_2, v, c.take_2, g)
+    fast = z - over_root(c.rate * g, second, c.scale_root, c.epsilon)
+    w[...] = axpby(c.keep, w - c.share_z * z, c.take, fast)
     z[...], v[...] = fast, flush(second)
 
 
-def rmsprop(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    (v,) = slots
-    second = mean_square(c[0], v, c[1], g)
+@rule("keep take rate epsilon_root epsilon")
+def rmsprop(w: Array, g: Array, c: Any, v: Array) -> None:
+    second = mean_square(c.keep, v, c.take, g)
     v[...] = flush(second)
-    w[...] = w - scaled(c[2] * g, second + c[3], w.dtype.type(1), c[4])
+    w[...] = w - over_root(c.rate * g, second + c.epsilon_root, w.dtype.type(1), c.epsilon)
 
 
-def rmsprop_momentum(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    v, m = slots
-    second = mean_square(c[0], v, c[1], g)
-    first = c[5] * m + scaled(c[2] * g, second + c[3], w.dtype.type(1), c[4])
+@rule("keep take rate epsilon_root epsilon keep_m scale_m")
+def rmsprop_momentum(w: Array, g: Array, c: Any, v: Array, m: Array) -> None:
+    second = mean_square(c.keep, v, c.take, g)
+    first = c.keep_m * m + over_root(c.rate * g, second + c.epsilon_root, w.dtype.type(1), c.epsilon)
     v[...], m[...] = flush(second), flush(first)
-    w[...] = w - c[6] * first
+    w[...] = w - c.scale_m * first
 
 
-def rmsprop_centered(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    v, m, average = slots
-    second, mean = mean_square(c[0], v, c[1], g), blend(c[0], average, c[1], g)
-    spread = larger(second - finite(mean * mean), w.dtype.type(0))
-    first = c[5] * m + scaled(c[2] * g, spread + c[3], w.dtype.type(1), c[4])
+@rule("keep take rate epsilon_root epsilon keep_m scale_m")
+def rmsprop_centered(w: Array, g: Array, c: Any, v: Array, m: Array, average: Array) -> None:
+    second, mean = mean_square(c.keep, v, c.take, g), axpby(c.keep, average, c.take, g)
+    spread = maximum(second - saturate(mean * mean), w.dtype.type(0))
+    first = c.keep_m * m + over_root(c.rate * g, spread + c.epsilon_root, w.dtype.type(1), c.epsilon)
     v[...], m[...], average[...] = flush(second), flush(first), flush(mean)
-    w[...] = w - c[6] * first
+    w[...] = w - c.scale_m * first
 
 
-def adadelta(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    v, d = slots
-    second = mean_square(c[0], v, c[1], g)
-    step = np.sqrt(d + c[3]) * g / np.sqrt(second + c[3])
-    v[...], d[...] = flush(second), flush(mean_square(c[0], d, c[1], step))
-    w[...] = w - c[2] * step
+@rule("keep take rate epsilon")
+def adadelta(w: Array, g: Array, c: Any, v: Array, d: Array) -> None:
+    second = mean_square(c.keep, v, c.take, g)
+    step = np.sqrt(d + c.epsilon) * g / np.sqrt(second + c.epsilon)
+    v[...], d[...] = flush(second), flush(mean_square(c.keep, d, c.take, step))
+    w[...] = w - c.rate * step
 
 
 def follow_the_leader(
-    w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any], raised: Callable[[Array], Array]
+    w: Array, g: Array, c: Any, accumulator: Array, linear: Array, power: Callable[[Array], Array]
 ) -> None:
-    accumulator, linear = slots
     total = accumulator + g * g
-    before, after = raised(accumulator), raised(total)
-    z = linear + (g + c[3] * w - (after - before) * c[0] * w)
+    before, after = power(accumulator), power(total)
+    z = linear + (g + c.shrinkage * w - (after - before) * c.inverse_rate * w)
     accumulator[...], linear[...] = total, z
-    w[...] = (between(-c[1], z, c[1]) - z) / (after * c[0] + c[2])
+    w[...] = (clamp(z, -c.limit, c.limit) - z) / (after * c.inverse_rate + c.curvature)
 
 
-def ftrl(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    follow_the_leader(w, g, slots, c, np.sqrt)
+@rule("inverse_rate limit curvature shrinkage")
+def ftrl(w: Array, g: Array, c: Any, accumulator: Array, linear: Array) -> None:
+    follow_the_leader(w, g, c, accumulator, linear, np.sqrt)
 
 
-def ftrl_of_any_power(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    """`ftrl` for another power of the accumulator than 1/2: the last scalar. It has no compiled twin."""
+def ftrl_of_any_power(w: Array, g: Array, c: Any, accumulator: Array, linear: Array) -> None:
+    """`ftrl` with another `power` of the accumulator than 1/2, one scalar more. It has no compiled twin."""
 
-    def raised(x: Array) -> Array:
-        power: Array = np.power(x, c[4], dtype=np.float64).astype(w.dtype)
-        return power
+    def power(x: Array) -> Array:
+        raised: Array = np.power(x, c.power, dtype=np.float64).astype(w.dtype)
+        return raised
 
-    follow_the_leader(w, g, slots, [w.dtype.type(scalar) for scalar in c[:4]], raised)
+    rounded = SimpleNamespace(**{name: w.dtype.type(scalar) for name, scalar in vars(c).items()})
+    follow_the_leader(w, g, rounded, accumulator, linear, power)
 
 
-def rprop(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    previous, step = slots
+@rule("down up low high")
+def rprop(w: Array, g: Array, c: Any, previous: Array, step: Array) -> None:
     real = w.dtype.type
     turn = g * previous
-    step[...] = between(c[2], step * np.where(turn > 0, c[1], np.where(turn < 0, c[0], real(1))), c[3])
+    step[...] = clamp(step * np.where(turn > 0, c.up, np.where(turn < 0, c.down, real(1))), c.low, c.high)
     previous[...] = np.where(turn < 0, real(0), g)
     w[...] = w - sign(previous) * step
 
 
-def asgd(w: Array, g: Array, slots: Sequence[Array], c: Sequence[Any]) -> None:
-    (average,) = slots
-    w[...] = c[1] * w - c[0] * g
-    average[...] = blend(c[2], average, c[3], w)
-
-
-RULES = {
-    "gradient_descent": Rule(gradient_descent, slots=0, scalars=1),
-    "momentum": Rule(momentum, slots=1, scalars=4),
-    "sign_momentum": Rule(sign_momentum, slots=1, scalars=5),
-    "adam": Rule(adam, slots=2, scalars=7),
-    "radam": Rule(radam, slots=2, scalars=6),
-    "amsgrad": Rule(amsgrad, slots=3, scalars=7),
-    "adabelief": Rule(adabelief, slots=2, scalars=8),
-    "yogi": Rule(yogi, slots=2, scalars=6),
-    "adamax": Rule(adamax, slots=2, scalars=5),
-    "ademamix": Rule(ademamix, slots=3, scalars=10),
-    "adan": Rule(adan, slots=4, scalars=13),
-    "adopt": Rule(adopt, slots=2, scalars=7),
-    "schedule_free": Rule(schedule_free, slots=2, scalars=8),
-    "rmsprop": Rule(rmsprop, slots=1, scalars=5),
-    "rmsprop_momentum": Rule(rmsprop_momentum, slots=2, scalars=7),
-    "rmsprop_centered": Rule(rmsprop_centered, slots=3, scalars=7),
-    "adadelta": Rule(adadelta, slots=2, scalars=4),
-    "ftrl": Rule(ftrl, slots=2, scalars=4),
-    "rprop": Rule(rprop, slots=2, scalars=4),
-    "asgd": Rule(asgd, slots=1, scalars=4),
-}
+@rule("rate shrinkage keep take")
+def asgd(w: Array, g: Array, c: Any, average: Array) -> None:
+    w[...] = c.shrinkage * w - c.rate * g
+    average[...] = axpby(c.keep, average, c.take, w)

@@ -2,17 +2,20 @@
 #
 #     rule(w, g, slots, n, c)      w: weights, g: gradient, slots: state arrays, n: elements, c: scalars
 #
-# What can be computed once per step (bias corrections, a negated learning rate, ...) is folded into the
-# scalars c in double precision by the optimizer class, so that one rule serves several published forms.
-# reference.py holds the NumPy twin of every rule; both must agree bit for bit, so keep the order of the
-# operations the same in both and use nothing but + - * / sqrt and comparisons.
+# The optimizer class computes the scalars once per step, in double precision: bias corrections, products with the
+# learning rate, and so on. So one rule serves several published forms. reference.py holds the NumPy twin of every
+# rule, which declares the names of its slots and scalars. Here a rule reads each under the same name and in the
+# same order (tests/test_scalars.py). Both must agree bit for bit: keep the order of the operations the same in
+# both, and use nothing but + - * / sqrt and comparisons.
+#
+# keep and take are the factors of the old value and of the new one in a running mean, scale_x is a factor of x.
 
 
 cdef inline real root(real x) noexcept nogil:
     return sqrtf(x) if real is float else sqrt(x)
 
 
-cdef inline real magnitude(real x) noexcept nogil:
+cdef inline real absolute(real x) noexcept nogil:
     if real is float:
         return fabsf(x)
     else:
@@ -24,9 +27,9 @@ cdef inline real flush(real x) noexcept nogil:
     # 0.0001 * x (the next product taken of x) is still a normal number. NaN passes. The step itself takes the
     # moment as it was: so this stays off the path to the division, which is the slowest part.
     if real is float:
-        return 0 if magnitude(x) < TINY_F32 else x
+        return 0 if absolute(x) < TINY_F32 else x
     else:
-        return 0 if magnitude(x) < TINY_F64 else x
+        return 0 if absolute(x) < TINY_F64 else x
 
 
 cdef inline real sign(real x) noexcept nogil:
@@ -34,265 +37,282 @@ cdef inline real sign(real x) noexcept nogil:
     return 1 if x > 0 else up_to_0  # NaN passes, here and below
 
 
-cdef inline real larger(real x, real other) noexcept nogil:
+cdef inline real maximum(real x, real other) noexcept nogil:
     return other if other > x else x
 
 
-cdef inline real finite(real x) noexcept nogil:
+cdef inline real saturate(real x) noexcept nogil:
     cdef real most = FLT_MAX if real is float else DBL_MAX
     return most if most < x else x
 
 
-cdef inline real between(real low, real x, real high) noexcept nogil:
+cdef inline real clamp(real x, real low, real high) noexcept nogil:
     cdef real raised = low if x < low else x
     return high if raised > high else raised
 
 
-cdef inline real towards(real x, real target, real rate) noexcept nogil:
-    return x + (target - x) * rate
+cdef inline real lerp(real x, real target, real weight) noexcept nogil:
+    return x + (target - x) * weight
 
 
-cdef inline real blend(real keep, real x, real take, real y) noexcept nogil:
-    return keep * x + take * y
+cdef inline real axpby(real a, real x, real b, real y) noexcept nogil:
+    return a * x + b * y
 
 
 cdef inline real mean_square(real keep, real v, real take, real x) noexcept nogil:
-    # Infinite where x * x overflows, and then for ever: the step is 0. The form of `towards` would give NaN.
+    # Where x * x overflows, the result is infinite and stays so: the step is 0. The form of `lerp` would give NaN.
     return keep * v + take * x * x
 
 
-cdef inline real scaled(real x, real second, real by_v, real epsilon) noexcept nogil:
-    return x / (by_v * root(second) + epsilon)
+cdef inline real over_root(real x, real second, real scale_root, real epsilon) noexcept nogil:
+    return x / (scale_root * root(second) + epsilon)
 
 
 cdef void gradient_descent(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
     cdef real rate = c[0]
+    cdef Py_ssize_t i
     for i in range(n):
         w[i] = w[i] - rate * g[i]
 
 
 cdef void momentum(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real first, keep = c[0], take = c[1], by_m = c[2], by_g = c[3]
+    cdef real keep = c[0], take = c[1], scale_m = c[2], scale_g = c[3]
     cdef real* m = slots[0]
+    cdef real first
+    cdef Py_ssize_t i
     for i in range(n):
-        first = blend(keep, m[i], take, g[i])
+        first = axpby(keep, m[i], take, g[i])
         m[i] = flush(first)
-        w[i] = w[i] + by_m * first + by_g * g[i]
+        w[i] = w[i] + scale_m * first + scale_g * g[i]
 
 
 cdef void sign_momentum(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real ahead, keep_ahead = c[0], take_ahead = c[1], keep = c[2], take = c[3], rate = c[4]
+    cdef real keep_ahead = c[0], take_ahead = c[1], keep = c[2], take = c[3], rate = c[4]
     cdef real* m = slots[0]
+    cdef real ahead
+    cdef Py_ssize_t i
     for i in range(n):
-        ahead = blend(keep_ahead, m[i], take_ahead, g[i])
-        m[i] = flush(blend(keep, m[i], take, g[i]))
+        ahead = axpby(keep_ahead, m[i], take_ahead, g[i])
+        m[i] = flush(axpby(keep, m[i], take, g[i]))
         w[i] = w[i] - rate * sign(ahead)
 
 
 cdef void adam(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real first, second, rate_1 = c[0], keep = c[1], take = c[2]
-    cdef real by_m = c[3], by_g = c[4], by_v = c[5], epsilon = c[6]
+    cdef real take_1 = c[0], keep_2 = c[1], take_2 = c[2], scale_m = c[3], scale_g = c[4]
+    cdef real scale_root = c[5], epsilon = c[6]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
+    cdef real first, second
+    cdef Py_ssize_t i
     for i in range(n):
-        first = towards(m[i], g[i], rate_1)
-        second = mean_square(keep, v[i], take, g[i])
+        first = lerp(m[i], g[i], take_1)
+        second = mean_square(keep_2, v[i], take_2, g[i])
         m[i] = flush(first)
         v[i] = flush(second)
-        w[i] = w[i] - scaled(blend(by_m, first, by_g, g[i]), second, by_v, epsilon)
+        w[i] = w[i] - over_root(axpby(scale_m, first, scale_g, g[i]), second, scale_root, epsilon)
 
 
 cdef void radam(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real first, second, rate_1 = c[0], keep = c[1], take = c[2], by_m = c[3], by_ratio = c[4], epsilon = c[5]
+    cdef real take_1 = c[0], keep_2 = c[1], take_2 = c[2], scale_m = c[3], scale_ratio = c[4]
+    cdef real epsilon = c[5]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
+    cdef real first, second
+    cdef Py_ssize_t i
     for i in range(n):
-        first = towards(m[i], g[i], rate_1)
-        second = mean_square(keep, v[i], take, g[i])
+        first = lerp(m[i], g[i], take_1)
+        second = mean_square(keep_2, v[i], take_2, g[i])
         m[i] = flush(first)
         v[i] = flush(second)
-        w[i] = w[i] - (by_m * first + scaled(by_ratio * first, second, <real> 1, epsilon))
+        w[i] = w[i] - (scale_m * first + over_root(scale_ratio * first, second, <real> 1, epsilon))
 
 
 cdef void amsgrad(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real first, second, rate_1 = c[0], keep = c[1], take = c[2]
-    cdef real by_m = c[3], by_g = c[4], by_v = c[5], epsilon = c[6]
+    cdef real take_1 = c[0], keep_2 = c[1], take_2 = c[2], scale_m = c[3], scale_g = c[4]
+    cdef real scale_root = c[5], epsilon = c[6]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
     cdef real* peak = slots[2]
+    cdef real first, second
+    cdef Py_ssize_t i
     for i in range(n):
-        first = towards(m[i], g[i], rate_1)
-        second = flush(mean_square(keep, v[i], take, g[i]))
+        first = lerp(m[i], g[i], take_1)
+        second = flush(mean_square(keep_2, v[i], take_2, g[i]))
         m[i] = flush(first)
         v[i] = second
-        peak[i] = larger(peak[i], second)
-        w[i] = w[i] - scaled(blend(by_m, first, by_g, g[i]), peak[i], by_v, epsilon)
+        peak[i] = maximum(peak[i], second)
+        w[i] = w[i] - over_root(axpby(scale_m, first, scale_g, g[i]), peak[i], scale_root, epsilon)
 
 
 cdef void adabelief(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real first, second, error, keep_1 = c[0], take_1 = c[1], keep_2 = c[2], take_2 = c[3]
-    cdef real rate = c[4], by_v = c[5], epsilon = c[6], inside = c[7]
+    cdef real keep_1 = c[0], take_1 = c[1], keep_2 = c[2], take_2 = c[3], rate = c[4]
+    cdef real scale_root = c[5], epsilon = c[6], epsilon_root = c[7]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
+    cdef real first, second, error
+    cdef Py_ssize_t i
     for i in range(n):
-        first = blend(keep_1, m[i], take_1, g[i])
+        first = axpby(keep_1, m[i], take_1, g[i])
         error = g[i] - first
-        second = mean_square(keep_2, v[i], take_2, error) + inside
+        second = mean_square(keep_2, v[i], take_2, error) + epsilon_root
         m[i] = flush(first)
         v[i] = flush(second)
-        w[i] = w[i] - scaled(rate * first, second, by_v, epsilon)
+        w[i] = w[i] - over_root(rate * first, second, scale_root, epsilon)
 
 
 cdef void yogi(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real first, second, square, step, keep = c[0], take = c[1], rate_2 = c[2]
-    cdef real rate = c[3], by_v = c[4], epsilon = c[5]
+    cdef real keep_1 = c[0], take_1 = c[1], take_2 = c[2], rate = c[3], scale_root = c[4]
+    cdef real epsilon = c[5]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
+    cdef real first, second, square, step
+    cdef Py_ssize_t i
     for i in range(n):
-        first = blend(keep, m[i], take, g[i])
+        first = axpby(keep_1, m[i], take_1, g[i])
         square = g[i] * g[i]
-        step = rate_2 * square
+        step = take_2 * square
         second = v[i] if v[i] == square else v[i] - step if v[i] > square else v[i] + step
         m[i] = flush(first)
         v[i] = flush(second)
-        w[i] = w[i] - scaled(rate * first, second, by_v, epsilon)
+        w[i] = w[i] - over_root(rate * first, second, scale_root, epsilon)
 
 
 cdef void adamax(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real first, norm, rate_1 = c[0], keep = c[1], rate = c[2], inside = c[3], outside = c[4]
+    cdef real take_1 = c[0], keep = c[1], rate = c[2], epsilon_g = c[3], epsilon = c[4]
     cdef real* m = slots[0]
     cdef real* u = slots[1]
+    cdef real first, norm
+    cdef Py_ssize_t i
     for i in range(n):
-        first = towards(m[i], g[i], rate_1)
-        norm = larger(magnitude(g[i]) + inside, keep * u[i])
+        first = lerp(m[i], g[i], take_1)
+        norm = maximum(absolute(g[i]) + epsilon_g, keep * u[i])
         m[i] = flush(first)
         u[i] = flush(norm)
-        w[i] = w[i] - rate * first / (norm + outside)
+        w[i] = w[i] - rate * first / (norm + epsilon)
 
 
 cdef void ademamix(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real first, slow, second, keep_1 = c[0], take_1 = c[1], keep_slow = c[2], take_slow = c[3]
-    cdef real keep_2 = c[4], take_2 = c[5], by_m = c[6], by_slow = c[7], by_v = c[8], epsilon = c[9]
+    cdef real keep_1 = c[0], take_1 = c[1], keep_slow = c[2], take_slow = c[3], keep_2 = c[4]
+    cdef real take_2 = c[5], scale_m = c[6], scale_slow = c[7], scale_root = c[8], epsilon = c[9]
     cdef real* m = slots[0]
-    cdef real* old = slots[1]
+    cdef real* m_slow = slots[1]
     cdef real* v = slots[2]
+    cdef real first, slow, second
+    cdef Py_ssize_t i
     for i in range(n):
-        first = blend(keep_1, m[i], take_1, g[i])
-        slow = blend(keep_slow, old[i], take_slow, g[i])
+        first = axpby(keep_1, m[i], take_1, g[i])
+        slow = axpby(keep_slow, m_slow[i], take_slow, g[i])
         second = mean_square(keep_2, v[i], take_2, g[i])
         m[i] = flush(first)
-        old[i] = flush(slow)
+        m_slow[i] = flush(slow)
         v[i] = flush(second)
-        w[i] = w[i] - scaled(blend(by_m, first, by_slow, slow), second, by_v, epsilon)
+        w[i] = w[i] - over_root(axpby(scale_m, first, scale_slow, slow), second, scale_root, epsilon)
 
 
 cdef void adan(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real first, drift, second, change, ahead, keep_1 = c[0], take_1 = c[1], keep_d = c[2], take_d = c[3]
-    cdef real keep_2 = c[4], take_2 = c[5], begun = c[6], lead = c[7]
-    cdef real by_m = c[8], by_d = c[9], by_v = c[10], epsilon = c[11], inside = c[12]
+    cdef real keep_1 = c[0], take_1 = c[1], keep_d = c[2], take_d = c[3], keep_2 = c[4]
+    cdef real take_2 = c[5], scale_change = c[6], lookahead = c[7], scale_m = c[8], scale_d = c[9]
+    cdef real scale_root = c[10], epsilon = c[11], epsilon_root = c[12]
     cdef real* m = slots[0]
     cdef real* d = slots[1]
     cdef real* v = slots[2]
     cdef real* previous = slots[3]
+    cdef real first, drift, second, change, ahead
+    cdef Py_ssize_t i
     for i in range(n):
-        change = begun * (g[i] - previous[i])
-        ahead = g[i] + lead * change
-        first = blend(keep_1, m[i], take_1, g[i])
-        drift = blend(keep_d, d[i], take_d, change)
+        change = scale_change * (g[i] - previous[i])
+        ahead = g[i] + lookahead * change
+        first = axpby(keep_1, m[i], take_1, g[i])
+        drift = axpby(keep_d, d[i], take_d, change)
         second = mean_square(keep_2, v[i], take_2, ahead)
         m[i] = flush(first)
         d[i] = flush(drift)
         v[i] = flush(second)
-        w[i] = w[i] - scaled(blend(by_m, first, by_d, drift), second + inside, by_v, epsilon)
+        w[i] = w[i] - over_root(axpby(scale_m, first, scale_d, drift), second + epsilon_root, scale_root, epsilon)
         previous[i] = g[i]
 
 
 cdef void adopt(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real first, step, keep_1 = c[0], take_1 = c[1], keep_2 = c[2], take_2 = c[3]
-    cdef real rate = c[4], epsilon = c[5], limit = c[6]
+    cdef real keep_1 = c[0], take_1 = c[1], keep_2 = c[2], take_2 = c[3], rate = c[4]
+    cdef real epsilon = c[5], limit = c[6]
     cdef real* m = slots[0]
     cdef real* v = slots[1]
+    cdef real first, step
+    cdef Py_ssize_t i
     for i in range(n):
-        step = between(-limit, g[i] / larger(root(v[i]), epsilon), limit)
-        first = blend(keep_1, m[i], take_1, step)
+        step = clamp(g[i] / maximum(root(v[i]), epsilon), -limit, limit)
+        first = axpby(keep_1, m[i], take_1, step)
         m[i] = flush(first)
         v[i] = flush(mean_square(keep_2, v[i], take_2, g[i]))
         w[i] = w[i] - rate * first
 
 
 cdef void schedule_free(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real fast, second, keep_2 = c[0], take_2 = c[1], rate = c[2], by_v = c[3], epsilon = c[4]
-    cdef real keep = c[5], less = c[6], take = c[7]
+    cdef real keep_2 = c[0], take_2 = c[1], rate = c[2], scale_root = c[3], epsilon = c[4]
+    cdef real keep = c[5], share_z = c[6], take = c[7]
     cdef real* z = slots[0]
     cdef real* v = slots[1]
+    cdef real fast, second
+    cdef Py_ssize_t i
     for i in range(n):
         second = mean_square(keep_2, v[i], take_2, g[i])
-        fast = z[i] - scaled(rate * g[i], second, by_v, epsilon)
-        w[i] = blend(keep, w[i] - less * z[i], take, fast)
+        fast = z[i] - over_root(rate * g[i], second, scale_root, epsilon)
+        w[i] = axpby(keep, w[i] - share_z * z[i], take, fast)
         z[i] = fast
         v[i] = flush(second)
 
 
 cdef void rmsprop(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real second, keep = c[0], take = c[1], rate = c[2], inside = c[3], outside = c[4]
+    cdef real keep = c[0], take = c[1], rate = c[2], epsilon_root = c[3], epsilon = c[4]
     cdef real* v = slots[0]
+    cdef real second
+    cdef Py_ssize_t i
     for i in range(n):
         second = mean_square(keep, v[i], take, g[i])
         v[i] = flush(second)
-        w[i] = w[i] - scaled(rate * g[i], second + inside, <real> 1, outside)
+        w[i] = w[i] - over_root(rate * g[i], second + epsilon_root, <real> 1, epsilon)
 
 
 cdef void rmsprop_momentum(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real second, first, keep = c[0], take = c[1], rate = c[2], inside = c[3], outside = c[4]
-    cdef real mu = c[5], by_m = c[6]
+    cdef real keep = c[0], take = c[1], rate = c[2], epsilon_root = c[3], epsilon = c[4]
+    cdef real keep_m = c[5], scale_m = c[6]
     cdef real* v = slots[0]
     cdef real* m = slots[1]
+    cdef real second, first
+    cdef Py_ssize_t i
     for i in range(n):
         second = mean_square(keep, v[i], take, g[i])
-        first = mu * m[i] + scaled(rate * g[i], second + inside, <real> 1, outside)
+        first = keep_m * m[i] + over_root(rate * g[i], second + epsilon_root, <real> 1, epsilon)
         v[i] = flush(second)
         m[i] = flush(first)
-        w[i] = w[i] - by_m * first
+        w[i] = w[i] - scale_m * first
 
 
 cdef void rmsprop_centered(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real second, mean, spread, first, keep = c[0], take = c[1], rate = c[2], inside = c[3], outside = c[4]
-    cdef real mu = c[5], by_m = c[6]
+    cdef real keep = c[0], take = c[1], rate = c[2], epsilon_root = c[3], epsilon = c[4]
+    cdef real keep_m = c[5], scale_m = c[6]
     cdef real* v = slots[0]
     cdef real* m = slots[1]
     cdef real* average = slots[2]
+    cdef real second, mean, spread, first
+    cdef Py_ssize_t i
     for i in range(n):
         second = mean_square(keep, v[i], take, g[i])
-        mean = blend(keep, average[i], take, g[i])
-        spread = larger(second - finite(mean * mean), <real> 0)  # which rounding can make negative
-        first = mu * m[i] + scaled(rate * g[i], spread + inside, <real> 1, outside)
+        mean = axpby(keep, average[i], take, g[i])
+        spread = maximum(second - saturate(mean * mean), <real> 0)  # which rounding can make negative
+        first = keep_m * m[i] + over_root(rate * g[i], spread + epsilon_root, <real> 1, epsilon)
         v[i] = flush(second)
         m[i] = flush(first)
         average[i] = flush(mean)
-        w[i] = w[i] - by_m * first
+        w[i] = w[i] - scale_m * first
 
 
 cdef void adadelta(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real second, step, keep = c[0], take = c[1], rate = c[2], epsilon = c[3]
+    cdef real keep = c[0], take = c[1], rate = c[2], epsilon = c[3]
     cdef real* v = slots[0]
     cdef real* d = slots[1]
+    cdef real second, step
+    cdef Py_ssize_t i
     for i in range(n):
         second = mean_square(keep, v[i], take, g[i])
         step = root(d[i] + epsilon) * g[i] / root(second + epsilon)
@@ -302,58 +322,60 @@ cdef void adadelta(real* w, const real* g, real** slots, Py_ssize_t n, const rea
 
 
 cdef void ftrl(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real total, before, after, z, per_rate = c[0], limit = c[1], curvature = c[2], shrinkage = c[3]
+    cdef real inverse_rate = c[0], limit = c[1], curvature = c[2], shrinkage = c[3]
     cdef real* accumulator = slots[0]
     cdef real* linear = slots[1]
+    cdef real total, before, after, z
+    cdef Py_ssize_t i
     for i in range(n):
         total = accumulator[i] + g[i] * g[i]
         before = root(accumulator[i])
         after = root(total)
-        z = linear[i] + (g[i] + shrinkage * w[i] - (after - before) * per_rate * w[i])
+        z = linear[i] + (g[i] + shrinkage * w[i] - (after - before) * inverse_rate * w[i])
         accumulator[i] = total
         linear[i] = z
-        w[i] = (between(-limit, z, limit) - z) / (after * per_rate + curvature)
+        w[i] = (clamp(z, -limit, limit) - z) / (after * inverse_rate + curvature)
 
 
 cdef void rprop(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real turn, down = c[0], up = c[1], low = c[2], high = c[3]
+    cdef real down = c[0], up = c[1], low = c[2], high = c[3]
     cdef real* previous = slots[0]
     cdef real* step = slots[1]
+    cdef real turn
+    cdef Py_ssize_t i
     for i in range(n):
         turn = g[i] * previous[i]
-        step[i] = between(low, step[i] * (up if turn > 0 else down if turn < 0 else 1), high)
+        step[i] = clamp(step[i] * (up if turn > 0 else down if turn < 0 else 1), low, high)
         previous[i] = 0 if turn < 0 else g[i]
         w[i] = w[i] - sign(previous[i]) * step[i]
 
 
 cdef void asgd(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
-    cdef Py_ssize_t i
     cdef real rate = c[0], shrinkage = c[1], keep = c[2], take = c[3]
     cdef real* average = slots[0]
+    cdef Py_ssize_t i
     for i in range(n):
         w[i] = shrinkage * w[i] - rate * g[i]
-        average[i] = blend(keep, average[i], take, w[i])
+        average[i] = axpby(keep, average[i], take, w[i])
 
 
-register("gradient_descent", gradient_descent[float], gradient_descent[double], slots=0, scalars=1)
-register("momentum", momentum[float], momentum[double], slots=1, scalars=4)
-register("sign_momentum", sign_momentum[float], sign_momentum[double], slots=1, scalars=5)
-register("adam", adam[float], adam[double], slots=2, scalars=7)
-register("radam", radam[float], radam[double], slots=2, scalars=6)
-register("amsgrad", amsgrad[float], amsgrad[double], slots=3, scalars=7)
-register("adabelief", adabelief[float], adabelief[double], slots=2, scalars=8)
-register("yogi", yogi[float], yogi[double], slots=2, scalars=6)
-register("adamax", adamax[float], adamax[double], slots=2, scalars=5)
-register("ademamix", ademamix[float], ademamix[double], slots=3, scalars=10)
-register("adan", adan[float], adan[double], slots=4, scalars=13)
-register("adopt", adopt[float], adopt[double], slots=2, scalars=7)
-register("schedule_free", schedule_free[float], schedule_free[double], slots=2, scalars=8)
-register("rmsprop", rmsprop[float], rmsprop[double], slots=1, scalars=5)
-register("rmsprop_momentum", rmsprop_momentum[float], rmsprop_momentum[double], slots=2, scalars=7)
-register("rmsprop_centered", rmsprop_centered[float], rmsprop_centered[double], slots=3, scalars=7)
-register("adadelta", adadelta[float], adadelta[double], slots=2, scalars=4)
-register("ftrl", ftrl[float], ftrl[double], slots=2, scalars=4)
-register("rprop", rprop[float], rprop[double], slots=2, scalars=4)
-register("asgd", asgd[float], asgd[double], slots=1, scalars=4)
+register("gradient_descent", gradient_descent[float], gradient_descent[double])
+register("momentum", momentum[float], momentum[double])
+register("sign_momentum", sign_momentum[float], sign_momentum[double])
+register("adam", adam[float], adam[double])
+register("radam", radam[float], radam[double])
+register("amsgrad", amsgrad[float], amsgrad[double])
+register("adabelief", adabelief[float], adabelief[double])
+register("yogi", yogi[float], yogi[double])
+register("adamax", adamax[float], adamax[double])
+register("ademamix", ademamix[float], ademamix[double])
+register("adan", adan[float], adan[double])
+register("adopt", adopt[float], adopt[double])
+register("schedule_free", schedule_free[float], schedule_free[double])
+register("rmsprop", rmsprop[float], rmsprop[double])
+register("rmsprop_momentum", rmsprop_momentum[float], rmsprop_momentum[double])
+register("rmsprop_centered", rmsprop_centered[float], rmsprop_centered[double])
+register("adadelta", adadelta[float], adadelta[double])
+register("ftrl", ftrl[float], ftrl[double])
+register("rprop", rprop[float], rprop[double])
+register("asgd", asgd[float], asgd[double])

@@ -44,7 +44,7 @@ cdef void clip(real* x, Py_ssize_t n, const Stages* s) noexcept nogil:
             x[i] = x[i] * factor
     if limit != INFINITY:
         for i in range(n):
-            x[i] = between(-limit, x[i], limit)
+            x[i] = clamp(x[i], -limit, limit)
 
 
 cdef void shrink(real* w, Py_ssize_t n, real decay) noexcept nogil:
@@ -58,7 +58,7 @@ cdef void finish(real* w, real* average, Py_ssize_t n, const Stages* s, bint upd
     cdef real keep = s.average, take = 1 - s.average
     if average != NULL:
         for i in range(n):
-            average[i] = blend(keep, average[i], take, w[i])
+            average[i] = axpby(keep, average[i], take, w[i])
         if s.overwrite != 0:
             for i in range(n):
                 w[i] = average[i]

@@ -29,7 +29,12 @@ class Pass(NamedTuple):
 
 def copying() -> Pass:
     """Return the pass whose direction is the gradient itself, as the options have conditioned it."""
-    return Pass(kernels.RULES["gradient_descent"], (), lambda hyper, t: (-1.0,))
+    return Pass(kernels.RULES["gradient_descent"], (), _copying)
+
+
+def _copying(hyper: Any, t: int) -> tuple[float, ...]:
+    rate = -1.0
+    return (rate,)
 
 
 class Between:

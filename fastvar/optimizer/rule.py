@@ -60,19 +60,24 @@ class Rule(Options):
         if not self.overrides("update"):
             raise NotImplementedError(f"{type(self).__name__}: write update(variable, gradient, slots, hyper)")
 
-        def block(w: buffers.Array, g: buffers.Array, slots: Sequence[buffers.Array], c: Sequence[Any]) -> None:
+        def block(w: buffers.Array, g: buffers.Array, c: Any, *slots: buffers.Array) -> None:
             places = dict(zip(self.slots, slots, strict=True))
             namespace = SimpleNamespace(**places)
-            self.update(w, g, namespace, c[0])
+            self.update(w, g, namespace, c.hyper)
             for name, place in places.items():  # `slots.velocity = ...` is as good as writing into it
                 if (value := getattr(namespace, name)) is not place:
                     place[...] = value
 
-        return NumpyRule(block, slots=len(self.slots), scalars=1, whole=True)
+        return NumpyRule(block, tuple(self.slots), ("hyper",), whole=True)
 
     def scalars(self, hyper: Any, t: int) -> tuple[Any, ...]:
-        """Return what the compiled rule takes at update number `t`, from 1."""
-        return (SimpleNamespace(**vars(hyper), t=t),)
+        """Return the scalars of the rule at update number `t`, from 1.
+
+        Return them in the order of the rule's `scalars`, each as a variable or an attribute of that name:
+        `return take, hyper.epsilon`. A test compares the names.
+        """
+        hyper = SimpleNamespace(**vars(hyper), t=t)
+        return (hyper,)
 
     def update(self, variable: buffers.Array, gradient: buffers.Array, slots: Any, hyper: Any) -> None:
         """Update one variable in place, in NumPy; to be written by a subclass with a rule of its own.

@@ -8,7 +8,7 @@ from typing import Any
 from fastvar import kernels
 from fastvar.hyper import flag, number
 from fastvar.optimizer import Optimizer
-from fastvar.optimizers.folded import has_momentum
+from fastvar.optimizers.shared import has_momentum
 from fastvar.variable import Variable
 
 
@@ -64,7 +64,9 @@ class Adagrad(Optimizer):
         return kernels.RULES["rmsprop"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        return 1.0, 1.0, hyper.learning_rate, hyper.epsilon, 0.0
+        keep = take = 1.0
+        rate, epsilon_root, epsilon = hyper.learning_rate, hyper.epsilon, 0.0
+        return keep, take, rate, epsilon_root, epsilon
 
 
 class RMSprop(Optimizer):
@@ -135,8 +137,12 @@ class RMSprop(Optimizer):
         return kernels.RULES[name]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        plain = hyper.rho, 1 - hyper.rho, hyper.learning_rate, hyper.epsilon, 0.0
-        return plain if len(hyper.slots) == 1 else (*plain, hyper.momentum, 1.0)
+        keep, take = hyper.rho, 1 - hyper.rho
+        rate, epsilon_root, epsilon = hyper.learning_rate, hyper.epsilon, 0.0
+        if len(hyper.slots) == 1:
+            return keep, take, rate, epsilon_root, epsilon
+        keep_m, scale_m = hyper.momentum, 1.0
+        return keep, take, rate, epsilon_root, epsilon, keep_m, scale_m
 
 
 class Adadelta(Optimizer):
@@ -189,4 +195,5 @@ class Adadelta(Optimizer):
         return kernels.RULES["adadelta"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        return hyper.rho, 1 - hyper.rho, hyper.learning_rate, hyper.epsilon
+        keep, take, rate = hyper.rho, 1 - hyper.rho, hyper.learning_rate
+        return keep, take, rate, hyper.epsilon

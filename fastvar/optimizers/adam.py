@@ -71,9 +71,11 @@ class Adam(Optimizer):
         return kernels.RULES["amsgrad" if self.amsgrad else "adam"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        beta_1, beta_2 = hyper.beta_1, hyper.beta_2  # 1.0 below: Python subtracts twice as fast from it as from 1
-        rate = hyper.learning_rate * sqrt(1.0 - beta_2**t) / (1.0 - beta_1**t)
-        return 1.0 - beta_1, beta_2, 1.0 - beta_2, rate, 0.0, 1.0, hyper.epsilon
+        beta_1, keep_2 = hyper.beta_1, hyper.beta_2
+        take_1, take_2 = 1.0 - beta_1, 1.0 - keep_2  # Python subtracts from 1.0 twice as fast as from 1
+        scale_m = hyper.learning_rate * sqrt(1.0 - keep_2**t) / (1.0 - beta_1**t)
+        scale_g, scale_root = 0.0, 1.0
+        return take_1, keep_2, take_2, scale_m, scale_g, scale_root, hyper.epsilon
 
 
 class AdamW(Adam):

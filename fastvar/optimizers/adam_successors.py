@@ -8,7 +8,7 @@ from typing import Any
 from fastvar import kernels
 from fastvar.hyper import number
 from fastvar.optimizer import Optimizer
-from fastvar.optimizers.folded import unbiased_root
+from fastvar.optimizers.shared import unbiased_root
 
 
 class AdEMAMix(Optimizer):
@@ -71,9 +71,10 @@ class AdEMAMix(Optimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         rate, beta_1, beta_2, beta_3 = hyper.learning_rate, hyper.beta_1, hyper.beta_2, hyper.beta_3
-        by_m, by_slow, by_v = rate / (1 - beta_1**t), rate * hyper.alpha, unbiased_root(beta_2, t)
-        decays = beta_1, 1 - beta_1, beta_3, 1 - beta_3, beta_2, 1 - beta_2
-        return *decays, by_m, by_slow, by_v, hyper.epsilon
+        keep_1, take_1, keep_slow, take_slow = beta_1, 1 - beta_1, beta_3, 1 - beta_3
+        keep_2, take_2, scale_root = beta_2, 1 - beta_2, unbiased_root(beta_2, t)
+        scale_m, scale_slow, epsilon = rate / (1 - beta_1**t), rate * hyper.alpha, hyper.epsilon
+        return keep_1, take_1, keep_slow, take_slow, keep_2, take_2, scale_m, scale_slow, scale_root, epsilon
 
 
 class Adan(Optimizer):
@@ -139,11 +140,15 @@ class Adan(Optimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         rate, beta_1, beta_2, beta_3 = hyper.learning_rate, hyper.beta_1, hyper.beta_2, hyper.beta_3
-        by_m, by_d = rate / (1 - beta_1**t), rate * (1 - beta_2) / (1 - beta_2**t)
-        inside = hyper.epsilon_root * (1 - beta_3**t)  # before the correction
-        begun, by_v = float(t > 1), unbiased_root(beta_3, t)
-        decays = beta_1, 1 - beta_1, beta_2, 1 - beta_2, beta_3, 1 - beta_3
-        return *decays, begun, 1 - beta_2, by_m, by_d, by_v, hyper.epsilon, inside
+        keep_1, take_1, keep_d, take_d = beta_1, 1 - beta_1, beta_2, 1 - beta_2
+        keep_2, take_2, scale_root = beta_3, 1 - beta_3, unbiased_root(beta_3, t)
+        scale_change, lookahead = float(t > 1), 1 - beta_2  # the first update has no previous gradient
+        scale_m, scale_d = rate / (1 - beta_1**t), rate * (1 - beta_2) / (1 - beta_2**t)
+        epsilon, epsilon_root = hyper.epsilon, hyper.epsilon_root * (1 - beta_3**t)  # before the correction
+        return (
+            *(keep_1, take_1, keep_d, take_d, keep_2, take_2, scale_change, lookahead),
+            *(scale_m, scale_d, scale_root, epsilon, epsilon_root),
+        )
 
 
 class Adopt(Optimizer):
@@ -203,11 +208,12 @@ class Adopt(Optimizer):
         return kernels.RULES["adopt"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        if t == 1:
-            return 0.0, 0.0, 0.0, 1.0, hyper.learning_rate, hyper.epsilon, 0.0
+        rate = hyper.learning_rate
+        keep_1, take_1, keep_2, take_2 = hyper.beta_1, 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2
         limit = inf if hyper.clip_power is None else (t - 1) ** hyper.clip_power
-        decays = hyper.beta_1, 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2
-        return *decays, hyper.learning_rate, hyper.epsilon, limit
+        if t == 1:  # the second moment begins as the square, and the weights stay
+            keep_1, take_1, keep_2, take_2, limit = 0.0, 0.0, 0.0, 1.0, 0.0
+        return keep_1, take_1, keep_2, take_2, rate, hyper.epsilon, limit
 
 
 class ScheduleFreeAdamW(Optimizer):
@@ -278,5 +284,6 @@ class ScheduleFreeAdamW(Optimizer):
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
         rate = hyper.learning_rate * (min(t / hyper.warmup_steps, 1.0) if hyper.warmup_steps else 1.0)
-        keep, less, take = 1 - 1 / t, 1 - beta_1, 1 - beta_1 + beta_1 / t
-        return beta_2, 1 - beta_2, rate, unbiased_root(beta_2, t), hyper.epsilon, keep, less, take
+        keep_2, take_2, scale_root = beta_2, 1 - beta_2, unbiased_root(beta_2, t)
+        keep, share_z, take = 1 - 1 / t, 1 - beta_1, 1 - beta_1 + beta_1 / t
+        return keep_2, take_2, rate, scale_root, hyper.epsilon, keep, share_z, take

@@ -8,7 +8,7 @@ from typing import Any
 from fastvar import kernels
 from fastvar.hyper import number
 from fastvar.optimizer import Optimizer
-from fastvar.optimizers.folded import rectified, unbiased_root
+from fastvar.optimizers.shared import rectified, unbiased_root
 from fastvar.variable import Variable
 
 
@@ -86,9 +86,10 @@ class Nadam(Optimizer):
         last = len(products) - 1
         product = beta_1**t * products[min(t, last)]
         following = beta_1 ** (t + 1) * products[min(t + 1, last)]
-        by_m = rate * beta_1 * _warm(t + 1) / (1 - following)
-        by_g = rate * (1 - beta_1 * _warm(t)) / (1 - product)
-        return 1 - beta_1, beta_2, 1 - beta_2, by_m, by_g, unbiased_root(beta_2, t), hyper.epsilon
+        scale_m = rate * beta_1 * _warm(t + 1) / (1 - following)
+        scale_g = rate * (1 - beta_1 * _warm(t)) / (1 - product)
+        take_1, keep_2, take_2, scale_root = 1 - beta_1, beta_2, 1 - beta_2, unbiased_root(beta_2, t)
+        return take_1, keep_2, take_2, scale_m, scale_g, scale_root, hyper.epsilon
 
 
 class RAdam(Optimizer):
@@ -200,8 +201,9 @@ class Adamax(Optimizer):
         return kernels.RULES["adamax"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        rate = hyper.learning_rate / (1 - hyper.beta_1**t)
-        return 1 - hyper.beta_1, hyper.beta_2, rate, 0.0, hyper.epsilon
+        take_1, keep, rate = 1 - hyper.beta_1, hyper.beta_2, hyper.learning_rate / (1 - hyper.beta_1**t)
+        epsilon_g = 0.0
+        return take_1, keep, rate, epsilon_g, hyper.epsilon
 
 
 class AdaBelief(Optimizer):
@@ -261,8 +263,9 @@ class AdaBelief(Optimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
-        rate, by_v = hyper.learning_rate / (1 - beta_1**t), unbiased_root(beta_2, t)
-        return beta_1, 1 - beta_1, beta_2, 1 - beta_2, rate, by_v, hyper.epsilon, hyper.epsilon_root
+        rate, scale_root = hyper.learning_rate / (1 - beta_1**t), unbiased_root(beta_2, t)
+        keep_1, take_1, keep_2, take_2 = beta_1, 1 - beta_1, beta_2, 1 - beta_2
+        return keep_1, take_1, keep_2, take_2, rate, scale_root, hyper.epsilon, hyper.epsilon_root
 
 
 class Yogi(Optimizer):
@@ -324,5 +327,6 @@ class Yogi(Optimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
-        rate = hyper.learning_rate / (1 - beta_1**t)
-        return beta_1, 1 - beta_1, 1 - beta_2, rate, unbiased_root(beta_2, t), hyper.epsilon
+        rate, scale_root = hyper.learning_rate / (1 - beta_1**t), unbiased_root(beta_2, t)
+        keep_1, take_1, take_2 = beta_1, 1 - beta_1, 1 - beta_2
+        return keep_1, take_1, take_2, rate, scale_root, hyper.epsilon

@@ -10,7 +10,8 @@ from fastvar.kernels import reference
 from fastvar.optimizer import Optimizer
 from fastvar.variable import Variable
 
-_ANY_POWER = reference.Rule(reference.ftrl_of_any_power, slots=2, scalars=5, whole=True)
+_FTRL = kernels.RULES["ftrl"]
+_ANY_POWER = reference.Rule(reference.ftrl_of_any_power, _FTRL.slots, (*_FTRL.scalars, "power"), whole=True)
 
 
 class Ftrl(Optimizer):
@@ -89,11 +90,13 @@ class Ftrl(Optimizer):
         return hyper.initial_accumulator_value if slot == "accumulator" else 0
 
     def rule(self) -> Any:
-        return kernels.RULES["ftrl"] if self._compiled() else _ANY_POWER
+        return _FTRL if self._compiled() else _ANY_POWER
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        per_rate = 1 / hyper.learning_rate
-        curvature = hyper.beta * per_rate + 2 * hyper.l2_regularization_strength
+        inverse_rate, limit = 1 / hyper.learning_rate, hyper.l1_regularization_strength
+        curvature = hyper.beta * inverse_rate + 2 * hyper.l2_regularization_strength
         shrinkage = 2 * hyper.l2_shrinkage_regularization_strength
-        folded = per_rate, hyper.l1_regularization_strength, curvature, shrinkage
-        return folded if self._compiled() else (*folded, -hyper.learning_rate_power)
+        if self._compiled():
+            return inverse_rate, limit, curvature, shrinkage
+        power = -hyper.learning_rate_power
+        return inverse_rate, limit, curvature, shrinkage, power

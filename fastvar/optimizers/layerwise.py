@@ -12,7 +12,7 @@ from fastvar import kernels
 from fastvar.hyper import flag, number
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.passes import Between, Pass, copying
-from fastvar.optimizers.folded import momentum_of_keras
+from fastvar.optimizers.shared import momentum_of_keras, unbiased_root
 
 
 class Lamb(Optimizer):
@@ -66,12 +66,18 @@ class Lamb(Optimizer):
     def passes(self, kind: str) -> Sequence[Pass]:
         return [
             Pass(kernels.RULES["adam"], self.slots, self.scalars),
-            Pass(kernels.RULES["gradient_descent"], (), lambda hyper, t: (-hyper.learning_rate,)),
+            Pass(kernels.RULES["gradient_descent"], (), self._last),
         ]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
-        return 1 - beta_1, beta_2, 1 - beta_2, 1 / (1 - beta_1**t), 0.0, 1 / sqrt(1 - beta_2**t), hyper.epsilon
+        take_1, keep_2, take_2 = 1 - beta_1, beta_2, 1 - beta_2
+        scale_m, scale_g, scale_root = 1 / (1 - beta_1**t), 0.0, unbiased_root(beta_2, t)
+        return take_1, keep_2, take_2, scale_m, scale_g, scale_root, hyper.epsilon
+
+    def _last(self, hyper: Any, t: int) -> tuple[float, ...]:
+        rate = -hyper.learning_rate
+        return (rate,)
 
     def between(self, step: Between) -> None:
         for i, direction in enumerate(step.directions):
@@ -239,7 +245,9 @@ class Prodigy(Optimizer):
         return self.distance / self.initial_distance * self._rate(hyper, t)
 
     def _summing(self, hyper: Any, t: int) -> tuple[float, ...]:
-        return self._fading(hyper), self._weight(hyper, t), 0.0, 1.0  # the direction is the gradient itself
+        keep, take = self._fading(hyper), self._weight(hyper, t)
+        scale_m, scale_g = 0.0, 1.0  # the direction is the gradient itself
+        return keep, take, scale_m, scale_g
 
     @staticmethod
     def _fading(hyper: Any) -> float:
@@ -248,7 +256,9 @@ class Prodigy(Optimizer):
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         distance = getattr(hyper, "distance", self.distance)  # of `between`, if there is a gradient
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
-        return 1 - beta_1, beta_2, 1 - beta_2, self._rate(hyper, t), 0.0, 1.0, hyper.epsilon * distance
+        take_1, keep_2, take_2, epsilon = 1 - beta_1, beta_2, 1 - beta_2, hyper.epsilon * distance
+        scale_m, scale_g, scale_root = self._rate(hyper, t), 0.0, 1.0
+        return take_1, keep_2, take_2, scale_m, scale_g, scale_root, epsilon
 
     def between(self, step: Between) -> None:
         first = step.groups[0]

@@ -94,12 +94,18 @@ class Adafactor(Optimizer):
         scaled = Pass(kernels.RULES["rmsprop"], ("velocity",), self.scalars)
         return [
             copying() if kind == MATRIX else scaled,
-            Pass(kernels.RULES["gradient_descent"], (), lambda hyper, t: (1.0,)),
+            Pass(kernels.RULES["gradient_descent"], (), self._last),
         ]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         keep = 1 - t**hyper.beta_2_decay
-        return keep, 1 - keep, -1.0, hyper.epsilon_1, 0.0  # the direction is the scaled gradient
+        take, rate = 1 - keep, -1.0  # the direction is the scaled gradient
+        epsilon_root, epsilon = hyper.epsilon_1, 0.0
+        return keep, take, rate, epsilon_root, epsilon
+
+    def _last(self, hyper: Any, t: int) -> tuple[float, ...]:
+        rate = 1.0
+        return (rate,)
 
     def between(self, step: Between) -> None:
         for i, gradient in enumerate(step.directions):
@@ -237,16 +243,20 @@ class Muon(Optimizer):
         return hyper.learning_rate * (rate or 0.0)  # type: ignore[no-any-return]
 
     def _momentum(self, hyper: Any, t: int) -> tuple[float, ...]:
-        mu = hyper.momentum
-        return (mu, 1.0, mu, 1.0) if self.nesterov else (mu, 1.0, 1.0, 0.0)
+        keep, take = hyper.momentum, 1.0
+        scale_m, scale_g = (keep, 1.0) if self.nesterov else (1.0, 0.0)
+        return keep, take, scale_m, scale_g
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.adam_beta_1, hyper.adam_beta_2
-        rate = hyper.learning_rate * hyper.adam_lr_ratio * sqrt(1 - beta_2**t) / (1 - beta_1**t)
-        return 1 - beta_1, beta_2, 1 - beta_2, rate, 0.0, 1.0, hyper.epsilon
+        take_1, keep_2, take_2 = 1 - beta_1, beta_2, 1 - beta_2
+        scale_m = hyper.learning_rate * hyper.adam_lr_ratio * sqrt(1 - beta_2**t) / (1 - beta_1**t)
+        scale_g, scale_root = 0.0, 1.0
+        return take_1, keep_2, take_2, scale_m, scale_g, scale_root, hyper.epsilon
 
     def _rate(self, hyper: Any, t: int) -> tuple[float, ...]:
-        return (hyper.learning_rate if hyper.kind == MATRIX else -1.0,)
+        rate = hyper.learning_rate if hyper.kind == MATRIX else -1.0
+        return (rate,)
 
     def between(self, step: Between) -> None:
         for i, direction in enumerate(step.directions):

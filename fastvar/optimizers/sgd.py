@@ -8,7 +8,7 @@ from typing import Any
 from fastvar import kernels
 from fastvar.hyper import flag, number
 from fastvar.optimizer import Optimizer
-from fastvar.optimizers.folded import has_momentum, momentum_of_keras
+from fastvar.optimizers.shared import has_momentum, momentum_of_keras
 
 
 class SGD(Optimizer):
@@ -63,9 +63,10 @@ class SGD(Optimizer):
         return kernels.RULES["momentum" if has_momentum(self) else "gradient_descent"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        rate = hyper.learning_rate
         if not hyper.slots:
-            return (hyper.learning_rate,)
-        return momentum_of_keras(hyper.learning_rate, hyper.momentum, hyper.nesterov)
+            return (rate,)
+        return momentum_of_keras(rate, hyper.momentum, hyper.nesterov)
 
 
 class ASGD(Optimizer):
@@ -125,4 +126,5 @@ class ASGD(Optimizer):
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         rate = hyper.learning_rate / (1 + hyper.lambd * hyper.learning_rate * (t - 1)) ** hyper.alpha
         take = 1 / max(1.0, t - 1 - hyper.t0)
-        return rate, 1 - hyper.lambd * rate, 1 - take, take
+        shrinkage, keep = 1 - hyper.lambd * rate, 1 - take
+        return rate, shrinkage, keep, take

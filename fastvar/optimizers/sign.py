@@ -61,7 +61,9 @@ class Lion(Optimizer):
         return kernels.RULES["sign_momentum"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        return hyper.beta_1, 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2, hyper.learning_rate
+        keep_ahead, take_ahead = hyper.beta_1, 1 - hyper.beta_1
+        keep, take, rate = hyper.beta_2, 1 - hyper.beta_2, hyper.learning_rate
+        return keep_ahead, take_ahead, keep, take, rate
 
 
 class Signum(Optimizer):
@@ -109,8 +111,10 @@ class Signum(Optimizer):
         return kernels.RULES["sign_momentum"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        mu = hyper.momentum
-        return mu, 1 - mu, mu, 1 - mu, hyper.learning_rate
+        keep = keep_ahead = hyper.momentum
+        take = take_ahead = 1 - keep
+        rate = hyper.learning_rate
+        return keep_ahead, take_ahead, keep, take, rate
 
 
 class Rprop(Optimizer):
@@ -177,7 +181,7 @@ class Rprop(Optimizer):
         return kernels.RULES["rprop"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        if hyper.step_size_min > hyper.step_size_max:
-            most, got = hyper.step_size_max, hyper.step_size_min
-            raise ValueError(f"{self._owner}: step_size_min must be <= step_size_max, {most:g}, got {got:g}")
-        return hyper.eta_minus, hyper.eta_plus, hyper.step_size_min, hyper.step_size_max
+        down, up, low, high = hyper.eta_minus, hyper.eta_plus, hyper.step_size_min, hyper.step_size_max
+        if low > high:
+            raise ValueError(f"{self._owner}: step_size_min must be <= step_size_max, {high:g}, got {low:g}")
+        return down, up, low, high

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastvar import kernels
 from fastvar.hyper import flag, number
-from fastvar.optimizers.folded import has_momentum
+from fastvar.optimizers.shared import has_momentum
 from fastvar.torch.base import TorchOptimizer
 from fastvar.variable import Variable
 
@@ -78,7 +78,10 @@ class Adagrad(TorchOptimizer):
         return kernels.RULES["rmsprop"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        return 1.0, 1.0, hyper.lr / (1 + (t - 1) * hyper.lr_decay), 0.0, hyper.eps
+        keep = take = 1.0
+        rate = hyper.lr / (1 + (t - 1) * hyper.lr_decay)
+        epsilon_root, epsilon = 0.0, hyper.eps
+        return keep, take, rate, epsilon_root, epsilon
 
 
 class RMSprop(TorchOptimizer):
@@ -158,9 +161,11 @@ class RMSprop(TorchOptimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         keep, take = hyper.alpha, 1 - hyper.alpha
+        rate, epsilon_root, epsilon = hyper.lr, 0.0, hyper.eps
         if len(hyper.slots) == 1:
-            return keep, take, hyper.lr, 0.0, hyper.eps
-        return keep, take, 1.0, 0.0, hyper.eps, hyper.momentum, hyper.lr
+            return keep, take, rate, epsilon_root, epsilon
+        rate, keep_m, scale_m = 1.0, hyper.momentum, hyper.lr  # the learning rate is outside the momentum
+        return keep, take, rate, epsilon_root, epsilon, keep_m, scale_m
 
 
 class Adadelta(TorchOptimizer):
@@ -221,4 +226,5 @@ class Adadelta(TorchOptimizer):
         return kernels.RULES["adadelta"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        return hyper.rho, 1 - hyper.rho, hyper.lr, hyper.eps
+        keep, take, rate, epsilon = hyper.rho, 1 - hyper.rho, hyper.lr, hyper.eps
+        return keep, take, rate, epsilon

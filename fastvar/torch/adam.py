@@ -7,7 +7,7 @@ from typing import Any
 
 from fastvar import kernels
 from fastvar.hyper import flag, number, pair
-from fastvar.optimizers.folded import unbiased_root
+from fastvar.optimizers.shared import unbiased_root
 from fastvar.torch.base import TorchOptimizer
 
 
@@ -83,8 +83,9 @@ class Adam(TorchOptimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.betas
-        rate, by_v = hyper.lr / (1 - beta_1**t), unbiased_root(beta_2, t)
-        return 1 - beta_1, beta_2, 1 - beta_2, rate, 0.0, by_v, hyper.eps
+        take_1, keep_2, take_2, epsilon = 1 - beta_1, beta_2, 1 - beta_2, hyper.eps
+        scale_m, scale_g, scale_root = hyper.lr / (1 - beta_1**t), 0.0, unbiased_root(beta_2, t)
+        return take_1, keep_2, take_2, scale_m, scale_g, scale_root, epsilon
 
 
 class AdamW(Adam):

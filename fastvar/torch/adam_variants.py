@@ -6,7 +6,7 @@ from typing import Any
 
 from fastvar import kernels
 from fastvar.hyper import number
-from fastvar.optimizers.folded import rectified, unbiased_root
+from fastvar.optimizers.shared import rectified, unbiased_root
 from fastvar.torch.adam import decays
 from fastvar.torch.base import TorchOptimizer
 
@@ -82,9 +82,11 @@ class NAdam(TorchOptimizer):
         beta_1, beta_2 = hyper.betas
         mu, following = (beta_1 * (1 - 0.5 * 0.96 ** (i * hyper.momentum_decay)) for i in (t, t + 1))
         product = mu * self._carried("mu_product", hyper, t, 1.0, lambda before: before * mu)
-        by_m = hyper.lr * following / (1 - product * following)
-        by_g = hyper.lr * (1 - mu) / (1 - product)
-        return 1 - beta_1, beta_2, 1 - beta_2, by_m, by_g, unbiased_root(beta_2, t), hyper.eps
+        scale_m = hyper.lr * following / (1 - product * following)
+        scale_g = hyper.lr * (1 - mu) / (1 - product)
+        take_1, keep_2, take_2 = 1 - beta_1, beta_2, 1 - beta_2
+        scale_root, epsilon = unbiased_root(beta_2, t), hyper.eps
+        return take_1, keep_2, take_2, scale_m, scale_g, scale_root, epsilon
 
 
 class RAdam(TorchOptimizer):
@@ -215,4 +217,6 @@ class Adamax(TorchOptimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.betas
-        return 1 - beta_1, beta_2, hyper.lr / (1 - beta_1**t), hyper.eps, 0.0
+        take_1, keep, rate = 1 - beta_1, beta_2, hyper.lr / (1 - beta_1**t)
+        epsilon_g, epsilon = hyper.eps, 0.0
+        return take_1, keep, rate, epsilon_g, epsilon

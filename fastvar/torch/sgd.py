@@ -7,7 +7,7 @@ from typing import Any
 
 from fastvar import kernels
 from fastvar.hyper import flag, number, pair
-from fastvar.optimizers.folded import has_momentum
+from fastvar.optimizers.shared import has_momentum
 from fastvar.torch.base import TorchOptimizer
 from fastvar.variable import Variable
 
@@ -83,13 +83,14 @@ class SGD(TorchOptimizer):
         return kernels.RULES["momentum" if has_momentum(self) else "gradient_descent"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        lr, mu = hyper.lr, hyper.momentum
+        rate, keep = hyper.lr, hyper.momentum
         if not hyper.slots:
-            return (lr,)
-        if mu == 0:  # in this group alone: nothing is damped
-            return 0.0, 0.0, 0.0, -lr
+            return (rate,)
         take = 1.0 if t == 1 else 1 - hyper.dampening
-        return (mu, take, -lr * mu, -lr) if hyper.nesterov else (mu, take, -lr, 0.0)
+        scale_m, scale_g = (-rate * keep, -rate) if hyper.nesterov else (-rate, 0.0)
+        if keep == 0:  # in this group alone: nothing is damped
+            keep, take, scale_m, scale_g = 0.0, 0.0, 0.0, -rate
+        return keep, take, scale_m, scale_g
 
 
 class ASGD(TorchOptimizer):
@@ -161,9 +162,10 @@ class ASGD(TorchOptimizer):
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         following = hyper.lr / (1 + hyper.lambd * hyper.lr * t) ** hyper.alpha
-        eta = self._carried("eta", hyper, t, hyper.lr, lambda _: following)
+        rate = self._carried("eta", hyper, t, hyper.lr, lambda _: following)
         take = 1 / max(1.0, t - 1 - hyper.t0)
-        return eta, 1 - hyper.lambd * eta, 1 - take, take
+        shrinkage, keep = 1 - hyper.lambd * rate, 1 - take
+        return rate, shrinkage, keep, take
 
 
 class Rprop(TorchOptimizer):
@@ -232,7 +234,7 @@ class Rprop(TorchOptimizer):
         return kernels.RULES["rprop"]
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        low, high = hyper.step_sizes
+        (down, up), (low, high) = hyper.etas, hyper.step_sizes
         if low > high:
             raise ValueError(f"{self._owner}: step_sizes[0] must be <= step_sizes[1], got {hyper.step_sizes!r}")
-        return *hyper.etas, low, high
+        return down, up, low, high
