@@ -1,7 +1,7 @@
 """The rules in plain typed NumPy: the specification, and the oracle of the compiled kernels.
 
-With `numpy_plan`, this module stands for one of the compiled modules: its rules agree with theirs bit for bit. All
-NaNs count as equal, as processors differ in their sign and payload.
+Together with `numpy_plan`, this module can replace a compiled one: the rules of both agree bit for bit. All NaNs
+count as equal, since processors differ in their sign and payload.
 
 Each rule declares its names here, once: the slots are its parameters after `c`, the scalars are attributes of `c`.
 The compiled rules take the names from here.
@@ -229,7 +229,7 @@ def ftrl(w: Array, g: Array, c: Any, accumulator: Array, linear: Array) -> None:
 
 
 def ftrl_of_any_power(w: Array, g: Array, c: Any, accumulator: Array, linear: Array) -> None:
-    """`ftrl` with another `power` of the accumulator than 1/2, one scalar more. It has no compiled twin."""
+    """`ftrl` with a further scalar, the `power` of the accumulator in place of 1/2. It has no compiled twin."""
 
     def power(x: Array) -> Array:
         raised: Array = np.power(x, c.power, dtype=np.float64).astype(w.dtype)

@@ -2,13 +2,14 @@
 #
 #     rule(w, g, slots, n, c)      w: weights, g: gradient, slots: state arrays, n: elements, c: scalars
 #
-# The optimizer class computes the scalars once per step, in double precision: bias corrections, products with the
-# learning rate, and so on. So one rule serves several published forms. reference.py holds the NumPy twin of every
-# rule, which declares the names of its slots and scalars. Here a rule reads each under the same name and in the
-# same order (tests/test_scalars.py). Both must agree bit for bit: keep the order of the operations the same in
-# both, and use nothing but + - * / sqrt and comparisons.
+# The optimizer class computes the scalars once per step in double precision (bias corrections, products with the
+# learning rate, ...), so that one rule serves several published forms.
 #
-# keep and take are the factors of the old value and of the new one in a running mean, scale_x is a factor of x.
+# reference.py holds the NumPy twin of every rule. The twin declares the names of slots and scalars; a rule reads
+# them here under the same names, in the same order (tests/test_scalars.py compares them). Both must agree bit for
+# bit: use the same operations in the same order, and only + - * / sqrt and comparisons.
+#
+# Names: keep and take are the factors of the old and the new value in a running mean; scale_x is a factor of x.
 
 
 cdef inline real root(real x) noexcept nogil:
@@ -23,9 +24,9 @@ cdef inline real absolute(real x) noexcept nogil:
 
 
 cdef inline real flush(real x) noexcept nogil:
-    # Moments of a dead unit decay into denormals, which cost 2 to 4 times as much: store 0 instead while
-    # 0.0001 * x (the next product taken of x) is still a normal number. NaN passes. The step itself takes the
-    # moment as it was: so this stays off the path to the division, which is the slowest part.
+    # Moments of a dead unit decay into denormals, which cost 2 to 4 times as much. Store 0 before that: as long as
+    # 0.0001 * x, the next product of x, is a normal number. NaN passes. The step uses the moment before it is
+    # flushed, which keeps this off the critical path to the division.
     if real is float:
         return 0 if absolute(x) < TINY_F32 else x
     else:
@@ -33,7 +34,7 @@ cdef inline real flush(real x) noexcept nogil:
 
 
 cdef inline real sign(real x) noexcept nogil:
-    cdef real up_to_0 = -1 if x < 0 else x  # two selects one after the other: nested, GCC compares twice as often
+    cdef real up_to_0 = -1 if x < 0 else x  # two selects in turn: of nested ones GCC makes twice the comparisons
     return 1 if x > 0 else up_to_0  # NaN passes, here and below
 
 
@@ -299,7 +300,7 @@ cdef void rmsprop_centered(real* w, const real* g, real** slots, Py_ssize_t n, c
     for i in range(n):
         second = mean_square(keep, v[i], take, g[i])
         mean = axpby(keep, average[i], take, g[i])
-        spread = maximum(second - saturate(mean * mean), <real> 0)  # which rounding can make negative
+        spread = maximum(second - saturate(mean * mean), <real> 0)  # rounding can make it negative
         first = keep_m * m[i] + over_root(rate * g[i], spread + epsilon_root, <real> 1, epsilon)
         v[i] = flush(second)
         m[i] = flush(first)

@@ -1,13 +1,13 @@
-# What happens around a rule, on one tile that fits in L1. A stage is written once and works with every
-# rule and every storage format. Order of a tile:
+# What happens around a rule, on one tile that fits in L1. A stage is written once and works with every rule and
+# every storage format. Order of a tile:
 #
-#     load      x = g * scale                        any format (formats.pxi) to the arithmetic type
+#     load      x = g * scale                        from any format (formats.pxi) to the arithmetic type
 #     regularize x = x + l2*w + l1*sign(w)           clip      x = x * clip      limit   -limit <= x <= limit
 #     decay     w = w - decay*w                      then the rule on (w, x, slots), then
 #     average   a = average*a + (1 - average)*w      overwrite w = a
 #     nonneg    w = 0 where w < 0
 #
-# A field at its neutral value (stages.py) is skipped; reference.py holds the twin of each.
+# A stage whose field has its neutral value (stages.py) is skipped. numpy_plan.py holds the twin of each stage.
 
 cdef struct Stages:  # the order of the fields is that of stages.STAGES, checked at import
     double scale

@@ -1,7 +1,7 @@
-"""The stages around a rule, as the fields of one record per variable; layout shared with `stages.pxi`.
+"""The stages around a rule: one record per variable, whose layout `stages.pxi` shares.
 
-A plan owns an array of these records (`Plan.stages`), which the optimizer fills; every field starts at its
-neutral value, with which the stage does not run.
+A plan owns an array of these records (`Plan.stages`), which the optimizer fills. Every field begins with its
+neutral value, for which the stage is skipped.
 """
 
 from typing import Any
@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 NEUTRAL = {
-    "scale": 1.0,  # gradient is multiplied by it (inverse loss scale, mean over accumulated steps)
+    "scale": 1.0,  # gradient *= scale (inverse loss scale, mean over accumulated steps)
     "l2": 0.0,  # twice the L2 coefficient: gradient += l2 * w
     "l1": 0.0,  # gradient += l1 * sign(w)
-    "clip": 1.0,  # gradient *= clip, the coefficient that a norm asks for
+    "clip": 1.0,  # gradient *= clip, the coefficient of clipping by norm
     "limit": np.inf,  # gradient is clipped to [-limit, limit]
     "decay": 0.0,  # w -= decay * w, decoupled weight decay times the learning rate
     "average": 0.0,  # momentum of the moving average of w, where the plan has one
-    "overwrite": 0.0,  # 1: w takes the value of its average
-    "nonneg": 0.0,  # 1: negative weights become 0
+    "overwrite": 0.0,  # 1: w = average
+    "nonneg": 0.0,  # 1: w = 0 where w < 0
 }
 STAGES = np.dtype([(name, np.float64) for name in NEUTRAL])
 
@@ -28,7 +28,7 @@ TINY = {np.dtype(t): float(2**14 * np.finfo(t).tiny) for t in (np.float32, np.fl
 
 
 def neutral(n: int) -> npt.NDArray[Any]:
-    """Return `n` records of stages that do nothing."""
+    """Return `n` records of neutral values."""
     records = np.empty(n, STAGES)
     for name, value in NEUTRAL.items():
         records[name] = value

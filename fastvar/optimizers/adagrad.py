@@ -22,19 +22,19 @@ class Adagrad(Optimizer):
     Parameters
     ----------
     learning_rate : float or callable
-        :math:`\eta` >= 0, by default 0.001 (PyTorch: 0.01, and a decay of its own).
+        :math:`\eta` >= 0, by default 0.001 (PyTorch: 0.01, and it has `lr_decay`).
     initial_accumulator_value : float
-        What :math:`v` begins with, >= 0, by default 0.1 (PyTorch: 0).
+        Initial value of :math:`v`, >= 0, by default 0.1 (PyTorch: 0).
     epsilon : float
         :math:`\epsilon` >= 0, by default 1e-7 (PyTorch: 1e-10).
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
-    Variables, gradients and the slot "accumulator" are float32 or float64 of one shape. It is flushed like
-    slots that decay, see `fastvar.optimizers`. If the initial value and epsilon are 0, a
-    gradient of 0 is divided by 0.
+    Variables, gradients and the slot "accumulator" are float32 or float64 of one shape. The slot is flushed like
+    slots that decay, see `fastvar.optimizers`. If the initial value and epsilon are 0, a gradient of 0 is divided
+    by 0.
 
     References
     ----------
@@ -76,11 +76,13 @@ class RMSprop(Optimizer):
 
     .. math:: v \leftarrow \rho v + (1-\rho) g^2, \qquad w \leftarrow w - \eta \frac{g}{\sqrt{v + \epsilon}}
 
-    When `centered`, :math:`v - a^2` stands in the root in place of :math:`v`, where
-    :math:`a \leftarrow \rho a + (1-\rho) g`. With momentum :math:`\mu`, where the learning rate is inside the
-    momentum as in optax, too (it matters when it changes; PyTorch has it outside):
+    With `centered`, :math:`v - a^2` replaces :math:`v` in the root, where
+    :math:`a \leftarrow \rho a + (1-\rho) g`. With momentum :math:`\mu`:
 
     .. math:: m \leftarrow \mu m + \eta \frac{g}{\sqrt{v + \epsilon}}, \qquad w \leftarrow w - m
+
+    As in optax, the learning rate is inside the momentum; in PyTorch it is outside. The two differ when it
+    changes.
 
     Parameters
     ----------
@@ -93,17 +95,16 @@ class RMSprop(Optimizer):
     epsilon : float
         :math:`\epsilon` >= 0, by default 1e-7 (PyTorch and optax: 1e-8).
     centered : bool
-        Whether to take the variance in place of the mean square.
+        Whether to use the variance instead of the mean square.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
-    Variables, gradients and the slots "velocity", "momentum" (if that is not 0, or `centered`) and
-    "average_gradient" (if `centered`) are float32 or float64 of one shape.
+    Variables, gradients and the slots "velocity", "momentum" (if `momentum` is not 0, or with `centered`) and
+    "average_gradient" (with `centered`) are float32 or float64 of one shape.
 
-    Rounding can make :math:`v - a^2` negative, of which Keras and PyTorch take the root and get NaN; here it
-    is 0 then.
+    Rounding can make :math:`v - a^2` negative. It is then replaced by 0; in Keras and PyTorch the step is NaN.
 
     References
     ----------
@@ -146,7 +147,7 @@ class RMSprop(Optimizer):
 
 
 class Adadelta(Optimizer):
-    r"""Steps of the size of past steps, relative to that of past gradients.
+    r"""Steps scaled by the ratio of the sizes of past steps and past gradients.
 
     As in Keras, and in PyTorch and optax with other defaults:
 
@@ -162,9 +163,9 @@ class Adadelta(Optimizer):
     rho : float
         :math:`\rho` in [0, 1), by default 0.95 (PyTorch and optax: 0.9).
     epsilon : float
-        :math:`\epsilon` > 0, by default 1e-7 (PyTorch and optax: 1e-6); the first steps are of its size.
+        :math:`\epsilon` > 0, by default 1e-7 (PyTorch and optax: 1e-6). It sets the size of the first steps.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----

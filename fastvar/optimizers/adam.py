@@ -1,4 +1,4 @@
-"""Adam and its variants that differ by folded scalars."""
+"""Adam and AdamW, both with or without AMSGrad."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastvar.optimizer import Optimizer
 class Adam(Optimizer):
     r"""Adam: steps scaled by running moments of the gradient; with `amsgrad`, by the largest second moment.
 
-    At update :math:`t` = 1, 2, ..., with Keras's placement of epsilon (outside the uncorrected root;
-    PyTorch adds it to the corrected one):
+    As in Keras, epsilon is added to the uncorrected root; PyTorch adds it to the corrected one. At update
+    :math:`t` = 1, 2, ...:
 
     .. math::
 
         m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
         w &\leftarrow w - \eta \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t} \frac{m}{\sqrt{v} + \epsilon}
 
-    With `amsgrad`, :math:`\hat v \leftarrow \max(\hat v, v)` stands in the root.
+    With `amsgrad`, the root is that of :math:`\hat v \leftarrow \max(\hat v, v)`.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Adam(Optimizer):
     amsgrad : bool
         Whether to keep the largest second moment.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
@@ -81,14 +81,14 @@ class Adam(Optimizer):
 class AdamW(Adam):
     r"""Adam with decoupled weight decay, by default 0.004 (PyTorch: 0.01, optax: 1e-4).
 
-    :math:`w \leftarrow w - \eta \lambda w`, and then the update of `Adam`.
+    First :math:`w \leftarrow w - \eta \lambda w`, then the update of `Adam`.
 
     Parameters
     ----------
     weight_decay : float
         :math:`\lambda` >= 0.
     **options
-        Those of `Adam`, and those of every optimizer, see `Optimizer`.
+        Parameters of `Adam`, and options of every optimizer, see `Optimizer`.
 
     References
     ----------

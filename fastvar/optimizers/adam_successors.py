@@ -1,4 +1,4 @@
-"""Successors of Adam that keep another mean of the gradients, or of the weights, beside its moments."""
+"""Successors of Adam: AdEMAMix, Adan, Adopt, and the schedule-free AdamW."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fastvar.optimizers.shared import unbiased_root
 class AdEMAMix(Optimizer):
     r"""Adam with two running means of the gradient, a fast one and a slow one.
 
-    With optax's meaning and defaults (the learning rate aside, for which optax has none); Keras and PyTorch
-    have no such optimizer. At update :math:`t` = 1, 2, ...:
+    Meaning and defaults are optax's, which has no default learning rate. Keras and PyTorch have no such
+    optimizer. At update :math:`t` = 1, 2, ...:
 
     .. math::
 
@@ -30,13 +30,13 @@ class AdEMAMix(Optimizer):
         :math:`\eta` >= 0, by default 0.001.
     beta_1, beta_2, beta_3 : float
         Decay of the fast mean, of the second moment and of the slow mean, in [0, 1), by default 0.9, 0.999
-        and 0.9999. The paper lets :math:`\beta_3` rise from :math:`\beta_1`: give a callable of the iteration.
+        and 0.9999. In the paper :math:`\beta_3` rises from :math:`\beta_1`: pass a callable of the iteration.
     alpha : float
-        :math:`\alpha` >= 0, the weight of the slow mean, by default 5. The paper lets it rise from 0.
+        :math:`\alpha` >= 0, the weight of the slow mean, by default 5. In the paper it rises from 0.
     epsilon : float
         :math:`\epsilon` >= 0, outside the corrected root, by default 1e-8.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
@@ -78,10 +78,10 @@ class AdEMAMix(Optimizer):
 
 
 class Adan(Optimizer):
-    r"""Adaptive Nesterov momentum: Adam that also follows how the gradient changes.
+    r"""Adaptive Nesterov momentum: Adam with a running mean of the changes of the gradient.
 
-    With optax's meaning and defaults (the learning rate aside, for which optax has none); Keras and PyTorch
-    have no such optimizer. At update :math:`t` = 1, 2, ..., with :math:`\Delta = g - g_{t-1}` (0 at first):
+    Meaning and defaults are optax's, which has no default learning rate. Keras and PyTorch have no such
+    optimizer. At update :math:`t` = 1, 2, ..., with :math:`\Delta = g - g_{t-1}` (0 at first):
 
     .. math::
 
@@ -100,16 +100,16 @@ class Adan(Optimizer):
     epsilon, epsilon_root : float
         >= 0, outside and inside the corrected root, by default 1e-8 both.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
     Variables, gradients and the slots "momentum", "drift", "velocity" and "previous_gradient" are float32 or
     float64 of one shape.
 
-    The paper writes its betas as one minus these, and weighs changes with :math:`\beta_2` = 0.92 of these where
-    optax, followed here, has :math:`1-\beta_2` = 0.08. Its decay divides by :math:`1 + \eta\lambda`; that of
-    optax is `weight_decay`.
+    The betas of the paper are one minus the betas here. The paper multiplies changes by 0.92, which is
+    :math:`\beta_2` here; this class follows optax and multiplies them by :math:`1-\beta_2` = 0.08. The weight
+    decay of the paper divides by :math:`1 + \eta\lambda`; `weight_decay` is that of optax.
 
     References
     ----------
@@ -152,10 +152,10 @@ class Adan(Optimizer):
 
 
 class Adopt(Optimizer):
-    r"""Adam that scales each gradient by the past ones alone, before it takes their mean.
+    r"""Adam that scales each gradient by past gradients alone, before it enters the momentum.
 
-    With optax's meaning and defaults (the learning rate aside, for which optax has none); Keras and PyTorch
-    have no such optimizer. The first update only sets :math:`v \leftarrow g^2`; then, at :math:`t` = 2, 3, ...:
+    Meaning and defaults are optax's, which has no default learning rate. Keras and PyTorch have no such
+    optimizer. The first update only sets :math:`v \leftarrow g^2`; then, at :math:`t` = 2, 3, ...:
 
     .. math::
 
@@ -174,7 +174,7 @@ class Adopt(Optimizer):
     clip_power : float, optional
         :math:`p` >= 0, by default 0.25; None does not clip.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
@@ -211,17 +211,17 @@ class Adopt(Optimizer):
         rate = hyper.learning_rate
         keep_1, take_1, keep_2, take_2 = hyper.beta_1, 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2
         limit = inf if hyper.clip_power is None else (t - 1) ** hyper.clip_power
-        if t == 1:  # the second moment begins as the square, and the weights stay
+        if t == 1:  # set the second moment alone
             keep_1, take_1, keep_2, take_2, limit = 0.0, 0.0, 0.0, 1.0, 0.0
         return keep_1, take_1, keep_2, take_2, rate, hyper.epsilon, limit
 
 
 class ScheduleFreeAdamW(Optimizer):
-    r"""Adam that averages its weights in place of a learning rate schedule.
+    r"""Adam that averages its weights instead of following a learning rate schedule.
 
-    At update :math:`t` = 1, 2, ..., as in Keras, with :math:`z` at first a copy of the weights (those when a
-    variable gets its first gradient, in Keras those at `build`), and
-    :math:`x = (w - (1-\beta_1) z) / \beta_1` the mean of all :math:`z` so far, which is not stored:
+    As in Keras. :math:`z` begins as a copy of the weights at the first gradient of a variable (in Keras: at
+    `build`). :math:`x = (w - (1-\beta_1) z) / \beta_1` is the mean of all :math:`z` so far and is not stored. At
+    update :math:`t` = 1, 2, ...:
 
     .. math::
 
@@ -229,14 +229,14 @@ class ScheduleFreeAdamW(Optimizer):
         z \leftarrow z - \eta_t g \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right) \\
         x &\leftarrow (1 - 1/t) x + z / t, \qquad w \leftarrow (1-\beta_1) z + \beta_1 x
 
-    where :math:`\eta_t = \eta \min(t / T, 1)` with `warmup_steps` :math:`T`.
+    Here :math:`\eta_t = \eta \min(t / T, 1)`, and :math:`T` is `warmup_steps`.
 
     Parameters
     ----------
     learning_rate : float or callable
         :math:`\eta` >= 0, by default 0.0025.
     beta_1 : float
-        How far the weights lie from :math:`z` to :math:`x`, in [0, 1], by default 0.9.
+        Where the weights lie between :math:`z` (0) and :math:`x` (1), in [0, 1], by default 0.9.
     beta_2 : float
         Decay of the second moment, in [0, 1), by default 0.999.
     epsilon : float
@@ -244,15 +244,15 @@ class ScheduleFreeAdamW(Optimizer):
     warmup_steps : float
         :math:`T` >= 0, by default 0.
     **options
-        Those of every optimizer, see `Optimizer`. `weight_decay` is None by default.
+        Options of every optimizer, see `Optimizer`. `weight_decay` is None by default.
 
     Notes
     -----
     Variables, gradients and the slots "momentum" (:math:`z`) and "velocity" are float32 or float64 of one
     shape.
 
-    The weights are where gradients are to be taken; the paper evaluates a model at :math:`x`. optax weighs
-    the mean by the learning rate, and its `eps` is inside the root, too.
+    Compute gradients at the weights. The paper evaluates a model at :math:`x`. In optax, the mean is weighted by
+    the learning rate, and `eps` is also inside the root.
 
     References
     ----------

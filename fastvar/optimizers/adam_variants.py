@@ -1,4 +1,4 @@
-"""Variants of Adam that make their moments as it does, but one of them otherwise or correct them otherwise."""
+"""Variants of Adam: Nadam, RAdam, Adamax, AdaBelief, Yogi."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastvar.variable import Variable
 
 @cache
 def _warm_products() -> tuple[float, ...]:
-    """Return the products of `_warm` up to 0, 1, 2, ..., until they change no more (some 900)."""
+    """Return the products of `_warm` up to 0, 1, 2, ..., as far as they still change (about 900)."""
     products, t = [1.0], 1
     while (factor := _warm(t)) < 1:
         products.append(products[-1] * factor)
@@ -27,9 +27,9 @@ def _warm(t: int) -> float:
 
 
 class Nadam(Optimizer):
-    r"""Adam with Nesterov momentum, whose momentum warms up.
+    r"""Adam with Nesterov momentum that warms up.
 
-    At update :math:`t` = 1, 2, ..., with :math:`\mu_t = \beta_1 (1 - 0.96^t / 2)`, as in Keras:
+    As in Keras, with :math:`\mu_t = \beta_1 (1 - 0.96^t / 2)`. At update :math:`t` = 1, 2, ...:
 
     .. math::
 
@@ -47,14 +47,15 @@ class Nadam(Optimizer):
     epsilon : float
         :math:`\epsilon` >= 0, by default 1e-7 (PyTorch and optax: 1e-8), outside the corrected root in all.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
     Variables, gradients and the slots "momentum" and "velocity" are float32 or float64 of one shape.
 
-    PyTorch warms up 250 times as slowly, with :math:`0.96^{0.004 t}`; optax does not warm up at all. The
-    products are those of the present :math:`\beta_1`: while it changes, Keras has the product of the past ones.
+    PyTorch warms up 250 times as slowly, with :math:`0.96^{0.004 t}`. optax does not warm up. The products are
+    computed from the current :math:`\beta_1`; Keras multiplies the :math:`\mu_t` of past updates, which differs
+    while :math:`\beta_1` changes.
 
     References
     ----------
@@ -93,11 +94,10 @@ class Nadam(Optimizer):
 
 
 class RAdam(Optimizer):
-    r"""Rectified Adam: momentum alone until the second moment has seen enough, then a rectified Adam.
+    r"""Rectified Adam: momentum alone while the second moment has seen few gradients, then rectified steps.
 
-    With PyTorch's meaning and defaults; Keras has no such optimizer. At update :math:`t` = 1, 2, ...,
-    with :math:`\rho_\infty = 2/(1-\beta_2) - 1` and
-    :math:`\rho = \rho_\infty - 2 t \beta_2^t/(1-\beta_2^t)`:
+    Meaning and defaults are PyTorch's. Keras has no such optimizer. Let :math:`\rho_\infty = 2/(1-\beta_2) - 1`
+    and :math:`\rho = \rho_\infty - 2 t \beta_2^t/(1-\beta_2^t)`. At update :math:`t` = 1, 2, ...:
 
     .. math::
 
@@ -116,7 +116,7 @@ class RAdam(Optimizer):
     epsilon : float
         :math:`\epsilon` >= 0, by default 1e-8, outside the uncorrected root (optax: outside the corrected one).
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
@@ -124,8 +124,8 @@ class RAdam(Optimizer):
 
     References
     ----------
-    Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020 (arXiv:1908.03265), algorithm 2;
-    which rectifies from :math:`\rho > 4` on.
+    Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020 (arXiv:1908.03265), algorithm 2.
+    It rectifies if :math:`\rho > 4`.
 
     Examples
     --------
@@ -152,7 +152,7 @@ class RAdam(Optimizer):
 
 
 class Adamax(Optimizer):
-    r"""Adam with the maximum of past gradients in place of their root mean square.
+    r"""Adam with the maximum of past gradients instead of their root mean square.
 
     At update :math:`t` = 1, 2, ..., as in Keras:
 
@@ -170,7 +170,7 @@ class Adamax(Optimizer):
     epsilon : float
         :math:`\epsilon` >= 0, by default 1e-7 (PyTorch and optax: 1e-8, added to :math:`|g|` inside the maximum).
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
@@ -207,10 +207,10 @@ class Adamax(Optimizer):
 
 
 class AdaBelief(Optimizer):
-    r"""Adam whose second moment is that of the surprise: of the gradient minus its running mean.
+    r"""Adam whose second moment is that of the difference between the gradient and its running mean.
 
-    With optax's meaning and defaults (the learning rate aside, for which optax has none); Keras and PyTorch
-    have no such optimizer. At update :math:`t` = 1, 2, ...:
+    Meaning and defaults are optax's, which has no default learning rate. Keras and PyTorch have no such
+    optimizer. At update :math:`t` = 1, 2, ...:
 
     .. math::
 
@@ -229,7 +229,7 @@ class AdaBelief(Optimizer):
     epsilon_root : float
         :math:`\epsilon_r` >= 0, added to the second moment at every update, by default 1e-16.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
@@ -269,10 +269,10 @@ class AdaBelief(Optimizer):
 
 
 class Yogi(Optimizer):
-    r"""Adam whose second moment follows the squared gradient by steps of a size that it does not depend on.
+    r"""Adam whose second moment changes by steps that do not depend on its own size.
 
-    With optax's meaning and defaults (the learning rate aside, for which optax has none, and the paper 0.01);
-    Keras and PyTorch have no such optimizer. At update :math:`t` = 1, 2, ...:
+    Meaning and defaults are optax's, which has no default learning rate (the paper: 0.01). Keras and PyTorch have
+    no such optimizer. At update :math:`t` = 1, 2, ...:
 
     .. math::
 
@@ -289,9 +289,9 @@ class Yogi(Optimizer):
     epsilon : float
         :math:`\epsilon` >= 0, outside the corrected root, by default 1e-3.
     initial_accumulator_value : float
-        What both moments begin with, >= 0, by default 1e-6.
+        Initial value of both moments, >= 0, by default 1e-6.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----

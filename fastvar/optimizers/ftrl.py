@@ -15,7 +15,7 @@ _ANY_POWER = reference.Rule(reference.ftrl_of_any_power, _FTRL.slots, (*_FTRL.sc
 
 
 class Ftrl(Optimizer):
-    r"""Follow the regularised leader: weights that minimise all past linearised losses and the penalties.
+    r"""Follow the regularised leader: weights that minimise the sum of all past linearised losses and penalties.
 
     As in Keras, with :math:`p` = -`learning_rate_power`:
 
@@ -32,7 +32,7 @@ class Ftrl(Optimizer):
     learning_rate_power : float
         :math:`-p` <= 0, by default -0.5; 0 is a constant learning rate. The same for all groups.
     initial_accumulator_value : float
-        What :math:`n` begins with, >= 0, by default 0.1.
+        Initial value of :math:`n`, >= 0, by default 0.1.
     l1_regularization_strength, l2_regularization_strength : float
         :math:`\lambda_1, \lambda_2` >= 0, by default 0.
     l2_shrinkage_regularization_strength : float
@@ -40,18 +40,19 @@ class Ftrl(Optimizer):
     beta : float
         :math:`\beta` >= 0, by default 0.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
     Variables, gradients and the slots "accumulator" (:math:`n`) and "linear" (:math:`z`) are float32 or
     float64 of one shape. PyTorch and optax have no such optimizer. The first update forgets most of the initial
-    weights: they enter only by :math:`n'^p - n^p`. A learning rate that falls draws the weights towards 0, as
-    :math:`z` holds what the earlier rates made of them.
+    weights: only their product with :math:`n'^p - n^p` enters. A falling learning rate moves the weights towards
+    0, since :math:`z` was summed with the earlier rates.
 
-    A gradient whose square overflows makes the weight NaN, as in Keras; `nonfinite="skip"` leaves such steps out.
+    If the square of a gradient overflows, the weight becomes NaN, as in Keras; `nonfinite="skip"` skips such
+    steps.
 
-    For any `learning_rate_power` but -0.5 the update is computed in NumPy and not in one compiled pass.
+    The update is one compiled pass if `learning_rate_power` is -0.5, and is computed in NumPy otherwise.
 
     References
     ----------

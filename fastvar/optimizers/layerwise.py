@@ -1,4 +1,4 @@
-"""Optimizers whose step sizes follow the norms of whole variables: Lamb, Lars, Prodigy."""
+"""Optimizers whose step sizes depend on norms of whole variables: Lamb, Lars, Prodigy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastvar.optimizers.shared import momentum_of_keras, unbiased_root
 
 
 class Lamb(Optimizer):
-    r"""Adam whose step is scaled, per variable, to the norm of the weights.
+    r"""Adam with the step of each variable scaled to the norm of its weights.
 
     .. math::
 
@@ -24,7 +24,7 @@ class Lamb(Optimizer):
         r &= \frac{m / (1-\beta_1^t)}{\sqrt{v / (1-\beta_2^t)} + \epsilon}, \qquad
         w \leftarrow w - \eta \frac{\lVert w \rVert}{\lVert r \rVert} r
 
-    The ratio of norms is 1 where either is 0.
+    If either norm is 0, the ratio is 1.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ class Lamb(Optimizer):
     epsilon : float
         :math:`\epsilon` >= 0, outside the corrected root, by default 1e-7 (optax: 1e-6).
     **options
-        Those of every optimizer, see `Optimizer`. Weight decay is decoupled, outside the ratio, as in Keras;
-        optax has it inside.
+        Options of every optimizer, see `Optimizer`. Weight decay is decoupled, outside the ratio, as in Keras;
+        in optax it is inside.
 
     Notes
     -----
@@ -86,15 +86,15 @@ class Lamb(Optimizer):
 
 
 class Lars(Optimizer):
-    r"""Momentum whose gradient is scaled, per variable, to the norm of the weights.
+    r"""Momentum with the gradient of each variable scaled to the norm of its weights.
 
     .. math::
 
         m \leftarrow \mu m - \eta\, c \frac{\lVert w \rVert}{\lVert g \rVert + \epsilon} g, \qquad
         w \leftarrow w + m
 
-    and with `nesterov`, :math:`w \leftarrow w + \mu m - \eta c \ldots g`. The ratio with :math:`c` is 1 where
-    either norm is 0. The meaning is that of optax.
+    With `nesterov`, :math:`w \leftarrow w + \mu m - \eta c \ldots g`. If either norm is 0, :math:`c` times the
+    ratio is replaced by 1. The meaning is that of optax.
 
     Parameters
     ----------
@@ -103,14 +103,14 @@ class Lars(Optimizer):
     momentum : float
         :math:`\mu` in [0, 1], by default 0.9.
     nesterov : bool
-        Whether to look ahead.
+        Whether to use Nesterov momentum.
     trust_coefficient : float
         :math:`c` > 0, by default 0.001.
     epsilon : float
         :math:`\epsilon` >= 0, by default 0.
     **options
-        Those of every optimizer, see `Optimizer`. `weight_decay` is decoupled; the decay of the paper and of
-        optax, inside the ratio, is `regularizers.L2(decay / 2)` on the variables.
+        Options of every optimizer, see `Optimizer`. `weight_decay` is decoupled. In the paper and in optax
+        decay is inside the ratio; for that, give the variables `regularizers.L2(decay / 2)`.
 
     Notes
     -----
@@ -154,8 +154,8 @@ class Lars(Optimizer):
 class Prodigy(Optimizer):
     r"""Adam that estimates its learning rate: the distance :math:`d` to the solution, from below.
 
-    With :math:`\lambda = \eta d \sqrt{1-\beta_2^t} / (1-\beta_1^t)`, sums and products over all variables, and
-    :math:`w_0` the weights when a variable gets its first gradient:
+    Let :math:`\lambda = \eta d \sqrt{1-\beta_2^t} / (1-\beta_1^t)`, and :math:`w_0` the weights at the first
+    gradient of a variable. Sums and products run over all variables:
 
     .. math::
 
@@ -165,30 +165,30 @@ class Prodigy(Optimizer):
         m &\leftarrow m + (1-\beta_1)(d g - m), \qquad v \leftarrow \beta_2 v + (1-\beta_2) d^2 g^2, \qquad
         w \leftarrow w - \lambda \frac{m}{\sqrt{v} + d' \epsilon}
 
-    and then :math:`d \leftarrow d'`. The meaning and the defaults are those of optax.
+    Then :math:`d \leftarrow d'`. Meaning and defaults are those of optax.
 
     Parameters
     ----------
     learning_rate : float or callable
-        :math:`\eta` >= 0, by default 1: a factor of what it finds; schedules should start from 1.
+        :math:`\eta` >= 0, by default 1: a factor of the estimate. Schedules should start at 1.
     beta_1, beta_2 : float
         Decay of the moments, in [0, 1), by default 0.9 and 0.999.
     beta_3 : float, optional
-        Decay of the estimate, in [0, 1), by default the root of `beta_2`.
+        Decay of the estimate, in [0, 1), by default the square root of `beta_2`.
     epsilon : float
         :math:`\epsilon` >= 0, by default 1e-8.
     initial_distance : float
-        :math:`d_0` > 0, by default 1e-6: the first :math:`d`, far below the true one.
+        :math:`d_0` > 0, by default 1e-6: the initial :math:`d`. Choose it far below the true distance.
     distance_coefficient : float
-        :math:`c` > 0, by default 1: multiplies what it finds.
+        :math:`c` > 0, by default 1: a factor of the estimated distance.
     **options
-        Those of every optimizer, see `Optimizer`. Weight decay is :math:`\eta d \lambda_w w` and so follows the
-        estimate, as in optax but for the bias correction.
+        Options of every optimizer, see `Optimizer`. Weight decay is :math:`\eta d \lambda_w w`, proportional to
+        the estimate, as in optax apart from the bias correction.
 
     Notes
     -----
     Variables and the slots "momentum", "velocity", "gradient_sum" and "start" are float32 or float64 of one shape.
-    Gradients must be dense. One estimate is shared by all groups, whose first gives its parameters.
+    Gradients must be dense. All groups share one estimate, with the parameters of the first group.
 
     References
     ----------
@@ -218,7 +218,7 @@ class Prodigy(Optimizer):
 
     @property
     def distance(self) -> float:
-        """The present estimate of the distance to the solution."""
+        """The current estimate of the distance to the solution."""
         return (
             float(self._state.numbers["distance"]) if "distance" in self._state.numbers else self.initial_distance
         )
@@ -254,7 +254,7 @@ class Prodigy(Optimizer):
         return sqrt(hyper.beta_2) if hyper.beta_3 is None else hyper.beta_3
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        distance = getattr(hyper, "distance", self.distance)  # of `between`, if there is a gradient
+        distance = getattr(hyper, "distance", self.distance)  # `between` sets it if there is a gradient
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
         take_1, keep_2, take_2, epsilon = 1 - beta_1, beta_2, 1 - beta_2, hyper.epsilon * distance
         scale_m, scale_g, scale_root = self._rate(hyper, t), 0.0, 1.0
@@ -285,7 +285,7 @@ class Prodigy(Optimizer):
 
 
 def ratio(w: float, r: float) -> float:
-    """Return w / r, or as in Keras 1 if either is 0 or NaN."""
+    """Return w / r, or 1 if either is 0 or NaN, as in Keras."""
     return w / r if w > 0 and r > 0 else 1.0
 
 

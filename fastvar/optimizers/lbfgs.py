@@ -1,4 +1,4 @@
-"""L-BFGS, by SciPy."""
+"""L-BFGS, computed by SciPy."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from fastvar.variable import Variable
 class LBFGS(Optimizer, options=False):
     """The limited-memory BFGS method with a line search, for smooth losses of whole data sets.
 
-    Each `minimize` runs SciPy's L-BFGS-B from the present weights, in double precision, and evaluates the loss as
-    often as it needs to; `apply` and `step`, which have one gradient, cannot do that and raise TypeError. Frozen
-    variables stay, penalties are added to the loss, `NonNeg` becomes a bound.
+    Each `minimize` runs SciPy's L-BFGS-B from the current weights, in double precision, and evaluates the loss as
+    often as necessary. `apply` and `step` get a single gradient, so they raise TypeError. Frozen variables stay as
+    they are, penalties are added to the loss, and `NonNeg` becomes a bound.
 
     Parameters
     ----------
     max_iter : int
         Iterations of one `minimize`, >= 1, by default 20 (as PyTorch's `LBFGS.step`).
     max_evaluations : int, optional
-        Evaluations of the loss in one `minimize`, >= 1, by default 1.25 times `max_iter` (SciPy's line search may
-        go beyond by one search).
+        Evaluations of the loss in one `minimize`, >= 1, by default 1.25 times `max_iter`. SciPy may exceed
+        it by one line search.
     history_size : int
-        Updates from which the Hessian is approximated, >= 1, by default 10.
+        Number of updates that approximate the Hessian, >= 1, by default 10.
     tolerance_grad : float
-        Ends when no element of the (projected) gradient is larger, >= 0, by default 1e-7.
+        Stop when no element of the projected gradient is larger, >= 0, by default 1e-7.
     tolerance_change : float
-        Ends when the loss falls by less than this fraction of itself, >= 0, by default 1e-9.
+        Stop when the loss falls by less than this fraction of itself, >= 0, by default 1e-9.
     name : str, optional
-        Begins error messages; by default the class name.
+        Start of error messages, by default the class name.
 
     Notes
     -----
-    Needs SciPy: `pip install "fastvar[lbfgs]"`. It keeps nothing between calls, so that a resumed run continues
-    with the next call as if never stopped.
+    Requires SciPy: `pip install "fastvar[lbfgs]"`. Nothing is kept between calls, so a resumed run continues with
+    the next call as if it had not stopped.
 
     References
     ----------
@@ -66,7 +66,7 @@ class LBFGS(Optimizer, options=False):
     schedulable = False
 
     def _refreshed(self) -> Any:
-        """There are no slots, and nothing to plan."""
+        """Do nothing: there are no slots, and nothing to plan."""
 
     def _apply(self, grads: Any, variables: Any, zero: bool) -> None:
         raise TypeError(f"{self._owner}: evaluates the loss several times; call minimize(...)")
@@ -76,16 +76,16 @@ class LBFGS(Optimizer, options=False):
         value_and_grad: Callable[[], tuple[Any, Any]],
         var_list: Any = None,
     ) -> Any:
-        """Call `value_and_grad()`, for the loss and the gradients of `var_list`, until it has found a minimum.
+        """Minimize the loss; `value_and_grad()` returns it and the gradients of `var_list`.
 
         Returns
         -------
         float
-            The loss, with penalties, at the weights that it leaves. If anything fails, these are the old ones.
+            The loss, with penalties, at the new weights. After an error the weights are the old ones.
         """
         with self._turn:
             before = [] if self._state.variables else self._kept()
-            with Atomic(before, [], self._state.count):  # unbuilt as before if this fails
+            with Atomic(before, [], self._state.count):  # if this fails, the optimizer stays unbuilt
                 if var_list is not None:
                     self.build(var_list)
                 if not self._state.variables:
@@ -151,7 +151,7 @@ class LBFGS(Optimizer, options=False):
 
 
 def _write(variables: list[Variable], x: Any) -> None:
-    """Give the variables the values of one vector."""
+    """Assign the values of one vector to the variables."""
     ends = np.cumsum([v.size for v in variables])
     for v, part in zip(variables, np.split(x, ends[:-1]), strict=True):
         v.value[...] = part.reshape(v.shape)

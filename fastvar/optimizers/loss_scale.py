@@ -1,4 +1,4 @@
-"""Loss scaling that finds its factor by itself."""
+"""Dynamic loss scaling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastvar.optimizer import Optimizer
 
 
 def _inner(name: str) -> Any:
-    """Make an attribute that is the inner optimizer's."""
+    """Return a property that reads and sets an attribute of the inner optimizer."""
     return property(
         lambda self: getattr(self.inner_optimizer, name),
         lambda self, value: setattr(self.inner_optimizer, name, value),
@@ -24,22 +24,22 @@ def _inner(name: str) -> Any:
 
 
 class LossScaleOptimizer(Optimizer, options=False):
-    """Scales the loss so that gradients of half precision neither vanish nor overflow.
+    """Scale the loss so that gradients of half precision neither vanish nor overflow.
 
-    The loss that is differentiated is `scale_loss(loss)`. A step divides the gradients by the scale and updates by
-    the inner optimizer. If one of them is infinite or NaN the step changes nothing, and the scale is halved; after
-    `dynamic_growth_steps` good steps in a row it is doubled.
+    Differentiate `scale_loss(loss)`. A step divides the gradients by the scale, and the inner optimizer updates
+    the variables. If a gradient is infinite or NaN, the step changes nothing and the scale is halved. After
+    `dynamic_growth_steps` good steps in a row the scale is doubled.
 
     Parameters
     ----------
     inner_optimizer : Optimizer
-        What updates. Its `loss_scale_factor` and `nonfinite` are set here.
+        Optimizer that updates the variables. Its `loss_scale_factor` and `nonfinite` are set by this one.
     initial_scale : float
-        The scale at first, > 0, by default 32768.
+        Initial scale, > 0, by default 32768.
     dynamic_growth_steps : int
-        Good steps before the scale is doubled, >= 1, by default 2000.
+        Number of good steps before the scale is doubled, >= 1, by default 2000.
     name : str, optional
-        Begins error messages; by default the class name.
+        Start of error messages, by default the class name.
 
     References
     ----------
@@ -64,14 +64,14 @@ class LossScaleOptimizer(Optimizer, options=False):
     dynamic_growth_steps: int = integer(default=2000, low=1)
 
     schedulable = False
-    stateful = ("inner_optimizer.loss_scale_factor", "inner_optimizer.nonfinite")  # which are set here
+    stateful = ("inner_optimizer.loss_scale_factor", "inner_optimizer.nonfinite")  # set here, not by the program
     slots, _wanted = _inner("slots"), _inner("_wanted")
     iterations = _inner("iterations")
     _state, _groups, _excluded = _inner("_state"), _inner("_groups"), _inner("_excluded")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         Declared.__init__(self, *args, **kwargs)
-        # The scale, and how many steps were made and skipped when it became that: written at once, by one copy.
+        # The scale, and the numbers of steps made and skipped when it was set. One copy writes all three at once.
         self._state.numbers["loss_scale"] = np.array([self.initial_scale, 0.0, 0.0])
         self._turn = Turn(type(self).__name__)
         self._install(self.initial_scale)
@@ -85,7 +85,7 @@ class LossScaleOptimizer(Optimizer, options=False):
 
     def _validate(self) -> None:
         if isinstance(self._parameters["inner_optimizer"], LossScaleOptimizer):
-            raise ValueError("LossScaleOptimizer: inner_optimizer must not be one itself")
+            raise ValueError("LossScaleOptimizer: inner_optimizer must not be a LossScaleOptimizer")
 
     def _set(self, parameter: Parameter, value: Any) -> None:
         if parameter.name == "inner_optimizer" and value is not self.inner_optimizer:
@@ -97,7 +97,7 @@ class LossScaleOptimizer(Optimizer, options=False):
 
     @property
     def dynamic_scale(self) -> float:
-        """The present scale."""
+        """The current scale."""
         scale, steps, skips = (float(x) for x in self._state.numbers["loss_scale"])
         made, skipped = self._steps, self.skipped
         if skipped > skips:
@@ -133,7 +133,7 @@ class LossScaleOptimizer(Optimizer, options=False):
         return [self._turn, *self.inner_optimizer._turns]
 
     def scale_loss(self, loss: Any) -> Any:
-        """Return `loss` times the present scale, to be differentiated."""
+        """Return `loss` times the current scale, to be differentiated."""
         return loss * self.dynamic_scale
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Iterable[str] | None = None) -> None:

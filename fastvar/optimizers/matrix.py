@@ -1,4 +1,4 @@
-"""Optimizers that treat matrices as matrices: Adafactor, Muon."""
+"""Optimizers with a rule of their own for matrices: Adafactor, Muon."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MATRIX, OTHER = "matrix", "other"
 
 
 class Adafactor(Optimizer):
-    r"""Steps scaled by second moments of which only the means of rows and columns are kept.
+    r"""Steps scaled by second moments that are kept as means of rows and columns alone.
 
-    With :math:`\hat\beta = 1 - t^{\text{beta\_2\_decay}}`, for a variable of two dimensions or more (of the last
-    two):
+    Let :math:`\hat\beta = 1 - t^{\text{beta\_2\_decay}}`. For a variable with two or more dimensions, rows and
+    columns are those of the last two:
 
     .. math::
 
@@ -34,7 +34,7 @@ class Adafactor(Optimizer):
         w \leftarrow w - \min(\eta, 1/\sqrt t) \max(\epsilon_2, \operatorname{rms} w)
         \frac{u}{\max(1, \operatorname{rms}(u) / d)}
 
-    Other variables keep :math:`v \leftarrow \hat\beta v + (1-\hat\beta)(g^2 + \epsilon_1)` itself.
+    Other variables keep the full :math:`v \leftarrow \hat\beta v + (1-\hat\beta)(g^2 + \epsilon_1)`.
 
     Parameters
     ----------
@@ -47,14 +47,15 @@ class Adafactor(Optimizer):
     clip_threshold : float
         :math:`d` > 0, by default 1.
     relative_step : bool
-        Accepted as Keras does; in Keras 3.15 as here the rate is at most :math:`1/\sqrt t` either way.
+        Without effect, as in Keras 3.15: the rate is at most :math:`1/\sqrt t` either way.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
-    Variables are float32 or float64. A matrix has the slots "row" and "column", of the shape of it without its
-    last and its last but one dimension, others have "velocity". Gradients must be dense.
+    Variables are float32 or float64. A matrix has the slots "row" and "column"; "row" has the shape of the matrix
+    without its last dimension, "column" without its last but one. Other variables have the slot "velocity".
+    Gradients must be dense.
 
     References
     ----------
@@ -128,7 +129,7 @@ class Adafactor(Optimizer):
         for slot, means in (("row", of_rows / columns), ("column", of_columns / rows)):
             place = self.slot(variable, slot)._array
             moved = keep * place + (1 - keep) * (means.reshape(place.shape) + hyper.epsilon_1)
-            most = np.finfo(place.dtype).max / 2  # so that their mean is finite, too; NaN passes
+            most = np.finfo(place.dtype).max / 2  # keeps their mean finite; NaN passes
             new[slot] = np.minimum(moved, most).astype(place.dtype)
             step.commits.append((place, new[slot]))
         row, column = (new[slot].astype(np.float64) for slot in ("row", "column"))
@@ -140,10 +141,10 @@ class Adafactor(Optimizer):
 
 
 class Muon(Optimizer):
-    r"""Momentum whose matrices are made nearly orthogonal; Adam for everything else.
+    r"""Momentum with nearly orthogonal steps for matrices; Adam for everything else.
 
-    For matrices, with :math:`O` five steps of a Newton-Schulz iteration towards :math:`U V^\top` of the singular
-    value decomposition:
+    For matrices, :math:`O` is `ns_steps` steps of a Newton-Schulz iteration, which approximates :math:`U V^\top`
+    of the singular value decomposition:
 
     .. math::
 
@@ -152,46 +153,48 @@ class Muon(Optimizer):
         O(x) &: \quad x \leftarrow x / \lVert x \rVert, \quad A = x x^\top, \quad
         x \leftarrow a x + (b A + c A^2) x
 
-    and :math:`O(m)` without `nesterov`. Variables that are no matrix, embeddings and those excluded follow `AdamW`
-    with the learning rate times `adam_lr_ratio`.
+    Without `nesterov`, :math:`O(m)`. Variables that are not matrices, embeddings and excluded variables follow
+    `AdamW` with the learning rate times `adam_lr_ratio`.
 
     Parameters
     ----------
     learning_rate : float or callable
         :math:`\eta` >= 0, by default 0.001.
     adam_beta_1, adam_beta_2, epsilon : float
-        Those of Adam, by default 0.9, 0.999 and 1e-7.
+        Parameters of Adam, by default 0.9, 0.999 and 1e-7.
     adam_weight_decay, weight_decay : float, optional
-        Decoupled decay of Adam's variables, and of matrices, by default 0.004 (PyTorch: 0.1).
+        Decoupled decay of the variables that follow Adam, and of matrices, by default 0.004 (PyTorch: 0.1).
     exclude_layers : list of str, optional
-        Regular expressions: variables whose name matches one are Adam's.
+        Regular expressions. Variables whose name matches one follow Adam.
     exclude_embeddings : bool
-        Whether variables with "embedding" in their name are Adam's, by default True.
+        Whether variables with "embedding" in their name follow Adam, by default True.
     muon_a, muon_b, muon_c : float
         Coefficients of the iteration, by default 3.4445, -4.775, 2.0315.
     adam_lr_ratio : float
-        What Adam's variables take of the learning rate, by default 1.
+        Factor of the learning rate for the variables that follow Adam, by default 1.
     momentum : float
         :math:`\mu` in [0, 1], by default 0.95.
     ns_steps : int
         Steps of the iteration, by default 5.
     nesterov : bool
-        Whether to look ahead, by default True.
+        Whether to use Nesterov momentum, by default True.
     rms_rate : float, optional
-        :math:`\kappa`, by default 0.2, so that the rate of Adam fits; None leaves out the factor.
+        :math:`\kappa`, by default 0.2, with which learning rates of Adam fit. None omits
+        :math:`\kappa \sqrt{\max(\text{rows}, \text{columns})}`.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
-    Variables and the slots "momentum" and, of Adam's, "velocity" are float32 or float64 of one shape. Gradients
-    must be dense. The products of matrices are NumPy's, and so BLAS's: alone among fastvar's optimizers, results
-    may differ in the last bits between processors and numbers of BLAS threads.
+    Variables and slots are float32 or float64 of one shape. All variables have the slot "momentum"; those that
+    follow Adam also have "velocity". Gradients must be dense. NumPy multiplies the matrices with BLAS. So results
+    of Muon, unlike those of all other optimizers of fastvar, may differ in the last bits between processors and
+    between numbers of BLAS threads.
 
     References
     ----------
     Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024. Liu et al., Muon is Scalable for
-    LLM Training, 2025 (arXiv:2502.16982), for the factor of the rate.
+    LLM Training, 2025 (arXiv:2502.16982), for :math:`\kappa`.
 
     Examples
     --------

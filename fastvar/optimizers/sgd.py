@@ -1,4 +1,4 @@
-"""Gradient descent, with and without momentum, and averaged."""
+"""Gradient descent: plain, with momentum, and averaged."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fastvar.optimizers.shared import has_momentum, momentum_of_keras
 class SGD(Optimizer):
     r"""Gradient descent, optionally with (Nesterov) momentum.
 
-    Without momentum, :math:`w \leftarrow w - \eta g`. With momentum :math:`\mu`, as in Keras, where the
-    learning rate is inside the momentum (it matters when it changes; PyTorch has it outside):
+    Without momentum, :math:`w \leftarrow w - \eta g`. With momentum :math:`\mu`:
 
     .. math:: m \leftarrow \mu m - \eta g, \qquad w \leftarrow w + m
 
-    and with `nesterov`, :math:`w \leftarrow w + \mu m - \eta g` with the new :math:`m`.
+    With `nesterov`, :math:`w \leftarrow w + \mu m - \eta g` with the new :math:`m`. As in Keras, the learning
+    rate is inside the momentum; in PyTorch it is outside. The two differ when it changes.
 
     Parameters
     ----------
@@ -28,9 +28,9 @@ class SGD(Optimizer):
     momentum : float
         :math:`\mu` in [0, 1]; 0 keeps no state.
     nesterov : bool
-        Whether to look ahead.
+        Whether to use Nesterov momentum.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
@@ -70,9 +70,9 @@ class SGD(Optimizer):
 
 
 class ASGD(Optimizer):
-    r"""Averaged gradient descent: a decaying step size, and beside the weights their running average.
+    r"""Averaged gradient descent: steps of decaying size, and a running average of the weights.
 
-    With PyTorch's meaning, names and defaults; Keras and optax have no such optimizer. At update
+    Meaning, names and defaults are PyTorch's. Keras and optax have no such optimizer. At update
     :math:`t` = 1, 2, ...:
 
     .. math::
@@ -89,14 +89,14 @@ class ASGD(Optimizer):
     alpha : float
         :math:`\alpha` >= 0, by default 0.75.
     t0 : float
-        :math:`t_0` >= 0, the update at which averaging begins, by default 1e6; until then :math:`a` is `w`.
+        :math:`t_0` >= 0, the update at which averaging begins, by default 1e6. Until then :math:`a` equals `w`.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
     Variables, gradients and the slot "ax", the average :math:`a`, are float32 or float64 of one shape. When
-    the learning rate changes, PyTorch uses the new one an update later.
+    the learning rate changes, PyTorch uses the new value one update later.
 
     References
     ----------

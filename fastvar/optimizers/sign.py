@@ -1,4 +1,4 @@
-"""Steps that take of the gradient only its sign."""
+"""Optimizers that use only the sign of the gradient: Lion, Signum, Rprop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastvar.variable import Variable
 
 
 class Lion(Optimizer):
-    r"""Steps of one size, with the sign of a mean of momentum and gradient.
+    r"""Steps of constant size, with the sign of a mean of momentum and gradient.
 
     As in Keras and optax:
 
@@ -23,14 +23,14 @@ class Lion(Optimizer):
     Parameters
     ----------
     learning_rate : float or callable
-        :math:`\eta` >= 0, by default 0.001; a third to a tenth of what suits Adam.
+        :math:`\eta` >= 0, by default 0.001. Choose a third to a tenth of that for Adam.
     beta_1 : float
         Weight of the momentum in a step, in (0, 1], by default 0.9.
     beta_2 : float
         Decay of the momentum, in [0, 1], by default 0.99.
     **options
-        Those of every optimizer, see `Optimizer`. `weight_decay` should be 3 to 10 times that of AdamW
-        (optax: 1e-3 by default).
+        Options of every optimizer, see `Optimizer`. `weight_decay` should be 3 to 10 times that of AdamW
+        (optax's default is 1e-3).
 
     Notes
     -----
@@ -67,20 +67,20 @@ class Lion(Optimizer):
 
 
 class Signum(Optimizer):
-    r"""Steps of one size, with the sign of the momentum.
+    r"""Steps of constant size, with the sign of the momentum.
 
-    With optax's meaning and default momentum; Keras and PyTorch have no such optimizer:
+    Meaning and default momentum are optax's. Keras and PyTorch have no such optimizer.
 
     .. math:: m \leftarrow \mu m + (1-\mu) g, \qquad w \leftarrow w - \eta \operatorname{sign}(m)
 
     Parameters
     ----------
     learning_rate : float or callable
-        :math:`\eta` >= 0, by default 0.001 (optax: none).
+        :math:`\eta` >= 0, by default 0.001 (optax has no default).
     momentum : float
-        :math:`\mu` in [0, 1), by default 0.9; with 0 it is signSGD.
+        :math:`\mu` in [0, 1), by default 0.9; 0 is signSGD.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
@@ -118,10 +118,11 @@ class Signum(Optimizer):
 
 
 class Rprop(Optimizer):
-    r"""Steps of a size of their own for every element: larger while the gradient keeps its sign, else smaller.
+    r"""One step size per element, which grows while the gradient keeps its sign, and shrinks when it changes.
 
-    With PyTorch's meaning and defaults (there as pairs `etas` and `step_sizes`); Keras has no such optimizer,
-    and optax's takes a step back where the gradient turns. It is for whole batches, not for samples.
+    Use it with gradients of the whole data set, not of samples. Meaning and defaults are PyTorch's, which has the
+    pairs `etas` and `step_sizes`. Keras has no such optimizer. That of optax also takes a step back when the
+    gradient changes its sign.
 
     .. math::
 
@@ -133,8 +134,8 @@ class Rprop(Optimizer):
     Parameters
     ----------
     learning_rate : float or callable
-        What the step sizes :math:`\sigma` begin with, >= 0, by default 0.01; changing it later changes
-        nothing but `weight_decay`.
+        Initial value of the step sizes :math:`\sigma`, >= 0, by default 0.01. Later changes affect
+        `weight_decay` alone.
     eta_minus : float
         :math:`\eta_-` in (0, 1), by default 0.5.
     eta_plus : float
@@ -142,7 +143,7 @@ class Rprop(Optimizer):
     step_size_min, step_size_max : float
         Bounds of the step sizes, >= 0 and > 0, by default 1e-6 and 50.
     **options
-        Those of every optimizer, see `Optimizer`.
+        Options of every optimizer, see `Optimizer`.
 
     Notes
     -----
@@ -152,8 +153,7 @@ class Rprop(Optimizer):
     References
     ----------
     Riedmiller and Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP Algorithm,
-    ICNN 1993. Igel and Hüsken, Improving the Rprop Learning Algorithm, 2000: this is their iRprop-, which does
-    not step back.
+    ICNN 1993. Igel and Hüsken, Improving the Rprop Learning Algorithm, 2000: "iRprop-", which does not step back.
 
     Examples
     --------
