@@ -35,13 +35,13 @@ class Adagrad(TorchOptimizer):
     weight_decay : float
         :math:`\lambda` >= 0, by default 0.
     initial_accumulator_value : float
-        What :math:`v` begins with, >= 0, by default 0.
+        Initial value of :math:`v`, >= 0, by default 0.
     eps : float
         :math:`\epsilon` >= 0, by default 1e-10; with 0 and no initial value, a gradient of 0 is divided by 0.
     maximize : bool
-        Whether to climb.
+        Whether to maximize the loss instead of minimizing it.
     **options
-        Those of every optimizer, see `fastvar.Optimizer`.
+        Options of every optimizer, see `fastvar.Optimizer`.
 
     Notes
     -----
@@ -91,7 +91,7 @@ class RMSprop(TorchOptimizer):
 
     .. math:: v \leftarrow \alpha v + (1-\alpha) g^2, \qquad w \leftarrow w - \eta \frac{g}{\sqrt{v} + \epsilon}
 
-    When `centered`, :math:`v - a^2` stands in the root in place of :math:`v`, where
+    With `centered`, :math:`v - a^2` replaces :math:`v` in the root, where
     :math:`a \leftarrow \alpha a + (1-\alpha) g`. With momentum :math:`\mu`:
 
     .. math:: m \leftarrow \mu m + \frac{g}{\sqrt{v} + \epsilon}, \qquad w \leftarrow w - \eta m
@@ -114,11 +114,11 @@ class RMSprop(TorchOptimizer):
     momentum : float
         :math:`\mu` in [0, 1], by default 0.
     centered : bool
-        Whether to take the variance in place of the mean square.
+        Whether to use the variance instead of the mean square.
     maximize : bool
-        Whether to climb.
+        Whether to maximize the loss instead of minimizing it.
     **options
-        Those of every optimizer, see `fastvar.Optimizer`.
+        Options of every optimizer, see `fastvar.Optimizer`.
 
     Notes
     -----
@@ -193,9 +193,9 @@ class Adadelta(TorchOptimizer):
     weight_decay : float
         :math:`\lambda` >= 0, by default 0.
     maximize : bool
-        Whether to climb.
+        Whether to maximize the loss instead of minimizing it.
     **options
-        Those of every optimizer, see `fastvar.Optimizer`.
+        Options of every optimizer, see `fastvar.Optimizer`.
 
     Notes
     -----

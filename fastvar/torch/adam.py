@@ -44,9 +44,9 @@ class Adam(TorchOptimizer):
     amsgrad : bool
         Whether to keep the largest second moment.
     maximize : bool
-        Whether to climb.
+        Whether to maximize the loss instead of minimizing it.
     **options
-        Those of every optimizer, see `fastvar.Optimizer`.
+        Options of every optimizer, see `fastvar.Optimizer`.
 
     Notes
     -----

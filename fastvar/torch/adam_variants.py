@@ -41,9 +41,9 @@ class NAdam(TorchOptimizer):
     momentum_decay : float
         :math:`\psi` >= 0, by default 0.004.
     maximize : bool
-        Whether to climb.
+        Whether to maximize the loss instead of minimizing it.
     **options
-        Those of every optimizer, see `fastvar.Optimizer`.
+        Options of every optimizer, see `fastvar.Optimizer`.
 
     Notes
     -----
@@ -119,9 +119,9 @@ class RAdam(TorchOptimizer):
     weight_decay : float
         :math:`\lambda` >= 0, by default 0. PyTorch's flag that decouples it is not there.
     maximize : bool
-        Whether to climb.
+        Whether to maximize the loss instead of minimizing it.
     **options
-        Those of every optimizer, see `fastvar.Optimizer`.
+        Options of every optimizer, see `fastvar.Optimizer`.
 
     Notes
     -----
@@ -158,7 +158,7 @@ class RAdam(TorchOptimizer):
 
 
 class Adamax(TorchOptimizer):
-    r"""Adam with the maximum of past gradients in place of their root mean square, as in PyTorch.
+    r"""Adam with the maximum of past gradients instead of their root mean square, as in PyTorch.
 
     With :math:`g` the gradient plus :math:`\lambda w`, at update :math:`t` = 1, 2, ...:
 
@@ -183,9 +183,9 @@ class Adamax(TorchOptimizer):
     weight_decay : float
         :math:`\lambda` >= 0, by default 0.
     maximize : bool
-        Whether to climb.
+        Whether to maximize the loss instead of minimizing it.
     **options
-        Those of every optimizer, see `fastvar.Optimizer`.
+        Options of every optimizer, see `fastvar.Optimizer`.
 
     Notes
     -----

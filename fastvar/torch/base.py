@@ -33,9 +33,9 @@ class TorchOptimizer(Optimizer):
     weight_decay : float
         This multiple of the weights is added to the gradient, >= 0, by default 0.
     maximize : bool
-        Whether to climb.
+        Whether to maximize the loss instead of minimizing it.
     **options
-        Those of every optimizer, see `fastvar.Optimizer`.
+        Options of every optimizer, see `fastvar.Optimizer`.
 
     Notes
     -----

@@ -37,11 +37,11 @@ class SGD(TorchOptimizer):
     weight_decay : float
         :math:`\lambda` >= 0, by default 0.
     nesterov : bool
-        Whether to look ahead; it takes a momentum and no dampening.
+        Whether to use Nesterov momentum. It requires a momentum > 0 and a dampening of 0.
     maximize : bool
-        Whether to climb.
+        Whether to maximize the loss instead of minimizing it.
     **options
-        Those of every optimizer, see `fastvar.Optimizer`.
+        Options of every optimizer, see `fastvar.Optimizer`.
 
     Notes
     -----
@@ -118,13 +118,13 @@ class ASGD(TorchOptimizer):
     alpha : float
         :math:`\alpha` >= 0, by default 0.75.
     t0 : float
-        :math:`t_0` >= 0, the update at which averaging begins, by default 1e6; until then :math:`a` is `w`.
+        :math:`t_0` >= 0, the update at which averaging begins, by default 1e6. Until then :math:`a` equals `w`.
     weight_decay : float
         >= 0, by default 0.
     maximize : bool
-        Whether to climb.
+        Whether to maximize the loss instead of minimizing it.
     **options
-        Those of every optimizer, see `fastvar.Optimizer`.
+        Options of every optimizer, see `fastvar.Optimizer`.
 
     Notes
     -----
@@ -186,16 +186,16 @@ class Rprop(TorchOptimizer):
     params : tree or iterable of Variable or dict, optional
         What is updated, see `TorchOptimizer`.
     lr : float or callable
-        What the step sizes :math:`\sigma` begin with, >= 0, by default 0.01; after the first update, changing it
-        changes nothing.
+        Initial value of the step sizes :math:`\sigma`, >= 0, by default 0.01. Changes after the first update have
+        no effect.
     etas : pair of float
         :math:`\eta_-` in (0, 1) and :math:`\eta_+` > 1, by default 0.5 and 1.2.
     step_sizes : pair of float
         Bounds of the step sizes, 0 <= :math:`\sigma_{\min} \le \sigma_{\max}`, by default 1e-6 and 50.
     maximize : bool
-        Whether to climb.
+        Whether to maximize the loss instead of minimizing it.
     **options
-        Those of every optimizer, see `fastvar.Optimizer`.
+        Options of every optimizer, see `fastvar.Optimizer`.
 
     Notes
     -----
