@@ -1,4 +1,4 @@
-"""The command line (layer 11): `python -m fastvar info | plot-schedule SCHEDULE | inspect FILE | ...`."""
+"""The command line: `python -m fastvar info | plot-schedule SCHEDULE | inspect FILE | ...`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Behaving like the NumPy array that an object holds: operators, ufuncs, functions, methods (layer 3)."""
+"""Behaving like the NumPy array that an object holds: operators, ufuncs, functions, methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one gate for buffers: dtype, layout, size, aliasing, writability (layer 1, knows NumPy only).
+"""The one gate for buffers: dtype, layout, size, aliasing, writability (knows NumPy only).
 
 Every array that compiled code will touch passes here first; what does not fit is refused with one error
 that names it, before anything is written.

@@ -1,4 +1,4 @@
-"""The commands for checkpoint files (layer 10): inspect, verify, diff, convert."""
+"""The commands for checkpoint files: inspect, verify, diff, convert."""
 
 from __future__ import annotations
 

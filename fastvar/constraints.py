@@ -1,4 +1,4 @@
-"""Projections of a variable after every update (layer 3), with Keras's names and meaning.
+"""Projections of a variable after every update, with Keras's names and meaning.
 
 A constraint is any callable that maps the array of a variable to one of the same shape.
 """

@@ -1,4 +1,4 @@
-"""Storage formats: how the numbers of a gradient may be stored for kernels to read them in place (layer 0).
+"""Storage formats: how the numbers of a gradient may be stored for kernels to read them in place.
 
 `kernels/formats.pxi` decodes them. The NumPy twin of every decoder is the cast to float32 or float64.
 """

@@ -1,4 +1,4 @@
-"""Declared parameters (layer 0): default, range, config, repr and error message in one line each.
+"""Declared parameters: default, range, config, repr and error message in one line each.
 
 A class lists its parameters as fields, in the manner of a dataclass:
 

@@ -1,4 +1,4 @@
-"""Trees of variables (layer 5): modules in the manner of `tf.Module`, and whatever else holds variables."""
+"""Trees of variables: modules in the manner of `tf.Module`, and whatever else holds variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Penalties of a variable, added to its gradient in the update's pass (layer 3), with Keras's meaning."""
+"""Penalties of a variable, added to its gradient in the update's pass, with Keras's meaning."""
 
 from __future__ import annotations
 

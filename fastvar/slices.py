@@ -1,4 +1,4 @@
-"""Sparse gradients: some rows of an array (layer 0)."""
+"""Sparse gradients: some rows of an array."""
 
 from __future__ import annotations
 

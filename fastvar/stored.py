@@ -1,4 +1,4 @@
-"""Hyperparameters as JSON values, and how those of a file and those of a program come together (layer 1)."""
+"""Hyperparameters as JSON values, and how those of a file and those of a program come together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many threads a step uses (layer 3). Results do not depend on it."""
+"""How many threads a step uses. Results do not depend on it."""
 
 import operator
 import os

@@ -1,4 +1,4 @@
-"""Variables (layer 4): named, trainable places in memory that behave like NumPy arrays."""
+"""Variables: named, trainable places in memory that behave like NumPy arrays."""
 
 from __future__ import annotations
 

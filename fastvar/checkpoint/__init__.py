@@ -1,4 +1,4 @@
-"""Checkpoints: verified HDF5 files of variables, optimizers and state (layer 9, the only user of h5py)."""
+"""Checkpoints: verified HDF5 files of variables, optimizers and state (the only user of h5py)."""
 
 from __future__ import annotations
 

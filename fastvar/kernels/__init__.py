@@ -1,4 +1,4 @@
-"""The compiled kernels (layer 2), for the best instruction set that this processor runs.
+"""The compiled kernels, for the best instruction set that this processor runs.
 
 `FASTVAR_ISA=baseline|avx2|avx512|reference` forces one; `reference` is the NumPy twin.
 """

@@ -1,4 +1,4 @@
-"""Optimizers with Keras's names, defaults and meaning, and further ones that Keras lacks (layer 8).
+"""Optimizers with Keras's names, defaults and meaning, and further ones that Keras lacks.
 
 Slots that decay, such as "momentum", are flushed: an element is stored as 0 where its magnitude is below 16384
 times the smallest normal number of its dtype. Denormal numbers would slow every later step.

@@ -1,4 +1,4 @@
-"""Schedules (layer 3): callables of the iteration, those of Keras with its names and meaning, and more."""
+"""Schedules: callables of the iteration, those of Keras with its names and meaning, and more."""
 
 from fastvar.schedules.base import LearningRateSchedule
 from fastvar.schedules.cyclic import CosineDecayRestarts, Cyclic, OneCycle

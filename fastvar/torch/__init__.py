@@ -1,4 +1,4 @@
-"""Optimizers with PyTorch's names, defaults and meaning, on fastvar's variables and kernels (layer 9).
+"""Optimizers with PyTorch's names, defaults and meaning, on fastvar's variables and kernels.
 
 The formulas, and the order and names of arguments, are those of `torch.optim` 2.13; PyTorch itself is not needed.
 Where they differ from `fastvar.optimizers`, which has Keras's meaning, every class says so.

@@ -1,4 +1,4 @@
-"""What all optimizers with PyTorch's meaning share: its names, `param_groups`, closures (layer 9)."""
+"""What all optimizers with PyTorch's meaning share: its names, `param_groups`, closures."""
 
 from __future__ import annotations
 
