@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import hypot, inf, nan, prod
 from typing import Any
 
@@ -25,7 +26,7 @@ def by_norm(options: Any) -> bool:
     return options.clipnorm is not None or options.global_clipnorm is not None
 
 
-def coefficients(plan: Any, options: Any, wide: Array, workers: int) -> Any:
+def coefficients(plan: Any, options: Any, variables: Sequence[Any], workers: int) -> Any:
     """Return what clipping by norm multiplies the bound gradients with, of each variable or of all.
 
     Parameters
@@ -34,8 +35,8 @@ def coefficients(plan: Any, options: Any, wide: Array, workers: int) -> Any:
         The plan of the first pass, whose gradients are bound.
     options : namespace
         Its `clipnorm` or `global_clipnorm` is the limit.
-    wide : ndarray of bool
-        Which variables are float64.
+    variables : sequence of Variable
+        Those of the plan.
     workers : int
         Threads.
     """
@@ -44,17 +45,17 @@ def coefficients(plan: Any, options: Any, wide: Array, workers: int) -> Any:
     limit = options.clipnorm if each else options.global_clipnorm
     norms: Any = np.sqrt(plan.sums_of_squares(each, workers))
     if not np.isfinite(norms).all():  # or their squares are not
-        norms, limit = _norms_scaled_down(plan, wide, workers), limit * DOWN
+        norms, limit = _norms_scaled_down(plan, variables, workers), limit * DOWN
         norms = norms if each else np.array([hypot(*norms)])
     if not each and not np.isfinite(norms[0]):
         return nan  # as in Keras: nothing may pass for clipped
     return limit / np.maximum(norms, limit)
 
 
-def _norms_scaled_down(plan: Any, wide: Array, workers: int) -> Any:
+def _norms_scaled_down(plan: Any, variables: Sequence[Any], workers: int) -> Any:
     """Return the norm of each gradient times `DOWN`: finite if the gradient is."""
     norms: Any = np.sqrt(plan.sums_of_squares(True, workers)) * DOWN
-    huge = wide & ~np.isfinite(norms)
+    huge = [v.dtype == np.float64 for v in variables] & ~np.isfinite(norms)
     stages = plan.stages.copy()
     try:
         for field in ("scale", "l2", "l1"):

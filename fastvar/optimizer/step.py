@@ -94,8 +94,7 @@ def _update(
     if plan.decay_varies:
         plan.set_decay()
     if by_norm(plan.own):
-        wide = np.array([v.dtype == np.float64 for v in plan.state.variables])
-        plan.first.stages["clip"] = coefficients(plan.first, plan.own, wide, workers)
+        plan.first.stages["clip"] = coefficients(plan.first, plan.own, plan.state.variables, workers)
     if plan.own.use_ema:
         _set_average(plan, _updates(plan, calls))
     if plan.handed:
