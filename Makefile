@@ -36,15 +36,16 @@ sanitize: $(VENV)/.test
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 FASTVAR_SANITIZE=1 \
 	$(PYTEST) -o pythonpath="build/sanitize/lib ." \
-	tests/test_bits.py tests/test_formats.py tests/test_kernels.py tests/test_sparse.py tests/test_bad_plan.py tests/test_bad_input.py
+	tests/kernels/test_bits.py tests/kernels/test_formats.py tests/kernels/test_plan.py tests/kernels/test_bad_plan.py \
+	tests/optimizer/test_sparse.py tests/optimizer/test_bad_input.py
 
 # The faults of tests/faults, with 10,000 kills, interrupts and random programs. Hours: before a release.
 soak: $(VENV)/.test
 	FASTVAR_TENSORS=100000 $(PYTEST) tests/checkpoint/test_layout.py
 	FASTVAR_KILLS=10000 $(PYTEST) -rP tests/faults # with the figures
-	FASTVAR_INTERRUPTS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/test_interrupts.py tests/test_signals.py \
-	tests/checkpoint/test_interrupts.py --timeout 3600
-	FASTVAR_PROGRAMS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/test_programs.py
+	FASTVAR_INTERRUPTS=10000 KERAS_BACKEND=numpy $(PYTEST) --timeout 3600 \
+	tests/optimizer/test_interrupts.py tests/optimizer/test_signals.py tests/checkpoint/test_interrupts.py
+	FASTVAR_PROGRAMS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/programs/test_programs.py
 
 # The same faults for everyone else: docs/faults.md.
 faults: $(VENV)/.test

@@ -1,14 +1,11 @@
-"""Makes `cases` importable, and every test independent of the others' threads and of chance."""
+"""Settings of all tests. No test depends on the threads that another sets."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ["KERAS_BACKEND"] = "numpy"  # before anything imports Keras
-sys.path.insert(0, str(Path(__file__).parent))
 
 settings.register_profile(
     "fastvar",

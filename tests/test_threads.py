@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, Case, assert_same_bits
 
 import fastvar as fv
 from fastvar import kernels
+from tests.support.cases import CASES, Case, assert_same_bits
 
 LARGE = 200_003  # elements: enough for a parallel region
 needs_openmp = pytest.mark.skipif(

@@ -21,12 +21,17 @@ FILES = {
     "fastvar/kernels/reference.py",
     "fastvar/optimizers/soft_sign.py",
     "fastvar/optimizers/__init__.py",
-    "tests/cases.py",
+    "tests/support/cases.py",
     "bench/cases.py",
     "CHANGELOG.md",
 }
-TESTS = ["bits", "formats", "scalars", "rules", "oracles", "denormals"]
-TESTS += ["sparse", "optimizer", "steps", "minimizes", "bench"]
+TESTS = [
+    *(f"tests/kernels/test_{name}.py" for name in ("bits", "denormals", "formats", "scalars")),
+    *(f"tests/optimizer/test_{name}.py" for name in ("optimizer", "sparse", "steps")),
+    *(f"tests/optimizers/test_{name}.py" for name in ("minimizes", "oracles", "rules")),
+    "tests/test_bench.py",
+    "fastvar/optimizers/soft_sign.py",
+]
 # The tests that have the name of the rule, the case or the class, and the tests of completeness.
 CHOSEN = "soft_sign or soft-sign or SoftSign or test_every_rule or test_every_optimizer or test_every_case_has"
 CHOSEN += " or test_classes"
@@ -107,9 +112,8 @@ def test_the_examples_are_all_that_it_takes(tmp_path: Path) -> None:
         insertion.into(tmp_path)
     assert set(changed(tmp_path)) == FILES
     run(tmp_path, "setup.py", "-q", "build_ext", "--inplace", FASTVAR_DEBUG="1")  # for all instruction sets
-    files = [*(f"tests/test_{name}.py" for name in TESTS), "fastvar/optimizers/soft_sign.py"]
-    out = run(tmp_path, "-m", "pytest", "-q", "-p", "no:xdist", "-rA", *files, "-k", CHOSEN)
+    out = run(tmp_path, "-m", "pytest", "-q", "-p", "no:xdist", "-rA", *TESTS, "-k", CHOSEN)
     passed = re.findall(r"^PASSED (\S+?)::", out, re.MULTILINE)
-    assert set(passed) == set(files), out
-    assert re.search(r"^PASSED tests/test_formats.py::\S*float8_e5m2", out, re.MULTILINE), out
+    assert set(passed) == set(TESTS), out
+    assert re.search(r"^PASSED tests/kernels/test_formats.py::\S*float8_e5m2", out, re.MULTILINE), out
     assert re.search(rf"^{len(passed)} passed", out, re.MULTILINE), out

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edited import edited
 
 import fastvar as fv
 import fastvar.torch
 from fastvar.checkpoint.reader import File
+from tests.support.edited import edited
 
 BAD = [-1, 1.9, "7", 1e308, True, math.nan, [1], None, {}, -math.inf, 10**400, 2**63]
 

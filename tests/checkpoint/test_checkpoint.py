@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, IDS
-from jobs import Job
 
 import fastvar as fv
+from tests.support.cases import CASES, IDS
+from tests.support.jobs import Job
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)

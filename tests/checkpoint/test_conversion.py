@@ -11,10 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
-from managing import files
 
 import fastvar as fv
 from fastvar.checkpoint import conversion, convert, file_format, load_foreign
+from tests.support.managing import files
 
 ARRAY = np.float32([1, 2])
 DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in file_format.NATIVE + file_format.EXTENDED]

@@ -14,12 +14,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from edited import edited
 
 import fastvar as fv
 import fastvar.torch
 from fastvar.checkpoint import encoding
 from fastvar.module import holds_variables
+from tests.support.edited import edited
 
 
 class Colour(enum.IntEnum):

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from managing import files, manager
 
 import fastvar as fv
 from fastvar.checkpoint import file_format, writer
+from tests.support.managing import files, manager
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, IDS
 
 import fastvar as fv
 import fastvar.torch
 from fastvar.hyper import integer
+from tests.support.cases import CASES, IDS
 
 Adam, SGD = fv.optimizers.Adam, fv.optimizers.SGD
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import contents
-from interrupts import check_at_instants, check_at_random_instants, timers
 
 import fastvar as fv
 from fastvar.checkpoint import reader
 from fastvar.checkpoint.background import Background
+from tests.support.cases import contents
+from tests.support.interrupts import check_at_instants, check_at_random_instants, timers
 
 
 class Sampler:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from managing import files, manager, run
 
 import fastvar as fv
 from fastvar.checkpoint.background import Background, Staging
 from fastvar.checkpoint.reader import File
+from tests.support.managing import files, manager, run
 
 
 def test_the_manager_keeps_the_newest_and_finds_the_latest_by_record(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from managing import manager, run
 
 import fastvar as fv
+from tests.support.managing import manager, run
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1]

@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from cases import CASES
-from jobs import Job
-
 import fastvar as fv
 from tests.faults.lab import folders, forked
+from tests.support.cases import CASES
+from tests.support.jobs import Job
 
 STEPS = 12
 

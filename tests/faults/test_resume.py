@@ -3,9 +3,9 @@
 import os
 
 import pytest
-from cases import CASES
 
 from tests.faults import lab
+from tests.support.cases import CASES
 
 
 @pytest.mark.skipif(not lab.available, reason="faults are made by a library for Linux, with gcc")

@@ -11,12 +11,9 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import fastvar as fv
 from tests.programs.operations import FAILURES, MAY_PASS, OTHERS, STEPS, TRIPS, World

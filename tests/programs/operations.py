@@ -15,12 +15,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from cases import CASES
-from torch_cases import FEW
 
 import fastvar as fv
 import fastvar.torch
 from fastvar.hyper import number
+from tests.support.cases import CASES
+from tests.support.torch_cases import FEW
 
 SHAPES = [(), (3,), (17,), (0, 3), (7, 5), (40, 3), (2, 3, 4), (33, 31)]
 LARGE = (70_001,)  # more than one thread takes

@@ -2,20 +2,18 @@
 
 import sys
 
-import conftest  # noqa: F401  (its settings)
-import test_bits
-import test_kernels
-import test_sparse
-from test_bits import SIZES, STAGES, Spec, every_stage_combination
-
+import tests.conftest  # noqa: F401  (its settings)
 from fastvar import kernels
+from tests.kernels import test_bits, test_plan
+from tests.kernels.test_bits import SIZES, STAGES, Spec, every_stage_combination
+from tests.optimizer import test_sparse
 
 STAGED = {**STAGES, "average": 0.9}
 ONE_OF_EACH = {  # what is the same code for every rule, or needs none
-    "dot": test_kernels.test_dot_equals_reference_on_any_number_of_threads,
-    "unit_sums": test_kernels.test_unit_sums_equal_reference,
-    "adam, directions": lambda: test_kernels.test_directions_equal_reference_and_leave_the_weights(
-        "adam", test_kernels.STAGES, "f4"
+    "dot": test_plan.test_dot_equals_reference_on_any_number_of_threads,
+    "unit_sums": test_plan.test_unit_sums_equal_reference,
+    "adam, directions": lambda: test_plan.test_directions_equal_reference_and_leave_the_weights(
+        "adam", test_plan.STAGES, "f4"
     ),
     "adam, rows": lambda: test_sparse.test_rows_equal_reference_bit_for_bit("adam", test_sparse.AVERAGED),
 }
@@ -43,8 +41,8 @@ def comparisons():
 
 
 assert kernels.isa == "avx512", kernels.isa
-test_bits.MODULES = test_kernels.MODULES = test_sparse.MODULES = {"avx512": kernels.active}
-test_kernels.COMPARED = [(kernels.active, 1), (kernels.active, 3)]
+test_bits.MODULES = test_plan.MODULES = test_sparse.MODULES = {"avx512": kernels.active}
+test_plan.COMPARED = [(kernels.active, 1), (kernels.active, 3)]
 passed = failed = 0
 for name, compare in comparisons():
     try:
