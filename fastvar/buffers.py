@@ -157,6 +157,62 @@ def as_real(gradient: Any, arithmetic: np.dtype[Any], shape: tuple[int, ...], ow
         return np.require(array, dtype if formats.in_place(dtype) else arithmetic, ["C", "A", "E"])
 
 
+MEMORY = np.dtype(
+    [
+        ("address", np.uintp),
+        ("size", np.intp),  # elements
+        ("format", np.intc),  # in `formats.FORMATS`; negative: nothing is there
+        ("writable", np.intc),
+    ],
+)
+"""Raw memory, of what is no NumPy array: contiguous numbers, whose owner keeps them alive while they are used."""
+
+
+class _Exposed:
+    """Memory that NumPy makes an array of."""
+
+    def __init__(self, address: int, nbytes: int, writable: bool, keep: object) -> None:
+        self.keep = keep
+        data = (address, not writable)
+        self.__array_interface__ = {"data": data, "shape": (nbytes,), "typestr": "|u1", "version": 3}
+
+
+def array_at(memory: Any, owner: str, keep: object = None) -> Array:
+    """Return the flat array of a record of `MEMORY`, which holds on to `keep`.
+
+    Raises
+    ------
+    TypeError
+        If there is no such format.
+    ValueError
+        If the address is that of nothing, or misaligned, or the size is negative.
+    """
+    address, size, number, writable = (int(field) for field in memory)
+    if not 0 <= number < len(formats.FORMATS):
+        raise TypeError(f"{owner}: must be of one of {', '.join(formats.FORMATS)}, got format {number}")
+    name, width = [*formats.FORMATS.items()][number]
+    if size < 0 or (size and not address):
+        raise ValueError(f"{owner}: must be memory of some size, got {size} elements at address {address}")
+    if address % width:
+        raise ValueError(f"{owner}: must be aligned to {width} bytes, got address {address:#x}")
+    dtype = formats.dtype_of(name)
+    if not size:
+        return np.empty(0, dtype)
+    return np.asarray(_Exposed(address, size * width, bool(writable), keep)).view(dtype)
+
+
+def gradient_at(memory: Any, like: Array, owner: str, zero: bool = False) -> Array | None:
+    """Return the gradient of `like` that a record of `MEMORY` says, None if it says that there is none."""
+    if memory["format"] < 0:
+        return None
+    array = array_at(memory, owner)
+    if array.size != like.size:
+        raise ValueError(f"{owner}: must have {like.size} elements, got {array.size}")
+    if zero and not array.flags.writeable:
+        refuse_zeroing(owner)
+    return array.reshape(like.shape)
+
+
 class Extents:
     """The address ranges that a step writes, sorted, so that a gradient is checked by one bisection."""
 
@@ -171,10 +227,14 @@ class Extents:
 
     def refuse(self, array: Array, owner: str) -> None:
         """Raise ValueError if the memory of the contiguous `array` overlaps any of the ranges."""
-        if not array.nbytes:
+        self.refuse_at(array.ctypes.data, array.nbytes, owner)
+
+    def refuse_at(self, start: int, nbytes: int, owner: str) -> None:
+        """Raise ValueError if so many bytes from an address overlap any of the ranges."""
+        if not nbytes:
             return
-        at = int(np.searchsorted(self.ends, array.ctypes.data, side="right"))
-        if at < len(self.names) and int(self.starts[at]) < array.ctypes.data + array.nbytes:
+        at = int(np.searchsorted(self.ends, start, side="right"))
+        if at < len(self.names) and int(self.starts[at]) < start + nbytes:
             raise ValueError(f"{owner}: must not share memory with {self.names[at]}; pass a copy of it")
 
 

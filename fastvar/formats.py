@@ -25,3 +25,14 @@ def in_place(dtype: np.dtype[Any]) -> bool:
         return dtype == np.dtype(dtype.name)  # no other dtype of that name, and of native byte order
     except TypeError:  # NumPy does not know the name
         return False
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """Return the dtype of a format."""
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return dtype

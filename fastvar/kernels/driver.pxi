@@ -128,6 +128,7 @@ include "guard.pxi"
 include "rows.pxi"
 include "sums.pxi"
 include "copies.pxi"
+include "memory.pxi"
 include "plan.pxi"
 
 

@@ -120,7 +120,8 @@ class Plan:
     def bind(self, gradients: Iterable[Any], zero: bool = False) -> int:
         """Check the gradients of the next step, hold them, and return how many are not None (no update).
 
-        With `zero` they are zeroed once they are read.
+        Gradients are whatever `buffers.as_gradient` reads, or an array of `buffers.MEMORY`: raw memory, which the
+        caller keeps alive until the step has run. With `zero` they are zeroed once they are read.
 
         Raises
         ------
@@ -133,6 +134,8 @@ class Plan:
             raise ValueError(f"{self.owner}: must be given {len(self._table.weights)} gradients, got {len(given)}")
         held: list[Array | Rows | None] = []
         labels = [f"{self.owner}: gradient of {name}" for name in self.names]
+        if isinstance(gradients, np.ndarray) and gradients.dtype is buffers.MEMORY:
+            given = [*map(buffers.gradient_at, gradients, self._table.weights, labels)]
         for gradient, like, label in zip(given, self._table.weights, labels, strict=True):
             array = None
             if gradient is not None:

@@ -76,10 +76,11 @@ cdef class Plan:
     def bind(self, gradients, bint zero=False):
         cdef Py_ssize_t i, bound = 0
         cdef bint sparse = False
-        cdef int format
-        cdef char* g
-        cdef list held = list(gradients)
+        cdef list held
         cdef Span* s
+        if is_memory(gradients):
+            return self.bind_memory(np.ascontiguousarray(gradients), zero)
+        held = list(gradients)
         if len(held) != self.n:
             raise ValueError(f"{self.owner}: must be given {self.n} gradients, got {len(held)}")
         for i in range(self.n):  # may run foreign code (__array__), so no pointer is taken yet
@@ -114,15 +115,7 @@ cdef class Plan:
             if sparse and type(gradient) is Rows:
                 rows, gradient = gradient
                 s.rows, s.length = <const cnp.npy_intp*> cnp.PyArray_DATA(rows), gradient.size
-            g, format = cnp.PyArray_BYTES(gradient), format_of(<cnp.ndarray> gradient)
-            if g != s.clear or format != s.clear_format or s.rows != NULL:
-                if self.overlaps(<uintptr_t> g, gradient.nbytes):
-                    self.extents.refuse(gradient, self.label(i))
-                # Of rows, the next gradient there may be longer.
-                s.clear, s.clear_format = NULL if s.rows != NULL else g, format
-            if g != s.g or format != s.format:
-                self.disjoint = False
-            s.g, s.format = g, format
+            self.point(i, cnp.PyArray_BYTES(gradient), format_of(<cnp.ndarray> gradient))
         if zero and not self.disjoint:
             buffers.check_disjoint([(self.label(i), held[i]) for i in range(self.n)])
             self.disjoint = True
@@ -130,6 +123,47 @@ cdef class Plan:
             place(self.spans, self.n)
         self.sparse, self.zero, self.bound = sparse, zero, True
         return bound
+
+    cdef Py_ssize_t bind_memory(self, cnp.ndarray memory, bint zero) except -1:
+        # `bind` for gradients given as raw memory: no array is made unless one must be refused.
+        cdef Py_ssize_t i, bound = 0
+        cdef const Memory* m
+        if cnp.PyArray_SIZE(memory) != self.n:
+            raise ValueError(f"{self.owner}: must be given {self.n} gradients, got {cnp.PyArray_SIZE(memory)}")
+        if self.running:
+            raise RuntimeError(f"{self.owner}: another thread is in a step with it")
+        self.bound, self.held = False, None
+        m = <const Memory*> cnp.PyArray_DATA(memory)
+        for i in range(self.n):
+            if m[i].format >= 0 and not readable_memory(&m[i], &self.spans[i], zero):
+                buffers.gradient_at(memory[i], self.weights[i], self.label(i), zero)
+        for i in range(self.n):
+            self.spans[i].rows, self.spans[i].length, self.spans[i].g = NULL, self.spans[i].n, NULL
+            if m[i].format >= 0:
+                self.point(i, <char*> m[i].address, m[i].format)
+                bound += 1
+        if zero:
+            arrays = [buffers.gradient_at(memory[i], self.weights[i], self.label(i)) for i in range(self.n)]
+            buffers.check_disjoint([(self.label(i), arrays[i]) for i in range(self.n)])
+        if self.sparse:
+            place(self.spans, self.n)
+        self.sparse, self.zero, self.bound = False, zero, True
+        return bound
+
+    cdef int point(self, Py_ssize_t i, char* g, int format) except -1:
+        # Let a span read its gradient at `g`, which no memory that the plan writes may overlap.
+        cdef Span* s = &self.spans[i]
+        cdef Py_ssize_t nbytes
+        if g != s.clear or format != s.clear_format or s.rows != NULL:
+            nbytes = s.length * formats[format].width
+            if self.overlaps(<uintptr_t> g, nbytes):
+                self.extents.refuse_at(<uintptr_t> g, nbytes, self.label(i))
+            # Of rows, the next gradient there may be longer.
+            s.clear, s.clear_format = NULL if s.rows != NULL else g, format
+        if g != s.g or format != s.format:
+            self.disjoint = False
+        s.g, s.format = g, format
+        return 0
 
     cdef str label(self, Py_ssize_t i):
         return f"{self.owner}: gradient of {self.names[i]}"
