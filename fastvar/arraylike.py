@@ -1,4 +1,4 @@
-"""Behaving like the NumPy array that an object holds: operators, ufuncs, functions, methods."""
+"""Base class of objects that behave like the NumPy array they hold: operators, ufuncs, functions, methods."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import numpy as np
 
 from fastvar.buffers import Array
 
-NUMBERS = (np.ndarray, np.generic, int, float, complex)  # whose operators in place are NumPy's
+NUMBERS = (np.ndarray, np.generic, int, float, complex)  # operands for which in-place operators are NumPy's
 
 
-def held(x: Any) -> Any:
-    """Return the array that `x` holds, if it is such an object, else `x`."""
+def unwrap(x: Any) -> Any:
+    """Return the array of an `Arraylike`, and anything else unchanged."""
     return x._array if isinstance(x, Arraylike) else x
 
 
-def bare(x: Any) -> Any:
-    """Return a view of the array that `x` holds; of a list or tuple, the same with what its elements hold."""
+def unwrap_nested(x: Any) -> Any:
+    """Return a view of the array of an `Arraylike`; unwrap the elements of lists and tuples, too."""
     if isinstance(x, Arraylike):
         return x._array.view()
     if type(x) is tuple or type(x) is list:
-        return type(x)([bare(element) for element in x])
+        return type(x)([unwrap_nested(element) for element in x])
     return x
 
 
-def is_place(x: Any, array: Array) -> bool:
-    """Return whether `x` is the very elements of `array`: what `view += 1` assigns once it has written them."""
+def same_memory(x: Any, array: Array) -> bool:
+    """Return whether `x` is a view of exactly the elements of `array`, as `v.value += 1` assigns it."""
     return isinstance(x, np.ndarray) and x.__array_interface__ == array.__array_interface__
 
 
 def _called(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Call a function of NumPy with arrays; where it returns the array of its `out`, return the `out` itself."""
+    """Call a NumPy function with unwrapped arguments. If it returns its `out`, return our `out`."""
     arrays = [x._array.view() if isinstance(x, Arraylike) else x for x in args]
     if kwargs:
         named = {name: x._array.view() if isinstance(x, Arraylike) else x for name, x in kwargs.items()}
@@ -50,7 +50,7 @@ def _called(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str,
 
 
 def _method(name: str, out: bool = False) -> Any:
-    """Make a method of arrays; `out` says whether it can be given one."""
+    """Make a method that calls the one of ndarray; `out` says whether that takes an `out` argument."""
     function = getattr(np.ndarray, name)
 
     def method(self: Arraylike, *args: Any, **kwargs: Any) -> Any:
@@ -73,10 +73,10 @@ def _unary(name: str) -> Any:
 
 
 def _left(name: str, ufunc: np.ufunc) -> Any:
-    """Make an operator that gives what it gives between the array and the other operand.
+    """Make an operator with the result that it has between the array and the other operand.
 
-    Python asks both, so that an operand that knows more than NumPy (sparse, traced, labelled) decides. PyTorch
-    alone refuses arrays on the left; with its tensors the ufunc is applied, as it is for other operands.
+    Python asks both operands, so that one which knows more than NumPy (sparse, traced, labelled) decides. Only
+    PyTorch's tensors refuse an array on the left: for them, apply the ufunc.
     """
     apply: Any = divmod if name == "divmod" else getattr(operator, name)
 
@@ -99,7 +99,7 @@ def _is_tensor(x: Any) -> bool:
 
 
 def _binary(name: str, ufunc: np.ufunc) -> Any:
-    """Make an operator, and the one for the array on the right."""
+    """Make an operator and its reflected form."""
     apply: Any = divmod if name == "divmod" else getattr(operator, name)
 
     def reflected(self: Arraylike, other: Any) -> Any:
@@ -109,12 +109,12 @@ def _binary(name: str, ufunc: np.ufunc) -> Any:
 
 
 def _numeric(name: str, ufunc: np.ufunc, symbol: str) -> Any:
-    """Make an operator, the one for the array on the right, and the one in place."""
+    """Make an operator, its reflected form and its in-place form."""
     in_place = getattr(np.ndarray, f"__i{name.rstrip('_')}__")
 
     def assigned(self: Arraylike, other: Any) -> Any:
-        other = held(other)
-        if not isinstance(other, NUMBERS):  # others would make an object of their class, or cast as they like
+        other = unwrap(other)
+        if not isinstance(other, NUMBERS):  # others might return their own class, or cast
             values = np.asarray(other)
             if values.dtype.hasobject:
                 kind = type(other).__name__
@@ -127,9 +127,9 @@ def _numeric(name: str, ufunc: np.ufunc, symbol: str) -> Any:
 
 
 def _divided_by_caller() -> bool:
-    """Return whether a ufunc runs for NumPy's `mean`, `var` or `std` as methods of an array.
+    """Return whether a ufunc runs inside the `mean`, `var` or `std` method of an array.
 
-    These divide what a reduction has left in their `out` only if they get a real array back.
+    These divide the sum in their `out` in place, for which they need a real array back.
     """
     caller = sys._getframe(2)
     return caller.f_globals.get("__name__") == "numpy._core._methods" and caller.f_code.co_name in (
@@ -139,7 +139,7 @@ def _divided_by_caller() -> bool:
 
 
 class Arraylike:
-    """Base of objects that behave like the array `_array` that they hold."""
+    """Base of objects that behave like the array in their attribute `_array`."""
 
     _array: Array
 
@@ -170,13 +170,13 @@ class Arraylike:
     __invert__ = _unary("invert")
 
     def __ne__(self, other: Any) -> Any:
-        if _is_tensor(other):  # of which an array is "not equal" as a whole
+        if _is_tensor(other):  # its own `!=` answers True for the array as a whole
             return np.not_equal(self._array, other)
-        return self._array != held(other)
+        return self._array != unwrap(other)
 
     @property
     def __pandas_priority__(self) -> int:
-        """Higher than of pandas' classes, so that they leave operators to ours, but not `series += variable`."""
+        """Above that of pandas' classes, so that they leave operators to us; not for `series += variable`."""
         return 0 if sys._getframe(2).f_code.co_name == "_inplace_method" else 10_000
 
     # Ufuncs and functions.
@@ -186,10 +186,10 @@ class Arraylike:
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         out = kwargs.get("out", ())
-        kwargs = {name: held(value) for name, value in kwargs.items()}
+        kwargs = {name: unwrap(value) for name, value in kwargs.items()}
         if out:
-            kwargs["out"] = tuple(map(held, out))
-        result = getattr(ufunc, method)(*map(held, inputs), **kwargs)
+            kwargs["out"] = tuple(map(unwrap, out))
+        result = getattr(ufunc, method)(*map(unwrap, inputs), **kwargs)
         if not any(isinstance(x, Arraylike) for x in out):
             return result
         if len(out) > 1:
@@ -199,7 +199,7 @@ class Arraylike:
     def __array_function__(self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if {type(self), np.ndarray}.issuperset(types):
             return _called(getattr(function, "_implementation", function), args, kwargs)
-        return _called(function, bare(args), {name: bare(x) for name, x in kwargs.items()})
+        return _called(function, unwrap_nested(args), {name: unwrap_nested(x) for name, x in kwargs.items()})
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self._array.view().__dlpack__(**kwargs)
@@ -210,10 +210,10 @@ class Arraylike:
     # Elements.
 
     def __getitem__(self, key: Any) -> Any:
-        return self._array[held(key)]
+        return self._array[unwrap(key)]
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._array[held(key)] = value
+        self._array[unwrap(key)] = value
 
     def __hash__(self) -> NoReturn:
         kind = type(self).__name__
@@ -276,17 +276,17 @@ class Arraylike:
 
     @T.setter
     def T(self, view: Any) -> None:
-        if not is_place(view, self._array.T):
-            raise AttributeError(f"{type(self).__name__}: T cannot be replaced, only written into")
+        if not same_memory(view, self._array.T):
+            raise AttributeError(f"{type(self).__name__}: T cannot be replaced; write into it")
 
     @property
     def flat(self) -> Any:
-        """The elements in one row, which can be assigned."""
+        """A flat iterator over the elements; assigning writes them."""
         return self._array.flat
 
     @flat.setter
     def flat(self, values: Any) -> None:
-        self._array.flat[:] = bare(values)
+        self._array.flat[:] = unwrap_nested(values)
 
     sum = _method("sum", out=True)
     prod = _method("prod", out=True)

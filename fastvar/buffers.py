@@ -1,7 +1,7 @@
-"""The one gate for buffers: dtype, layout, size, aliasing, writability (knows NumPy only).
+"""The one gate for arrays: it checks dtype, layout, size, overlap and writability.
 
-Every array that compiled code will touch passes here first; what does not fit is refused with one error
-that names it, before anything is written.
+Every array passes here before compiled code touches it. If one does not fit, an error names it, and nothing has
+been written.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from fastvar.slices import IndexedSlices, Rows
 
 Array = npt.NDArray[Any]
 
-ALIGNMENT = 64  # bytes: a cache line and the widest vector; NumPy itself gives 16
+ALIGNMENT = 64  # bytes: a cache line and the widest vector; NumPy aligns to 16
 PAGE = 4096
-LARGE = 4 * PAGE  # a page more is too much for what is smaller
-# Large arrays that a step writes begin at different places of a page, and none just behind that of NumPy's own
-# (gradients): loads that match a store under way in the last 12 bits of the address wait for it (4K aliasing).
-_places = itertools.cycle(range(0, PAGE, PAGE // 4))
-REAL = (np.dtype(np.float32), np.dtype(np.float64))  # what the rules compute in
+LARGE = 4 * PAGE  # for smaller arrays, one more page would be too much
+# Large arrays begin at different offsets in a page, and none just after NumPy's own (gradients). A load waits for
+# a store in progress if their addresses agree in the last 12 bits (4K aliasing).
+_offsets = itertools.cycle(range(0, PAGE, PAGE // 4))
+REAL = (np.dtype(np.float32), np.dtype(np.float64))  # the dtypes that rules compute in
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """Return an uninitialised C-contiguous array on a 64-byte boundary."""
-    return _within(np.empty, shape, np.dtype(dtype))
+    return _aligned(np.empty, shape, np.dtype(dtype))
 
 
-def _within(new: Callable[..., Array], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return an array on its boundary in one that `new` makes."""
+def _aligned(new: Callable[..., Array], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an aligned array within a larger one from `new`, which is `np.empty` or `np.zeros`."""
     nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    boundary, place = (PAGE, next(_places)) if nbytes >= LARGE else (ALIGNMENT, 0)
+    boundary, offset = (PAGE, next(_offsets)) if nbytes >= LARGE else (ALIGNMENT, 0)
     raw = new(nbytes + boundary, np.uint8)
-    start = (place - raw.ctypes.data) % boundary
+    start = (offset - raw.ctypes.data) % boundary
     return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def full(shape: tuple[int, ...], dtype: npt.DTypeLike, value: npt.ArrayLike) -> Array:
     """Return an aligned array holding `value`, which is broadcast."""
     if np.ndim(value) == 0 and value == 0:
-        return _within(np.zeros, shape, np.dtype(dtype))  # whose memory the system makes when it is first used
+        return _aligned(np.zeros, shape, np.dtype(dtype))  # the system provides its memory on first use
     array = empty(shape, dtype)
     array[...] = value
     return array
@@ -59,13 +59,13 @@ def copy(array: Array) -> Array:
     return array_copy
 
 
-def place(array: object, owner: str) -> Array:
-    """Return a view of `array` if it can be written in place, without ever copying.
+def writable_view(array: object, owner: str) -> Array:
+    """Return a view of `array`, which must be fit to be written in place. Never copy.
 
     Raises
     ------
     TypeError
-        If `array` is no NumPy array, or of a byte-swapped dtype.
+        If `array` is not a NumPy array, or its dtype is byte-swapped.
     ValueError
         If it is read-only, not C-contiguous or misaligned.
     """
@@ -82,15 +82,15 @@ def place(array: object, owner: str) -> Array:
 
 
 def counts(numbers: Array) -> bool:
-    """Return whether all numbers are whole, and such as one gets by counting: exact in float64."""
+    """Return whether all numbers can be counts: whole, not negative and exact in float64."""
     return bool(((numbers >= 0) & (numbers <= 2.0**53) & (numbers == np.floor(numbers))).all())
 
 
 def check_update(array: Array, like: Array, owner: str) -> None:
-    """Check that a kernel may update `array` along with `like`: real, contiguous, of its size and dtype."""
+    """Check that a kernel may update `array` along with `like`: of its dtype and shape, and contiguous."""
     if array.dtype not in REAL:
         raise TypeError(f"{owner}: dtype must be float32 or float64, got {array.dtype}")
-    place(array, owner)
+    writable_view(array, owner)
     if array.dtype != like.dtype or array.shape != like.shape:
         raise ValueError(
             f"{owner}: must be {like.dtype} of shape {like.shape}, got {array.dtype} of shape {array.shape}"
@@ -100,42 +100,42 @@ def check_update(array: Array, like: Array, owner: str) -> None:
 def as_gradient(gradient: Any, like: Array, owner: str, rows: bool = True) -> Any:
     """Return `gradient` as a contiguous native array of one of `formats.FORMATS` and of the shape of `like`.
 
-    Whatever NumPy can read as real numbers is accepted (lists, integers, strided, byte-swapped, misaligned,
-    8-bit floats, array protocols, DLPack exporters), and copied only if a kernel cannot read it in place.
-    With `rows`, `IndexedSlices` and sparse matrices (what has `tocsr`) are returned as `Rows`.
+    Anything that NumPy can read as real numbers is accepted: lists, integers, strided, byte-swapped and misaligned
+    arrays, 8-bit floats, array protocols, DLPack. It is copied only if a kernel cannot read it in place. With
+    `rows`, `IndexedSlices` and sparse matrices (objects with `tocsr`) are returned as `Rows`.
 
     Raises
     ------
     TypeError
         If it does not hold real numbers, or is sparse without `rows`.
     ValueError
-        If its shape is another one.
+        If its shape differs.
     """
     sparse = hasattr(type(gradient), "tocsr")
     if not sparse and not isinstance(gradient, IndexedSlices):
         return as_real(gradient, like.dtype, like.shape, owner)
     if not rows:
         raise TypeError(f"{owner}: must be dense for this rule, which needs all of it; got {gradient!r}")
-    return as_rows(_sliced(gradient, like, owner) if sparse else gradient, like, owner)
+    return as_rows(_rows_of_sparse(gradient, like, owner) if sparse else gradient, like, owner)
 
 
-def _sliced(matrix: Any, like: Array, owner: str) -> IndexedSlices:
+def _rows_of_sparse(matrix: Any, like: Array, owner: str) -> IndexedSlices:
     if like.ndim != 2 or np.shape(matrix) != like.shape:
         raise ValueError(f"{owner}: must have shape {like.shape}, got {matrix!r}")
     try:
         return IndexedSlices.of_sparse(matrix)
-    except Exception as error:  # whatever a foreign tocsr raises
+    except Exception as error:  # a foreign tocsr may raise anything
         raise TypeError(f"{owner}: cannot be read as a sparse matrix ({error})") from error
 
 
 def as_rows(gradient: IndexedSlices, like: Array, owner: str) -> Rows:
-    """Return a sparse gradient of `like` as rows in the order given; a row may come several times."""
+    """Return a sparse gradient of `like` as rows in the order given. A row may occur several times."""
     if like.ndim == 0 or gradient.dense_shape not in (None, like.shape):
         raise ValueError(f"{owner}: must be rows of an array of shape {like.shape}, got {gradient!r}")
     given = np.asarray(gradient.indices)
     if given.dtype.kind not in "iu" or given.ndim != 1:
         raise TypeError(f"{owner}: indices must be a vector of whole numbers, got {given.dtype}{given.shape}")
-    rows = given.astype(np.intp)  # a copy, which no other thread can change
+    rows = given.astype(np.intp)  # a copy that no other thread can change
     values = as_real(gradient.values, like.dtype, (rows.size, *like.shape[1:]), owner)
     if rows.size and (rows.min() < 0 or rows.max() >= len(like)):
         raise ValueError(f"{owner}: indices must be from 0 to {len(like) - 1}, got {rows.min()} to {rows.max()}")
@@ -143,10 +143,10 @@ def as_rows(gradient: IndexedSlices, like: Array, owner: str) -> Rows:
 
 
 def as_real(gradient: Any, arithmetic: np.dtype[Any], shape: tuple[int, ...], owner: str) -> Array:
-    """Return a contiguous native array of `shape` in a storage format, by default of the `arithmetic` dtype."""
+    """Return a contiguous native array of `shape` in its own storage format, else in the `arithmetic` dtype."""
     try:
         array = np.asarray(gradient)
-    except Exception as error:  # whatever a foreign __array__ raises
+    except Exception as error:  # a foreign __array__ may raise anything
         raise TypeError(f"{owner}: cannot be read as an array ({error})") from error
     if array.dtype.kind not in "fiub" and not array.dtype.name.startswith(("bfloat", "float")):  # ml_dtypes
         raise TypeError(f"{owner}: must hold real numbers, got dtype {array.dtype}")
@@ -214,7 +214,7 @@ def gradient_at(memory: Any, like: Array, owner: str, zero: bool = False) -> Arr
 
 
 class Extents:
-    """The address ranges that a step writes, sorted, so that a gradient is checked by one bisection."""
+    """The address ranges that a step writes, sorted: one bisection checks a gradient."""
 
     def __init__(self, arrays: Iterable[tuple[str, Array]]) -> None:
         rows = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, name) for name, a in arrays if a.nbytes)
@@ -240,9 +240,9 @@ class Extents:
 
 @dataclass(frozen=True)
 class PlanTable:
-    """What a plan holds, checked: flat weights, the arrays of every variable, groups, written memory."""
+    """The checked contents of a plan: weights, the arrays of every variable, groups, written memory."""
 
-    weights: list[Array]  # in their shapes, for the gradients to be compared with
+    weights: list[Array]  # with their shapes, which gradients must have
     arrays: list[tuple[Any, ...]]  # weights, average or None, direction or None, slots
     group_of: list[int]
     rules: list[Any]  # one per group
@@ -259,16 +259,16 @@ def plan_table(
     averages: Iterable[Array | None] | None,
     directions: Iterable[Array] | None,
 ) -> PlanTable:
-    """Check everything a plan will write, so that compiled code may trust its pointers."""
+    """Check every array that a plan writes, so that compiled code can trust its pointers."""
     weights, slots, group_of = list(weights), list(slots), [int(group) for group in group_of]
     nothing: list[Any] = [None] * len(weights)
     averages = nothing if averages is None else list(averages)
     directions = nothing if directions is None else list(directions)
     lengths = {len(each) for each in (names, weights, slots, group_of, averages, directions)}
     if len(lengths) != 1:
-        raise ValueError(f"{owner}: names, variables, slots, groups and averages must be equally many")
+        raise ValueError(f"{owner}: names, variables, slots, groups and averages must be equal in number")
     if not all(0 <= group < len(weights) for group in group_of):
-        raise ValueError(f"{owner}: groups must be numbered from 0, and be no more than the variables")
+        raise ValueError(f"{owner}: groups must be numbered from 0 and not exceed the variables in number")
     groups = max(group_of, default=0) + 1
     rules = [rule] * groups if hasattr(rule, "slots") else rule
     if not isinstance(rules, (list, tuple)):
@@ -295,7 +295,7 @@ def plan_table(
 
 
 def check_vectors(owner: str, x: object, y: object) -> None:
-    """Check that a kernel may read both as equally long vectors of one real dtype."""
+    """Check that a kernel can read both as vectors of one length and one real dtype."""
     for array in (x, y):
         if not (isinstance(array, np.ndarray) and array.dtype in REAL and array.flags.c_contiguous):
             raise TypeError(f"{owner}: must be given contiguous float32 or float64 arrays")
@@ -304,7 +304,7 @@ def check_vectors(owner: str, x: object, y: object) -> None:
 
 
 def check_rows(owner: str, rows: object, values: object) -> None:
-    """Check that a kernel may sort rows and add their values: whole numbers from 0, and one value each."""
+    """Check that a kernel can sort rows and add their values: whole numbers from 0, and values for each."""
     if not (isinstance(rows, np.ndarray) and rows.dtype == np.intp and rows.flags.c_contiguous and rows.ndim == 1):
         raise TypeError(f"{owner}: must be given row numbers as a contiguous vector")
     if not (isinstance(values, np.ndarray) and formats.in_place(values.dtype) and values.flags.c_contiguous):
@@ -314,27 +314,27 @@ def check_rows(owner: str, rows: object, values: object) -> None:
 
 
 def refuse_scalars(owner: str, rule: Any, given: Sequence[object]) -> NoReturn:
-    """Raise the error of a rule that is given too few or too many scalars."""
+    """Raise the error for a rule that gets too few or too many scalars."""
     raise ValueError(f"{owner}: scalars must be ({', '.join(rule.scalars)}), got {len(given)} numbers")
 
 
 def refuse_copy(target: object, source: object) -> NoReturn:
-    """Raise the error of what a kernel cannot copy, byte by byte."""
+    """Raise the error for arrays that a kernel cannot copy byte by byte."""
     for what, array in (("target", target), ("source", source)):
         if not (isinstance(array, np.ndarray) or (array is source and type(array) is bytes)):
             raise TypeError(f"copy: {what} must be a NumPy array, got {type(array).__name__}")
         if isinstance(array, np.ndarray) and (array.dtype.hasobject or not array.flags.c_contiguous):
             raise TypeError(f"copy: {what} must be a contiguous array of numbers")
-    raise ValueError("copy: must be given a writable target, and a source of as many bytes that is apart from it")
+    raise ValueError("copy: must be given a writable target, and a source of as many bytes that does not overlap")
 
 
 def refuse_zeroing(owner: str) -> NoReturn:
-    """Raise the error of a gradient that cannot be zeroed where it lies."""
+    """Raise the error for a gradient that cannot be zeroed in place."""
     raise ValueError(f"{owner}: must be a writable contiguous array to be zeroed in place")
 
 
 def refuse_changed(owner: str) -> NoReturn:
-    """Raise the error of a gradient that was resized while later ones were read."""
+    """Raise the error for a gradient that was resized while later ones were read."""
     raise ValueError(f"{owner}: must not change while the gradients are read")
 
 

@@ -1,4 +1,4 @@
-"""Projections of a variable after every update, with Keras's names and meaning.
+"""Projections of a variable, applied after every update, with Keras's names and meaning.
 
 A constraint is any callable that maps the array of a variable to one of the same shape.
 """
@@ -12,11 +12,11 @@ import numpy as np
 from fastvar.buffers import Array
 from fastvar.hyper import Fixed, axes, number
 
-EPSILON = 1e-7  # keras.config.epsilon(): keeps a zero norm from dividing
+EPSILON = 1e-7  # keras.config.epsilon(): avoids dividing by a norm of zero
 
 
 class Constraint(Fixed):
-    """Base of constraints: subclasses write `__call__(w)`, which returns the projected array."""
+    """Base of constraints. A subclass defines `__call__(w)`, which returns the projected array."""
 
     def __call__(self, w: Array) -> Array:
         raise NotImplementedError
@@ -29,7 +29,7 @@ def _rescaled(w: Array, axis: int | tuple[int, ...], wanted: Any) -> Array:
 
 
 class NonNeg(Constraint):
-    """Negative weights become 0; runs inside the update's pass.
+    """Set negative weights to 0, inside the pass of the update.
 
     Examples
     --------
@@ -43,7 +43,7 @@ class NonNeg(Constraint):
 
 
 class MaxNorm(Constraint):
-    """The norms of `w` along `axis` are at most `max_value`.
+    """Scale `w` so that its norms along `axis` are at most `max_value`.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class MaxNorm(Constraint):
 
 
 class UnitNorm(Constraint):
-    """The norms of `w` along `axis` are 1.
+    """Scale `w` so that its norms along `axis` are 1.
 
     Examples
     --------
@@ -76,7 +76,7 @@ class UnitNorm(Constraint):
 
 
 class MinMaxNorm(Constraint):
-    """The norms of `w` along `axis` move by the fraction `rate` towards [`min_value`, `max_value`].
+    """Scale `w` so that its norms along `axis` move by the fraction `rate` into [`min_value`, `max_value`].
 
     Examples
     --------
@@ -98,4 +98,9 @@ class MinMaxNorm(Constraint):
         )
 
 
-BUILTIN = (NonNeg, MaxNorm, UnitNorm, MinMaxNorm)  # exactly these cannot fail in the middle of a step
+BUILTIN = (
+    NonNeg,
+    MaxNorm,
+    UnitNorm,
+    MinMaxNorm,
+)  # exactly these classes cannot fail in the middle of a step

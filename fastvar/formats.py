@@ -1,4 +1,4 @@
-"""Storage formats: how the numbers of a gradient may be stored for kernels to read them in place.
+"""Storage formats: the dtypes in which kernels read gradients in place.
 
 `kernels/formats.pxi` decodes them. The NumPy twin of every decoder is the cast to float32 or float64.
 """
@@ -18,11 +18,11 @@ FORMATS = {  # bytes of a number, in the order of formats.pxi
 
 
 def in_place(dtype: np.dtype[Any]) -> bool:
-    """Return whether kernels read an array of `dtype` in place, if its layout allows."""
+    """Return whether kernels read arrays of `dtype` in place (if they are contiguous and aligned)."""
     if FORMATS.get(dtype.name) != dtype.itemsize:
         return False
     try:
-        return dtype == np.dtype(dtype.name)  # no other dtype of that name, and of native byte order
+        return dtype == np.dtype(dtype.name)  # it is the dtype of that name, in native byte order
     except TypeError:  # NumPy does not know the name
         return False
 

@@ -1,11 +1,11 @@
-"""Declared parameters: default, range, config, repr and error message in one line each.
+"""Declared parameters: one line gives the default, range, config, repr and error message of each.
 
-A class lists its parameters as fields, in the manner of a dataclass:
+A class lists its parameters as a dataclass lists its fields:
 
     class Adam(Optimizer):
         beta_1: float = number(default=0.9, low=0, below=1)
 
-and gets a constructor, validation whenever one is set, `get_config`, `from_config` and a repr.
+It gets a constructor, validation of every assignment, `get_config`, `from_config` and a repr.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def number(
 ) -> Any:
     """Declare a finite real number with `low <= x <= high` and `above < x < below`.
 
-    `optional` admits None; with `exact`, a whole number stays an `int`, so that dividing steps by it is exact.
+    `optional` allows None. With `exact`, a whole number stays an `int`, so that divisions by it are exact.
     """
     bounds = [(low, ">="), (above, ">"), (high, "<="), (below, "<")]
     wanted = " and ".join(f"{sign} {bound:g}" for bound, sign in bounds if math.isfinite(bound))
@@ -92,7 +92,7 @@ def number(
 
 
 def integer(*, default: Any = REQUIRED, low: int, optional: bool = False, kw_only: bool = False) -> Any:
-    """Declare a whole number of at least `low`; `optional` admits None."""
+    """Declare a whole number of at least `low`; `optional` allows None."""
 
     def check(value: Any) -> int | None:
         if value is None and optional:
@@ -155,7 +155,7 @@ def schedule(*, low: float = 0) -> Any:
 
 
 def nested(of: type) -> Any:
-    """Declare an object of a class whose parameters are declared."""
+    """Declare an instance of `of`, a class with declared parameters."""
 
     def check(value: Any) -> Any:
         if not isinstance(value, of):
@@ -166,26 +166,26 @@ def nested(of: type) -> Any:
 
 
 def sequence(of: Any, *, default: Any = REQUIRED, kw_only: bool = False) -> Any:
-    """Declare a list whose elements are each what `of` declares: `sequence(number(low=0))`; kept as a tuple.
+    """Declare a list whose elements `of` declares, as in `sequence(number(low=0))`. It is kept as a tuple.
 
-    None stands for the default, if there is one.
+    None means the default, if there is one.
     """
 
     def check(values: Any) -> tuple[Any, ...]:
         if values is None and default is not REQUIRED:
             values = default
-        return tuple(_element(i, of, value) for i, value in enumerate(_listed(values)))
+        return tuple(_checked_element(i, of, value) for i, value in enumerate(_as_list(values)))
 
     return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
 
 
-def _listed(values: Any) -> list[Any]:
+def _as_list(values: Any) -> list[Any]:
     if isinstance(values, (str, dict)) or not hasattr(values, "__iter__"):
         raise TypeError(f"must be a list, got {values!r}")
     return list(values)
 
 
-def _element(i: int, of: Any, value: Any) -> Any:
+def _checked_element(i: int, of: Any, value: Any) -> Any:
     try:
         return of.check(value)
     except (TypeError, ValueError) as error:
@@ -193,13 +193,13 @@ def _element(i: int, of: Any, value: Any) -> Any:
 
 
 def pair(first: Any, second: Any, *, default: tuple[float, float]) -> Any:
-    """Declare two numbers, each what its own declaration says: `pair(number(low=0), number(above=1), ...)`."""
+    """Declare two numbers, each with its own declaration: `pair(number(low=0), number(above=1), ...)`."""
 
     def check(values: Any) -> tuple[Any, ...]:
-        given = _listed(values)
+        given = _as_list(values)
         if len(given) != 2:
             raise ValueError(f"must be two numbers, got {values!r}")
-        return _element(0, first, given[0]), _element(1, second, given[1])
+        return _checked_element(0, first, given[0]), _checked_element(1, second, given[1])
 
     return Parameter(default, check, kw_only=False, per_group=True, numeric=False)
 
@@ -219,31 +219,31 @@ def axes(*, default: int) -> Any:
 
 
 def is_real(value: Any) -> bool:
-    """Return whether `value` is one real number, of Python or NumPy, and no bool."""
+    """Return whether `value` is one real number of Python or NumPy; a bool is not."""
     if isinstance(value, numbers.Real):
         return not isinstance(value, bool)
     return getattr(value, "shape", None) == () and value.dtype.kind in "fiu"
 
 
-def declares(cls: type, name: str) -> bool:
-    """Return whether a class says in its body that there is such an attribute, by a value or a type."""
+def declares_attribute(cls: type, name: str) -> bool:
+    """Return whether the body of a class, or of a base, gives this attribute a value or a type."""
     if getattr(cls, name, None) is not None:
         return True
     return any(name in inspect.get_annotations(base) for base in cls.__mro__)
 
 
-def meant(name: str, known: dict[str, str]) -> str:
-    """Return the end of a message about an unknown name: what was perhaps meant, by the names that are close."""
+def suggestion(name: str, known: dict[str, str]) -> str:
+    """Return the end of a message about an unknown name: ", did you mean ...?", or nothing."""
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f", did you mean {known[close[0]]!r}?" if close else ""
 
 
-def _key(cls: type[Declared]) -> str:
-    """Return the name under which a class is stored: a user's class cannot take that of one of ours."""
+def _registered_name(cls: type[Declared]) -> str:
+    """Return the name under which a class is stored. The module in it keeps users' classes apart from ours."""
     if cls.__module__.startswith("fastvar."):
-        return f"{cls.room}{cls.__name__}"
+        return f"{cls.namespace}{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -257,21 +257,21 @@ class Declared:
     registry: ClassVar[dict[str, type[Declared]]] = {}
     schedulable: ClassVar[bool] = False
     """Whether a callable of the iteration may stand for any number declared."""
-    room: ClassVar[str] = ""
-    """What stands before the names of classes that mean something else than ours of the same name: "torch."."""
+    namespace: ClassVar[str] = ""
+    """Prefix of stored class names: fastvar.torch has classes with the same names and other meanings."""
     stateful: ClassVar[Collection[str]] = ()
-    """Names of parameters that hold state, and are no choice of the program; `a.b` is the parameter b of a."""
+    """Names of parameters that hold state, not choices of the program; `a.b` is the parameter b of a."""
     _signature: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Parameter)}
         inherited = {name: p for name, p in cls.parameters.items() if name not in vars(cls)}
-        cls.parameters = {**inherited, **own}  # `name = None` in a class drops what it would inherit
-        cls.registry[_key(cls)] = cls
+        cls.parameters = {**inherited, **own}  # `name = None` in a class drops an inherited parameter
+        cls.registry[_registered_name(cls)] = cls
         if "__init__" in vars(cls) and not cls.__module__.startswith("fastvar."):
             raise TypeError(
-                f"{cls.__name__}: instead of writing __init__, declare each parameter in the class body: "
+                f"{cls.__name__}: declare parameters in the class body instead of writing __init__: "
                 "`rate: float = number(default=0.1, low=0)` (fastvar.hyper)"
             )
         signature = [
@@ -289,7 +289,7 @@ class Declared:
         cls = type(self)
         for name in kwargs:
             if name not in cls.parameters:
-                raise TypeError(f"{cls.__name__}: unknown argument {name!r}{cls._meant(name)}")
+                raise TypeError(f"{cls.__name__}: unknown argument {name!r}{cls._suggestion(name)}")
         try:
             bound = cls._signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -303,30 +303,30 @@ class Declared:
         self._validate()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name.startswith("_") or name in self.parameters or self._has(name)):
-            raise AttributeError(f"{type(self).__name__}: no attribute {name!r}{self._meant(name)}")
+        if not (name.startswith("_") or name in self.parameters or self._has_attribute(name)):
+            raise AttributeError(f"{type(self).__name__}: no attribute {name!r}{self._suggestion(name)}")
         super().__setattr__(name, value)
 
     @classmethod
-    def _has(cls, name: str) -> bool:
+    def _has_attribute(cls, name: str) -> bool:
         if hasattr(type(getattr(cls, name, None)), "__set__"):
             return True
         dropped = any(name in base.parameters for base in cls.__mro__ if issubclass(base, Declared))
-        return not dropped and declares(cls, name)
+        return not dropped and declares_attribute(cls, name)
 
     @classmethod
-    def _meant(cls, name: str) -> str:
-        return meant(name, {parameter: parameter for parameter in cls.parameters} | cls._foreign())
+    def _suggestion(cls, name: str) -> str:
+        return suggestion(name, {parameter: parameter for parameter in cls.parameters} | cls._known_aliases())
 
     @classmethod
-    def _foreign(cls) -> dict[str, str]:
-        """Return our names of parameters by the names that they have in other libraries."""
+    def _known_aliases(cls) -> dict[str, str]:
+        """Return a mapping from names in other libraries to our names of the same parameters."""
         ours = {theirs: name for theirs, name in _ALIASES.items() if hasattr(cls, name)}
         back = {name: theirs for theirs, name in _ALIASES.items() if theirs in cls.parameters}
         return {name: here for name, here in (ours | back).items() if name not in cls.parameters}
 
     def _validate(self) -> None:
-        """Check what concerns several parameters at once; runs on every change, before it takes effect."""
+        """Check conditions on several parameters. Runs on every change, before it takes effect."""
 
     def _set(self, parameter: Parameter, value: Any) -> None:
         before = self._parameters[parameter.name]
@@ -343,13 +343,13 @@ class Declared:
     def get_config(self) -> dict[str, Any]:
         """Return the parameters as plain values, nested declared objects as `{"class_name", "config"}`.
 
-        A schedule that is a plain function stays the function.
+        A schedule that is a plain function is returned as it is.
         """
         return {name: serialize(value) for name, value in self._parameters.items()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Make an object from what `get_config` returned."""
+        """Make an object from the result of `get_config`."""
         return cls(**{name: deserialize(value) for name, value in config.items()})
 
     def __repr__(self) -> str:
@@ -362,7 +362,7 @@ class Declared:
 
 
 class Fixed(Declared):
-    """Base of declared classes whose objects do not change: what is planned on them stays true."""
+    """Base of declared classes whose objects are immutable, so that plans made with them stay valid."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_"):
@@ -371,7 +371,7 @@ class Fixed(Declared):
         super().__setattr__(name, value)
 
 
-_ALIASES = {  # what users of other libraries write
+_ALIASES = {  # names in other libraries
     "lr": "learning_rate",
     "betas": "beta_1",
     "eps": "epsilon",
@@ -380,9 +380,9 @@ _ALIASES = {  # what users of other libraries write
 
 
 def serialize(value: Any) -> Any:
-    """Return a declared object as `{"class_name": ..., "config": ...}`, tuples as lists, the rest as it is."""
+    """Return a declared object as `{"class_name": ..., "config": ...}`, tuples as lists, the rest unchanged."""
     if isinstance(value, Declared):
-        return {"class_name": _key(type(value)), "config": value.get_config()}
+        return {"class_name": _registered_name(type(value)), "config": value.get_config()}
     if isinstance(value, tuple):
         return [serialize(element) for element in value]
     return value

@@ -1,4 +1,4 @@
-"""Trees of variables: modules in the manner of `tf.Module`, and whatever else holds variables."""
+"""Trees of variables: modules like `tf.Module`, and dicts, lists and dataclasses of variables."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from fastvar import buffers
 from fastvar.variable import Variable
 
-Part = Any  # what stands at a path: the number of a variable, a dict of parts, or None: no variable
-UNKNOWN = object()  # stands at no path
-FEW = 5  # paths that an error names
+Part = Any  # a node of a tree: the number of a variable, a dict of parts, or None for anything else
+UNKNOWN = object()  # for names that are not in a tree
+FEW = 5  # the most paths that an error names
 _LEAVES = {type(None), bool, int, float, str}
 
 
 def children(thing: Any) -> Iterable[tuple[str, Any]] | None:
-    """Return what a tree holds, each with its part of the path; None of what is no tree.
+    """Return the children of a tree with their names, or None for something that is not a tree.
 
-    Trees are modules, mappings, lists, tuples, named tuples and dataclasses: of variables or gradients alike.
+    Trees are modules, mappings, lists, tuples, named tuples and dataclasses, of variables or of gradients.
     """
     if isinstance(thing, (list, tuple)):
         return zip(getattr(thing, "_fields", None) or map(str, range(len(thing))), thing, strict=True)
@@ -39,12 +39,12 @@ def _fields(thing: Any) -> list[tuple[str, Any]]:
 
 
 def is_sequence(thing: Any) -> bool:
-    """Return whether the paths in a tree are positions."""
+    """Return whether the children of a tree have positions instead of names."""
     return isinstance(thing, (list, tuple)) and not hasattr(thing, "_fields")
 
 
 def as_tree(thing: Any, owner: str) -> Any:
-    """Return a tree as it is, and what else can be iterated over as a list."""
+    """Return a tree as it is, and any other iterable as a list."""
     if isinstance(thing, (list, tuple, Variable)) or children(thing) is not None:
         return thing
     if not isinstance(thing, Iterable):
@@ -53,13 +53,13 @@ def as_tree(thing: Any, owner: str) -> Any:
 
 
 def walk(thing: Any, path: str = "") -> list[tuple[str, Variable]]:
-    """Return the variables of a tree with their paths; what is shared is listed once, under its first path."""
+    """Return the variables of a tree with their paths. A shared variable is listed once, under its first path."""
     tree = Tree(thing, path)
     return [*zip(tree.paths, tree.variables, strict=True)]
 
 
 def holds_variables(thing: Any) -> bool:
-    """Return whether there is a variable in a tree; long lists of numbers, as in a state, are passed over."""
+    """Return whether a tree holds a variable. Skip long lists of numbers, which are common in state."""
     rest: list[Any] = [thing]
     seen: dict[int, Any] = {}
     held: Iterable[Any]
@@ -81,40 +81,40 @@ def holds_variables(thing: Any) -> bool:
 
 
 class Tree:
-    """The variables of a tree and their paths, by which gradients find them.
+    """The variables of a tree and their paths, by which gradients are matched.
 
     Parameters
     ----------
     root : tree or Variable
     path : str
-        Where it stands itself.
+        The path of the root.
     counters : bool
-        Whether variables in modules count that are frozen and that no optimizer could update.
+        Whether to include frozen variables in modules whose dtype no optimizer can update.
 
     Attributes
     ----------
     variables : list of Variable
-        Each once, in the order of the tree.
+        Each of them once, in the order of the tree.
     paths : list of str
         The first path of each.
     strangers : list of (str, object)
-        What stands where only variables may, with its path: not in modules, where anything may; in dataclasses
-        only arrays are strangers; None never is.
-    doubles : list of (str, str)
-        Two paths of what comes twice, outside of modules.
+        Objects where only variables belong, with their paths. Modules may hold anything. Dataclasses may hold
+        anything but arrays. None may be anywhere.
+    duplicates : list of (str, str)
+        Both paths of anything that occurs twice, outside modules.
     ordered : bool
-        Whether the variables have an order that all agree on: those of a dict have none (JAX sorts its keys).
+        Whether the order of the variables is certain. That of a dict is not: JAX sorts its keys.
     flat : bool
-        Whether it is a mere sequence of variables.
+        Whether it is a plain sequence of variables.
     listed : int
-        How many gradients in a list, whatever they are, can only be meant in the order of the variables; or -1.
+        The length of a list of gradients that can only be in the order of the variables, or -1.
     """
 
     def __init__(self, root: Any, path: str = "", counters: bool = True) -> None:
         self.variables: list[Variable] = []
         self.paths: list[str] = []
         self.strangers: list[tuple[str, Any]] = []
-        self.doubles: list[tuple[str, str]] = []
+        self.duplicates: list[tuple[str, str]] = []
         self.ordered = True
         self._counters = counters
         self._parts = self._part(root, path, "data", {})
@@ -125,11 +125,11 @@ class Tree:
         self.listed = len(self.variables) if in_order else -1
 
     def _part(self, thing: Any, path: str, within: str, seen: dict[int, tuple[str, Part, Any]]) -> Part:
-        """Take what stands at a path; `seen` has the path and the part of each thing, and the thing itself."""
+        """Return the part for an object at a path. `seen` has the path and the part of each object so far."""
         if id(thing) in seen:
             first, part, _ = seen[id(thing)]
             if within != "module" and _numbers(part):
-                self.doubles.append((first, path))
+                self.duplicates.append((first, path))
             return part
         if isinstance(thing, Variable):
             if within == "module" and not (self._counters or thing.trainable or thing.dtype in buffers.REAL):
@@ -149,7 +149,7 @@ class Tree:
             within = "module"
         elif dataclasses.is_dataclass(thing) and within == "data":
             within = "dataclass"
-        seen[id(thing)] = path, None, thing  # what holds itself is no part of itself
+        seen[id(thing)] = path, None, thing  # a tree that contains itself ends here
         known = len(self.variables)
         parts = {name: self._part(child, _join(path, name), within, seen) for name, child in held}
         if within != "module" and isinstance(thing, Mapping) and len(self.variables) > known:
@@ -158,10 +158,10 @@ class Tree:
         return parts
 
     def arrange(self, gradients: Any, owner: str) -> list[Any]:
-        """Return the gradients, one per variable, of a tree of the same paths.
+        """Return the gradients in a tree with the same paths, one per variable.
 
-        A mapping may also give them by full paths, or by names. A flat sequence, or what else can be iterated
-        over, gives them in the order of the variables.
+        A mapping may also have full paths, or names of variables, as keys. A flat sequence or other iterable gives
+        the gradients in the order of the variables.
 
         Raises
         ------
@@ -183,7 +183,7 @@ class Tree:
         return [found[i] for i in range(len(self.variables))]
 
     def _in_order(self, gradients: Any, owner: str) -> bool:
-        """Return whether a sequence is one of gradients in order, and not a tree."""
+        """Return whether a sequence holds the gradients in order, and is not a tree."""
         count = len(self.variables)
         if self._positions and not self.flat:
             parts = self._parts.values()
@@ -202,7 +202,7 @@ class Tree:
         return True
 
     def _fits(self, part: Part, gradient: Any, position: int) -> bool:
-        """Return whether what stands in a sequence can be meant for a part of the tree, rather than in order."""
+        """Return whether an element of a sequence can belong to the part of the tree at its position."""
         if type(part) is int or gradient is None:
             return True
         if part is None or children(gradient) is None:
@@ -217,7 +217,7 @@ class Tree:
         found: dict[int, Any],
         wrong: dict[str, list[str]],
     ) -> None:
-        """Note what stands below a path."""
+        """Collect the gradients below a path in `found`, and mistakes in `wrong`."""
         if gradients is None:
             found.update({number: None for number in _numbers(parts) if number not in found})
             return
@@ -242,7 +242,7 @@ class Tree:
                 wrong["unknown"].append(repr(_join(path, name)))
 
     def _named(self) -> dict[str, int]:
-        """Return the number of each variable by its full path and its name, where only one has it."""
+        """Return the numbers of the variables by their full paths and names, where these are unique."""
         numbers: dict[str, set[int]] = {}
         for number, (path, variable) in enumerate(zip(self.paths, self.variables, strict=True)):
             for name in (path, variable.name or path):
@@ -255,7 +255,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _is_gradient(thing: Any, variable: Variable) -> bool:
-    """Return whether a tree is rather a gradient of the variable: a list of numbers may be one."""
+    """Return whether a list is itself a gradient of the variable: a list of numbers can be."""
     try:
         array = np.asarray(thing)
     except Exception:  # whatever a foreign __array__ raises
@@ -276,7 +276,7 @@ def _few(names: list[str]) -> str:
 
 
 def _lost(before: Any, now: Any, path: str) -> str | None:
-    """Return where a variable would give way to something else, in containers only to an array."""
+    """Return the path at which something else would replace a variable (in containers: an array would)."""
     if isinstance(before, Variable):
         return None if isinstance(now, Variable) else path
     pairs: Any = ()
@@ -293,11 +293,11 @@ def _lost(before: Any, now: Any, path: str) -> str | None:
 
 
 class Module:
-    """Base class of things that own variables.
+    """Base class of objects that own variables.
 
-    Attributes that are variables, modules, or dicts, lists, tuples, named tuples and dataclasses of them are
-    found, in the order in which they were set; a variable without a name of its own is named by its path, such as
-    `encoder/0/kernel`.
+    A module finds the variables in its attributes, which may be variables, modules, or dicts, lists, tuples, named
+    tuples and dataclasses of them. Their order is that in which the attributes were set. A variable without a name
+    of its own is named by its path, such as `encoder/0/kernel`.
 
     Examples
     --------
@@ -332,7 +332,7 @@ class Module:
         Raises
         ------
         ValueError
-            If two variables have one name.
+            If two variables have the same name.
         """
         named: dict[str, Variable] = {}
         for path, variable in walk(self):

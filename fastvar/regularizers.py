@@ -1,4 +1,4 @@
-"""Penalties of a variable, added to its gradient in the update's pass, with Keras's meaning."""
+"""Penalties of a variable, with Keras's meaning: their gradients are added in the pass of the update."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Regularizer(Fixed):
     l2: float = 0.0
 
     def __call__(self, w: Array) -> float:
-        """Return the penalty, to be added to the loss that is shown."""
+        """Return the penalty, which belongs to the loss. The optimizer adds its gradient."""
         w = w.astype(float)
         return float(self.l1 * abs(w).sum() + self.l2 * (w * w).sum())
 

@@ -9,25 +9,25 @@ import numpy.typing as npt
 
 
 class IndexedSlices:
-    """Some rows of an array, as the gradient of a table of which a step touched few rows.
+    """A sparse gradient: some rows of an array, such as the rows of an embedding table that a step used.
 
-    Handed to an optimizer in the place of a gradient, it stands for zeros but for `values[k]` in the row
-    `indices[k]`; values of one row are summed, in their order. The update is *lazy*, as that of PyTorch's
-    `SparseAdam`: rows that are not named keep their values, and so do their slots and averages; weight decay,
-    penalties and moving averages concern the named rows only. It costs time in proportion to those rows.
+    The gradient is `values[k]` in the row `indices[k]`, and zero in all other rows. Values for the same row are
+    summed in their order. The update is *lazy*, like that of PyTorch's `SparseAdam`: only the named rows, their
+    slots and their averages change; weight decay and penalties apply to these rows only. The time is proportional
+    to the number of these rows.
 
     Parameters
     ----------
     values : array_like
         The rows, of shape `(*indices.shape, *row_shape)`; kept as `(k, *row_shape)`.
     indices : array_like of int
-        The row each is for, from 0, of any shape; kept as one vector.
+        The row of each value, from 0; of any shape, kept as one vector.
     dense_shape : tuple of int, optional
-        The shape of the whole array; needed for `np.asarray` only.
+        The shape of the whole array. Only `np.asarray` needs it.
 
     Notes
     -----
-    Sparse matrices of SciPy (whatever has `tocsr`) are gradients, too: of each row that stores anything.
+    Sparse matrices of SciPy (objects with `tocsr`) are gradients, too: of every row that stores a value.
 
     Examples
     --------
@@ -58,13 +58,13 @@ class IndexedSlices:
             raise ValueError(
                 f"IndexedSlices: dense_shape must be (n, *{row_shape}) as the rows are, got {self.dense_shape}"
             )
-        one_axis = which.ndim == 1  # then without a view: that of an array which is resized points nowhere
+        one_axis = which.ndim == 1  # no view: if the array were resized, a view would point nowhere
         self.values = rows if one_axis else rows.reshape(which.size, *row_shape)
         self.indices = which if one_axis else which.reshape(-1)
 
     @classmethod
     def of_sparse(cls, matrix: Any) -> IndexedSlices:
-        """Return the rows of a sparse matrix that store anything: of SciPy's, or of what converts to its CSR."""
+        """Return the rows that store a value, of a SciPy matrix or of an object with a method `tocsr`."""
         rows = matrix.tocsr()
         touched = np.flatnonzero(np.diff(rows.indptr))
         return cls(rows[touched].toarray(), touched, rows.shape)
@@ -75,9 +75,9 @@ class IndexedSlices:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if self.dense_shape is None:
-            raise ValueError("IndexedSlices: dense_shape must be given to make an array of it")
+            raise ValueError("IndexedSlices: dense_shape must be given to make an array")
         if copy is False:
-            raise ValueError("IndexedSlices: an array of it is always a copy")
+            raise ValueError("IndexedSlices: an array made from it is always a copy")
         if self.indices.size and not 0 <= self.indices.min() <= self.indices.max() < self.dense_shape[0]:
             raise ValueError(f"IndexedSlices: indices must be below {self.dense_shape[0]}, and not negative")
         dense = np.zeros(self.dense_shape, self.dtype if dtype is None else dtype)
@@ -90,7 +90,7 @@ class IndexedSlices:
 
 
 class Rows(NamedTuple):
-    """What a kernel reads of a sparse gradient, checked; once merged, every row once, in rising order."""
+    """A checked sparse gradient. After merging, each row occurs once, in rising order."""
 
     rows: npt.NDArray[np.intp]
     values: npt.NDArray[Any]

@@ -1,4 +1,4 @@
-"""Hyperparameters as JSON values, and how those of a file and those of a program come together."""
+"""Hyperparameters as JSON values: conversion, comparing those of a program and a file, and merging them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fastvar.hyper import Declared, deserialize, serialize
 
-FUNCTION = {"function": True}  # a schedule that is a plain function cannot be stored, only kept
+FUNCTION = {"function": True}  # marks a schedule that is a plain function, which JSON cannot hold
 
 
 def stored(values: dict[str, Any]) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def stored(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _marked(value: Any) -> Any:
-    """Put the mark for each plain function, also those inside of schedules."""
+    """Replace every plain function by its mark, also inside schedules."""
     if callable(value):
         return FUNCTION
     if isinstance(value, dict):
@@ -25,18 +25,18 @@ def _marked(value: Any) -> Any:
 
 
 def loaded(saved: dict[str, Any], current: dict[str, Any], owner: str) -> dict[str, Any]:
-    """Reverse `stored`, with the functions that the program has in the same places.
+    """Reverse `stored`. The program's functions take the places of the marks.
 
     Raises
     ------
     ValueError, TypeError
-        If it has none there, or the values are not what the classes take.
+        If the program has no function there, or the classes refuse a value.
     """
     return {name: deserialize(_unmarked(v, current.get(name), f"{owner}: {name}")) for name, v in saved.items()}
 
 
 def _unmarked(saved: Any, current: Any, what: str) -> Any:
-    """Put the program's functions where they were when it was saved."""
+    """Replace every mark by the program's function in the same place."""
     if saved == FUNCTION:
         if not callable(current):
             raise ValueError(f"{what} was a function when it was saved; set it (in a group: build first)")
@@ -52,24 +52,24 @@ def _unmarked(saved: Any, current: Any, what: str) -> Any:
 
 
 def adopted(current: dict[str, Any], restored: dict[str, Any]) -> dict[str, Any]:
-    """Return what was restored, but keep the schedule objects of the program where the class is the same."""
+    """Return the restored values, but in the program's schedule objects where the classes are the same."""
     return {name: _merged(current.get(name), value) for name, value in restored.items()}
 
 
 def _merged(current: Any, restored: Any) -> Any:
-    """Give the present schedule what was restored: `plateau.record` must go on reaching the optimizer."""
+    """Update the program's schedule in place, so that its `plateau.record` still reaches the optimizer."""
     if isinstance(restored, Declared):
         if type(current) is type(restored):
             current._parameters.update(adopted(current._parameters, restored._parameters))
             return current
-        restored._given.clear()  # by the program, which did not make it
+        restored._given.clear()  # the program has set none of its parameters
     if isinstance(restored, tuple) and isinstance(current, tuple) and len(current) == len(restored):
         return tuple(map(_merged, current, restored))
     return restored
 
 
 def kept(here: Any, saved: Any) -> Any:
-    """Return the stored values of the program, with the state of its schedules as it was saved."""
+    """Return the program's values, but with the saved state of its schedules."""
     if isinstance(here, dict) and isinstance(saved, dict) and not _is_object(here):
         return {name: kept(value, saved.get(name)) for name, value in here.items()}
     if _is_object(here) and _is_object(saved) and here["class_name"] == saved["class_name"]:
@@ -87,13 +87,13 @@ def _is_object(value: Any) -> bool:
 
 
 class Difference(NamedTuple):
-    """A hyperparameter that is not the same in the program and in a file; `given` if the program had set it."""
+    """A hyperparameter that differs between program and file; `given` says whether the program has set it."""
 
     name: str
     here: str
     saved: str
     given: bool
-    path: tuple[str | int, ...]  # to it in the stored values
+    path: tuple[str | int, ...]  # in the stored values
 
     def __str__(self) -> str:
         return f"{self.name}: {self.here} here, {self.saved} in the file"
@@ -107,7 +107,7 @@ def differences(
     name: str = "",
     path: tuple[str | int, ...] = (),
 ) -> Iterator[Difference]:
-    """Compare the parameters of the program with stored ones, but for those that are `state`."""
+    """Compare the program's parameters with stored ones, except those named in `state`."""
     for key in {**saved, **here}:
         inner = {s.removeprefix(f"{key}.") for s in state if s.startswith(f"{key}.")}
         if key not in state and key != "name":
@@ -149,7 +149,7 @@ def _shown(value: Any) -> str:
 
 
 def with_saved(here: Any, saved: Any, path: tuple[str | int, ...]) -> Any:
-    """Return stored values with the one at `path` as it was saved."""
+    """Return the program's values, but with the saved one at `path`."""
     if not path:
         return saved
     key, *rest = path

@@ -5,8 +5,8 @@ import os
 
 from fastvar import kernels
 
-MOST = 1024  # more than any machine has; OpenMP ends the process if it cannot have as many as it is told
-_default = kernels.active.max_threads()  # OMP_NUM_THREADS, or the processors this process may use
+MOST = 1024  # OpenMP ends the process if it cannot start as many threads as it is told
+_default = kernels.active.max_threads()  # OMP_NUM_THREADS, or the number of usable processors
 _chosen: int | None = None
 _forked = False
 
@@ -14,8 +14,8 @@ _forked = False
 def set_num_threads(count: int) -> None:
     """Set the number of threads of every later step in this process.
 
-    The start value is `FASTVAR_NUM_THREADS`, else `OMP_NUM_THREADS`, else the number of usable processors.
-    `threadpoolctl` can limit it further. Results are the same bits for any number.
+    The default is `FASTVAR_NUM_THREADS`, else `OMP_NUM_THREADS`, else the number of usable processors.
+    `threadpoolctl` can limit it further. Results do not depend on it.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def set_num_threads(count: int) -> None:
     Raises
     ------
     TypeError, ValueError
-        If it is no such number.
+        If it is not such a number.
 
     Examples
     --------
@@ -52,11 +52,11 @@ def get_num_threads() -> int:
     limit: int = kernels.active.max_threads()
     if _chosen is None:
         return limit
-    return min(_chosen, limit) if limit < _default else _chosen  # lowered since import: by threadpoolctl
+    return min(_chosen, limit) if limit < _default else _chosen  # threadpoolctl has lowered the limit
 
 
 def _after_fork() -> None:
-    # OpenMP's threads do not survive a fork, and its runtime would wait for them for ever.
+    # OpenMP's threads do not survive a fork. Its runtime would wait for them forever.
     global _forked  # noqa: PLW0603
     _forked = True
 

@@ -1,4 +1,4 @@
-"""Variables: named, trainable places in memory that behave like NumPy arrays."""
+"""Variables: named, trainable NumPy arrays whose memory never moves."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from fastvar import buffers
-from fastvar.arraylike import Arraylike, held, is_place
+from fastvar.arraylike import Arraylike, same_memory, unwrap
 from fastvar.buffers import Array
 from fastvar.constraints import Constraint
-from fastvar.hyper import declares, meant
+from fastvar.hyper import declares_attribute, suggestion
 from fastvar.regularizers import Regularizer
 from fastvar.slices import IndexedSlices
 
 
 class Structure:
-    """A number that changes with what optimizers build their plans on, so that a step checks no more."""
+    """A version number of everything that plans depend on: a step compares it, and checks nothing else."""
 
     version = 0
-    numbers = itertools.count(1)  # each is taken once, also by threads
+    numbers = itertools.count(1)  # no two threads get the same
 
 
 def _planned(name: str, doc: str) -> Any:
-    """Make a settable attribute whose change makes every optimizer plan anew."""
+    """Make a settable attribute. A change of it makes every optimizer plan again."""
     private = f"_{name}"
 
     def get(self: Any) -> Any:
@@ -34,7 +34,7 @@ def _planned(name: str, doc: str) -> Any:
 
     def set_(self: Any, value: Any) -> None:
         own, checked, number = vars(self), _CHECKS[name](value, self._label), next(Structure.numbers)
-        own[private], Structure.version = checked, number  # stores alone: no signal comes between them
+        own[private], Structure.version = checked, number  # two stores, between which no signal is handled
 
     return property(get, set_, doc=doc)
 
@@ -66,34 +66,34 @@ _SETTABLE = {name: name for name in (*_CHECKS, "grad")}
 
 
 class Variable(Arraylike):
-    """A named place in memory that a program trains.
+    """A named array that a program trains.
 
-    It behaves like the array that it holds (operators, ufuncs also with `out=`, indexing, reductions,
-    `np.asarray` and DLPack without a copy), and differs in being a place: its buffer never moves, and
-    `assign`, `+=` and `v[...] =` write into it. Comparisons are elementwise. An operator gives what it gives
-    between the array and the other operand (`scipy.sparse`, JAX, pandas), and with PyTorch's tensors a tensor.
+    It behaves like a NumPy array: operators, ufuncs (also with `out=`), indexing, reductions, and `np.asarray`
+    and DLPack without a copy. Unlike an array's, its buffer never moves: `assign`, `+=` and `v[...] =` write
+    into it. Comparisons are elementwise. Operators with `scipy.sparse`, JAX or pandas give the same as with the
+    array; with PyTorch's tensors they give a tensor.
 
     Parameters
     ----------
     initial_value : array_like or callable
-        The first value. A callable is called with `(shape, dtype)` if `shape` is given, else with nothing.
+        The first value. A callable is called with `(shape, dtype)` if `shape` is given, else without arguments.
     trainable : bool
-        Whether optimizers update it. Settable at any time, and honoured at every step.
+        Whether optimizers update it. Can be set at any time; the next step follows it.
     name : str, optional
-        Its name in checkpoints and messages. Variables without one are named by their path in a
-        `Module`, or by the keyword and position under which a checkpoint receives them.
+        Its name in checkpoints and messages. A variable without a name is named by its path in a
+        `Module`, or by the keyword and position under which a checkpoint receives it.
     dtype : dtype, optional
-        By default that of the initial value as NumPy sees it (Python floats are float64). Optimizers
+        By default that of the initial value as a NumPy array (Python floats are float64). Optimizers
         update float32 and float64.
     shape : tuple of int, optional
-        The shape; a scalar initial value fills it, an array must have it.
+        The shape. A scalar initial value fills it; an array must have it.
     regularizer : Regularizer, optional
         Penalty from `fastvar.regularizers`, added to the gradient by the optimizer.
     constraint : callable, optional
         Projection from `fastvar.constraints`, or any callable from array to array of the same shape,
         applied after every update.
     copy : bool
-        False wraps the given array itself: the caller sees every update.
+        False uses the memory of the given array: the caller sees every update.
 
     Raises
     ------
@@ -137,13 +137,15 @@ class Variable(Arraylike):
         self._regularizer = _check_regularizer(regularizer, label)
         self._constraint = _check_constraint(constraint, label)
 
-    trainable: bool = _planned("trainable", "Whether optimizers update it, from their next step on.")
-    regularizer: Regularizer | None = _planned("regularizer", "The penalty in its gradient, or None.")
-    constraint: Callable[[Array], npt.ArrayLike] | None = _planned("constraint", "Its projection, or None.")
+    trainable: bool = _planned("trainable", "Whether optimizers update it, from the next step on.")
+    regularizer: Regularizer | None = _planned("regularizer", "The penalty added to its gradient, or None.")
+    constraint: Callable[[Array], npt.ArrayLike] | None = _planned(
+        "constraint", "Its projection after updates, or None."
+    )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _SETTABLE or name[0] == "_" or declares(type(self), name)):
-            raise AttributeError(f"{self._label}: no attribute {name!r}{meant(name, _SETTABLE)}")
+        if not (name in _SETTABLE or name[0] == "_" or declares_attribute(type(self), name)):
+            raise AttributeError(f"{self._label}: no attribute {name!r}{suggestion(name, _SETTABLE)}")
         object.__setattr__(self, name, value)
 
     @property
@@ -152,28 +154,28 @@ class Variable(Arraylike):
 
     @property
     def name(self) -> str | None:
-        """The given name, else the path in the `Module` it was last listed by, else None."""
+        """The given name, else its path in the `Module` that last listed it, else None."""
         return self._name or self._path
 
-    # What it holds.
+    # The value.
 
     @property
     def value(self) -> Array:
-        """The array itself, not a copy: writing into it writes into the variable."""
+        """A view of the array: writing into it writes into the variable."""
         return self._array.view()
 
     @value.setter
     def value(self, array: Array) -> None:
-        if not is_place(array, self._array):  # `w.value += 1` has written already
+        if not same_memory(array, self._array):  # `w.value += 1` has already written
             raise AttributeError(f"{self._label}: value cannot be replaced; write into it: .assign(...)")
 
     def numpy(self) -> Array:
-        """Return the value as an array that later updates do not change (a copy)."""
+        """Return a copy of the value, which later updates do not change."""
         return self._array.copy()
 
     @property
     def grad(self) -> Any:
-        """The gradient that `Optimizer.step` will use: an array of its shape, IndexedSlices, or None."""
+        """The gradient that `Optimizer.step` uses: an array of the same shape, IndexedSlices, or None."""
         return self._grad
 
     @grad.setter
@@ -184,7 +186,7 @@ class Variable(Arraylike):
                 raise ValueError(f"{self._label}: grad must have shape {self.shape}, got {shape}")
         vars(self)["_grad"] = gradient
 
-    # Writing into it.
+    # Writing.
 
     def assign(self, value: npt.ArrayLike | Variable) -> Self:
         """Write `value`, of the same shape, into the variable, and return the variable.
@@ -219,7 +221,7 @@ class Variable(Arraylike):
         return self
 
     def scatter_update(self, indices: npt.ArrayLike, updates: npt.ArrayLike) -> Self:
-        """Write `updates` into the rows `indices` (first axis); of duplicates the last one stays."""
+        """Write `updates` into the rows `indices` (first axis); of duplicates, the last one wins."""
         rows, values = self._rows(indices, updates)
         self._array[rows] = values
         return self
@@ -254,7 +256,7 @@ class Variable(Arraylike):
             got = f"{values.dtype} of shape {values.shape}"
             raise type(error)(f"{self._label}: updates must {must}, got {got}") from None
 
-    # Copies: a place of its own, without the gradient.
+    # Copies have memory of their own, and no gradient.
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = (self._trainable, self._name, None, None, self._regularizer, self._constraint)
@@ -282,7 +284,7 @@ def _check_name(name: Any) -> None:
 
 def _buffer(value: Any, dtype: Any, shape: tuple[int, ...] | None, copy: bool, label: str) -> Array:
     if not copy:
-        array = buffers.place(held(value), label)
+        array = buffers.writable_view(unwrap(value), label)
         if dtype is not None and np.dtype(dtype) != array.dtype:
             raise ValueError(f"{label}: dtype must be {array.dtype} without a copy, got {np.dtype(dtype)}")
     else:
@@ -297,7 +299,7 @@ def _buffer(value: Any, dtype: Any, shape: tuple[int, ...] | None, copy: bool, l
 
 
 def zeroed(variable: Variable, gradient: Any) -> tuple[Any, Any]:
-    """Return what makes a gradient zero, a place and its value; a sparse one is zero without rows."""
+    """Return how to zero a gradient: the target and its value. A sparse gradient is zeroed by dropping it."""
     zero = None
     if not (gradient is None or isinstance(gradient, IndexedSlices)):
         try:

@@ -82,7 +82,7 @@ def parsed(owner: str, variables: Any, keys: tuple[str, ...]) -> tuple[Tree, lis
 def tree_of(owner: str, variables: Any, keys: tuple[str, ...]) -> Tree:
     """Return the tree of variables that must come once each, other than in modules."""
     tree = Tree(ungrouped(owner, variables, keys), counters=False)
-    for first, second in tree.doubles:
+    for first, second in tree.duplicates:
         name = tree.variables[tree.paths.index(first)].name if first in tree.paths else None
         what = repr(name) if name else f"variable {second}"
         raise ValueError(f"{owner}: {what} comes twice, at {first!r} and {second!r}")

@@ -41,7 +41,7 @@ def slots_of(optimizer: Optimizer) -> Slots:
 
 
 def _class_name(optimizer: Optimizer) -> str:
-    return f"{optimizer.room}{type(optimizer).__name__}"
+    return f"{optimizer.namespace}{type(optimizer).__name__}"
 
 
 def _parameters(optimizer: Optimizer) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class TorchOptimizer(Optimizer):
     (array([0.75, 1.75]), array([-0.5]))
     """
 
-    room = "torch."
+    namespace = "torch."
     group_keys = ("params", "variables")
     learning_rate = None  # type: ignore[assignment]
     lr: float = number(default=1e-3, low=0)
@@ -189,7 +189,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def _meant(self, key: str) -> str | None:
         """Return which hyperparameter a key is a slip for: "max_momentum" is none, but a note of a scheduler."""
-        names = {name: name for name in self._optimizer._torch_names()} | self._optimizer._foreign()
+        names = {name: name for name in self._optimizer._torch_names()} | self._optimizer._known_aliases()
         close = difflib.get_close_matches(key, names, n=1, cutoff=0.75)
         return names[close[0]] if close and not key.endswith(f"_{close[0]}") else None
 

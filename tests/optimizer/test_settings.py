@@ -19,7 +19,7 @@ NAMES = [name for name in fv.optimizers.__all__ if name != "LBFGS"]  # which mak
 CLASSES = [getattr(fv.optimizers, name) for name in NAMES]
 TORCH = [getattr(fv.torch, name) for name in fv.torch.__all__]
 CLASSES += [c for c in TORCH if issubclass(c, fv.torch.TorchOptimizer) and c is not fv.torch.TorchOptimizer]
-every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.room}{cls.__name__}")
+every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.namespace}{cls.__name__}")
 scheduled = pytest.mark.parametrize("scheduled", [False, True], ids=["numbers", "schedules"])
 
 SHAPES = [(3, 2), (4,), (), (2, 3, 2)]
