@@ -46,7 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is not here yet when it is first used: h5py takes its time."""
+    """Import checkpoint and torch on first use: importing h5py takes time."""
     if name in ("checkpoint", "torch"):
         return importlib.import_module(f"fastvar.{name}")
     if name in __all__:

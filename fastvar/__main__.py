@@ -15,7 +15,7 @@ from fastvar.schedules.notation import parse
 
 
 def info() -> str:
-    """Return what runs here: versions, instruction sets, threads."""
+    """Return versions, instruction sets and threads of this installation."""
     openmp = "OpenMP" if kernels.active.openmp() else "none (a serial build: every step runs on one thread)"
     rows = {
         "fastvar": fastvar.__version__,
@@ -29,9 +29,9 @@ def info() -> str:
 
 
 def plot_schedule(expression: str, steps: int | None, output: str | None) -> str:
-    """Draw a schedule to a file, or without one in a window if there is a display; return what was done."""
+    """Draw a schedule to `output`, or else in a window if there is a display. Return what was done."""
     schedule = parse(expression)
-    if output is not None:  # a window is not wanted: do not look for a display
+    if output is not None:  # no window: do not look for a display
         os.environ.setdefault("MPLBACKEND", "agg")
     figure = schedule.plot(steps).figure
     if output is None and figure.canvas.required_interactive_framework is not None:
@@ -47,8 +47,8 @@ def plot_schedule(expression: str, steps: int | None, output: str | None) -> str
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fastvar", description=fastvar.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="what runs here: versions, instruction sets, threads")
-    plot = commands.add_parser("plot-schedule", help="draw a schedule, as it is written in Python")
+    commands.add_parser("info", help="show versions, instruction sets and threads")
+    plot = commands.add_parser("plot-schedule", help="draw a schedule that is written in Python")
     plot.add_argument("schedule", help="such as 'CosineDecay(0.1, decay_steps=1000)'; may be nested")
     plot.add_argument("--steps", type=int, help="how many iterations to draw")
     plot.add_argument("--output", metavar="FILE.png", help="default: a window; without a display, schedule.png")

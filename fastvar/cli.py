@@ -1,4 +1,4 @@
-"""The commands for checkpoint files: inspect, verify, diff, convert."""
+"""The commands for checkpoint files: inspect, verify, diff and convert."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from typing import Any
 from fastvar import checkpoint
 from fastvar.checkpoint import conversion, differences, inspection
 
-FINE, WRONG, TROUBLE = 0, 1, 2  # exit codes; WRONG: damaged, or different
+FINE, WRONG, TROUBLE = 0, 1, 2  # exit codes; WRONG: damaged or different
 
 
 def add_to(commands: Any) -> None:
-    """Add the commands to a parser's own."""
+    """Add the commands to the subparsers of a parser."""
     add = commands.add_parser
     command = add("inspect", help="show what is in a checkpoint, or in a folder of them")
-    command.add_argument("path", metavar="FILE|DIR", help="a file may also be HDF5, .npz or safetensors of others")
+    command.add_argument("path", metavar="FILE|DIR", help="a file may also be any HDF5, .npz or safetensors")
     command.add_argument(
-        "--values", action="store_true", help="of a file: norm, minimum, maximum, non-finite numbers"
+        "--values", action="store_true", help="for a file: show norm, minimum, maximum, non-finite numbers"
     )
-    command.add_argument("--quick", action="store_true", help="of a folder: do not verify the bytes of tensors")
+    command.add_argument("--quick", action="store_true", help="for a folder: do not verify the bytes of tensors")
     _finish(command, _inspect)
 
-    command = add("verify", help="read everything and compare checksums; exit code 1 if anything is damaged")
+    command = add("verify", help="read everything and compare checksums; exit with 1 if anything is damaged")
     command.add_argument("paths", metavar="FILE|DIR", nargs="+")
     _finish(command, _verify)
 
-    command = add("diff", help="show what changed between two checkpoints; exit code 1 if anything did")
+    command = add("diff", help="show what changed between two checkpoints; exit with 1 if anything did")
     command.add_argument("before", metavar="A")
     command.add_argument("after", metavar="B")
     command.add_argument("--plot", metavar="FILE.png", help="draw the relative change of each tensor")
@@ -45,7 +45,7 @@ def add_to(commands: Any) -> None:
     command.add_argument("source", metavar="SOURCE")
     command.add_argument("target", metavar="TARGET", help=".h5 is plain HDF5 if SOURCE is a checkpoint")
     command.add_argument(
-        "--to", choices=conversion.FORMATS, help="the format, if not that of the ending of TARGET"
+        "--to", choices=conversion.FORMATS, help="the format; by default that of the ending of TARGET"
     )
     command.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
     command.add_argument("--opaque", metavar="DTYPE", help="the dtype of opaque bytes in SOURCE, such as bfloat16")
@@ -53,7 +53,7 @@ def add_to(commands: Any) -> None:
 
 
 def _finish(command: argparse.ArgumentParser, run: Callable[[Any], int]) -> None:
-    command.add_argument("--json", action="store_true", help="for machines")
+    command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=run)
 
 
@@ -63,7 +63,7 @@ def run(given: argparse.Namespace) -> int:
         code: int = given.run(given)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader, such as `head`, has enough
+    except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return TROUBLE
     except (ImportError, OSError, TypeError, ValueError) as error:
@@ -138,7 +138,7 @@ def _verify(given: argparse.Namespace) -> int:
             results[path] = None
         except OSError as error:
             if path not in given.paths and not os.path.lexists(path):
-                continue  # removed since its folder was listed
+                continue  # removed after its folder was listed
             results[path] = _message(error)
             code = max(code, WRONG if isinstance(error, checkpoint.CheckpointError) else TROUBLE)
         if not given.json:
@@ -199,7 +199,7 @@ def _console() -> Any:
 
 
 def _table(console: Any, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
-    """Print a table: text to the left, numbers to the right."""
+    """Print a table with text aligned left and numbers aligned right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -217,12 +217,12 @@ def _say(console: Any, text: str) -> None:
 
 
 def _clean(text: str) -> str:
-    """Return the text without characters that could control a terminal; names in files may hold any."""
+    """Escape characters that could control a terminal: names in files may hold any."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _message(error: BaseException) -> str:
-    """Return the message of an error, of the system's without their number."""
+    """Return the message of an error; leave out the number of a system error."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{os.fspath(error.filename)}: {error.strerror}"
     return str(error)
@@ -234,7 +234,7 @@ def _print_json(value: Any, code: int = FINE) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value as strict JSON, in which infinities and NaN are text."""
+    """Return the value for strict JSON: infinities and NaN become strings."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -253,7 +253,7 @@ def _size(count: float) -> str:
 def _time(seconds: float | None) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-    except (OverflowError, ValueError, OSError):  # a damaged state may say anything
+    except (OverflowError, ValueError, OSError):  # a damaged state may hold any number
         return str(seconds)
 
 

@@ -1,4 +1,4 @@
-"""Schedules: callables of the iteration, those of Keras with its names and meaning, and more."""
+"""Schedules: functions of the iteration. Those of Keras have its names and meaning."""
 
 from fastvar.schedules.base import LearningRateSchedule
 from fastvar.schedules.cyclic import CosineDecayRestarts, Cyclic, OneCycle

@@ -1,4 +1,4 @@
-"""What all schedules share: the call, the horizon, the picture."""
+"""The base class of schedules: the call, the horizon and the plot."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from fastvar.hyper import Declared
 
-POINTS = 2000  # of a plot: more than the pixels of its width
+POINTS = 2000  # the most points of a plot: more than its width in pixels
 
 
 class LearningRateSchedule(Declared):
-    """Base of schedules: subclasses declare parameters and write `__call__(step)`.
+    """Base of schedules. A subclass declares parameters and defines `__call__(step)`.
 
-    A schedule is a function of the iteration alone, in double precision. It may stand for any number of an
-    optimizer or of a group: `learning_rate`, `weight_decay`, `beta_1`, `clipnorm`, ...; so may any plain
-    function of the iteration, which however cannot be stored in a configuration or checkpoint.
+    A schedule is a function of the iteration alone, in double precision. It can replace any number of an optimizer
+    or of a group: `learning_rate`, `weight_decay`, `beta_1`, `clipnorm`, ... So can a plain function of the
+    iteration, but a configuration or checkpoint cannot store it.
 
     Examples
     --------
@@ -35,7 +35,7 @@ class LearningRateSchedule(Declared):
 
     @property
     def horizon(self) -> int:
-        """Number of steps that show the shape of the schedule: what `plot` draws by default."""
+        """The number of steps that show the shape of the schedule: `plot` draws these by default."""
         return 1000
 
     def plot(self, steps: int | None = None, ax: Any = None) -> Any:
@@ -44,9 +44,9 @@ class LearningRateSchedule(Declared):
         Parameters
         ----------
         steps : int, optional
-            How many, >= 1; by default what shows the shape of the schedule.
+            How many, >= 1; by default `horizon`.
         ax : matplotlib.axes.Axes, optional
-            Where to; by default in a figure of its own.
+            The axes to draw in; by default those of a new figure.
 
         Raises
         ------
@@ -88,5 +88,5 @@ def value_at(schedule: Any, step: int) -> float:
 
 
 def horizon_of(schedule: Any) -> int:
-    """Return how many steps show the shape of a nested schedule, function or number."""
+    """Return the horizon of a nested schedule, or 1 for a function or number."""
     return schedule.horizon if isinstance(schedule, LearningRateSchedule) else 1

@@ -10,10 +10,9 @@ from fastvar.schedules.decay import beyond, half_cosine, scaled
 
 
 class CosineDecayRestarts(LearningRateSchedule):
-    r"""Half cosines one after the other, each `t_mul` times as long and `m_mul` times as high as the one before.
+    r"""Half cosines in sequence, each `t_mul` times as long and `m_mul` times as high as the one before.
 
-    In the :math:`i`-th period (from 0), of length :math:`T_i = T_0 t_{mul}^i`, :math:`t` iterations after its
-    begin:
+    The :math:`i`-th period (from 0) has the length :math:`T_i = T_0 t_{mul}^i`. After :math:`t` of its iterations:
 
     .. math:: \eta_t = \eta_0 \left((1-\alpha) m_{mul}^i \tfrac12 (1 + \cos(\pi t/T_i)) + \alpha\right)
 
@@ -24,18 +23,18 @@ class CosineDecayRestarts(LearningRateSchedule):
     first_decay_steps : int
         :math:`T_0` > 0.
     t_mul : float
-        Growth of the periods, >= 1.
+        Ratio of the length of a period to the one before, >= 1.
     m_mul : float
-        Factor of the heights, >= 0.
+        Ratio of the height of a period to the one before, >= 0.
     alpha : float
         Lowest value as a fraction of `initial_learning_rate`, in [0, 1].
     name : str, optional
-        Kept for Keras; means nothing.
+        For compatibility with Keras; has no effect.
 
     Notes
     -----
-    Keras finds the period by a logarithm in single precision, and so restarts now and then one iteration early
-    (after some millions of them); here a period begins where it should.
+    Keras finds the period from a logarithm in single precision. After some millions of iterations it sometimes
+    restarts one iteration early. Here every period begins at its exact iteration.
 
     References
     ----------
@@ -68,12 +67,12 @@ class CosineDecayRestarts(LearningRateSchedule):
 
 
 class OneCycle(LearningRateSchedule):
-    r"""Up to `max_learning_rate` and down to next to nothing: the "1cycle" policy.
+    r"""The "1cycle" policy: up to `max_learning_rate`, and down to almost nothing.
 
-    From `max_learning_rate / div_factor` up to `max_learning_rate` at iteration
-    :math:`p T - 1`, then down to `max_learning_rate / div_factor / final_div_factor` at :math:`T - 1`, where it
-    stays; :math:`T` = `total_steps`, :math:`p` = `pct_start`. With `three_phase`, back to where it began at
-    :math:`2 p T - 2`, and from there on down. Between :math:`a` and :math:`b`, when a part :math:`x` is done:
+    The value rises from `max_learning_rate / div_factor` to `max_learning_rate` at iteration :math:`p T - 1`. Then
+    it falls to `max_learning_rate / div_factor / final_div_factor` at :math:`T - 1`, where it stays; :math:`T` =
+    `total_steps`, :math:`p` = `pct_start`. With `three_phase`, it first falls to its first value at
+    :math:`2 p T - 2`. On the way from :math:`a` to :math:`b`, when the fraction :math:`x` is done:
 
     .. math:: b + (a-b) \tfrac12 (1 + \cos \pi x) \quad\text{or}\quad a + (b-a) x
 
@@ -84,21 +83,21 @@ class OneCycle(LearningRateSchedule):
     total_steps : int
         :math:`T` >= 1.
     pct_start : float
-        :math:`p` in [0, 1]: the part of the steps in which it rises; with `three_phase` at most 0.5.
+        :math:`p` in [0, 1]: the fraction of the steps in which the value rises; with `three_phase` at most 0.5.
     anneal_strategy : str
-        Along "cos" or "linear" curves.
+        The curve: "cos" or "linear".
     div_factor : float
-        Of the highest value to the first, > 0.
+        Ratio of the highest value to the first, > 0.
     final_div_factor : float
-        Of the first value to the last, > 0.
+        Ratio of the first value to the last, > 0.
     three_phase : bool
-        Whether to go down as fast as up, before the last phase.
+        Whether to fall as fast as the value rose, before the last phase.
 
     Notes
     -----
-    Names, defaults and values are those of PyTorch's `OneCycleLR` (which raises beyond `total_steps`). What
-    that calls `cycle_momentum`, the momentum from 0.95 to 0.85 and back, is a schedule for `beta_1` or
-    `momentum`: `OneCycle(0.85, total_steps, div_factor=0.85 / 0.95, final_div_factor=1.0)`.
+    Names, defaults and values are those of PyTorch's `OneCycleLR`, which raises an error beyond `total_steps`. For
+    its `cycle_momentum` (the momentum goes from 0.95 to 0.85 and back), give `beta_1` or `momentum` a schedule:
+    `OneCycle(0.85, total_steps, div_factor=0.85 / 0.95, final_div_factor=1.0)`.
 
     References
     ----------
@@ -151,8 +150,9 @@ class OneCycle(LearningRateSchedule):
 class Cyclic(LearningRateSchedule):
     r"""A triangular wave between two values.
 
-    Up from `base_learning_rate` :math:`b` to `max_learning_rate` :math:`m` in `step_size_up` iterations, and
-    down again in `step_size_down`; :math:`x_t` is the wave between 0 and 1, :math:`c` counts the cycles from 0:
+    The value rises from `base_learning_rate` :math:`b` to `max_learning_rate` :math:`m` in `step_size_up`
+    iterations, and falls again in `step_size_down`. With the wave :math:`x_t` between 0 and 1, and the cycle
+    :math:`c` from 0:
 
     .. math:: \eta_t = b + (m - b) \, x_t \, s, \qquad s = 1, \; 2^{-c} \text{ or } \gamma^t
 
@@ -161,21 +161,21 @@ class Cyclic(LearningRateSchedule):
     base_learning_rate : float
         :math:`b` >= 0.
     max_learning_rate : float
-        :math:`m` >= 0; it may also be the lower one, as for a momentum.
+        :math:`m` >= 0; it can be the lower of the two, as for a momentum.
     step_size_up : int
         Iterations of the first half of a cycle, >= 1.
     step_size_down : int, optional
-        Those of the second half, >= 1; by default as many.
+        Iterations of the second half, >= 1; by default as many as of the first.
     mode : str
-        What becomes of the height: "triangular" keeps it, "triangular2" halves it with every cycle, "exp_range"
-        multiplies it by `gamma` with every iteration.
+        How the height changes: "triangular" keeps it, "triangular2" halves it in every cycle, "exp_range"
+        multiplies it by `gamma` in every iteration.
     gamma : float
-        :math:`\gamma` in [0, 1], of "exp_range".
+        :math:`\gamma` in [0, 1], for "exp_range".
 
     Notes
     -----
-    The defaults and values are those of PyTorch's `CyclicLR`. What that calls `cycle_momentum`, is a schedule
-    for `beta_1` or `momentum`: `Cyclic(0.9, 0.8)`.
+    The defaults and values are those of PyTorch's `CyclicLR`. For its `cycle_momentum`, give `beta_1`
+    or `momentum` a schedule: `Cyclic(0.9, 0.8)`.
 
     References
     ----------
@@ -199,8 +199,8 @@ class Cyclic(LearningRateSchedule):
     def __call__(self, step: int) -> float:
         up = self.step_size_up
         down = self.step_size_down or up
-        cycle, place = divmod(step, up + down)
-        height = place / up if place <= up else (up + down - place) / down
+        cycle, offset = divmod(step, up + down)
+        height = offset / up if offset <= up else (up + down - offset) / down
         if self.mode == "triangular2":
             height = scaled(height, 0.5, cycle)
         elif self.mode == "exp_range":
@@ -213,7 +213,7 @@ class Cyclic(LearningRateSchedule):
 
 
 def _period(step: int, first: float, growth: float) -> tuple[int, float]:
-    """Return in which period a step lies, and which part of it is done; exact where the numbers are whole."""
+    """Return the period of a step and the fraction of it that is done, exact for whole numbers."""
     if growth == 1:
         return int(step // first), (step % first) / first
     if growth.is_integer():
@@ -224,7 +224,7 @@ def _period(step: int, first: float, growth: float) -> tuple[int, float]:
         return first * (powers // (growth - 1) if isinstance(growth, int) else powers / (growth - 1))
 
     period = int(math.log1p(step / first * (growth - 1)) / math.log(growth))
-    while begin(period + 1) <= step:  # the logarithm is rounded
+    while begin(period + 1) <= step:  # the logarithm may be rounded down
         period += 1
     while begin(period) > step:
         period -= 1

@@ -1,4 +1,4 @@
-"""Schedules that lead from one value to another, once."""
+"""Schedules that go from one value to another, once."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class CosineDecay(LearningRateSchedule):
 
     .. math:: \eta_t = \eta_0 \left((1-\alpha) \tfrac12 (1 + \cos(\pi \min(t/T, 1))) + \alpha\right)
 
-    With `warmup_target` the value rises linearly from `initial_learning_rate` to it over `warmup_steps`
-    iterations, and then decays from `warmup_target`.
+    With `warmup_target`, the value first rises linearly from `initial_learning_rate` to `warmup_target` over
+    `warmup_steps` iterations, and then decays from there.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class CosineDecay(LearningRateSchedule):
     alpha : float
         Final value as a fraction of the first, >= 0.
     name : str, optional
-        Kept for Keras; means nothing.
+        For compatibility with Keras; has no effect.
     warmup_target : float, optional
         Value at the end of the warmup.
     warmup_steps : int
@@ -74,7 +74,7 @@ class CosineDecay(LearningRateSchedule):
 
 
 class ExponentialDecay(LearningRateSchedule):
-    r"""Multiplied by `decay_rate` every `decay_steps` iterations, smoothly or by a `staircase`.
+    r"""Multiply by `decay_rate` every `decay_steps` iterations, smoothly or as a `staircase`.
 
     .. math:: \eta_t = \eta_0 \gamma^{t/T}, \quad\text{or}\quad \eta_0 \gamma^{\lfloor t/T \rfloor}
 
@@ -85,11 +85,11 @@ class ExponentialDecay(LearningRateSchedule):
     decay_steps : int
         :math:`T` > 0.
     decay_rate : float
-        :math:`\gamma` >= 0; above 1 the value grows, at most to the largest double.
+        :math:`\gamma` >= 0. Above 1 the value grows, up to the largest double.
     staircase : bool
         Whether to change only every `decay_steps` iterations.
     name : str, optional
-        Kept for Keras; means nothing.
+        For compatibility with Keras; has no effect.
 
     Examples
     --------
@@ -114,7 +114,7 @@ class ExponentialDecay(LearningRateSchedule):
 
 
 class InverseTimeDecay(LearningRateSchedule):
-    r"""Divided by one plus the time, in units of `decay_steps` / `decay_rate` iterations.
+    r"""Divide by one plus the time, in units of `decay_steps` / `decay_rate` iterations.
 
     .. math:: \eta_t = \frac{\eta_0}{1 + \gamma t/T}, \quad\text{with } \lfloor t/T \rfloor \text{ by a staircase}
 
@@ -129,7 +129,7 @@ class InverseTimeDecay(LearningRateSchedule):
     staircase : bool
         Whether to change only every `decay_steps` iterations.
     name : str, optional
-        Kept for Keras; means nothing.
+        For compatibility with Keras; has no effect.
 
     Examples
     --------
@@ -154,12 +154,12 @@ class InverseTimeDecay(LearningRateSchedule):
 
 
 class PolynomialDecay(LearningRateSchedule):
-    r"""From `initial_learning_rate` to `end_learning_rate` along a power of the time that is left.
+    r"""From `initial_learning_rate` to `end_learning_rate` along a power of the remaining time.
 
     .. math:: \eta_t = (\eta_0 - \eta_T) (1 - \min(t/T, 1))^p + \eta_T
 
-    With `cycle`, :math:`T` is instead the first multiple of `decay_steps` that is not below :math:`t`: beyond
-    each multiple the value jumps up and decays again, each time more slowly.
+    With `cycle`, :math:`T` is the first multiple of `decay_steps` that is at least :math:`t`: after each multiple
+    the value jumps up and decays again, each time more slowly.
 
     Parameters
     ----------
@@ -172,9 +172,9 @@ class PolynomialDecay(LearningRateSchedule):
     power : float
         :math:`p` >= 0.
     cycle : bool
-        Whether to go on beyond `decay_steps`.
+        Whether to continue after `decay_steps`.
     name : str, optional
-        Kept for Keras; means nothing.
+        For compatibility with Keras; has no effect.
 
     Examples
     --------
@@ -205,7 +205,7 @@ class PolynomialDecay(LearningRateSchedule):
 
 
 class LinearDecay(LearningRateSchedule):
-    r"""A straight line from `initial_learning_rate` to `end_learning_rate`, which may also be the higher one.
+    r"""A straight line from `initial_learning_rate` to `end_learning_rate`, which may be the higher of the two.
 
     .. math:: \eta_t = \eta_0 + (\eta_T - \eta_0) \min(t/T, 1)
 
@@ -240,7 +240,7 @@ class LinearDecay(LearningRateSchedule):
 
 
 class PiecewiseConstantDecay(LearningRateSchedule):
-    r"""One value after the other: the first up to and including the first boundary, and so on.
+    r"""Constant values in sequence: the first up to and including the first boundary, and so on.
 
     .. math:: \eta_t = v_i \quad\text{for } b_{i-1} < t \le b_i
 
@@ -251,7 +251,7 @@ class PiecewiseConstantDecay(LearningRateSchedule):
     values : list of float
         :math:`v_0, v_1, \dots` >= 0, one more than boundaries.
     name : str, optional
-        Kept for Keras; means nothing.
+        For compatibility with Keras; has no effect.
 
     Examples
     --------
@@ -282,7 +282,7 @@ def half_cosine(done: float) -> float:
 
 
 def scaled(start: float, rate: float, exponent: float) -> float:
-    """Return `start * rate**exponent`; what would overflow is the largest double."""
+    """Return `start * rate**exponent`, at most the largest double."""
     try:
         return min(start * math.pow(rate, exponent), LARGEST)
     except OverflowError:
@@ -290,7 +290,7 @@ def scaled(start: float, rate: float, exponent: float) -> float:
 
 
 def beyond(steps: float) -> int:
-    """Return somewhat more than `steps`, so that a plot shows what comes after them."""
+    """Return a little more than `steps`, so that a plot shows what comes after them."""
     return math.ceil(1.1 * steps) + 1
 
 

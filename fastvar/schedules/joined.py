@@ -13,16 +13,16 @@ Scheduled = float | Callable[[int], float]
 
 
 class Warmup(LearningRateSchedule):
-    r"""A line that leads to where another schedule begins, and then that schedule, counted from 0.
+    r"""A line up to the first value of another schedule, followed by that schedule, counted from 0.
 
     For a schedule :math:`s`, from :math:`\eta_0` over :math:`T` = `warmup_steps` iterations:
 
-    .. math:: \eta_t = \eta_0 + (s(0) - \eta_0) \, t/T \text{ for } t < T, \qquad s(t - T) \text{ from there on}
+    .. math:: \eta_t = \eta_0 + (s(0) - \eta_0) \, t/T \text{ for } t < T, \qquad s(t - T) \text{ afterwards}
 
     Parameters
     ----------
     schedule : float or callable
-        What to lead to: a number >= 0, a schedule, or a function of the iteration.
+        What follows: a number >= 0, a schedule, or a function of the iteration.
     warmup_steps : int
         :math:`T` >= 0.
     initial_learning_rate : float
@@ -56,7 +56,7 @@ class Warmup(LearningRateSchedule):
 
 
 class Sequential(LearningRateSchedule):
-    r"""Schedules one after the other, each counted from the iteration at which it begins.
+    r"""Schedules in sequence, each counted from the iteration at which it begins.
 
     .. math:: \eta_t = s_i(t - b_{i-1}) \quad\text{for } b_{i-1} \le t < b_i, \quad b_{-1} = 0
 
@@ -65,8 +65,8 @@ class Sequential(LearningRateSchedule):
     schedules : list of float or callable
         :math:`s_0, s_1, \dots`: numbers >= 0, schedules, or functions of the iteration; one more than boundaries.
     boundaries : list of int
-        :math:`b_0 < b_1 < \dots`, >= 1: the iterations at which the next one begins. (Those of
-        `PiecewiseConstantDecay` are, as in Keras, the last iterations of the value before.)
+        :math:`b_0 < b_1 < \dots`, >= 1: the iterations at which the next schedule begins. (A boundary of
+        `PiecewiseConstantDecay` is the last iteration of the value before, as in Keras.)
 
     Notes
     -----

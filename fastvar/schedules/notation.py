@@ -1,4 +1,4 @@
-"""Schedules as text, such as on a command line: Python's notation, read without running it."""
+"""Schedules as text, as on a command line: a Python expression, parsed without evaluating it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PREFIXES = ("", "schedules", "fv.schedules", "fastvar.schedules")
 
 
 def parse(text: str) -> LearningRateSchedule:
-    """Make the schedule that `text` describes: a class of `fastvar.schedules` with literals and schedules.
+    """Make a schedule from `text`: a class of `fastvar.schedules`, whose arguments are literals and schedules.
 
     Raises
     ------
     TypeError, ValueError
-        If it is anything else, or the class does not take the arguments.
+        If it is anything else, or the class refuses the arguments.
 
     Examples
     --------

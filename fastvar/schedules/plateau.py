@@ -1,4 +1,4 @@
-"""The schedule that follows a metric instead of the iteration."""
+"""A schedule that depends on a metric, not on the iteration."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from fastvar.schedules.base import LearningRateSchedule
 
 
 class ReduceOnPlateau(LearningRateSchedule):
-    r"""Multiplied by `factor` whenever a metric has not improved for a while.
+    r"""Multiply by `factor` whenever a metric has stopped improving.
 
-    The program calls `record` with the metric, as a rule once per epoch. Its state is among its parameters: it
-    is saved and restored with the optimizer, and the object goes on being the one that the optimizer follows.
+    The program calls `record` with the metric, usually once per epoch. The state of the schedule is among its
+    parameters. It is saved and restored with the optimizer, which keeps following the same object.
 
     Parameters
     ----------
     initial_learning_rate : float
         The first value, >= 0.
     factor : float
-        By which the value is multiplied, in [0, 1).
+        The multiplier of the value, in [0, 1).
     patience : int
-        After how many records without improvement, >= 0 (0 and 1 are the same).
+        How many records without improvement to wait for, >= 0 (0 and 1 are the same).
     mode : str
-        Whether the "min" or the "max" of the metric is sought.
+        "min" if the metric should fall, "max" if it should rise.
     min_delta : float
-        What is an improvement: `metric < best - min_delta`, or `metric > best + min_delta`; >= 0.
+        The smallest improvement, >= 0: `metric < best - min_delta`, or `metric > best + min_delta`.
     cooldown : int
-        How many records after a reduction are not waited for, >= 0.
+        How many records after a reduction to ignore, >= 0.
     min_lr : float
         Lowest value, >= 0.
     best : float, optional
         State: the best metric so far.
     wait : int
-        State: records without improvement.
+        State: the number of records without improvement.
     cooldown_counter : int
-        State: what is left of the cooldown.
+        State: the remaining records of the cooldown.
     value : float, optional
-        State: the present value; None is `initial_learning_rate`.
+        State: the present value; None means `initial_learning_rate`.
 
     Notes
     -----
-    Names, defaults and meaning are those of Keras's callback `ReduceLROnPlateau`. PyTorch's class of that name
-    waits for one record more than its `patience`, and its `min_delta` (`threshold`) is relative by default. A
-    metric that is NaN or infinite never improves.
+    Names, defaults and meaning are those of Keras's callback `ReduceLROnPlateau`. PyTorch's class of the same name
+    waits for one record more than its `patience`, and its `threshold` (our `min_delta`) is relative by default. A
+    metric of NaN or infinity is never an improvement.
 
     Examples
     --------
@@ -71,11 +71,11 @@ class ReduceOnPlateau(LearningRateSchedule):
     stateful = ("best", "wait", "cooldown_counter", "value")
 
     def __call__(self, step: int = 0) -> float:
-        """Return the present value, whatever the iteration."""
+        """Return the present value, which does not depend on the iteration."""
         return self.initial_learning_rate if self.value is None else self.value
 
     def record(self, metric: Any) -> float:
-        """Take note of the metric, and return the value that holds from now on.
+        """Record a metric, and return the value from now on.
 
         Raises
         ------
@@ -95,7 +95,7 @@ class ReduceOnPlateau(LearningRateSchedule):
             if wait + 1 >= self.patience and self() > self.min_lr:
                 reduced = max(self() * self.factor, self.min_lr)
                 state |= {"value": reduced, "wait": 0, "cooldown_counter": self.cooldown}
-        self._parameters.update(state)  # at once: an interrupted record has not happened
+        self._parameters.update(state)  # all at once, in case of an interrupt
         return self()
 
     def _improves(self, metric: float) -> bool:

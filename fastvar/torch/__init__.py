@@ -1,7 +1,7 @@
 """Optimizers with PyTorch's names, defaults and meaning, on fastvar's variables and kernels.
 
-The formulas, and the order and names of arguments, are those of `torch.optim` 2.13; PyTorch itself is not needed.
-Where they differ from `fastvar.optimizers`, which has Keras's meaning, every class says so.
+The formulas and the names and order of arguments are those of `torch.optim` 2.13; PyTorch itself is not needed.
+The docstring of each class says where it differs from `fastvar.optimizers`, which have Keras's meaning.
 """
 
 from fastvar.torch.adagrad import Adadelta, Adagrad, RMSprop

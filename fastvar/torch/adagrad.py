@@ -22,12 +22,13 @@ class Adagrad(TorchOptimizer):
         v \leftarrow v + g^2, \qquad
         w \leftarrow w - \frac{\eta}{1 + \delta (t - 1)} \frac{g}{\sqrt{v} + \epsilon}
 
-    `fastvar.optimizers.Adagrad` adds its epsilon inside the root, begins at 0.1, and has decoupled weight decay.
+    `fastvar.optimizers.Adagrad` adds its epsilon inside the root, begins at 0.1, and its weight decay is
+    decoupled.
 
     Parameters
     ----------
     params : tree or iterable of Variable or dict, optional
-        What is updated, see `TorchOptimizer`.
+        The variables to update, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.01.
     lr_decay : float
@@ -96,13 +97,13 @@ class RMSprop(TorchOptimizer):
 
     .. math:: m \leftarrow \mu m + \frac{g}{\sqrt{v} + \epsilon}, \qquad w \leftarrow w - \eta m
 
-    `fastvar.optimizers.RMSprop` adds its epsilon inside the root, has the learning rate inside the momentum (it
-    matters when it changes), and decoupled weight decay.
+    In `fastvar.optimizers.RMSprop`, epsilon is inside the root, the learning rate is inside the momentum (a
+    difference when it changes), and weight decay is decoupled.
 
     Parameters
     ----------
     params : tree or iterable of Variable or dict, optional
-        What is updated, see `TorchOptimizer`.
+        The variables to update, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.01.
     alpha : float
@@ -125,7 +126,7 @@ class RMSprop(TorchOptimizer):
     Variables, gradients and the slots "square_avg", "momentum_buffer" (if that is not 0, or `centered`) and
     "grad_avg" (if `centered`) are float32 or float64 of one shape.
 
-    Rounding can make :math:`v - a^2` negative, of which PyTorch takes the root and gets NaN; here it is 0 then.
+    Rounding can make :math:`v - a^2` negative. Then it is 0 here; PyTorch takes its root and gets NaN.
 
     References
     ----------
@@ -178,18 +179,18 @@ class Adadelta(TorchOptimizer):
         v &\leftarrow \rho v + (1-\rho) g^2, \qquad s = \frac{\sqrt{d + \epsilon}}{\sqrt{v + \epsilon}} g \\
         d &\leftarrow \rho d + (1-\rho) s^2, \qquad w \leftarrow w - \eta s
 
-    `fastvar.optimizers.Adadelta` differs by its defaults, and has decoupled weight decay.
+    `fastvar.optimizers.Adadelta` has other defaults and decoupled weight decay.
 
     Parameters
     ----------
     params : tree or iterable of Variable or dict, optional
-        What is updated, see `TorchOptimizer`.
+        The variables to update, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 1.
     rho : float
         :math:`\rho` in [0, 1], by default 0.9.
     eps : float
-        :math:`\epsilon` >= 0, by default 1e-6; the first steps are of the size of its root, with 0 there are none.
+        :math:`\epsilon` >= 0, by default 1e-6. The first steps have the size of its root; with 0 there are none.
     weight_decay : float
         :math:`\lambda` >= 0, by default 0.
     maximize : bool

@@ -12,7 +12,7 @@ from fastvar.torch.base import TorchOptimizer
 
 
 def decays() -> Any:
-    """Declare the decays of two moments."""
+    """Declare the decay rates of two moments."""
     return pair(number(low=0, below=1), number(low=0, below=1), default=(0.9, 0.999))
 
 
@@ -26,13 +26,13 @@ class Adam(TorchOptimizer):
         m &\leftarrow m + (1-\beta_1)(g - m), \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
         w &\leftarrow w - \frac{\eta}{1-\beta_1^t} m \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right)
 
-    With `amsgrad`, :math:`\hat v \leftarrow \max(\hat v, v)` stands in the root. `fastvar.optimizers.Adam` adds
-    its epsilon to the uncorrected root, 1e-7, and has decoupled weight decay.
+    With `amsgrad`, :math:`\hat v \leftarrow \max(\hat v, v)` replaces :math:`v` in the root.
+    `fastvar.optimizers.Adam` adds its epsilon, 1e-7, to the uncorrected root, and its weight decay is decoupled.
 
     Parameters
     ----------
     params : tree or iterable of Variable or dict, optional
-        What is updated, see `TorchOptimizer`.
+        The variables to update, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.001.
     betas : pair of float
@@ -40,7 +40,7 @@ class Adam(TorchOptimizer):
     eps : float
         :math:`\epsilon` >= 0, by default 1e-8.
     weight_decay : float
-        :math:`\lambda` >= 0, by default 0. PyTorch's flag that decouples it is `AdamW`.
+        :math:`\lambda` >= 0, by default 0. For decoupled decay (PyTorch has a flag), use `AdamW`.
     amsgrad : bool
         Whether to keep the largest second moment.
     maximize : bool

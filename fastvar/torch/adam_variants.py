@@ -24,12 +24,13 @@ class NAdam(TorchOptimizer):
             + \frac{(1 - \mu_t) g}{1 - \prod_{i \le t} \mu_i}\right)
             \Big/ \left(\sqrt{v / (1-\beta_2^t)} + \epsilon\right)
 
-    `fastvar.optimizers.Nadam` has :math:`\psi = 1`, and so warms up 250 times as fast; optax does not at all.
+    `fastvar.optimizers.Nadam` has :math:`\psi = 1`, and so warms up 250 times as fast. In optax there is no
+    warmup.
 
     Parameters
     ----------
     params : tree or iterable of Variable or dict, optional
-        What is updated, see `TorchOptimizer`.
+        The variables to update, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.002.
     betas : pair of float
@@ -37,7 +38,7 @@ class NAdam(TorchOptimizer):
     eps : float
         :math:`\epsilon` >= 0, by default 1e-8.
     weight_decay : float
-        :math:`\lambda` >= 0, by default 0. PyTorch's flag that decouples it is not there.
+        :math:`\lambda` >= 0, by default 0. There is no flag to decouple it.
     momentum_decay : float
         :math:`\psi` >= 0, by default 0.004.
     maximize : bool
@@ -48,7 +49,7 @@ class NAdam(TorchOptimizer):
     Notes
     -----
     Variables, gradients and the slots "exp_avg" and "exp_avg_sq" are float32 or float64 of one shape. The product
-    of the :math:`\mu_i` is kept in double precision, in PyTorch in single.
+    of the :math:`\mu_i` is kept in double precision; in PyTorch it is in single.
 
     References
     ----------
@@ -90,7 +91,7 @@ class NAdam(TorchOptimizer):
 
 
 class RAdam(TorchOptimizer):
-    r"""Rectified Adam as in PyTorch: momentum alone until the second moment has seen enough.
+    r"""Rectified Adam as in PyTorch: momentum alone until the second moment is reliable.
 
     With :math:`g` the gradient plus :math:`\lambda w`, at update :math:`t` = 1, 2, ..., with
     :math:`\rho_\infty = 2/(1-\beta_2) - 1` and
@@ -104,12 +105,12 @@ class RAdam(TorchOptimizer):
             \sqrt{\frac{(\rho-4)(\rho-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho}}
             \sqrt{1-\beta_2^t} \frac{m}{\sqrt{v} + \epsilon} & \rho > 5 \end{cases}
 
-    `fastvar.optimizers.RAdam` is the same by other names, with decoupled weight decay.
+    `fastvar.optimizers.RAdam` is the same with other names and decoupled weight decay.
 
     Parameters
     ----------
     params : tree or iterable of Variable or dict, optional
-        What is updated, see `TorchOptimizer`.
+        The variables to update, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.001.
     betas : pair of float
@@ -117,7 +118,7 @@ class RAdam(TorchOptimizer):
     eps : float
         :math:`\epsilon` >= 0, by default 1e-8, outside the uncorrected root.
     weight_decay : float
-        :math:`\lambda` >= 0, by default 0. PyTorch's flag that decouples it is not there.
+        :math:`\lambda` >= 0, by default 0. There is no flag to decouple it.
     maximize : bool
         Whether to maximize the loss instead of minimizing it.
     **options
@@ -129,8 +130,8 @@ class RAdam(TorchOptimizer):
 
     References
     ----------
-    Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020 (arXiv:1908.03265), algorithm 2;
-    which rectifies from :math:`\rho > 4` on.
+    Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020 (arXiv:1908.03265), algorithm 2,
+    which rectifies where :math:`\rho > 4`.
 
     Examples
     --------
@@ -167,12 +168,12 @@ class Adamax(TorchOptimizer):
         m &\leftarrow m + (1-\beta_1)(g - m), \qquad u \leftarrow \max(\beta_2 u, |g| + \epsilon) \\
         w &\leftarrow w - \frac{\eta}{1-\beta_1^t} \frac{m}{u}
 
-    `fastvar.optimizers.Adamax` adds its epsilon after the maximum, and has decoupled weight decay.
+    `fastvar.optimizers.Adamax` adds its epsilon after the maximum, and its weight decay is decoupled.
 
     Parameters
     ----------
     params : tree or iterable of Variable or dict, optional
-        What is updated, see `TorchOptimizer`.
+        The variables to update, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.002.
     betas : pair of float

@@ -1,4 +1,4 @@
-"""What all optimizers with PyTorch's meaning share: its names, `param_groups`, closures."""
+"""The base class of optimizers with PyTorch's meaning: its names, `param_groups` and closures."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from fastvar.variable import Variable
 class TorchOptimizer(Optimizer):
     """Base of the optimizers with PyTorch's names, defaults and meaning, on fastvar's variables.
 
-    A step maximizes or minimizes, adds `weight_decay` times the weights to the gradient, and applies the rule;
-    all options of `fastvar.Optimizer` hold too, in its order: `clipnorm` and the like see the gradient with the
-    decay in it, where `torch.nn.utils.clip_grad_norm_` before a step sees it without.
+    A step changes the sign of the gradient if it maximizes, adds `weight_decay` times the weights, and applies the
+    rule. All options of `fastvar.Optimizer` work too, in its order: `clipnorm` and the like clip the gradient with
+    the decay in it, while `torch.nn.utils.clip_grad_norm_` before a step clips it without.
 
     Parameters
     ----------
     params : tree or iterable of Variable or dict, optional
-        What is updated; dicts with "params" are groups: `{"params": [...], "lr": 1e-4, ...}`. Without it, the
-        first `apply` or `build` decides.
+        The variables to update. Dicts with "params" are groups: `{"params": [...], "lr": 1e-4, ...}`. By default,
+        the variables of the first `apply` or `build`.
     lr : float or callable
-        Step size, >= 0; or a schedule: a callable of the iteration (from 0) that returns it.
+        Step size, >= 0; or a schedule, a function of the iteration (from 0).
     weight_decay : float
-        This multiple of the weights is added to the gradient, >= 0, by default 0.
+        The multiple of the weights to add to the gradient, >= 0, by default 0.
     maximize : bool
         Whether to maximize the loss instead of minimizing it.
     **options
@@ -98,7 +98,7 @@ class TorchOptimizer(Optimizer):
         Parameters
         ----------
         closure : callable, optional
-            Called first; sets every `grad` and returns the loss.
+            Called first. It sets every `grad` and returns the loss.
         zero_grad : bool
             Whether to zero the gradients in the same pass.
 
@@ -115,12 +115,12 @@ class TorchOptimizer(Optimizer):
 
     @property
     def param_groups(self) -> list[ParamGroup]:
-        """The groups, each read and set like a dict: `optimizer.param_groups[0]["lr"] = 0.1`."""
+        """The groups, which work like dicts: `optimizer.param_groups[0]["lr"] = 0.1`."""
         return [ParamGroup(self, group) for group in self.groups]
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What holds for groups that do not say otherwise, by PyTorch's names."""
+        """The hyperparameters of groups that do not set their own, by PyTorch's names."""
         return {name: getattr(self, name) for name in self._torch_names()}
 
     @classmethod
@@ -156,10 +156,9 @@ def _places(what: str, group: int) -> tuple[str, str, str]:
 
 
 class ParamGroup(MutableMapping[str, Any]):
-    """A group of an optimizer as PyTorch has it: "params", and its hyperparameters by their names.
+    """A group of an optimizer as a dict, like PyTorch's: "params", and hyperparameters by name.
 
-    Other keys are notes that it keeps for others, as PyTorch's schedulers do with "initial_lr"; checkpoints
-    leave them out.
+    It also keeps other keys, such as the "initial_lr" of PyTorch's schedulers. Checkpoints leave these out.
     """
 
     def __init__(self, optimizer: TorchOptimizer, group: Group) -> None:
@@ -177,18 +176,18 @@ class ParamGroup(MutableMapping[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         owner = self._optimizer._owner
         if key == "params":
-            raise ValueError(f"{owner}: params are fixed; make a new optimizer for others")
+            raise ValueError(f"{owner}: params are fixed; make a new optimizer to change them")
         if key not in self._optimizer._torch_names():
-            if meant := self._meant(key):
-                raise ValueError(f"{owner}: a group has no {key!r}, did you mean {meant!r}?")
+            if intended := self._intended(key):
+                raise ValueError(f"{owner}: a group has no {key!r}, did you mean {intended!r}?")
             self._notes[key] = value
         elif self._optimizer.parameters[key].per_group:
             setattr(self._group, key, value)
         else:
             raise ValueError(f"{owner}: {key} is the same for all groups; set it on the optimizer")
 
-    def _meant(self, key: str) -> str | None:
-        """Return which hyperparameter a key is a slip for: "max_momentum" is none, but a note of a scheduler."""
+    def _intended(self, key: str) -> str | None:
+        """Return the hyperparameter that a key misspells, or None: schedulers add keys such as "max_momentum"."""
         names = {name: name for name in self._optimizer._torch_names()} | self._optimizer._known_aliases()
         close = difflib.get_close_matches(key, names, n=1, cutoff=0.75)
         return names[close[0]] if close and not key.endswith(f"_{close[0]}") else None

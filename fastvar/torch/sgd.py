@@ -1,4 +1,4 @@
-"""Gradient descent with PyTorch's meaning: with momentum, averaged, and by the sign alone."""
+"""Gradient descent with PyTorch's meaning: with momentum, averaged, or by the sign of the gradient."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class SGD(TorchOptimizer):
     .. math:: m \leftarrow \mu m + (1-\tau) g, \qquad w \leftarrow w - \eta m
 
     and with `nesterov`, :math:`w \leftarrow w - \eta (g + \mu m)` with the new :math:`m`. The first update sets
-    :math:`m = g`, undamped. `fastvar.optimizers.SGD` has the learning rate inside the momentum instead (it matters
-    when it changes), no dampening, and decoupled weight decay.
+    :math:`m = g`, undamped. In `fastvar.optimizers.SGD`, the learning rate is inside the momentum (a difference
+    when it changes), there is no dampening, and weight decay is decoupled.
 
     Parameters
     ----------
     params : tree or iterable of Variable or dict, optional
-        What is updated, see `TorchOptimizer`.
+        The variables to update, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.001.
     momentum : float
-        :math:`\mu` in [0, 1], by default 0, which keeps no state.
+        :math:`\mu` in [0, 1], by default 0. Without momentum there is no state.
     dampening : float
-        :math:`\tau`, by default 0; without effect where the momentum is 0.
+        :math:`\tau`, by default 0; no effect where the momentum is 0.
     weight_decay : float
         :math:`\lambda` >= 0, by default 0.
     nesterov : bool
@@ -49,8 +49,8 @@ class SGD(TorchOptimizer):
 
     References
     ----------
-    Sutskever et al., On the importance of initialization and momentum in deep learning, ICML 2013, of which
-    PyTorch differs by its place of the learning rate.
+    Sutskever et al., On the importance of initialization and momentum in deep learning, ICML 2013. PyTorch's
+    learning rate stands elsewhere.
 
     Examples
     --------
@@ -88,13 +88,13 @@ class SGD(TorchOptimizer):
             return (rate,)
         take = 1.0 if t == 1 else 1 - hyper.dampening
         scale_m, scale_g = (-rate * keep, -rate) if hyper.nesterov else (-rate, 0.0)
-        if keep == 0:  # in this group alone: nothing is damped
+        if keep == 0:  # only in this group: nothing is damped
             keep, take, scale_m, scale_g = 0.0, 0.0, 0.0, -rate
         return keep, take, scale_m, scale_g
 
 
 class ASGD(TorchOptimizer):
-    r"""Averaged gradient descent as in PyTorch: decaying steps, and beside the weights their running average.
+    r"""Averaged gradient descent as in PyTorch: decaying steps, and a running average of the weights.
 
     With :math:`g` the gradient plus weight decay times :math:`w`, at update :math:`t` = 1, 2, ... with
     :math:`\eta_1 = \eta`:
@@ -105,12 +105,12 @@ class ASGD(TorchOptimizer):
         w &\leftarrow (1 - \lambda \eta_t) w - \eta_t g, \qquad a \leftarrow (1 - \mu_t) a + \mu_t w \\
         \eta_{t+1} &= \eta / (1 + \lambda \eta t)^\alpha
 
-    so that a new learning rate acts an update later, as in PyTorch and other than in `fastvar.optimizers.ASGD`.
+    A new learning rate takes effect one update later, as in PyTorch and unlike in `fastvar.optimizers.ASGD`.
 
     Parameters
     ----------
     params : tree or iterable of Variable or dict, optional
-        What is updated, see `TorchOptimizer`.
+        The variables to update, see `TorchOptimizer`.
     lr : float or callable
         :math:`\eta` >= 0, by default 0.01.
     lambd : float
@@ -129,7 +129,7 @@ class ASGD(TorchOptimizer):
     Notes
     -----
     Variables, gradients and the slot "ax", the average :math:`a`, are float32 or float64 of one shape.
-    :math:`\eta_{t+1}` is kept in double precision, in PyTorch in single.
+    :math:`\eta_{t+1}` is kept in double precision; in PyTorch it is in single.
 
     References
     ----------
@@ -169,10 +169,10 @@ class ASGD(TorchOptimizer):
 
 
 class Rprop(TorchOptimizer):
-    r"""Steps of a size of their own for every element: larger while the gradient keeps its sign, else smaller.
+    r"""A step size for every element, which grows while the gradient keeps its sign, and shrinks when it changes.
 
-    As in PyTorch, with no weight decay; `fastvar.optimizers.Rprop` is the same by other names. It is for whole
-    batches, not for samples.
+    As in PyTorch, without weight decay. `fastvar.optimizers.Rprop` is the same with other names. It is meant for
+    gradients of the whole data set, not of minibatches.
 
     .. math::
 
@@ -184,7 +184,7 @@ class Rprop(TorchOptimizer):
     Parameters
     ----------
     params : tree or iterable of Variable or dict, optional
-        What is updated, see `TorchOptimizer`.
+        The variables to update, see `TorchOptimizer`.
     lr : float or callable
         Initial value of the step sizes :math:`\sigma`, >= 0, by default 0.01. Changes after the first update have
         no effect.
@@ -204,7 +204,7 @@ class Rprop(TorchOptimizer):
     References
     ----------
     Riedmiller and Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP Algorithm, ICNN
-    1993; without its step back, as "iRprop-" in Igel and Hüsken, Improving the Rprop Learning Algorithm, 2000.
+    1993; without its step back: "iRprop-" in Igel and Hüsken, Improving the Rprop Learning Algorithm, 2000.
 
     Examples
     --------
