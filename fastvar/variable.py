@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -14,15 +13,9 @@ from fastvar.arraylike import Arraylike, same_memory, unwrap
 from fastvar.buffers import Array
 from fastvar.constraints import Constraint
 from fastvar.hyper import declares_attribute, suggestion
+from fastvar.place import Structure
 from fastvar.regularizers import Regularizer
 from fastvar.slices import IndexedSlices
-
-
-class Structure:
-    """A version number of everything that plans depend on: a step compares it, and checks nothing else."""
-
-    version = 0
-    numbers = itertools.count(1)  # no two threads get the same
 
 
 def _planned(name: str, doc: str) -> Any:
@@ -186,6 +179,19 @@ class Variable(Arraylike):
                 raise ValueError(f"{self._label}: grad must have shape {self.shape}, got {shape}")
         vars(self)["_grad"] = gradient
 
+    def _zeroing(self, gradient: Any) -> tuple[Any, Any]:
+        """Return how to zero a gradient: the target and its value. A sparse gradient is zeroed by dropping it."""
+        zero = None
+        if not (gradient is None or isinstance(gradient, IndexedSlices)):
+            try:
+                memory = gradient if isinstance(gradient, np.ndarray) else np.from_dlpack(gradient)
+            except Exception:  # whatever a foreign __dlpack__ raises
+                memory = None
+            if memory is not None and memory.flags.writeable and memory.dtype.kind in "biufcV":
+                return memory, np.zeros((), memory.dtype)
+            zero = np.zeros(self.shape, self.dtype)
+        return self, {"_grad": zero}
+
     # Writing.
 
     def assign(self, value: npt.ArrayLike | Variable) -> Self:
@@ -296,17 +302,3 @@ def _buffer(value: Any, dtype: Any, shape: tuple[int, ...] | None, copy: bool, l
             raise ValueError(f"{label}: initial value must have shape {tuple(shape)}, got {array.shape}")
         array = np.broadcast_to(array, shape)
     return buffers.copy(array) if copy else array
-
-
-def zeroed(variable: Variable, gradient: Any) -> tuple[Any, Any]:
-    """Return how to zero a gradient: the target and its value. A sparse gradient is zeroed by dropping it."""
-    zero = None
-    if not (gradient is None or isinstance(gradient, IndexedSlices)):
-        try:
-            memory = gradient if isinstance(gradient, np.ndarray) else np.from_dlpack(gradient)
-        except Exception:  # whatever a foreign __dlpack__ raises
-            memory = None
-        if memory is not None and memory.flags.writeable and memory.dtype.kind in "biufcV":
-            return memory, np.zeros((), memory.dtype)
-        zero = np.zeros(variable.shape, variable.dtype)
-    return variable, {"_grad": zero}

@@ -11,13 +11,15 @@ from fastvar.hyper import Parameter
 from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
 from fastvar.module import Tree, as_tree, is_sequence
-from fastvar.optimizer.groups import Group, check_variables, parsed, tree_among, ungrouped, variables_of
+from fastvar.optimizer.groups import Group
 from fastvar.optimizer.planning import StepPlan
 from fastvar.optimizer.rule import Rule
-from fastvar.optimizer.slots import begin_anew, first_numbers, first_values, keep, wanted
+from fastvar.optimizer.slots import begin_anew, first_numbers, first_values, keep
 from fastvar.optimizer.state import State
 from fastvar.optimizer.step import step
-from fastvar.variable import Structure, Variable, zeroed
+from fastvar.optimizer.trees import arranged, check_variables, parsed, variables_of
+from fastvar.place import Place, Structure
+from fastvar.variable import Variable
 
 
 class Optimizer(Rule):
@@ -103,19 +105,12 @@ class Optimizer(Rule):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._state = State.empty()
-        self._groups: list[Group] = []
+        self._state = State()
         self._tree: Tree | None = None  # in which `build` was given the variables
         self._listed = -1  # so many gradients in a list are those of the variables, in their order
         self._excluded: tuple[list[Variable], re.Pattern[str] | None] = ([], None)
         self._plan: StepPlan | None = None
         self._turn = Turn(type(self).__name__)
-
-    def _validate(self) -> None:
-        p = self._parameters
-        given = [n for n in ("clipnorm", "clipvalue", "global_clipnorm", "adaptive_clipnorm") if p.get(n)]
-        if len(given) > 1:
-            raise ValueError(f"{type(self).__name__}: only one of {' and '.join(given)} can be set")
 
     def _set(self, parameter: Parameter, value: Any) -> None:
         if (
@@ -130,7 +125,7 @@ class Optimizer(Rule):
 
     def _change(self, values: dict[str, Any], name: str, value: Any) -> None:
         state, firsts = self._state, first_values(self, self._state)
-        slots = [state.slots[slot][i]._array for slot, i in firsts if i >= 0]  # type: ignore[union-attr]
+        slots = [state.slots[slot][i].value for slot, i in firsts if i >= 0]
         before = [*self._kept(), (values, values.copy()), *((slot, slot.copy()) for slot in slots)]
         with Atomic(before, []):
             values[name] = value
@@ -138,7 +133,8 @@ class Optimizer(Rule):
                 self._plan.stale = True
             self._validate()
             if state.variables:
-                self._keep_slots()
+                if keep(self, state):
+                    self._plan = None
                 begin_anew(self, state, firsts)
 
     def _evaluate(self, parameter: Parameter, schedule: Callable[[int], float]) -> float:
@@ -181,37 +177,29 @@ class Optimizer(Rule):
 
     def _build(self, grouped: list[dict[str, Any]]) -> None:
         check_variables(self._owner, grouped)
-        variables = [v for group in grouped for v in group["variables"]]
-        self._groups = [Group(self, group.pop("variables"), group) for group in grouped]
-        before = self._state  # whose slots a restore has made
-        numbers = {**before.numbers, **first_numbers(self, len(variables))}
-        self._state = State(variables, before.slots, numbers, before.count)
+        state = self._state  # whose slots a restore has made
+        state.take([Group(self, group.pop("variables"), group) for group in grouped])
+        state.numbers = {**state.numbers, **first_numbers(self, len(state.variables))}
         self._refreshed()
 
     def _kept(self) -> list[tuple[Any, Any]]:
         """Return all but the slots, as places and what they hold, for `Atomic` to put back."""
-        state, attributes = self._state, ("_state", "_groups", "_tree", "_listed", "_plan")
-        numbers = [(number, number.copy()) for number in state.numbers.values()]
-        mine = {name: getattr(self, name) for name in attributes}
-        return [(self, mine), (state, {**vars(state)}), (self._parameters, self._parameters.copy()), *numbers]
-
-    def _keep_slots(self) -> None:
-        """Keep the slots that the hyperparameters ask for; if they are others, the next step plans anew."""
-        if keep(self, self._state):
-            self._plan = None
+        mine = {name: getattr(self, name) for name in ("_tree", "_listed", "_plan")}
+        return [(self, mine), (self._parameters, self._parameters.copy()), *self._state.kept()]
 
     def _forget_plan(self) -> None:
         """Plan anew at the next step."""
-        self._plan = None
+        self._updating._plan = None
 
     @property
-    def _wanted(self) -> list[str]:
-        """Names of the slots that the present hyperparameters ask for."""
-        return wanted(self)
+    def _updating(self) -> Optimizer:
+        """The optimizer that makes the updates: this one, unless it is around another."""
+        return self
 
     def _refreshed(self) -> StepPlan:
         """Return a plan that knows the present hyperparameters, anew only if it itself must change."""
-        self._keep_slots()
+        if keep(self, self._state):
+            self._plan = None
         plan = self._plan
         if plan is None or plan.version != Structure.version:
             plan = self._plan = StepPlan(self, self._state)
@@ -264,34 +252,17 @@ class Optimizer(Rule):
             step(plan, grads, zero)
 
     def _arranged(self, grads: Any, variables: Any) -> list[Any]:
-        """Return the gradients in the order in which the optimizer has its variables."""
-        owner = self._owner
-        if variables is self._state.variables:
+        """Return the gradients in the order in which the optimizer has its variables; build it if it is not."""
+        owner, state = self._owner, self._state
+        if variables is state.variables:
             return grads  # type: ignore[no-any-return]
-        tree = self._tree if variables is None else self._tree_of(as_tree(variables, f"{owner}: variables"))
-        if tree is None or (tree is self._tree and tree.flat and is_sequence(grads)):
-            flat = list(grads)
-            if flat and tree is None:
-                raise ValueError(f"{owner}: call build(variables) first, or pass the variables")
-            return flat  # the engine checks their number
-        gradients = tree.arrange(ungrouped(owner, grads, self.group_keys), owner)
-        return (
-            gradients
-            if tree.variables is self._state.variables
-            else self._state.ordered(tree.variables, gradients)
-        )
-
-    def _tree_of(self, variables: Any) -> Tree | None:
-        """Return the tree of some of the variables; the optimizer is built on them if it was not yet."""
-        known = self._tree
-        if known is None:
-            if not is_sequence(variables) or variables:
-                self.build(variables)
-            return self._tree
-        alike = is_sequence(variables) and known.flat and len(variables) == len(known.variables)
-        if alike and all(map(is_, variables, known.variables)):
-            return known
-        return tree_among(self._owner, variables, self.group_keys, self._state.index)
+        if variables is not None:
+            variables = as_tree(variables, f"{owner}: variables")
+            if self._tree is None:
+                if not is_sequence(variables) or variables:
+                    self.build(variables)
+                variables = None
+        return arranged(owner, self._tree, state, self.group_keys, grads, variables)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
         """Update once from pairs of gradient and variable, or of trees of them; return the number of calls."""
@@ -320,7 +291,7 @@ class Optimizer(Rule):
         if set_to_none:
             after = [(v, {"_grad": None}) for v in self._state.variables]
         else:
-            after = [zeroed(v, v.grad) for v in self._state.variables]
+            after = [v._zeroing(v.grad) for v in self._state.variables]
         with Atomic([], after):
             pass
 
@@ -375,12 +346,12 @@ class Optimizer(Rule):
         self._excluded = ([] if var_list is None else variables_of(self._owner, var_list), pattern)
         self._forget_plan()
 
-    def decays(self, variable: Variable) -> bool:
+    def decays(self, variable: Place) -> bool:
         """Return whether `weight_decay` concerns the variable."""
         listed, pattern = self._excluded
         return not any(v is variable for v in listed) and not (pattern and pattern.search(self._name_of(variable)))
 
-    def _name_of(self, variable: Variable) -> str:
+    def _name_of(self, variable: Place) -> str:
         """Return the name of a variable, of those of `build` as it was there."""
         i = self._state.index.get(id(variable))
         return variable.name or "" if i is None else self._state.names[i]
@@ -389,7 +360,7 @@ class Optimizer(Rule):
         """Give the variables the values of their moving averages, if `use_ema`; call it when training ends."""
         if self.use_ema and self._state.numbers.get("averaged", True):
             variables = self._state.variables if var_list is None else variables_of(self._owner, var_list)
-            with Atomic([], [(v._array, self.slot(v, "average")._array) for v in variables]):
+            with Atomic([], [(v.value, self.slot(v, "average").value) for v in variables]):
                 pass
 
     # What it keeps.
@@ -399,9 +370,9 @@ class Optimizer(Rule):
         return self._state.count[0]
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[Group[Variable]]:
         """The groups, in the order of `build`: their hyperparameters can be set."""
-        return [*self._groups]
+        return [*self._state.groups]
 
     @property
     def iterations(self) -> int:
@@ -418,7 +389,7 @@ class Optimizer(Rule):
         """The slots, moving averages and accumulators, by slot and then by variable."""
         return [v for of_slot in self._state.slots.values() for v in of_slot if v is not None]
 
-    def slot(self, variable: Variable, name: str) -> Variable:
+    def slot(self, variable: Place, name: str) -> Variable:
         """Return what the optimizer keeps under `name` for a variable, such as its "momentum".
 
         Raises
@@ -430,7 +401,7 @@ class Optimizer(Rule):
         found = slots[self._state.index[id(variable)]] if slots and id(variable) in self._state.index else None
         if found is None:
             raise KeyError(f"{self._owner}: no slot {name!r} of {variable!r}; slots are {[*self._state.slots]}")
-        return found
+        return found  # type: ignore[no-any-return]
 
     @property
     def _turns(self) -> list[Turn]:

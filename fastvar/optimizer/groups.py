@@ -1,30 +1,29 @@
-"""Groups of variables with hyperparameters of their own, and what `build` is given."""
+"""Groups of variables with hyperparameters of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from fastvar import buffers
 from fastvar.hyper import Parameter
-from fastvar.module import Module, Tree, as_tree, is_sequence
 from fastvar.optimizer.options import Options
-from fastvar.variable import Variable
+from fastvar.place import Place
+
+P = TypeVar("P", bound=Place)
 
 
-class Group:
+class Group(Generic[P]):
     """Variables of an optimizer with hyperparameters of their own; what is not set here is the optimizer's.
 
     Any hyperparameter that varies by variable is an attribute that can be read and set, also to a schedule.
     """
 
-    def __init__(self, optimizer: Options, variables: list[Variable], own: dict[str, Any]) -> None:
+    def __init__(self, optimizer: Options, variables: list[P], own: dict[str, Any]) -> None:
         self.__dict__.update(_variables=variables, _optimizer=optimizer, _own={}, _given={*own})
         for name, value in own.items():
             self._own[name] = self._parameter(name).checked(optimizer, value)
 
     @property
-    def variables(self) -> list[Variable]:
+    def variables(self) -> list[P]:
         """Its variables, in the order of `build`."""
         return [*self._variables]
 
@@ -52,108 +51,3 @@ class Group:
     def __repr__(self) -> str:
         own = "".join(f", {name}={value!r}" for name, value in self._own.items())
         return f"<Group of {len(self.variables)} variables{own}>"
-
-
-def parsed(owner: str, variables: Any, keys: tuple[str, ...]) -> tuple[Tree, list[dict[str, Any]]]:
-    """Return the tree that `Optimizer.build` is given, and its groups; variables that stand alone come first."""
-    root = as_tree(variables, f"{owner}: variables")
-    if isinstance(root, Module):
-        root.named_variables()  # which names them
-    tree = tree_of(owner, root, keys)
-    check_strangers(owner, tree, f" (a group has the key {keys[0]!r})")
-    for path, variable in zip(tree.paths, tree.variables, strict=True):
-        if variable.name is None and not path.replace("/", "").isdigit():
-            variable._path = path
-    entries = root if is_sequence(root) else [root]
-    standing: list[list[Variable]] = [[] for _ in entries]
-    for path, variable in zip(tree.paths, tree.variables, strict=True):
-        standing[int(path.partition("/")[0]) if is_sequence(root) else 0].append(variable)
-    alone: list[Variable] = []
-    grouped: list[dict[str, Any]] = []
-    for entry, held in zip(entries, standing, strict=True):
-        key = _key(owner, entry, keys)
-        if key is None:
-            alone += held
-        else:
-            grouped.append({name: value for name, value in entry.items() if name != key} | {"variables": held})
-    return tree, [{"variables": alone}, *grouped] if alone or not grouped else grouped
-
-
-def tree_of(owner: str, variables: Any, keys: tuple[str, ...]) -> Tree:
-    """Return the tree of variables that must come once each, other than in modules."""
-    tree = Tree(ungrouped(owner, variables, keys), counters=False)
-    for first, second in tree.duplicates:
-        name = tree.variables[tree.paths.index(first)].name if first in tree.paths else None
-        what = repr(name) if name else f"variable {second}"
-        raise ValueError(f"{owner}: {what} comes twice, at {first!r} and {second!r}")
-    return tree
-
-
-def tree_among(owner: str, variables: Any, keys: tuple[str, ...], known: Container[int]) -> Tree:
-    """Return the tree of variables that must be among those of an optimizer, by their `id`."""
-    tree = tree_of(owner, variables, keys)
-    others = [v for v in tree.variables if id(v) not in known]
-    for v in [*(thing for _, thing in tree.strangers), *others]:
-        raise ValueError(f"{owner}: unknown variable {v!r}; it was built on others")
-    return tree
-
-
-def variables_of(owner: str, var_list: Any) -> list[Variable]:
-    """Return the variables of a tree, or of whatever else can be iterated over."""
-    tree = Tree(as_tree(var_list, f"{owner}: var_list"))
-    check_strangers(owner, tree)
-    return tree.variables
-
-
-def check_strangers(owner: str, tree: Tree, hint: str = "") -> None:
-    """Check that a tree holds nothing in the place of a variable; the hint is for what is below the top level."""
-    for path, thing in tree.strangers:
-        got = f"{type(thing).__name__} at {path!r}{hint if not path.isdigit() else ''}"
-        raise TypeError(f"{owner}: variables must be fastvar.Variable, got {got}")
-
-
-def ungrouped(owner: str, root: Any, keys: tuple[str, ...]) -> Any:
-    """Return a tree of variables or gradients in which what a group holds stands in the place of the group.
-
-    A mapping is a group if it has one of the `keys`, at the top level only: itself, or in a sequence.
-    """
-    if is_sequence(root):
-        return [_held(owner, entry, keys) for entry in root]
-    return _held(owner, root, keys)
-
-
-def _held(owner: str, entry: Any, keys: tuple[str, ...]) -> Any:
-    key = _key(owner, entry, keys)
-    if key is None or entry[key] is None:
-        return entry if key is None else None
-    return as_tree(entry[key], f"{owner}: {key} of a group")
-
-
-def _key(owner: str, entry: Any, keys: tuple[str, ...]) -> str | None:
-    """Return the key of a group under which its variables stand; None of what is no group."""
-    present = [key for key in keys if isinstance(entry, Mapping) and key in entry]
-    if len(present) > 1:
-        raise ValueError(f"{owner}: a group must have one of {', '.join(map(repr, keys))}, got {len(present)}")
-    return present[0] if present else None
-
-
-def check_variables(owner: str, groups: list[dict[str, Any]]) -> None:
-    """Check that there are variables, and that an optimizer can update them, each once."""
-    for k, group in enumerate(groups):
-        if not group["variables"]:
-            what = f"group {k}" if len(groups) > 1 else "build"
-            raise ValueError(f"{owner}: {what} must be given variables, got none")
-    seen: set[Any] = set()
-    for i, v in enumerate(v for group in groups for v in group["variables"]):
-        if not isinstance(v, Variable):
-            raise TypeError(f"{owner}: variables must be fastvar.Variable, got {type(v).__name__}")
-        if v.dtype not in buffers.REAL:
-            raise TypeError(f"{owner}: {label(v, i)} must be float32 or float64, got {v.dtype}")
-        if id(v) in seen or v._name in seen:
-            raise ValueError(f"{owner}: {label(v, i)} comes twice")
-        seen |= {id(v), v._name} if v._name else {id(v)}
-
-
-def label(variable: Variable, position: int) -> str:
-    """Return how error messages call a variable."""
-    return repr(variable.name) if variable.name else f"variable {position}"

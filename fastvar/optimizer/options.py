@@ -38,6 +38,12 @@ class Options(Declared):
         """What error messages begin with."""
         return self._parameters["name"] or type(self).__name__
 
+    def _validate(self) -> None:
+        p = self._parameters
+        given = [n for n in ("clipnorm", "clipvalue", "global_clipnorm", "adaptive_clipnorm") if p.get(n)]
+        if len(given) > 1:
+            raise ValueError(f"{type(self).__name__}: only one of {' and '.join(given)} can be set")
+
     def _change(self, values: dict[str, Any], name: str, value: Any) -> None:
         """Set a hyperparameter in `values`, the optimizer's or a group's, with all that follows from it."""
         raise NotImplementedError

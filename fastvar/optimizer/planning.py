@@ -13,11 +13,10 @@ from fastvar.buffers import Array, Extents
 from fastvar.constraints import BUILTIN, NonNeg
 from fastvar.kernels import reference
 from fastvar.optimizer.clipping import by_norm, limit_of_values
-from fastvar.optimizer.groups import label
 from fastvar.optimizer.passes import copying, scratch
 from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.state import State
-from fastvar.variable import Structure, Variable
+from fastvar.place import Place, Structure, label
 
 PARALLEL = 2**15  # elements below which a step is serial anyway, so that threads need not be asked for
 RATES = ("learning_rate", "lr")  # what may change without changing how gradients are conditioned
@@ -39,7 +38,7 @@ class Accumulation:
     def __init__(self, rule: Rule, state: State, labels: list[str]) -> None:
         self.steps: int = rule.gradient_accumulation_steps or 1
         slots: Any = state.slots["gradient_accumulator"]
-        self.sums: list[Array] = [v._array for v in slots]
+        self.sums: list[Array] = [v.value for v in slots]
         none, group = [()] * len(labels), [0] * len(labels)
         self.plan = kernels.Plan(rule._owner, kernels.RULES["gradient_descent"], labels, self.sums, none, group)
 
@@ -76,7 +75,7 @@ class Handed:
             **{f"{name} of ": of_slot for name, of_slot in state.slots.items()},
         }
         self.extents = Extents(
-            (f"{rule._owner}: {what}{name}", place._array)
+            (f"{rule._owner}: {what}{name}", place.value)
             for what, of_label in places.items()
             for name, place in zip(labels, of_label, strict=True)
             if place is not None
@@ -141,7 +140,7 @@ class StepPlan:
         rule, index = self.rule, self.state.index
         number_of: dict[tuple[int, str], int] = {}
         self.group_of = np.zeros(len(index), np.intp)
-        for k, group in enumerate(rule.groups):
+        for k, group in enumerate(self.state.groups):
             for v in group.variables:
                 number = number_of.setdefault((k, rule.kind_of(v)), len(number_of))
                 self.group_of[index[id(v)]] = number
@@ -154,9 +153,9 @@ class StepPlan:
         passes = [*zip(*of_group, strict=True)]
         self.formulas = [[one.scalars for one in of_pass] for of_pass in passes]
         self.handed = Handed(rule, state, self.labels, len(passes)) if len(passes) > 1 else None
-        weights = [v._array for v in state.variables]
+        weights = [v.value for v in state.variables]
         average: Any = state.slots["average"] if rule.use_ema else ()
-        averages = [v._array for v in average] or None
+        averages = [v.value for v in average] or None
         self.plans: list[Any] = []
         for k, of_pass in enumerate(passes):
             last = k == len(passes) - 1
@@ -183,7 +182,7 @@ class StepPlan:
 
     def _slots_of(self, one: Any, i: int) -> list[Array]:
         slots: dict[str, Any] = self.state.slots
-        return [slots[name][i]._array for name in one.slots]
+        return [slots[name][i].value for name in one.slots]
 
     def _set_stages_of_variables(self) -> None:
         variables = self.state.variables
@@ -211,7 +210,7 @@ class StepPlan:
         rule, numbers = self.rule, self.state.numbers
         self.scheduled: list[tuple[Any, Any, Any]] = []
         self.own: Any = self._resolved(rule._parameters, "")
-        groups = rule.groups
+        groups = self.state.groups
         self.hyper = [self._resolved({**rule._parameters, **groups[k]._own}, kind, k) for k, kind in self.numbered]
         self.taken = [*zip(self.formulas[0], self.hyper, strict=True)]
         self.guard = self.own.nonfinite != "ignore"
@@ -264,7 +263,7 @@ class StepPlan:
         places = [plan.stages for plan in self.plans] + [*state.numbers.values()]
         if self.fragile:
             of_slots = [v for of_slot in state.slots.values() for v in of_slot if v is not None]
-            places += [v._array for v in [*state.variables, *of_slots]]
+            places += [v.value for v in [*state.variables, *of_slots]]
         if accumulation:
             places += [accumulation.plan.stages] + ([] if self.fragile else accumulation.sums)
         if self.handed and not self.fragile:
@@ -272,7 +271,7 @@ class StepPlan:
         return places, [np.empty_like(place) for place in places]
 
 
-def projected(rule: Rule, variable: Variable) -> Any:
+def projected(rule: Rule, variable: Place) -> Any:
     """Return what a variable's constraint makes of it."""
     values = np.asarray(variable.constraint(variable.value))  # type: ignore[misc]
     if values.shape != variable.shape or values.dtype.kind not in "fiub":

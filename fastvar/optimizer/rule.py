@@ -11,7 +11,7 @@ from fastvar.kernels.numpy_plan import Rule as NumpyRule
 from fastvar.optimizer.groups import Group
 from fastvar.optimizer.options import Options
 from fastvar.optimizer.passes import Between, Pass
-from fastvar.variable import Variable
+from fastvar.place import Place
 
 MARKS = ("accumulated", "averaged", "begun")  # numbers of every optimizer, 1 where something has happened
 
@@ -31,15 +31,15 @@ class Rule(Options):
     weight_copies: ClassVar[Sequence[str]] = ()
     """Those of them that hold the weights at first: as these are when a variable gets its first gradient."""
 
-    def has_slot(self, slot: str, variable: Variable) -> bool:
+    def has_slot(self, slot: str, variable: Place) -> bool:
         """Return whether there is such a slot for the variable."""
         return True
 
-    def slot_shape(self, slot: str, variable: Variable) -> tuple[int, ...]:
+    def slot_shape(self, slot: str, variable: Place) -> tuple[int, ...]:
         """Return the shape of a slot that no pass takes; those of passes are like the variable."""
         return variable.shape
 
-    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+    def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         """Return what a slot of a variable holds at first: by default zeros."""
         return variable.value if slot in self.weight_copies else 0
 
@@ -97,7 +97,7 @@ class Rule(Options):
 
     # Rules of several passes.
 
-    def kind_of(self, variable: Variable) -> str:
+    def kind_of(self, variable: Place) -> str:
         """Return the kind of a variable, if `passes` treats some in another way than others."""
         return ""
 
@@ -125,11 +125,11 @@ class Rule(Options):
     # What the optimizer says of itself.
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[Group[Any]]:
         """The groups, in the order of `build`: their hyperparameters can be set."""
         raise NotImplementedError
 
-    def decays(self, variable: Variable) -> bool:
+    def decays(self, variable: Place) -> bool:
         """Return whether `weight_decay` concerns the variable."""
         return True
 

@@ -12,7 +12,7 @@ from fastvar import buffers
 from fastvar.hyper import Declared
 from fastvar.optimizer.base import Optimizer
 from fastvar.optimizer.rule import MARKS
-from fastvar.optimizer.slots import OF_VARIABLES
+from fastvar.optimizer.slots import OF_VARIABLES, wanted
 from fastvar.optimizer.state import Slots
 from fastvar.stored import Difference, adopted, differences, kept, loaded, stored, with_saved
 from fastvar.variable import Variable
@@ -37,7 +37,8 @@ def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[s
 
 def slots_of(optimizer: Optimizer) -> Slots:
     """Return the slots that the present hyperparameters want, as far as they are made."""
-    return {name: optimizer._state.slots[name] for name in optimizer._wanted if name in optimizer._state.slots}
+    slots = optimizer._state.slots
+    return {name: slots[name] for name in wanted(optimizer._updating) if name in slots}
 
 
 def _class_name(optimizer: Optimizer) -> str:
@@ -151,16 +152,16 @@ class Resumption:
         """Return another optimizer with such hyperparameters."""
         current = self.optimizer._parameters
         trial = type(self.optimizer)(**{**current, **loaded(chosen["parameters"], current, self._owner)})
-        trial._groups = [SimpleNamespace(_own=own) for own in chosen["groups"]]  # type: ignore[misc]
+        trial._state.groups = [SimpleNamespace(_own=own) for own in chosen["groups"]]  # type: ignore[misc]
         return trial
 
     def _find_slots(self) -> Slots:
         """Return the slots that the trial wants: those that there are, and others that it makes."""
         present, optimizer = slots_of(self.optimizer), self.optimizer
-        self._changes = self._changes or {*present} != {*self._trial._wanted}
+        self._changes = self._changes or {*present} != {*wanted(self._trial._updating)}
         if not self._changes or not self.variables:
             return present
-        self._trial._groups = []
+        self._trial._state.take([])
         self._trial.build(self._groups())
         slots = {name: [*made] for name, made in self._trial._state.slots.items()}
         for name, made in slots.items():
@@ -208,11 +209,11 @@ class Resumption:
 
     def explain(self) -> Iterator[str]:
         """Give the hyperparameters of the program that want other slots than those of the file."""
-        wanted = {*self._trial._wanted}
+        here = {*wanted(self._trial._updating)}
         for each in self.differences:
-            other = {*self._try(with_saved(self._chosen, self._saved, each.path))._wanted}
-            for slot in sorted(wanted ^ other):
-                yield f"{each}; {'here' if slot in wanted else 'in the file'} it wants the slot {slot!r}"
+            there = {*wanted(self._try(with_saved(self._chosen, self._saved, each.path))._updating)}
+            for slot in sorted(here ^ there):
+                yield f"{each}; {'here' if slot in here else 'in the file'} it wants the slot {slot!r}"
 
 
 def _of_declared(values: Iterable[Any]) -> Iterator[dict[str, Any]]:

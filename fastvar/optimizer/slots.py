@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.optimizer.rule import MARKS, Rule
 from fastvar.optimizer.state import Slots, State
+from fastvar.place import Place
 from fastvar.variable import Variable
 
 OF_VARIABLES = ("accumulated", "begun")  # the marks with one element per variable
@@ -24,7 +26,7 @@ def wanted(rule: Rule) -> list[str]:
     return names
 
 
-def demand(rule: Rule, variables: list[Variable]) -> tuple[object, ...]:
+def demand(rule: Rule, variables: Sequence[Place]) -> tuple[object, ...]:
     """Return what slots and plans depend on; while it stays the same, hyperparameters may change freely."""
     given = rule._parameters
     kinds = tuple(map(rule.kind_of, variables)) if rule.overrides("kind_of") else ()
@@ -79,7 +81,7 @@ def _slots(rule: Rule, state: State) -> Slots:
     return slots
 
 
-def _made(rule: Rule, slot: str, variable: Variable, group: Any) -> Variable:
+def _made(rule: Rule, slot: str, variable: Place, group: Any) -> Variable:
     ours = slot in rule.slots
     shape = rule.slot_shape(slot, variable) if ours else variable.shape
     value = rule.initial(slot, variable, group) if ours else 0
@@ -122,9 +124,9 @@ def beginnings(rule: Rule, state: State, unbegun: list[int], grads: list[Any]) -
     if new:
         begun = numbers["begun"].copy()
         begun[new] = 1
-        places = [(slots[name][i]._array, variables[i]._array) for name in rule.weight_copies for i in new]
+        places = [(slots[name][i].value, variables[i].value) for name in rule.weight_copies for i in new]
         places.append((numbers["begun"], begun))
     if not numbers.get("averaged", True):
-        places += [(a._array, v._array) for a, v in zip(slots["average"], variables, strict=True)]
+        places += [(a.value, v.value) for a, v in zip(slots["average"], variables, strict=True)]
         places.append((numbers["averaged"], np.ones(())))
     return places

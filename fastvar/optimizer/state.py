@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fastvar.buffers import Array
-from fastvar.variable import Variable
+from fastvar.optimizer.groups import Group
+from fastvar.place import Place
 
-Slots = dict[str, list[Variable | None]]  # slot name -> one per variable, None where a variable has no such slot
+Slots = dict[str, list[Any]]  # slot name -> a place per variable, None where a variable has no such slot
 
 
 class State:
     """What an optimizer keeps of the variables it is built on.
 
+    It is one object for the life of the optimizer, so that an optimizer around another can share it.
+
     Attributes
     ----------
-    variables : list of Variable
+    variables : list of Place
         In the order of `build`.
     names : list of str
         Their names at `build`: what goes by names does not change with them.
     index : dict
         The position of each variable, by its `id`.
-    slots : dict of str to list of (Variable or None)
+    groups : list of Group
+        In the order of `build`.
+    slots : dict of str to list of (Place or None)
         The state arrays of each variable; then "average" and "gradient_accumulator" where options ask for them.
     numbers : dict of str to ndarray
-        What is kept for all variables together.
+        What is kept beside arrays like the variables: for all of them together, or one for each.
     asked_for : tuple
         What the slots were made for (see `slots.demand`).
     count : list of one int
         The calls so far. In a list, so that compiled code can count.
     """
 
-    def __init__(
-        self, variables: list[Variable], slots: Slots, numbers: dict[str, Array], count: list[int]
-    ) -> None:
-        self.variables, self.slots, self.numbers, self.count = variables, slots, numbers, count
-        self.names = [v.name or "" for v in variables]
-        self.index = {id(v): i for i, v in enumerate(variables)}
+    def __init__(self) -> None:
+        self.slots: Slots = {}
+        self.numbers: dict[str, Array] = {"skipped": np.zeros(())}
+        self.count = [0]
+        self.take([])
+
+    def take(self, groups: list[Group[Any]]) -> None:
+        """Take the variables of groups for those that the optimizer is built on."""
+        self.groups = groups
+        self.variables: list[Any] = [v for group in groups for v in group.variables]
+        self.names = [v.name or "" for v in self.variables]
+        self.index = {id(v): i for i, v in enumerate(self.variables)}
         self.asked_for: tuple[object, ...] = ()
 
-    @classmethod
-    def empty(cls) -> State:
-        """Return the state of an optimizer that is not built."""
-        return cls([], {}, {"skipped": np.zeros(())}, [0])
+    def kept(self) -> list[tuple[Any, Any]]:
+        """Return all but the slots and the count, as places and what they hold, for `Atomic` to put back."""
+        return [(self, {**vars(self)}), *((number, number.copy()) for number in self.numbers.values())]
 
-    def ordered(self, variables: list[Variable], values: list[Any]) -> list[Any]:
+    def ordered(self, variables: Sequence[Place], values: list[Any]) -> list[Any]:
         """Return what is given for some of the variables in the order of `build`, None for the others."""
         ordered: list[Any] = [None] * len(self.variables)
         for v, value in zip(variables, values, strict=True):

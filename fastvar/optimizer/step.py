@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from fastvar import kernels
+from fastvar.arraylike import Arraylike
 from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.numpy_plan import spoilt
 from fastvar.optimizer.clipping import by_norm, clip_units, coefficients
 from fastvar.optimizer.passes import Between
 from fastvar.optimizer.planning import StepPlan, projected
 from fastvar.optimizer.slots import beginnings
-from fastvar.variable import Variable, zeroed
 
 
 class Refused(Exception):
@@ -64,7 +64,7 @@ def _whole_step(plan: StepPlan, given: list[Any], grads: list[Any], zero: bool) 
     begun = beginnings(plan.rule, plan.state, plan.unbegun, grads)
     before += [(place, place.copy()) for place, _ in begun]
     zeros = _zeros(plan, given) if zero else []  # those of frozen variables, too
-    after = [zeroed(plan.state.variables[i], given[i]) for i in plan.frozen if given[i] is not None and zero]
+    after = [plan.state.variables[i]._zeroing(given[i]) for i in plan.frozen if given[i] is not None and zero]
     if zero and plan.staged:
         after = zeros
         plan.first.bind(grads)
@@ -122,7 +122,7 @@ def _present(plan: StepPlan, grads: list[Any], calls: int) -> list[bool]:
 
 
 def _zeros(plan: StepPlan, grads: list[Any]) -> list[tuple[Any, Any]]:
-    return [zeroed(v, g) for v, g in zip(plan.state.variables, grads, strict=True) if g is not None]
+    return [v._zeroing(g) for v, g in zip(plan.state.variables, grads, strict=True) if g is not None]
 
 
 # What comes before the first pass.
@@ -138,7 +138,7 @@ def _follow_schedules(plan: StepPlan) -> None:
 def _refuse_shared(plan: StepPlan, grads: list[Any]) -> None:
     """Check that no gradient lies in memory that a later pass writes."""
     for name, gradient in zip(plan.labels, grads, strict=True):
-        if isinstance(gradient, (np.ndarray, Variable)):
+        if isinstance(gradient, (np.ndarray, Arraylike)):
             array = np.asarray(gradient)
             if array.flags.c_contiguous:  # of others a copy was bound
                 plan.handed.extents.refuse(array, f"{plan.rule._owner}: gradient of {name}")  # type: ignore[union-attr]
@@ -211,7 +211,7 @@ def _between(plan: StepPlan, k: int, present: list[bool], t: int, workers: int) 
         if adaptive and k == 1:
             for i, gradient in enumerate(between.directions):
                 if gradient is not None:
-                    clip_units(clipping, variables[i]._array, gradient, handed.clipped[i])
+                    clip_units(clipping, variables[i].value, gradient, handed.clipped[i])
                     between.directions[i] = handed.clipped[i]
         elif any(present):
             plan.rule.between(between)

@@ -9,7 +9,7 @@ from fastvar import kernels
 from fastvar.hyper import flag, number
 from fastvar.optimizer import Optimizer
 from fastvar.optimizers.shared import has_momentum
-from fastvar.variable import Variable
+from fastvar.place import Place
 
 
 class Adagrad(Optimizer):
@@ -57,7 +57,7 @@ class Adagrad(Optimizer):
 
     slots = ("accumulator",)
 
-    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+    def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.initial_accumulator_value
 
     def rule(self) -> Any:

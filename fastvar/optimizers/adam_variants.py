@@ -9,7 +9,7 @@ from fastvar import kernels
 from fastvar.hyper import number
 from fastvar.optimizer import Optimizer
 from fastvar.optimizers.shared import rectified, unbiased_root
-from fastvar.variable import Variable
+from fastvar.place import Place
 
 
 @cache
@@ -319,7 +319,7 @@ class Yogi(Optimizer):
 
     slots = ("momentum", "velocity")
 
-    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+    def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.initial_accumulator_value
 
     def rule(self) -> Any:

@@ -8,7 +8,7 @@ from fastvar import kernels
 from fastvar.hyper import Parameter, number
 from fastvar.kernels import reference
 from fastvar.optimizer import Optimizer
-from fastvar.variable import Variable
+from fastvar.place import Place
 
 _FTRL = kernels.RULES["ftrl"]
 _ANY_POWER = reference.Rule(reference.ftrl_of_any_power, _FTRL.slots, (*_FTRL.scalars, "power"), whole=True)
@@ -87,7 +87,7 @@ class Ftrl(Optimizer):
         if self._compiled() != before:
             self._forget_plan()  # the other rule
 
-    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+    def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.initial_accumulator_value if slot == "accumulator" else 0
 
     def rule(self) -> Any:

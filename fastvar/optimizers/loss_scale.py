@@ -13,6 +13,7 @@ from fastvar.hyper import Declared, Parameter, integer, nested, number
 from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
 from fastvar.optimizer import Optimizer
+from fastvar.place import Place
 
 
 def _inner(name: str) -> Any:
@@ -58,19 +59,17 @@ class LossScaleOptimizer(Optimizer, options=False):
     array([0.5])
     """
 
-    learning_rate = _inner("learning_rate")
+    learning_rate, slots, iterations = _inner("learning_rate"), _inner("slots"), _inner("iterations")
     inner_optimizer: Optimizer = nested(Optimizer)  # type: ignore[misc]
     initial_scale: float = number(default=2.0**15, above=0)
     dynamic_growth_steps: int = integer(default=2000, low=1)
 
     schedulable = False
     stateful = ("inner_optimizer.loss_scale_factor", "inner_optimizer.nonfinite")  # set here, not by the program
-    slots, _wanted = _inner("slots"), _inner("_wanted")
-    iterations = _inner("iterations")
-    _state, _groups, _excluded = _inner("_state"), _inner("_groups"), _inner("_excluded")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         Declared.__init__(self, *args, **kwargs)
+        self._state = self.inner_optimizer._state
         # The scale, and the numbers of steps made and skipped when it was set. One copy writes all three at once.
         self._state.numbers["loss_scale"] = np.array([self.initial_scale, 0.0, 0.0])
         self._turn = Turn(type(self).__name__)
@@ -117,8 +116,9 @@ class LossScaleOptimizer(Optimizer, options=False):
     def _kept(self) -> list[tuple[Any, Any]]:
         return [(self._parameters, self._parameters.copy()), *self.inner_optimizer._kept()]
 
-    def _forget_plan(self) -> None:
-        self.inner_optimizer._forget_plan()
+    @property
+    def _updating(self) -> Optimizer:
+        return self.inner_optimizer
 
     def build(self, variables: Any) -> None:
         self.inner_optimizer.build(variables)
@@ -138,6 +138,9 @@ class LossScaleOptimizer(Optimizer, options=False):
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Iterable[str] | None = None) -> None:
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def decays(self, variable: Place) -> bool:
+        return self.inner_optimizer.decays(variable)
 
     def finalize_variable_values(self, var_list: Any = None) -> None:
         self.inner_optimizer.finalize_variable_values(var_list)

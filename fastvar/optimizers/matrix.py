@@ -14,7 +14,7 @@ from fastvar.buffers import Array
 from fastvar.hyper import flag, integer, number, sequence, text
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.passes import Between, Pass, copying
-from fastvar.variable import Variable
+from fastvar.place import Place
 
 MATRIX, OTHER = "matrix", "other"
 
@@ -81,13 +81,13 @@ class Adafactor(Optimizer):
     relative_step: bool = flag(default=True)
     slots = ("velocity", "row", "column")
 
-    def kind_of(self, variable: Variable) -> str:
+    def kind_of(self, variable: Place) -> str:
         return MATRIX if variable.ndim >= 2 else OTHER
 
-    def has_slot(self, slot: str, variable: Variable) -> bool:
+    def has_slot(self, slot: str, variable: Place) -> bool:
         return (slot == "velocity") == (self.kind_of(variable) == OTHER)
 
-    def slot_shape(self, slot: str, variable: Variable) -> tuple[int, ...]:
+    def slot_shape(self, slot: str, variable: Place) -> tuple[int, ...]:
         shape = variable.shape
         return {"row": shape[:-1], "column": shape[:-2] + shape[-1:]}.get(slot, shape)
 
@@ -121,7 +121,7 @@ class Adafactor(Optimizer):
             excess = step.norm(direction) * size / hyper.clip_threshold
             step.sizes[i] = rate / excess if not excess <= 1 else rate  # NaN passes
 
-    def _scaled(self, step: Between, hyper: Any, variable: Variable, gradient: Array) -> Array:
+    def _scaled(self, step: Between, hyper: Any, variable: Place, gradient: Array) -> Array:
         rows, columns = variable.shape[-2:]
         of_rows, of_columns = kernels.unit_sums(gradient, rows, columns)
         keep = 1 - step.t**hyper.beta_2_decay
@@ -225,13 +225,13 @@ class Muon(Optimizer):
     rms_rate: float | None = number(default=0.2, low=0, optional=True, kw_only=True)
     slots = ("momentum", "velocity")
 
-    def kind_of(self, variable: Variable) -> str:
+    def kind_of(self, variable: Place) -> str:
         name = self._name_of(variable)
         embeds = self.exclude_embeddings and "embedding" in name.lower()
         excluded = embeds or any(re.search(pattern, name) for pattern in self.exclude_layers)
         return MATRIX if variable.ndim == 2 and not excluded else OTHER
 
-    def has_slot(self, slot: str, variable: Variable) -> bool:
+    def has_slot(self, slot: str, variable: Place) -> bool:
         return slot == "momentum" or self.kind_of(variable) == OTHER
 
     def passes(self, kind: str) -> Sequence[Pass]:

@@ -7,7 +7,7 @@ from typing import Any
 from fastvar import kernels
 from fastvar.hyper import number
 from fastvar.optimizer import Optimizer
-from fastvar.variable import Variable
+from fastvar.place import Place
 
 
 class Lion(Optimizer):
@@ -174,7 +174,7 @@ class Rprop(Optimizer):
 
     slots = ("previous_gradient", "step_size")
 
-    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+    def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.learning_rate if slot == "step_size" else 0
 
     def rule(self) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 from fastvar import kernels
 from fastvar.hyper import flag, number
 from fastvar.optimizers.shared import has_momentum
+from fastvar.place import Place
 from fastvar.torch.base import TorchOptimizer
-from fastvar.variable import Variable
 
 
 class Adagrad(TorchOptimizer):
@@ -72,7 +72,7 @@ class Adagrad(TorchOptimizer):
 
     slots = ("sum",)
 
-    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+    def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.initial_accumulator_value
 
     def rule(self) -> Any:

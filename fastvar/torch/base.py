@@ -161,7 +161,7 @@ class ParamGroup(MutableMapping[str, Any]):
     It also keeps other keys, such as the "initial_lr" of PyTorch's schedulers. Checkpoints leave these out.
     """
 
-    def __init__(self, optimizer: TorchOptimizer, group: Group) -> None:
+    def __init__(self, optimizer: TorchOptimizer, group: Group[Variable]) -> None:
         self._optimizer, self._group = optimizer, group
         self._notes: dict[str, Any] = vars(group).setdefault("_notes", {})
 

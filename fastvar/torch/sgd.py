@@ -8,8 +8,8 @@ from typing import Any
 from fastvar import kernels
 from fastvar.hyper import flag, number, pair
 from fastvar.optimizers.shared import has_momentum
+from fastvar.place import Place
 from fastvar.torch.base import TorchOptimizer
-from fastvar.variable import Variable
 
 
 class SGD(TorchOptimizer):
@@ -224,7 +224,7 @@ class Rprop(TorchOptimizer):
 
     slots = ("prev", "step_size")
 
-    def initial(self, slot: str, variable: Variable, hyper: Any) -> Any:
+    def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.lr if slot == "step_size" else 0
 
     def l2_rate(self, hyper: Any) -> float:
