@@ -1,4 +1,4 @@
-# Every target makes its own virtual environment in .venv and installs what it needs.
+# Every target makes a virtual environment in .venv and installs its requirements.
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -30,7 +30,7 @@ format: $(VENV)/.lint
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# The kernels under the address and undefined-behaviour sanitizers, in a build of their own.
+# Test the kernels under the address and undefined-behaviour sanitizers, in a separate build.
 sanitize: $(VENV)/.test
 	FASTVAR_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
@@ -39,7 +39,7 @@ sanitize: $(VENV)/.test
 	tests/kernels/test_bits.py tests/kernels/test_formats.py tests/kernels/test_plan.py tests/kernels/test_bad_plan.py \
 	tests/optimizer/test_sparse.py tests/optimizer/test_bad_input.py
 
-# The faults of tests/faults, with 10,000 kills, interrupts and random programs. Hours: before a release.
+# Before a release: the faults of tests/faults with 10,000 kills, interrupts and random programs. Takes hours.
 soak: $(VENV)/.test
 	FASTVAR_TENSORS=100000 $(PYTEST) tests/checkpoint/test_layout.py
 	FASTVAR_KILLS=10000 $(PYTEST) -rP tests/faults # with the figures
@@ -47,19 +47,19 @@ soak: $(VENV)/.test
 	tests/optimizer/test_interrupts.py tests/optimizer/test_signals.py tests/checkpoint/test_interrupts.py
 	FASTVAR_PROGRAMS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/programs/test_programs.py
 
-# The same faults for everyone else: docs/faults.md.
+# Put other libraries to the same faults, and write docs/faults.md.
 faults: $(VENV)/.test
 	$(PY) -m tests.faults.rivals
 
-# The AVX-512 kernels on a machine that has none, in an emulated one (Debian, root; some minutes).
+# Test the AVX-512 kernels on an emulated processor (needs Debian and root; takes some minutes).
 avx512: $(VENV)/.test
 	tools/avx512/bits $(PY)
 
-# The build is editable: Python sources are used where they lie, kernels are built again when they change.
+# The install is editable: Python sources are used in place; kernels are rebuilt when they change.
 $(VENV)/.%: $(SOURCES)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
-	test $* != lint || touch $(VENV)/.test # of which it has everything: no need to build again
+	test $* != lint || touch $(VENV)/.test # lint installs all of test, too
 	touch $@
 
 clean:

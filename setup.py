@@ -1,4 +1,4 @@
-"""Build of the compiled kernels; everything declarative is in pyproject.toml.
+"""Build the compiled kernels. Everything declarative is in pyproject.toml.
 
 Switches (environment): FASTVAR_DEBUG=1 (no optimisation, bounds checks and assertions on),
 FASTVAR_SANITIZE=1 (address and undefined-behaviour sanitizers), FASTVAR_COVERAGE=1 (line tracing),
@@ -18,11 +18,11 @@ from setuptools.command.build_ext import build_ext
 DEBUG, SANITIZE, COVERAGE = (
     os.environ.get(f"FASTVAR_{name}") == "1" for name in ("DEBUG", "SANITIZE", "COVERAGE")
 )
-# Without these no compiler vectorises sqrt, or it fuses a*b+c and so changes the bits (DESIGN.md).
+# Without these, compilers do not vectorise sqrt, or they fuse a*b+c and change the bits (docs/design.md).
 EXACT = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wall", "-Wextra"]
-# GCC gives up vectorising a rule of four slots (adan) at its default of 10 pairs of arrays that might overlap.
+# By default, GCC vectorises no loop with more than 10 pairs of arrays that might overlap (adan has four slots).
 EXACT += ["--param=vect-max-version-for-alias-checks=32"]
-# Threading jumps, GCC makes branches of selects that share a condition (rprop), and vectorises these badly.
+# With jump threading, GCC turns selects that share a condition into branches, and vectorises these badly (rprop).
 EXACT += ["-fno-thread-jumps"]
 AVX512 = [f"-mavx512{part}" for part in ("f", "vl", "dq", "bw")] + ["-mprefer-vector-width=512"]
 FLAGS = {  # compiler type -> (all modules, openmp, per instruction set)
@@ -53,7 +53,7 @@ class BuildKernels(build_ext):
             try:
                 objects = self.compiler.compile([str(source)], folder, extra_postargs=flags)
                 self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=flags)
-            except Exception:  # each compiler class raises its own; `python -m fastvar info` tells
+            except Exception:  # each compiler class raises its own; `python -m fastvar info` shows the result
                 return False
         return True
 

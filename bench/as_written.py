@@ -1,6 +1,6 @@
-"""Each rule in NumPy as people write it: one variable after another, a new array for every operation.
+"""Rules in NumPy as people usually write them: a loop over variables, a new array for every operation.
 
-Every function takes the weights, which it updates in place, and the gradients, and returns a step.
+Every function takes the weights and the gradients, and returns a function that updates the weights in place.
 """
 
 from __future__ import annotations

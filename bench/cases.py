@@ -1,4 +1,4 @@
-"""The table of what is measured. A new rule is one row of RULES; `numpy` and `torch` may be left out."""
+"""The table of benchmarks. A new rule is one row of ALGORITHMS; `numpy` and `torch` are optional."""
 
 from __future__ import annotations
 
@@ -37,73 +37,73 @@ Baseline = Callable[[as_written.Arrays, as_written.Arrays], as_written.Step]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A way to update; `kernel` is its name in fastvar.kernels.RULES."""
+class Algorithm:
+    """An optimizer with its options, and its rivals; `kernel` is the name of its rule in fastvar.kernels.RULES."""
 
     name: str
     kernel: str
     optimizer: Callable[[], Optimizer]
-    numpy: tuple[Baseline, Baseline] | None = None  # as people write it, and with out=
-    torch: dict[str, Any] | None = field(default=None, hash=False)  # the name, and arguments of the optimizer
-    clip_and_average: bool = False  # reads the gradient twice, and updates an average too
-    matrix: bool = False  # of variables as square as can be
-    large: tuple[int, int] = (1, 2**24)  # the second of its two shapes, where there is nobody to compare with
+    numpy: tuple[Baseline, Baseline] | None = None  # as usually written, and with out=
+    torch: dict[str, Any] | None = field(default=None, hash=False)  # name and arguments of the optimizer
+    clip_and_average: bool = False  # it reads the gradient twice, and updates an average
+    matrix: bool = False  # the variables are matrices, as square as possible
+    large: tuple[int, int] = (1, 2**24)  # the second shape, if there is no rival
 
 
-RULES = (
-    Rule(
+ALGORITHMS = (
+    Algorithm(
         "sgd",
         "gradient_descent",
         lambda: SGD(0.001),
         (as_written.gradient_descent, with_out.gradient_descent),
         {"name": "SGD", "lr": 0.001},
     ),
-    Rule(
+    Algorithm(
         "momentum",
         "momentum",
         lambda: SGD(0.001, momentum=0.9),
         (as_written.momentum, with_out.momentum),
         {"name": "SGD", "lr": 0.001, "momentum": 0.9},
     ),
-    Rule(
+    Algorithm(
         "adam",
         "adam",
         lambda: Adam(0.001, epsilon=1e-8),
         (as_written.adam, with_out.adam),
         {"name": "Adam", "lr": 0.001},
     ),
-    Rule("adam+guard", "adam", lambda: Adam(0.001, epsilon=1e-8, nonfinite="skip")),
-    Rule(
+    Algorithm("adam+guard", "adam", lambda: Adam(0.001, epsilon=1e-8, nonfinite="skip")),
+    Algorithm(
         "amsgrad",
         "amsgrad",
         lambda: Adam(0.001, epsilon=1e-8, amsgrad=True),
         (as_written.amsgrad, with_out.amsgrad),
         {"name": "Adam", "lr": 0.001, "amsgrad": True},
     ),
-    Rule("lion", "sign_momentum", lambda: Lion(0.001)),
-    Rule("radam", "radam", lambda: RAdam(0.001)),
-    Rule("adabelief", "adabelief", lambda: AdaBelief(0.001)),
-    Rule("yogi", "yogi", lambda: Yogi(0.001)),
-    Rule("adamax", "adamax", lambda: Adamax(0.001)),
-    Rule("ademamix", "ademamix", lambda: AdEMAMix(0.001)),
-    Rule("adan", "adan", lambda: Adan(0.001)),
-    Rule("adopt", "adopt", lambda: Adopt(0.001)),
-    Rule("schedule-free", "schedule_free", lambda: ScheduleFreeAdamW(0.001)),
-    Rule("rmsprop", "rmsprop", lambda: RMSprop(0.001)),
-    Rule("rmsprop-momentum", "rmsprop_momentum", lambda: RMSprop(0.001, momentum=0.9)),
-    Rule("rmsprop-centered", "rmsprop_centered", lambda: RMSprop(0.001, centered=True)),
-    Rule("adadelta", "adadelta", lambda: Adadelta(1.0)),
-    Rule("ftrl", "ftrl", lambda: Ftrl(0.001)),
-    Rule("rprop", "rprop", lambda: Rprop(0.001)),
-    Rule("asgd", "asgd", lambda: ASGD(0.001)),
-    # Those of several passes; the limit is that of one.
-    Rule("lamb", "adam", lambda: fv.optimizers.Lamb(0.001)),
-    Rule("lars", "momentum", lambda: fv.optimizers.Lars(0.001)),
-    Rule("prodigy", "adam", fv.optimizers.Prodigy),
-    Rule("adafactor", "gradient_descent", lambda: fv.optimizers.Adafactor(0.001), matrix=True),
-    Rule("muon", "momentum", lambda: fv.optimizers.Muon(0.001), matrix=True, large=(1, 2**20)),
+    Algorithm("lion", "sign_momentum", lambda: Lion(0.001)),
+    Algorithm("radam", "radam", lambda: RAdam(0.001)),
+    Algorithm("adabelief", "adabelief", lambda: AdaBelief(0.001)),
+    Algorithm("yogi", "yogi", lambda: Yogi(0.001)),
+    Algorithm("adamax", "adamax", lambda: Adamax(0.001)),
+    Algorithm("ademamix", "ademamix", lambda: AdEMAMix(0.001)),
+    Algorithm("adan", "adan", lambda: Adan(0.001)),
+    Algorithm("adopt", "adopt", lambda: Adopt(0.001)),
+    Algorithm("schedule-free", "schedule_free", lambda: ScheduleFreeAdamW(0.001)),
+    Algorithm("rmsprop", "rmsprop", lambda: RMSprop(0.001)),
+    Algorithm("rmsprop-momentum", "rmsprop_momentum", lambda: RMSprop(0.001, momentum=0.9)),
+    Algorithm("rmsprop-centered", "rmsprop_centered", lambda: RMSprop(0.001, centered=True)),
+    Algorithm("adadelta", "adadelta", lambda: Adadelta(1.0)),
+    Algorithm("ftrl", "ftrl", lambda: Ftrl(0.001)),
+    Algorithm("rprop", "rprop", lambda: Rprop(0.001)),
+    Algorithm("asgd", "asgd", lambda: ASGD(0.001)),
+    # These take several passes. Their traffic limit is that of one pass.
+    Algorithm("lamb", "adam", lambda: fv.optimizers.Lamb(0.001)),
+    Algorithm("lars", "momentum", lambda: fv.optimizers.Lars(0.001)),
+    Algorithm("prodigy", "adam", fv.optimizers.Prodigy),
+    Algorithm("adafactor", "gradient_descent", lambda: fv.optimizers.Adafactor(0.001), matrix=True),
+    Algorithm("muon", "momentum", lambda: fv.optimizers.Muon(0.001), matrix=True, large=(1, 2**20)),
 )
-CLIP_DECAY_EMA = Rule(
+CLIP_DECAY_EMA = Algorithm(
     "adamw+clip+ema",
     "adam",
     lambda: AdamW(0.001, epsilon=1e-8, weight_decay=0.004, global_clipnorm=1.0, use_ema=True),
@@ -119,44 +119,44 @@ THREADS = (1, 2)  # the smallest shape is serial anyway
 
 @dataclass(frozen=True)
 class Case:
-    """A rule on so many variables of so many elements."""
+    """An algorithm on a number of variables of equal size."""
 
-    rule: Rule
+    algorithm: Algorithm
     dtype: str
     shape: tuple[int, int]
     threads: int
 
     @property
     def bytes(self) -> int:
-        """What a fused update moves: everything written is read too, the gradient only read."""
-        streams = 2 * self.written + 1 + self.rule.clip_and_average
+        """The memory traffic of a fused update: what it writes it also reads; the gradient it only reads."""
+        streams = 2 * self.written + 1 + self.algorithm.clip_and_average
         return streams * prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def written(self) -> int:
-        """How many arrays of the size of the weights are updated: they, their slots, their average."""
-        optimizer, probe = self.rule.optimizer(), fv.Variable(np.zeros((2, 2) if self.rule.matrix else 4))
+        """How many arrays of the size of the weights are updated: weights, slots, average."""
+        algorithm, optimizer = self.algorithm, self.algorithm.optimizer()
+        probe = fv.Variable(np.zeros((2, 2) if algorithm.matrix else 4))
         slots = (s for s in optimizer.slots if optimizer.has_slot(s, probe))
-        return 1 + sum(optimizer.slot_shape(s, probe) == probe.shape for s in slots) + self.rule.clip_and_average
+        return 1 + sum(optimizer.slot_shape(s, probe) == probe.shape for s in slots) + algorithm.clip_and_average
 
     @property
     def id(self) -> str:
-        """Name for `-k`."""
+        """Name for pytest's `-k`."""
         variables, elements = self.shape
-        return f"{self.rule.name}-{self.dtype}-{variables}x{elements}-{self.threads}thr"
+        return f"{self.algorithm.name}-{self.dtype}-{variables}x{elements}-{self.threads}thr"
 
     def __str__(self) -> str:
         variables, elements = self.shape
         size = f"2^{elements.bit_length() - 1}" if elements >= 2**16 else f"{elements:,}"
-        return (
-            f"{self.rule.name} {self.dtype} {variables:,} x {size}, {self.threads} thread{'s'[: self.threads - 1]}"
-        )
+        threads = f"{self.threads} thread{'s'[: self.threads - 1]}"
+        return f"{self.algorithm.name} {self.dtype} {variables:,} x {size}, {threads}"
 
 
-COMPARED = [rule for rule in RULES if rule.numpy]  # in every shape; the others in two
+COMPARED = [algorithm for algorithm in ALGORITHMS if algorithm.numpy]  # in every shape; the others only in two
 CASES = [
     *(Case(*row) for row in product(COMPARED, DTYPES, SHAPES, THREADS) if row[2:] != ((1, 64), 2)),
-    *(Case(rule, "float32", (1, 2**16), 1) for rule in RULES if not rule.numpy),
-    *(Case(rule, "float32", rule.large, 2) for rule in RULES if not rule.numpy),
+    *(Case(each, "float32", (1, 2**16), 1) for each in ALGORITHMS if not each.numpy),
+    *(Case(each, "float32", each.large, 2) for each in ALGORITHMS if not each.numpy),
     Case(CLIP_DECAY_EMA, "float32", (1, 2**24), 2),
 ]

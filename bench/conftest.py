@@ -1,4 +1,4 @@
-"""The table at the end of a run of the benchmarks, and `--markdown FILE`, which also writes it there."""
+"""Print a table after the benchmarks; with `--markdown FILE`, also write it there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = {}
-    config.option.benchmark_quiet = True  # one table is enough: ours has the ratios
+    config.option.benchmark_quiet = True  # our own table has the ratios
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Everyone who runs in a case, on arrays of their own, ready to be measured or compared."""
+"""The contenders of a case: fastvar and its rivals, each on arrays of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.as_written import Arrays, Step
 from bench.cases import Case
 from bench.measure import Run
 
-Contender = tuple[Run, Arrays]  # runs so many steps; the weights that they update
+Contender = tuple[Run, Arrays]  # a function that runs a number of steps; the weights that it updates
 
 FASTVAR, WRITTEN, OUT, LIMIT, TORCH = "fastvar", "NumPy", "NumPy out=", "limit", "torch"
 
@@ -29,9 +29,9 @@ def repeated(step: Step) -> Run:
 
 
 def arrays(case: Case) -> tuple[Arrays, Arrays]:
-    """Return weights and gradients: of ordinary magnitude, so that no step ever meets a denormal."""
+    """Return weights and gradients of ordinary magnitude, so that no denormals occur."""
     count, size = case.shape
-    shape = (1 << size.bit_length() // 2, -1) if case.rule.matrix else (size,)
+    shape = (1 << size.bit_length() // 2, -1) if case.algorithm.matrix else (size,)
     weights = [np.linspace(0.5, 1, size, dtype=case.dtype).reshape(shape) for _ in range(count)]
     return weights, [np.linspace(0.05, 0.15, size, dtype=case.dtype).reshape(shape) for _ in range(count)]
 
@@ -39,34 +39,34 @@ def arrays(case: Case) -> tuple[Arrays, Arrays]:
 def fastvar(case: Case) -> Contender:
     weights, gradients = arrays(case)
     variables = [fv.Variable(w) for w in weights]
-    optimizer = case.rule.optimizer()
+    optimizer = case.algorithm.optimizer()
     optimizer.build(variables)
     return repeated(lambda: optimizer.apply(gradients)), [v.value for v in variables]
 
 
 def traffic_limit(case: Case) -> Run | None:
-    """Return the limit over one variable of as many elements: memory does not know of variables."""
+    """Return the limit for the same elements in one variable."""
     written = [fv.buffers.full((prod(case.shape),), case.dtype, 0.5) for _ in range(case.written)]
-    return limit.runner(written, np.full_like(written[0], 0.1), case.rule.clip_and_average, case.threads)
+    return limit.runner(written, np.full_like(written[0], 0.1), case.algorithm.clip_and_average, case.threads)
 
 
 def contenders(case: Case) -> dict[str, Contender]:
-    """Return those there are; the limit computes nothing that could be compared, and so has no weights."""
+    """Return the available contenders. The limit has no weights: it computes nothing to compare."""
     made = {FASTVAR: fastvar(case)}
-    for name, baseline in zip((WRITTEN, OUT), case.rule.numpy or (), strict=False):
+    for name, baseline in zip((WRITTEN, OUT), case.algorithm.numpy or (), strict=False):
         ws, gs = arrays(case)
         made[name] = repeated(baseline(ws, gs)), ws
     if (touch := traffic_limit(case)) is not None:
         made[LIMIT] = touch, []
-    if case.rule.torch:
+    if case.algorithm.torch:
         ws, gs = arrays(case)
-        made[TORCH] = repeated(in_torch.fused(ws, gs, case.rule.clip_and_average, **case.rule.torch)), ws
+        made[TORCH] = repeated(in_torch.fused(ws, gs, case.algorithm.clip_and_average, **case.algorithm.torch)), ws
     return made
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let everyone use so many threads."""
+    """Let every contender use `count` threads."""
     before = fv.get_num_threads()
     fv.set_num_threads(count)
     of_torch = in_torch.set_threads(count)

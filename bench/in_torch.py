@@ -1,4 +1,4 @@
-"""The same rules by PyTorch's fused optimizers."""
+"""The same rules in PyTorch's fused optimizers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fused(ws: Arrays, gs: Arrays, clip_and_average: bool, name: str, **options: 
 
 
 def set_threads(threads: int) -> int:
-    """Let PyTorch use so many threads, and return how many it used: it sets OpenMP's limit, fastvar's too."""
+    """Set PyTorch's number of threads, and return the one before. It sets OpenMP's limit, also for fastvar."""
     before: int = torch.get_num_threads()
     torch.set_num_threads(threads)
     return before

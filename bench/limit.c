@@ -1,17 +1,17 @@
-/* The traffic limit: the least that a fused update can do to memory. Every array that the update writes is
-   read and written once, the gradient is read once (twice with `scan`, as a clip by norm must), by as many
-   threads, over as many elements. One addition per element keeps the compiler from leaving anything out;
-   whatever a real update computes beyond it can at best hide behind the traffic.
+/* The traffic limit: the least memory traffic of a fused update. Every array that the update writes is read and
+   written once. The gradient is read once, or twice with `scan`, as clipping by norm must. Threads and elements
+   are as many as in the update. One addition per element keeps the compiler from leaving anything out. What a
+   real update computes beyond that can at best overlap with the traffic.
 
-   limit.py compiles this with -Dreal=float and with -Dreal=double. Each number of arrays has a loop of its
-   own, because all arrays side by side were the fastest way through memory of those tried (blocks of one
-   array after the other took up to a third longer). */
+   limit.py compiles this with -Dreal=float and with -Dreal=double. Each number of arrays has a loop of its own:
+   all arrays side by side were the fastest of the ways tried (one array after the other, in blocks, took up to a
+   third longer). */
 
 #include <stddef.h>
 
-enum { LINE = 16, LANES = 64, SERIAL = 1 << 15 /* fewer elements: threads would only cost */ };
+enum { LINE = 16, LANES = 64, SERIAL = 1 << 15 /* with fewer elements, threads do not pay */ };
 
-/* Where part k of n elements begins; threads meet on multiples of LINE, so that they share no cache line. */
+/* Where part k of n elements begins: at a multiple of LINE, so that threads share no cache line. */
 static ptrdiff_t part(ptrdiff_t n, int k, int threads)
 {
     return k == threads ? n : n / LINE * k / threads * LINE;
@@ -32,7 +32,7 @@ static void touch(real *const *arrays, int count, const real *restrict g, ptrdif
 
 static double sum(const real *g, ptrdiff_t i, ptrdiff_t end)
 {
-    real lanes[LANES] = {0}; /* many sums side by side: a single one would wait for each addition */
+    real lanes[LANES] = {0}; /* independent sums: a single one would wait for each addition */
     double total = 0;
     for (; i + LANES <= end; i += LANES)
         for (int k = 0; k < LANES; k++) lanes[k] += g[i + k];
@@ -40,13 +40,13 @@ static double sum(const real *g, ptrdiff_t i, ptrdiff_t end)
     return total;
 }
 
-/* `arrays`: five pointers, of which the first `count` are used. The sum is returned so that it is taken. */
+/* `arrays`: five pointers; the first `count` are used. The sum is returned so that it is not optimised away. */
 double limit(real *const *arrays, int count, const real *g, ptrdiff_t n, int scan, int threads, long repeat)
 {
     double total = 0;
     threads = n < SERIAL ? 1 : threads;
     while (repeat-- > 0) {
-        if (threads == 1) { /* even a region of one thread would cost more than a small array */
+        if (threads == 1) { /* a parallel region costs more than a small array */
             total += scan ? sum(g, 0, n) : 0;
             touch(arrays, count, g, 0, n);
             continue;

@@ -22,7 +22,7 @@ REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
 @functools.cache
 def compiled(real: str) -> ctypes.CDLL | None:
-    """Return limit.c compiled for this machine, or None (and why, on stderr) if that fails."""
+    """Return limit.c compiled for this machine. If that fails, print why and return None."""
     with tempfile.TemporaryDirectory() as folder:  # once loaded, the file is no longer needed
         library = Path(folder, "limit.so")
         flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", f"-Dreal={real}"]
@@ -38,7 +38,7 @@ def compiled(real: str) -> ctypes.CDLL | None:
 
 
 def runner(written: Sequence[Array], g: Array, scan: bool, threads: int) -> Callable[[int], None] | None:
-    """Return a function that touches the arrays so many times in one call; None without a compiler."""
+    """Return a function that touches the arrays `number` times in one call, or None without a compiler."""
     library = compiled(REAL[g.dtype])
     if library is None:
         return None

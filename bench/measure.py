@@ -1,4 +1,4 @@
-"""Time several ways to do one thing side by side, so that their ratios survive a noisy machine."""
+"""Time several ways to do the same thing, interleaved, so that their ratios hold on a noisy machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 from time import perf_counter
 
 MIN_ROUNDS = 7
-Run = Callable[[int], object]  # does the thing so many times
+Run = Callable[[int], object]  # runs a number of times
 
 
 def timed(run: Run, number: int) -> float:
@@ -18,8 +18,8 @@ def timed(run: Run, number: int) -> float:
 
 
 def calibrated(run: Run, seconds: float) -> int:
-    """Return how many times fill `seconds`, at least 1."""
-    run(1)  # the first time is not like the others: plans are made, pages and threads come to be
+    """Return how many runs take about `seconds`, at least 1."""
+    run(1)  # the first run also makes plans, and starts threads and uses new memory
     number = 1
     while (took := timed(run, number)) < seconds / 4:
         number *= 4
@@ -29,10 +29,10 @@ def calibrated(run: Run, seconds: float) -> int:
 def interleaved(
     runs: Mapping[str, Run], rounds: int = 41, seconds: float = 0.005, enough: float = 6.0
 ) -> dict[str, list[float]]:
-    """Return the seconds per time of each run in each round; a round measures every run once, in turn.
+    """Return the seconds of each run in each round. A round measures every run once, in turn.
 
-    Measurements are many and short, so that another process disturbs few of them; slow runs get fewer
-    rounds, but at least MIN_ROUNDS, once `enough` seconds have passed.
+    Measurements are many and short, so that other processes disturb only few of them. After `enough` seconds no
+    new round begins, but there are at least MIN_ROUNDS.
     """
     numbers = {name: calibrated(run, seconds) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -44,8 +44,8 @@ def interleaved(
             if done >= MIN_ROUNDS and perf_counter() > end:
                 break
             for name, run in runs.items():
-                # Untimed first: it brings the arrays into the caches, and outlasts the spinning of idle threads
-                # that another OpenMP runtime (torch brings its own) leaves on the processors.
+                # First without timing, to fill the caches, and to let idle threads of another OpenMP runtime
+                # (PyTorch has its own) stop spinning.
                 run(numbers[name])
                 times[name].append(timed(run, numbers[name]) / numbers[name])
     finally:
@@ -55,5 +55,5 @@ def interleaved(
 
 
 def ratio(times: list[float], base: list[float]) -> float:
-    """Return how many times as long as `base`: the median over rounds, each compared within itself."""
+    """Return the median over rounds of `times` divided by `base`."""
     return median(t / b for t, b in zip(times, base, strict=True))

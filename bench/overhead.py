@@ -1,6 +1,6 @@
-"""What a call costs beyond the arithmetic: `python bench/overhead.py`.
+"""Measure the cost of a call beyond arithmetic: `python bench/overhead.py`.
 
-One variable of 64 float32 and where its time goes, each further variable, and `import fastvar`.
+The parts of a step of one variable of 64 float32, each further variable, and `import fastvar`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rich.table import Table
 
 import fastvar as fv
 
-ROUNDS = 201  # many and short, so that another process disturbs few of them
+ROUNDS = 201  # many and short, so that other processes disturb only few of them
 CALLS = 100  # in a round
 PROCESSES = 21
 COUNTS = (1, 2, 10, 100, 300, 1000)  # variables
 
 
 def per_call(*functions: Callable[[], object], calls: int = CALLS) -> list[float]:
-    """Return the microseconds of a call of each: medians over rounds that measure them in turn."""
+    """Return the microseconds of a call of each function: medians over interleaved rounds."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(ROUNDS):
         for function, took in zip(functions, times, strict=True):
@@ -51,13 +51,13 @@ def prepared(count: int) -> tuple[fv.Optimizer, list[Any]]:
 
 def one_variable(table: Table) -> None:
     optimizer, gradients = prepared(1)
-    engine, turn = optimizer._plan, optimizer._turn
-    assert engine is not None
-    plan, hyper = engine.first, engine.hyper
+    step_plan, lock = optimizer._plan, optimizer._turn
+    assert step_plan is not None
+    plan, hyper = step_plan.first, step_plan.hyper
     scalars = [optimizer.scalars(hyper[0], 1000)]
 
-    def take_turn() -> None:
-        with turn:
+    def take_lock() -> None:
+        with lock:
             pass
 
     def bound_run() -> None:
@@ -67,7 +67,7 @@ def one_variable(table: Table) -> None:
     whole, nothing, *parts, both = per_call(
         lambda: optimizer.apply(gradients),
         lambda: None,
-        take_turn,
+        take_lock,
         lambda: plan.bind(gradients, False),
         lambda: [optimizer.scalars(h, 1000) for h in hyper],
         bound_run,
@@ -75,7 +75,7 @@ def one_variable(table: Table) -> None:
     taken, bind, compute = (took - nothing for took in parts)
     run = both - nothing - bind
     rows = {
-        "turn (one thread at a time)": taken,
+        "lock (one thread at a time)": taken,
         "bind (checks)": bind,
         "scalars": compute,
         "run (arithmetic, 64 elements)": run,
@@ -87,17 +87,17 @@ def one_variable(table: Table) -> None:
 
 
 def further_variables(table: Table) -> None:
-    whole, bare = [], []
+    whole, compiled = [], []
     for count in COUNTS:
         optimizer, gradients = prepared(count)
-        engine = optimizer._plan
-        assert engine is not None
-        scalars = [optimizer.scalars(engine.hyper[0], 1000)]
+        step_plan = optimizer._plan
+        assert step_plan is not None
+        scalars = [optimizer.scalars(step_plan.hyper[0], 1000)]
 
-        def bind(plan: Any = engine.first, gradients: Any = gradients) -> None:
+        def bind(plan: Any = step_plan.first, gradients: Any = gradients) -> None:
             plan.bind(gradients, False)
 
-        def bound_run(plan: Any = engine.first, gradients: Any = gradients, scalars: Any = scalars) -> None:
+        def bound_run(plan: Any = step_plan.first, gradients: Any = gradients, scalars: Any = scalars) -> None:
             plan.bind(gradients, False)
             plan.run(scalars, 1)
 
@@ -106,15 +106,15 @@ def further_variables(table: Table) -> None:
 
         a, b, c = per_call(apply, bind, bound_run, calls=max(1, CALLS // count))
         whole.append(a)
-        bare.append(c - b)
-    slope, arithmetic = (float(np.polyfit(COUNTS, took, 1)[0]) * 1e3 for took in (whole, bare))
+        compiled.append(c - b)
+    slope, arithmetic = (float(np.polyfit(COUNTS, took, 1)[0]) * 1e3 for took in (whole, compiled))
     table.add_row(f"each further variable of 64 (slope to {COUNTS[-1]:,})", f"{slope:.0f} ns")
     table.add_row("    of that, run (arithmetic)", f"{arithmetic:.0f} ns")
     table.add_row("    of that, the call", f"{slope - arithmetic:.0f} ns")
 
 
 def process(statement: str, environment: dict[str, str]) -> tuple[float, float]:
-    """Return wall and processor milliseconds of a fresh interpreter that runs `statement`."""
+    """Return the wall and processor milliseconds of a new interpreter that runs `statement`."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), perf_counter()
     subprocess.run([sys.executable, "-c", statement], check=True, env=environment)
     wall, after = perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -124,7 +124,7 @@ def process(statement: str, environment: dict[str, str]) -> tuple[float, float]:
 
 def imports(table: Table) -> None:
     times: dict[str, list[tuple[float, float]]] = {"import numpy": [], "import fastvar": []}
-    with tempfile.TemporaryDirectory() as folder:  # of compiled bytecode, as an installed package has it
+    with tempfile.TemporaryDirectory() as folder:  # for bytecode, which an installed package has
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         process("import fastvar", environment)

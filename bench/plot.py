@@ -1,4 +1,4 @@
-"""Draw a step of Adam beside NumPy's and PyTorch's, one thread, to docs/speed.svg: `python -m bench.plot`."""
+"""Plot a step of Adam against NumPy and PyTorch, on one thread, in docs/speed.svg: `python -m bench.plot`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from bench.cases import RULES, SHAPES, Case
+from bench.cases import ALGORITHMS, SHAPES, Case
 from bench.contenders import FASTVAR, OUT, TORCH, WRITTEN, contenders, threads
 from bench.measure import interleaved, ratio
 
 OTHERS = {WRITTEN: "NumPy", OUT: "NumPy with out=", TORCH: "PyTorch (fused)"}
 COLOURS = ("#9ecae1", "#4292c6", "#ee854a")
 TARGET = Path(__file__).parent.parent / "docs" / "speed.svg"
-Ratios = dict[str, dict[str, float]]  # of a case, how many times as long the others take
+Ratios = dict[str, dict[str, float]]  # for each shape, the times of the others divided by fastvar's
 
 
 def measured(shapes: Sequence[tuple[int, int]] = SHAPES, rounds: int = 41) -> Ratios:
-    """Return the ratios of each shape; unlike times, they survive a noisy machine."""
-    (adam,) = (rule for rule in RULES if rule.name == "adam")
+    """Return the ratios for each shape. Unlike times, they hold on a noisy machine."""
+    (adam,) = (each for each in ALGORITHMS if each.name == "adam")
     found: Ratios = {}
     for variables, elements in shapes:
         runs = {
@@ -34,7 +34,7 @@ def measured(shapes: Sequence[tuple[int, int]] = SHAPES, rounds: int = 41) -> Ra
 
 
 def processor() -> str:
-    """Return the name of this machine's processor, as far as the system tells."""
+    """Return the name of this machine's processor, if the system knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -43,7 +43,7 @@ def processor() -> str:
 
 
 def draw(ratios: Mapping[str, Mapping[str, float]], target: Path) -> None:
-    """Draw the ratios as groups of bars on a logarithmic scale, with fastvar as the line at 1."""
+    """Draw the ratios as groups of bars on a logarithmic scale; fastvar is the line at 1."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(OTHERS)
@@ -61,7 +61,7 @@ def draw(ratios: Mapping[str, Mapping[str, float]], target: Path) -> None:
     axes.set_xlabel("variables x elements", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastvar"}):  # text stays text, names repeat
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastvar"}):  # text stays text, ids repeat
         figure.savefig(target, metadata={"Date": None})
 
 

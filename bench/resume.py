@@ -1,4 +1,4 @@
-"""Restore weights and moments in a new process, where no optimizer is built yet, and print the seconds it took.
+"""Restore weights and moments in a new process, in which no optimizer is built, and print the seconds.
 
 python -m bench.resume FOLDER fastvar|"raw bytes" COUNT SIZE
 """
@@ -15,11 +15,11 @@ from bench.savers import raw_saver
 
 
 def main(folder: str, who: str, count: int, size: int) -> None:
-    """Restore `count` variables of `size` numbers each, by fastvar or by plain reads into new arrays."""
+    """Restore `count` variables of `size` numbers each, with fastvar or with plain reads into new arrays."""
     weights = [fv.Variable(np.ones(size, np.float32), name=f"w{i}") for i in range(count)]
     optimizer = fv.optimizers.Adam()
     checkpoint = fv.Checkpoint(variables=weights, optimizer=optimizer)
-    np.ones(3 * count * size, np.float32)  # and free again: a virtual machine may have lent free memory elsewhere
+    np.ones(3 * count * size, np.float32)  # freed at once: a virtual machine may have lent its free memory
     start = perf_counter()
     if who == "fastvar":
         checkpoint.restore(f"{folder}/model.h5")

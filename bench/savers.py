@@ -1,4 +1,4 @@
-"""Everyone who saves and restores one training state: fastvar, plain calls of the system, and the others."""
+"""Ways to save and restore one training state: fastvar, plain system calls, and other libraries."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import fastvar as fv
 from tests.faults.formats import RIVALS, Format, keras_model
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-_HEADER = 8192  # bytes that raw writes leave free: at multiples of 2 MB some systems are much slower
+_HEADER = 8192  # raw writes begin here: at multiples of 2 MB, some systems are much slower
 FASTVAR, RAW, KERAS = "fastvar", "raw bytes", "Keras `.weights.h5`"
 
 
 class Saver(NamedTuple):
-    """Saves into an empty folder, and loads from it again."""
+    """Two functions: save into an empty folder, and load from it."""
 
     save: Callable[[str], object]
     load: Callable[[str], object]
 
 
 class Training:
-    """What is saved: weights, and the two moments that Adam keeps of each."""
+    """The state to save: weights, and Adam's two moments of each."""
 
     def __init__(self, sizes: list[int]) -> None:
         rng = np.random.default_rng(0)
@@ -41,7 +41,7 @@ class Training:
 
 
 def savers(training: Training) -> dict[str, Saver]:
-    """Return everyone, by name. The others get the arrays of the same state."""
+    """Return all savers by name. The others save the arrays of the same state."""
 
     def fastvar(folder: str) -> None:
         training.checkpoint.save(f"{folder}/model.h5")
@@ -58,7 +58,7 @@ def savers(training: Training) -> dict[str, Saver]:
 
 
 def _other(form: Format, arrays: Arrays) -> Saver:
-    """Let another save the arrays, and load them into where they came from, as a restore does."""
+    """Save with another library, and load back into the same arrays, as a restore does."""
 
     def load(folder: str) -> None:
         for name, array in form.load(folder).items():
@@ -68,7 +68,7 @@ def _other(form: Format, arrays: Arrays) -> Saver:
 
 
 def raw_saver(arrays: Arrays) -> Saver:
-    """Write and read arrays by plain calls, one after the other."""
+    """Write and read the arrays one after the other, with plain system calls."""
     views = [array.reshape(-1).view(np.uint8) for array in arrays.values()]
 
     def save(folder: str) -> None:

@@ -1,9 +1,9 @@
-"""What a save of many small tensors takes, the first time too, and how much one in the background holds up.
+"""Time saves of many small tensors, also the first one, and how long a save in the background blocks.
 
     python bench/small.py [TREE ...]
 
-Each TREE is another working tree of fastvar with its kernels built, such as that of an older commit, measured
-in the same run. Every measurement has a process of its own, for in each only one save is the first.
+Each TREE is another working tree of fastvar with built kernels, such as that of an older commit. It is measured in
+the same run. Every measurement has a process of its own, because a process has only one first save.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = str(Path(__file__).parent.parent)
-COUNTS = (3_000, 30_000)  # of tensors: a third are variables, the others their moments
+COUNTS = (3_000, 30_000)  # of tensors: one third are variables, two thirds their moments
 ROUNDS = 3
 
 
@@ -64,7 +64,7 @@ def blocking(fv: Any, count: int) -> dict[str, float]:
 
 def background(fv: Any, count: int) -> dict[str, float]:
     fv.set_num_threads(1)
-    _, _, step = training(fv, 10, 30_000)  # the training meanwhile
+    _, _, step = training(fv, 10, 30_000)  # the training beside the save
     with managed(fv, count, {}) as manager:
         arrays = manager.checkpoint.collect()[0].values()
         copy = median(took(lambda: [np.copy(array) for array in arrays]) for _ in range(3))
@@ -77,14 +77,14 @@ def background(fv: Any, count: int) -> dict[str, float]:
         manager.wait()
         later = took(lambda: manager.save(2, blocking=False))
     return {
-        "held up by the first in the background, beyond 1.3 copies": (stall - 1.3 * copy) / count * 1e6,
+        "blocked by the first in the background, beyond 1.3 copies": (stall - 1.3 * copy) / count * 1e6,
         "by a later one": (later - 1.3 * copy) / count * 1e6,
-        "steps beside the first are slower by, %": (mean(beside) / mean(alone) - 1) * 100 if beside else 0.0,
+        "steps during the first save are slower by, %": (mean(beside) / mean(alone) - 1) * 100 if beside else 0.0,
     }
 
 
 def measured(tree: str, count: int) -> dict[str, float]:
-    """Return the figures of a tree, in two new processes."""
+    """Measure a tree in two new processes."""
     found: dict[str, float] = {}
     for kind in (blocking, background):
         command = [sys.executable, __file__, "--measure", kind.__name__, str(count)]

@@ -1,9 +1,9 @@
-"""Saving and restoring beside the others, and beside plain reads and writes of the same bytes, in one run.
+"""Compare saving and restoring with other libraries, and with plain reads and writes, in one run.
 
     python -m pytest bench/test_checkpoints.py -s
 
-Every save makes a new file; the one before is removed between the measurements. With fsync, what the others
-write is synchronised after they return, as a careful program would.
+Every save makes a new file, and the last one is removed between measurements. With fsync, the files of the other
+libraries are synchronised after their save, as a careful program would do.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SIZES = {
 ROUNDS = {"one gigabyte": 7, "2,000 small": 11}
 Times = dict[str, list[float]]
 T = TypeVar("T")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's NumPy
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras with NumPy
 
 
 def took(action: Callable[[], object]) -> float:
@@ -61,7 +61,7 @@ def everyone(size: str) -> dict[str, Saver]:
 
 @pytest.fixture(scope="module")
 def show() -> Iterator[Callable[..., None]]:
-    """Print tables at the end, below the dots."""
+    """Print the tables at the end."""
     tables: list[Table] = []
 
     def add(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -85,7 +85,7 @@ def sync(folder: str) -> None:
 
 
 def drop(folder: str) -> None:
-    """Make the system forget what it has of the files in memory."""
+    """Drop the files from the system's cache."""
     sync(folder)
     for name in os.listdir(folder):
         descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
@@ -94,13 +94,13 @@ def drop(folder: str) -> None:
 
 
 def settle(size: str) -> None:
-    """Let the system write what it still has to, and have memory at hand, which virtual machines lend out."""
+    """Let the system write pending data, and get back memory that a virtual machine may have lent."""
     os.sync()
-    np.ones(6 * sum(SIZES[size]), np.float32)  # twice what is saved, and free again
+    np.ones(6 * sum(SIZES[size]), np.float32)  # twice the size of the state; freed at once
 
 
 def shuffled(everyone: dict[str, T], number: int) -> list[tuple[str, T]]:
-    """Return all in another order in each round: what one leaves behind helps or harms the next."""
+    """Return all in a different order for each round: each can help or harm the next."""
     return random.Random(number).sample(list(everyone.items()), len(everyone))
 
 
@@ -115,7 +115,7 @@ def rows(times: Times) -> list[list[str]]:
 @pytest.mark.parametrize("durable", [True, False], ids=["fsync", "no-fsync"])
 def test_save(size: str, durable: bool, everyone: dict[str, Saver], show: Any, tmp_path: Path) -> None:
     times: Times = {name: [] for name in everyone}
-    with mock.patch.object(os, "fsync", os.fsync if durable else lambda descriptor: None):  # sync() uses it, too
+    with mock.patch.object(os, "fsync", os.fsync if durable else lambda descriptor: None):  # sync() calls it, too
         for number in range(ROUNDS[size]):
             for name, saver in shuffled(everyone, number):
                 settle(size)
@@ -148,11 +148,11 @@ def test_restore(size: str, cold: bool, everyone: dict[str, Saver], show: Any, t
 
 @pytest.mark.parametrize("cold", [False, True], ids=["cached", "cold"])
 def test_restore_in_a_new_process(cold: bool, show: Any, tmp_path: Path) -> None:
-    """As a program does that goes on: memory is new, and no optimizer is built."""
+    """Restore as a resumed program does: memory is new, and no optimizer is built."""
     sizes = SIZES["one gigabyte"]
     times: Times = {RAW: [], FASTVAR: []}
     Training(sizes).checkpoint.save(tmp_path / "model.h5")
-    os.link(tmp_path / "model.h5", tmp_path / "raw")  # of disks, too, some places are slower than others
+    os.link(tmp_path / "model.h5", tmp_path / "raw")  # the same place on the disk: some are slower
     for number in range(2 * ROUNDS["one gigabyte"]):
         for name, seconds in shuffled(times, number):
             if cold:
@@ -167,7 +167,7 @@ def test_restore_in_a_new_process(cold: bool, show: Any, tmp_path: Path) -> None
 
 
 class NoHash:
-    """What hashing would be if it cost nothing."""
+    """A hash that costs nothing."""
 
     def update(self, data: object) -> None:
         pass
@@ -198,31 +198,31 @@ def test_hashing(durable: bool, show: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_background(count: int, show: Any, tmp_path: Path) -> None:
     training = Training(SIZES["one gigabyte"])
-    small = Training([4096] * 100)  # its steps are the training meanwhile
-    room = {name: np.zeros_like(a) for name, a in training.arrays.items()}
+    small = Training([4096] * 100)  # its steps are the training beside the save
+    target = {name: np.zeros_like(a) for name, a in training.arrays.items()}
 
     def copy() -> None:
         for name, array in training.arrays.items():
-            np.copyto(room[name], array)
+            np.copyto(target[name], array)
 
     def steps(number: int) -> list[float]:
         return [took(small.step) for _ in range(number)]
 
-    held: Times = {"save(blocking=False)": [], "one copy": []}
+    blocked: Times = {"save(blocking=False)": [], "one copy": []}
     alone, beside = [], []
     with threads(count), fv.CheckpointManager(training.checkpoint, tmp_path, max_to_keep=1) as manager:
-        manager.save(0, blocking=False)  # makes the room that later ones use again
+        manager.save(0, blocking=False)  # allocates buffers, which later saves reuse
         for step in range(1, 6):
             manager.wait()
-            held["one copy"].append(took(copy))
+            blocked["one copy"].append(took(copy))
             alone.append(median(steps(400)))
-            held["save(blocking=False)"].append(took(lambda step=step: manager.save(step, blocking=False)))
+            blocked["save(blocking=False)"].append(took(lambda step=step: manager.save(step, blocking=False)))
             during = []
             while manager._background.busy:
                 during += steps(20)
             beside.append(median(during))
-    share = ratio(held["save(blocking=False)"], held["one copy"])
-    cells = {name: duration(median(t)) for name, t in held.items()}
+    share = ratio(blocked["save(blocking=False)"], blocked["one copy"])
+    cells = {name: duration(median(t)) for name, t in blocked.items()}
     cells |= {"that is, copies": f"{share:.2f}", "a step alone": duration(median(alone))}
     cells |= {"beside the writing": duration(median(beside)), "slower by": f"{ratio(beside, alone) - 1:.1%}"}
     rows = [[*cell] for cell in cells.items()]

@@ -1,7 +1,7 @@
-"""A dead unit must not slow a step down: steps while moments decay to nothing, over steps in mid-training.
+"""Compare steps whose moments decay to zero with steps in mid-training: a dead unit must not slow a step down.
 
-One optimizer gets ordinary gradients, another, after a few of these, only zeros, until nothing moves any more.
-Both are measured in turn, all the way down: denormals would show as a ratio of 2 to 4.
+One optimizer gets ordinary gradients. Another gets a few of these, and then zeros until nothing changes any more.
+Both are measured in turn: denormals would show as a ratio of 2 to 4.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 import fastvar as fv
-from bench.cases import RULES, Case
+from bench.cases import ALGORITHMS, Case
 from bench.contenders import arrays, repeated, threads
 from bench.measure import timed
 
 ELEMENTS = 2**12
 STEPS = 200  # in a measurement
-AROUND = 9  # measurements of which the best counts: a disturbance does not last as long, denormals do
-MOST = 4500  # measurements: enough for a mean of decay 0.9999 to come down from 1 to where it is set to 0
-AFTER = 101  # measurements once nothing moves
+AROUND = 9  # measurements in a window, of which the best counts: disturbances are shorter, denormals are not
+MOST = 4500  # measurements: enough for a mean with decay 0.9999 to fall from 1 to the flush threshold
+AFTER = 101  # measurements after nothing changes any more
 LIMIT = 1.2
 Figures = dict[str, tuple[float, float, float, int]]
 
@@ -42,16 +42,16 @@ def figures() -> Any:
 
 def prepared(case: Case) -> tuple[Any, list[Any], fv.Optimizer]:
     weights, gradients = arrays(case)
-    optimizer = case.rule.optimizer()
+    optimizer = case.algorithm.optimizer()
     optimizer.build([fv.Variable(w) for w in weights])
     run = repeated(lambda: optimizer.apply(gradients))
     run(10)
     return run, gradients, optimizer
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_decayed_moments(rule: Any, figures: Figures) -> None:
-    case = Case(rule, "float32", (1, ELEMENTS), 1)
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.name)
+def test_decayed_moments(algorithm: Any, figures: Figures) -> None:
+    case = Case(algorithm, "float32", (1, ELEMENTS), 1)
     with threads(1):
         alive, _, _ = prepared(case)
         dying, gradients, optimizer = prepared(case)
@@ -65,5 +65,5 @@ def test_decayed_moments(rule: Any, figures: Figures) -> None:
     windows = [zip(*pairs[i : i + AROUND], strict=True) for i in range(len(pairs) - AROUND + 1)]
     worst = max(min(a) / min(b) for a, b in windows)
     end, seconds = median(a / b for a, b in pairs[-AFTER:]), median(b for _, b in pairs) / STEPS
-    figures[rule.name] = seconds, end, worst, (len(pairs) - still) * STEPS
+    figures[algorithm.name] = seconds, end, worst, (len(pairs) - still) * STEPS
     assert end <= LIMIT

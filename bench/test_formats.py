@@ -1,4 +1,4 @@
-"""Gradients in 16 bits beside those in float32: a step of 16M elements, which memory bounds."""
+"""Compare gradients in 16 bits with float32, in a step of 16M elements, which is bound by memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bench.measure import Run, interleaved, ratio
 
 ELEMENTS = 2**24
 FORMATS = (np.float32, ml_dtypes.bfloat16, np.float16)
-WANTED = {  # with bfloat16; float16 takes more arithmetic
+WANTED = {  # with bfloat16; float16 needs more arithmetic
     "SGD": (1.12, lambda: fv.optimizers.SGD(0.001)),
     "Adam": (1.04, lambda: fv.optimizers.Adam(0.001)),
 }
 
 
 def stepping(make: Callable[[], fv.Optimizer], stored: Any) -> Run:
-    """Return what takes steps with a gradient that is stored so."""
+    """Return a run of steps with a gradient of the dtype `stored`."""
     weights = fv.Variable(np.linspace(0.5, 1, ELEMENTS, dtype=np.float32))
     gradient = np.linspace(0.05, 0.15, ELEMENTS, dtype=np.float32).astype(stored)
     optimizer = make()

@@ -1,4 +1,4 @@
-"""Sparse gradients: beside PyTorch's SparseAdam, and beside the dense update of the whole table."""
+"""Compare sparse gradients with PyTorch's SparseAdam, and with the dense update of the whole table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.contenders import repeated, threads
 from bench.measure import Run, interleaved, ratio
 
 ROWS, WIDTH, TOUCHED = 10_000_000, 16, 1000  # float32: three arrays of 640 MB each
-BATCHES = 64  # of other rows each, so that hardly any is in the caches
+BATCHES = 64  # each with other rows, so that few are in the caches
 
 Batches = list[tuple[Any, Any]]  # values, indices
 

@@ -1,4 +1,4 @@
-"""Measures every case; the table that it makes is printed at the end (conftest.py)."""
+"""Measure every case. conftest.py prints the table at the end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def test_speed(case: Case, benchmark: Any, report: dict[Case, dict[str, float]])
     with threads(case.threads):
         runs = {name: run for name, (run, _) in contenders(case).items()}
         times = interleaved(runs)
-        # pytest-benchmark measures one callable at a time, and the machine may change from one to the next:
-        # its own figure of fastvar is for --benchmark-compare; the ratios are those of the interleaved rounds.
+        # The ratios come from interleaved rounds. pytest-benchmark measures one callable at a time, while the
+        # machine may change; its figure for fastvar is for --benchmark-compare.
         number = calibrated(runs[FASTVAR], 0.02)
         benchmark.pedantic(runs[FASTVAR], args=(1,), rounds=5, iterations=number)
     row = {f"{name}, s": median(took) for name, took in times.items()}

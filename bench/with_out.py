@@ -1,4 +1,4 @@
-"""Each rule in NumPy at its best: scalars folded, state updated in place, no array made in a step."""
+"""Rules in NumPy at its best: scalars combined, state updated in place, no new array in a step."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def adamw_clip_ema(ws: Arrays, gs: Arrays) -> Step:
             np.multiply(w, 1 - 0.001 * 0.004, out=w)
             np.multiply(g, scale, out=x)
         update()
-        for w, a, x in zip(ws, averages, clipped, strict=True):  # the clipped gradient has done its work
+        for w, a, x in zip(ws, averages, clipped, strict=True):  # the clipped gradient is no longer needed
             np.multiply(a, 0.99, out=a)
             np.multiply(w, 0.01, out=x)
             np.add(a, x, out=a)

@@ -1,4 +1,4 @@
-"""Train a network on real handwritten digits; interrupt it, start it again, and it continues bit for bit.
+"""Train a network on handwritten digits. Interrupt it and start it again: it continues bit for bit.
 
 python examples/digits.py [--epochs 60] [--folder runs/digits]
 """
@@ -23,7 +23,7 @@ BATCH, LEARNING_RATE, L2 = 32, 2e-3, 1e-4
 
 
 class NumpyAdam:
-    """Adam as people write it in NumPy, with the L2 penalty in the gradient: the yardstick of the last line."""
+    """Adam as people write it in NumPy, for comparison, with the L2 penalty in the gradient."""
 
     def __init__(self, variables, schedule):
         self.variables, self.schedule, self.t = variables, schedule, 0
@@ -54,7 +54,7 @@ def setting(epochs: int, seed: int = 0):
 
 
 def train_epoch(net, optimizer, data, rng) -> tuple[float, float]:
-    """Train one epoch; return the mean loss and the seconds spent in the optimizer."""
+    """Train for one epoch. Return the mean loss and the seconds spent in the optimizer."""
     x, y = data
     losses, seconds = [], 0.0
     for rows in batches(len(y), BATCH, rng):
@@ -101,7 +101,7 @@ def train(folder: Path, epochs: int) -> tuple[MLP, dict]:
 
 
 def numpy_seconds(epochs: int) -> float:
-    """Do the same run on pure NumPy; return the seconds spent in its optimizer."""
+    """Repeat the run with NumpyAdam. Return the seconds spent in it."""
     data, _, net, schedule = setting(epochs)
     optimizer, rng = NumpyAdam(net.variables, schedule), np.random.default_rng(1)
     return sum(train_epoch(net, optimizer, data, rng)[1] for _ in tqdm(range(epochs), desc="NumPy", unit="epoch"))

@@ -1,8 +1,8 @@
-"""Fine-tune: take the trained body of the digits network, train a new head on another task, then all of it.
+"""Fine-tune the digits network for another task: train a new head on its trained body, then the whole network.
 
 python examples/digits.py && python examples/fine_tune.py
 
-The task: is the digit at least five? The new network calls its body `features`, so a name map finds it.
+The task: is the digit at least five? The new network calls its body `features`, so the restore needs a name map.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import fastvar as fv
 
 
 class Classifier(MLP):
-    """The same layers under other names, and a head of two classes."""
+    """The same layers under another name, with a head of two classes."""
 
     def __init__(self, rng: np.random.Generator):
         self.features = [Dense(64, 128, rng, relu=True), Dense(128, 64, rng, relu=True)]
@@ -37,7 +37,7 @@ def train(net: Classifier, optimizer: fv.Optimizer, data, epochs: int, rng: np.r
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/digits"), help="of the digits run")
+    parser.add_argument("--folder", type=Path, default=Path("runs/digits"), help="folder of the digits run")
     parser.add_argument("--epochs", type=int, default=15)
     arguments = parser.parse_args()
 

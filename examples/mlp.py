@@ -1,4 +1,4 @@
-"""A multilayer perceptron over NumPy: forward, backward, loss, in a page. Used by the examples."""
+"""A multilayer perceptron in NumPy: forward pass, backward pass and loss. The other examples use it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Dense(fv.Module):
         return self.y
 
     def backward(self, dy):
-        """Set the gradients of kernel and bias, and return that of the input."""
+        """Set the gradients of kernel and bias, and return the gradient of the input."""
         if self.relu:
             dy = dy * (self.y > 0)
         self.kernel.grad = self.x.T @ dy
@@ -37,7 +37,7 @@ class Dense(fv.Module):
 
 
 class MLP(fv.Module):
-    """`body` of ReLU layers and a linear `head`."""
+    """A `body` of ReLU layers and a linear `head`."""
 
     def __init__(self, sizes: list[int], classes: int, rng: np.random.Generator, l2: float = 0.0):
         self.body = [Dense(n, m, rng, relu=True, l2=l2) for n, m in pairwise(sizes)]

@@ -8,16 +8,16 @@ from rich.table import Table
 
 import fastvar as fv
 from bench import overhead, plot, small
-from bench.cases import CASES, CLIP_DECAY_EMA, RULES, Case
+from bench.cases import ALGORITHMS, CASES, CLIP_DECAY_EMA, Case
 from bench.contenders import FASTVAR, contenders, threads
 from bench.measure import interleaved, ratio
 from fastvar import kernels
 
-SMALLEST = [Case(rule, "float32", (1, 64), 1) for rule in (*RULES, CLIP_DECAY_EMA)]
+SMALLEST = [Case(each, "float32", (1, 64), 1) for each in (*ALGORITHMS, CLIP_DECAY_EMA)]
 
 
 def test_every_rule_has_a_row() -> None:
-    assert {case.rule.kernel for case in CASES} == set(kernels.RULES)
+    assert {case.algorithm.kernel for case in CASES} == set(kernels.RULES)
 
 
 @pytest.mark.parametrize("case", SMALLEST, ids=lambda case: case.id)

@@ -1,4 +1,4 @@
-"""A sample of the tests of kernels, small enough for an emulated processor; runs in it, see ./bits."""
+"""A sample of the tests of kernels, small enough for an emulated processor, on which ./bits runs it."""
 
 import sys
 
@@ -9,7 +9,7 @@ from tests.kernels.test_bits import SIZES, STAGES, Spec, every_stage_combination
 from tests.optimizer import test_sparse
 
 STAGED = {**STAGES, "average": 0.9}
-ONE_OF_EACH = {  # what is the same code for every rule, or needs none
+ONE_OF_EACH = {  # the code is the same for every rule
     "dot": test_plan.test_dot_equals_reference_on_any_number_of_threads,
     "unit_sums": test_plan.test_unit_sums_equal_reference,
     "adam, directions": lambda: test_plan.test_directions_equal_reference_and_leave_the_weights(
@@ -20,7 +20,7 @@ ONE_OF_EACH = {  # what is the same code for every rule, or needs none
 
 
 def plans(rule):
-    """Yield names, plans and whether values are special: small sizes, large odd ones, some of the stages."""
+    """Yield names, plans and whether values are special: small sizes, large odd sizes, combinations of stages."""
     pairs = [(n, dtype) for n in SIZES for dtype in ("f4", "f8") if dtype == "f4" or n % 4 == 3]
     yield f"sizes 0 to {max(SIZES)}", [Spec(n, dtype, dtype, 5 * n % 16) for n, dtype in pairs], True
     pairs = [(n, dtype) for n in (17_001, 1024, 2047) for dtype in ("f4", "f8")]
@@ -29,7 +29,7 @@ def plans(rule):
 
 
 def comparisons():
-    """Yield names of comparisons and the functions that make them."""
+    """Yield the names of comparisons, and functions that run them."""
     yield from ONE_OF_EACH.items()
     for rule in sorted(kernels.RULES):
         for name, specs, special in plans(rule):
