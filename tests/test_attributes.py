@@ -1,4 +1,4 @@
-"""A slip of the pen in the name of an attribute is an error, and nothing has changed."""
+"""A misspelt attribute is an error, and nothing changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastvar.hyper import Declared, number
 
 
 class Heavy(fv.Optimizer):
-    """An optimizer of a user."""
+    """A user's optimizer."""
 
     friction: float = number(default=0.5, low=0, high=1)
     slots = ("velocity",)
@@ -30,7 +30,7 @@ class Heavy(fv.Optimizer):
 
 
 class Stairs(fv.schedules.LearningRateSchedule):
-    """A schedule of a user."""
+    """A user's schedule."""
 
     height: float = number(low=0)
 
@@ -39,7 +39,7 @@ class Stairs(fv.schedules.LearningRateSchedule):
 
 
 class Clamp(fv.constraints.Constraint):
-    """A constraint of a user."""
+    """A user's constraint."""
 
     most: float = number(default=1.0)
 
@@ -52,7 +52,7 @@ def of_ours() -> list[type[Declared]]:
 
 
 def make(kind: type[Declared]) -> Declared | None:
-    """Make one of any class that needs no more than numbers, optimizers or schedules."""
+    """Make an object of a class whose arguments are only numbers, optimizers or schedules."""
     rate = fv.schedules.ExponentialDecay(0.1, 1, 0.5)
     for args in ((), (0.1,), (0.1, 2), (0.1, 2, 0.5), (fv.optimizers.SGD(),), (rate, 2), ([2], [0.1, 0.2])):
         try:
@@ -98,7 +98,7 @@ def test_no_object_with_declared_parameters_takes_others(kind: type[Declared]) -
     before = vars(thing).copy()
     dropped = {name for base in kind.__mro__ if issubclass(base, Declared) for name in base.parameters}
     for name in {"learning_rat", "no_such_thing", "lr", "l1", "clipnorm", *dropped} - {*kind.parameters}:
-        if isinstance(getattr(kind, name, None), property):  # LossScaleOptimizer's are those of the inner one
+        if isinstance(getattr(kind, name, None), property):  # LossScaleOptimizer has those of the inner one
             continue
         with pytest.raises(AttributeError):
             setattr(thing, name, 1.0)

@@ -1,4 +1,4 @@
-"""The benchmarks cover every rule, run, and compare things that compute the same."""
+"""The benchmarks cover every rule, and the contenders compute the same."""
 
 from pathlib import Path
 

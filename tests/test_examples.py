@@ -1,4 +1,4 @@
-"""The examples, the README and the pages of docs/ as a new user runs them."""
+"""Run the examples, the README and the pages of docs/ as a new user does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def start(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """Let programs that are started be interrupted, also where a shell makes background jobs ignore that."""
+    """Make started programs handle SIGINT, which shells let background jobs ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -56,7 +56,7 @@ def latest(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A whole run of examples/digits.py, and what it printed."""
+    """A complete run of examples/digits.py, and its output."""
     folder = tmp_path_factory.mktemp("digits")
     return folder, run("digits.py", "--folder", str(folder), "--epochs", EPOCHS)
 

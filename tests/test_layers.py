@@ -1,4 +1,4 @@
-"""The architecture as drawn in CONTRIBUTING.md: a module imports only lower layers."""
+"""The layers drawn in CONTRIBUTING.md: a module imports only modules of lower layers."""
 
 import ast
 import itertools
@@ -38,13 +38,13 @@ DEFINITION = re.compile(r"\s*(def|cdef|cpdef)\b[^=]*\(")
 
 
 def layer_of(name: str) -> str | None:
-    """Return the entry of LAYERS that a module of fastvar belongs to, by its name without "fastvar."."""
+    """Return the entry of LAYERS to which a module belongs; its name is without "fastvar."."""
     parts = name.split(".")
     return next((whole for k in (2, 1) if (whole := ".".join(parts[:k])) in LEVEL), None)
 
 
 def imports(path: Path) -> set[str]:
-    """Return what a file imports, for type checkers alone, too."""
+    """Return the imports of a file, also those for type checkers."""
     tree = ast.parse((ROOT / path).read_text())
     found: set[str] = set()
     for node in ast.walk(tree):

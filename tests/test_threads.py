@@ -1,4 +1,4 @@
-"""Threads and processes: no hang, no crash, no torn state, the same bits; and what an import costs."""
+"""Threads and processes: no hang, no crash, no inconsistent state, the same bits; and the cost of an import."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a process of its own, with nothing set about threads but `environment`."""
+    """Run `code` in a new process, in which only `environment` sets threads."""
     env = {k: v for k, v in os.environ.items() if "NUM_THREADS" not in k and k != "FASTVAR_ISA"}
     command = [sys.executable, "-W", "error", "-c", code]
     env |= {"PYTHONPATH": os.pathsep.join(sys.path), **environment}
@@ -56,7 +56,7 @@ def test_thread_count_changes_no_bit(case: Case) -> None:
 
 
 def in_threads(act: Any, count: int) -> list[BaseException | None]:
-    """Call `act(k)` in `count` threads that start together; return what each raised."""
+    """Call `act(k)` in `count` threads that start together. Return the exception of each, or None."""
     errors: list[BaseException | None] = [None] * count
     barrier = threading.Barrier(count)
 
@@ -127,7 +127,7 @@ def test_step_within_a_step_is_refused_and_undone() -> None:
 
 
 def test_compiled_plan_is_refused_to_a_second_thread() -> None:
-    """Without the optimizer's lock: an error or a whole step, never torn."""
+    """Without the optimizer's lock, a step raises an error or happens wholly."""
     w, g = np.zeros(LARGE), np.full(LARGE, -1.0)
     module = kernels.load(kernels.supported()[-1])[1]
     plan = module.Plan("test", module.RULES["gradient_descent"], ["w"], [w], [()], [0])

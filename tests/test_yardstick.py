@@ -1,4 +1,4 @@
-"""The yardstick of the design: the examples in CONTRIBUTING.md are all that a new rule and a new format take."""
+"""A yardstick for the design: the examples in CONTRIBUTING.md are all that a new rule or format needs."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ TESTS = [
     "tests/test_bench.py",
     "fastvar/optimizers/soft_sign.py",
 ]
-# The tests that have the name of the rule, the case or the class, and the tests of completeness.
+# Run the tests named after the rule, the case or the class, and the tests of completeness.
 CHOSEN = "soft_sign or soft-sign or SoftSign or test_every_rule or test_every_optimizer or test_every_case_has"
 CHOSEN += " or test_classes"
-# Of the format: with one rule, and the tests of memory.
+# Run the tests of the format with one rule, and those of memory.
 CHOSEN += " or float8_e5m2 and (momentum or pattern or copied or memory or apart)"
 
 
 class Insertion(NamedTuple):
-    """A block of the example, and where it goes."""
+    """A code block of the example, and its destination."""
 
     file: str
     place: str
@@ -63,7 +63,7 @@ class Insertion(NamedTuple):
 
 
 def insertions() -> list[Insertion]:
-    """The blocks of the examples, each behind a line that says where it goes."""
+    """Return the code blocks of the examples. The line before each names its destination."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     example = text[text.index("### A whole example") : text.index("## Adding a stage\n")]
     place = r"(before the first|after the first|after the last) line that begins with `([^`]+)`"
@@ -74,7 +74,7 @@ def insertions() -> list[Insertion]:
 
 
 def sources() -> list[str]:
-    """The files of the source tree, relative to it."""
+    """Return the files of the source tree, relative to it."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     return [name for name in listed if name and (ROOT / name).is_file()]
@@ -88,7 +88,7 @@ def changed(folder: Path) -> Iterator[str]:
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> str:
-    """Run Python in the copy, as if there were no other."""
+    """Run Python with the copy alone."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FASTVAR_")}
     done = subprocess.run(
         [sys.executable, *arguments],

@@ -1,4 +1,4 @@
-"""The compiled plan itself, handed anything: an error, never a crash."""
+"""A compiled plan that is given bad arguments raises an error, and never crashes."""
 
 from __future__ import annotations
 

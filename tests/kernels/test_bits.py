@@ -1,7 +1,7 @@
 """The same bits everywhere: compiled rules and stages equal the NumPy reference exactly.
 
-Over instruction sets, threads, sizes, alignments, stages, storage formats and special values; and a
-variable that is split differently is updated alike.
+Compared over instruction sets, threads, sizes, alignments, stages, storage formats and special values. Splitting a
+variable does not change its update.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WIDTH = 16  # elements of the widest vector
 SIZES = range(3 * WIDTH + 2)
 OFFSETS = range(16)  # elements from a 64-byte boundary
 STEPS = 2
-# Neither representable nor neutral, so that an order or a precision that differs shows.
+# Values that are neither exact nor neutral show any other order or precision.
 STAGES = {
     "scale": 0.3,
     "l2": 0.07,
@@ -41,11 +41,11 @@ SPECIAL = [0.0, -0.0, 1e-40, -1e-44, 1e-310, 5e-324, np.inf, -np.inf, np.nan, 3e
 
 @dataclass(frozen=True)
 class Spec:
-    """One variable of a plan: its size, where its arrays lie, and its stages."""
+    """One variable of a plan: its size, the offsets of its arrays, and its stages."""
 
     size: int
     dtype: str = "f4"
-    gradient: str | None = "f4"  # how it is stored; None: no gradient
+    gradient: str | None = "f4"  # its storage format; None: no gradient
     offset: int = 0
     average: bool = False
     group: int = 0
@@ -56,11 +56,11 @@ MODULES = {isa: kernels.load(isa)[1] for isa in kernels.supported()}
 every_rule = pytest.mark.parametrize("rule", sorted(kernels.RULES))
 
 
-GUARD = 0xA5  # fills what lies between arrays, and must still be there after a run
+GUARD = 0xA5  # fills the gaps between arrays, and must not change
 
 
 class Room:
-    """One piece of memory in which arrays are placed, each at its offset from a 64-byte boundary."""
+    """One block of memory for arrays, each at its own offset from a 64-byte boundary."""
 
     def __init__(self, nbytes: int) -> None:
         self.bytes = buffers.empty((nbytes,), "u1")
@@ -69,7 +69,7 @@ class Room:
         self.gaps: list[Any] = []
 
     def placed(self, values: Any, dtype: str, offset: int) -> Any:
-        """Copy `values` to `offset` elements after a 64-byte boundary."""
+        """Place a copy of `values` at `offset` elements after a 64-byte boundary."""
         itemsize = int(dtype[1])
         start = -(-self.end // 64) * 64 + offset % 16 * itemsize
         self.gaps.append(self.bytes[self.end : start])
@@ -92,7 +92,7 @@ def numbers(rng: np.random.Generator, size: int, special: bool) -> Any:
 
 
 class Memory:
-    """The arrays of a plan, filled from a seed: two memories of one seed hold the same numbers."""
+    """The arrays of a plan, filled from a seed: the same seed gives the same numbers."""
 
     def __init__(self, specs: Sequence[Spec], slots: int, seed: int, special: bool, aligned: bool) -> None:
         self.weights, self.slots, self.averages, self.gradients = [], [], [], []
@@ -109,7 +109,9 @@ class Memory:
             self.averages.append(self.room.placed(values[1], spec.dtype, at[1]) if spec.average else None)
             g = None if spec.gradient is None else self.room.placed(values[2], spec.gradient, at[2])
             self.gradients.append(g)
-            own = values[3:] if special else np.abs(values[3:])  # no roots of negative numbers: NaN hides much
+            own = (
+                values[3:] if special else np.abs(values[3:])
+            )  # no roots of negative numbers, as NaN would hide differences
             self.slots.append([self.room.placed(v, spec.dtype, at[3 + k]) for k, v in enumerate(own)])
 
     def arrays(self) -> Iterable[Any]:
@@ -157,7 +159,7 @@ def assert_equals_reference(
     zero: bool = False,
     scalars: Any = None,
 ) -> None:
-    """Compare every instruction set, at every number of threads, with the reference."""
+    """Compare every instruction set and number of threads with the reference."""
     slots = len(reference.RULES[rule].slots)
     twin = Memory(specs, slots, seed, special, aligned=True)
     expected_norms = play(reference, rule, specs, twin, zero=zero, scalars=scalars)
@@ -174,7 +176,7 @@ def assert_equals_reference(
 def every_stage_combination(size: int, rule: str) -> list[Spec]:
     """One variable for every subset of the stages, with and without average, in every pair of formats.
 
-    A third of the subsets for each rule, all of them for every three rules: stages do not know of rules.
+    Each rule gets a third of the subsets, and three rules together all of them: stages do not depend on rules.
     """
     third = sorted(kernels.RULES).index(rule) % 3
     specs = []
@@ -208,7 +210,7 @@ def test_every_small_size_at_every_alignment(rule: str, staged: bool, special: b
     stages = {**STAGES, "average": 0.9} if staged else {}
     for dtype in ("f4", "f8"):
         base = Spec(0, dtype, dtype, average=staged, stages=stages)
-        every = 3 if staged or special else 1  # all pairs once, where rules run on them as they are
+        every = 3 if staged or special else 1  # all pairs once, without stages
         pairs = [(n, k) for n in SIZES for k in OFFSETS if (n + k + staged) % every == 0]
         specs = [replace(base, size=n, offset=k) for n, k in pairs]
         assert_equals_reference(rule, specs, special=special)
@@ -232,7 +234,7 @@ def test_large_odd_sizes_on_threads(rule: str, stages: dict[str, float]) -> None
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.rule], ids=lambda case: case.id)
 def test_scalars_of_every_case(case: Case) -> None:
-    """Also those that other cases of the rule do not have: of the first updates, of other numbers."""
+    """Scalars that the other cases do not have: of the first updates, and of other hyperparameters."""
     specs = [Spec(n, dtype, dtype, offset=n, group=n % 5) for n in (5, 3, 16, 1031) for dtype in ("f4", "f8")]
     for special in (False, True):
         assert_equals_reference(str(case.rule), specs, special=special, scalars=case.scalars)
@@ -275,12 +277,12 @@ specs = st.builds(
     zero=st.booleans(),
 )
 def test_any_plan_equals_reference(rule: str, specs: list[Spec], seed: int, special: bool, zero: bool) -> None:
-    specs = [replace(spec, group=spec.group % len(specs)) for spec in specs]  # never more than variables
+    specs = [replace(spec, group=spec.group % len(specs)) for spec in specs]  # no more than variables
     assert_equals_reference(rule, specs, seed=seed, special=special, threads=(1, 2, 3), zero=zero)
 
 
 def split(memory: Memory, cuts: Sequence[int]) -> Memory:
-    """Return the arrays of the only variable of `memory` as views of the parts between `cuts`."""
+    """Split the only variable of `memory` at `cuts`: return views of the parts."""
     parts = object.__new__(Memory)
     ends = [*cuts, memory.weights[0].size]
     ranges = [slice(lo, hi) for lo, hi in zip([0, *cuts], ends, strict=True)]

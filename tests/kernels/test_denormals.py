@@ -1,4 +1,4 @@
-"""Of a unit that died no slot keeps a denormal number, which every later step would have to wait for."""
+"""The slots of a dead unit keep no denormal numbers, which would slow down every later step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ELEMENTS = 32 * 128
 def spread(dtype: str) -> Any:
     """Gradients of every magnitude whose square is a normal number.
 
-    However slowly a moment decays, some element of it then passes where denormals begin within a few steps.
+    Then some element of a moment becomes denormal within a few steps, however slowly the moment decays.
     """
     lowest = np.log10(np.finfo(dtype).tiny) / 2 + 0.5
     magnitudes = np.logspace(lowest, 0, ELEMENTS).reshape(32, 128)

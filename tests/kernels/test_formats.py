@@ -1,4 +1,4 @@
-"""Storage formats of gradients: read in place, as if NumPy had cast them to float32 or float64 before."""
+"""Gradients in storage formats are read in place, with the result of NumPy's cast to float32 or float64."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
 
 
 def of(stored: str, values: Any) -> Any:
-    """Round numbers to a format, two bytes behind a boundary."""
+    """Round numbers to a format, in memory one element after a boundary."""
     values = np.asarray(values)
     room = np.zeros(values.size + 1, dtype_of(stored))
     room[1:] = values.reshape(-1)
@@ -46,7 +46,7 @@ def cast(values: Any, dtype: Any) -> Any:
 
 
 def every_pattern(stored: str) -> Any:
-    """All bit patterns of a format."""
+    """Return all bit patterns of a format."""
     bits = 8 * formats.FORMATS[stored]
     return np.arange(2**bits).astype(f"u{bits // 8}").view(dtype_of(stored))
 
@@ -71,7 +71,7 @@ def test_every_pattern_is_decoded_exactly(stored: str, wide: bool, isa: str) -> 
 
 
 class Scene:
-    """A plan on float32 and float64 variables, whose gradients are `given`."""
+    """A plan on float32 and float64 variables with the gradients `given`."""
 
     def __init__(self, module: Any, rule: str, given: list[Any], stages: dict[str, float], directed: bool) -> None:
         rng = np.random.default_rng(1)
@@ -92,7 +92,7 @@ class Scene:
         self.arrays = [*itertools.chain(*made), *itertools.chain(*slots)]
 
     def play(self, given: list[Any], threads: int = 1, zero: bool = False, guard: bool = False) -> list[Any]:
-        """Take a step, and return everything that it makes."""
+        """Take a step, and return all arrays that it changes."""
         self.plan.bind(given, zero)
         norms = [self.plan.sums_of_squares(each, threads) for each in (True, False)]
         found = self.plan.run(self.scalars, threads, None, None, guard)
@@ -102,7 +102,7 @@ class Scene:
 def assert_as_decoded(
     rule: str, stored: str, given: list[Any], stages: dict[str, float], directed: bool = False, **options: bool
 ) -> None:
-    """Compare steps with stored gradients to the reference with the same as NumPy casts them."""
+    """Compare steps with stored gradients to the reference with gradients that NumPy has cast."""
     decoded = [cast(g, np.float32) for g in given]
     expected = Scene(reference, rule, given, stages, directed).play(decoded, **options)
     for (isa, module), threads in [(("reference", reference), 1), *COMPARED]:
@@ -161,7 +161,7 @@ def play_rows(module: Any, rule: str, given: list[Any], stages: dict[str, float]
 @every_format
 @pytest.mark.parametrize("rising", [False, True])
 def test_rows_are_those_of_the_decoded_gradient(rule: str, stored: str, rising: bool) -> None:
-    """Values of one row are added in the arithmetic of the variable, as if they had been cast to it."""
+    """The values of a row are cast to the dtype of the variable before they are added."""
     rng = np.random.default_rng(3)
     rows = [rng.integers(0, n, k) for n, k in ((1200, 800), (40, 9), (50, 30), (9, 4))]
     rows = [np.unique(of_one) for of_one in rows] if rising else rows
@@ -207,7 +207,7 @@ def test_optimizers_zero_gradients_in_their_format(case: Case, stored: str) -> N
 
 
 def layouts(g: Any) -> dict[str, Any]:
-    """The same numbers, lying as kernels do not read them."""
+    """Return the same numbers in layouts that kernels cannot read in place."""
     strided = np.repeat(g, 2, axis=1)[:, ::2]
     found = {"strided": strided, "Fortran": np.asfortranarray(g)}
     if g.itemsize == 1:

@@ -1,4 +1,4 @@
-"""Guarded runs of plans: as good as unguarded ones, or undone; the oracle is the reference in NumPy."""
+"""Guarded runs equal unguarded ones, or are undone. The oracle is the reference in NumPy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODULES = {isa: kernels.load(isa)[1] for isa in kernels.supported()}
 COMPARED = [*itertools.product(MODULES.values(), (1, 3))]
 SHAPES = [(5,), (), (0, 3), (1024,), (300, 131), (257,)]  # in rows of 3 tasks
 STAGES = {"scale": 0.3, "l2": 0.07, "l1": 0.013, "clip": 0.7, "limit": 0.11, "decay": 0.01, "average": 0.9}
-SPOILT = {  # what goes wrong: the variable, its element, and the gradient there
+SPOILT = {  # faults: the variable, its element, and the gradient there
     "nothing": [],
     "a gradient": [(3, 1000, np.nan)],
     "a gradient of one element": [(1, 0, np.inf)],
@@ -29,7 +29,7 @@ rng = np.random.default_rng
 
 
 class Scene:
-    """All arrays of a plan of one rule, the same whenever it is made."""
+    """All arrays of a plan of one rule; they are the same every time."""
 
     def __init__(
         self, module: Any, rule: str, dtype: str, stages: dict[str, float], zero: bool, directed: bool, what: str

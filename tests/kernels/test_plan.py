@@ -1,4 +1,4 @@
-"""What plans can do beyond one rule on weights: rules by group, directions, commits; sums for norms."""
+"""Plans with a rule for each group, directions and commits; sums for norms."""
 
 from __future__ import annotations
 

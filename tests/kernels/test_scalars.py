@@ -1,7 +1,7 @@
-"""Scalars and slots agree by name: those that a twin declares, a compiled rule reads, and a class returns.
+"""The names of scalars and slots agree in the twin of a rule, the compiled rule, and the classes.
 
-At run time scalars are plain tuples, so that names cost a step nothing. These tests read from the sources what a
-tuple holds: each element must be a variable or an attribute with the name of the scalar.
+At run time scalars are plain tuples, so that names cost nothing in a step. These tests read the names from the
+sources: each element of a tuple must be a variable or an attribute with the name of the scalar.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.runs import variables
 
 Names = tuple[str, ...]
 RULES_PXI = (Path(fv.__file__).parent / "kernels" / "rules.pxi").read_text()
-# How optimizers call each slot of a rule: names of Keras, of PyTorch, and our own.
+# The names of each slot in optimizers: of Keras, of PyTorch, and our own.
 CALLED = {
     "m": {"exp_avg", "gradient_sum", "momentum", "momentum_buffer"},
     "v": {"accumulated_grad", "accumulator", "exp_avg_sq", "square_avg", "sum", "velocity"},
@@ -45,7 +45,7 @@ CALLED = {
 
 
 def read_in(source: str, name: str) -> tuple[Names, Names]:
-    """Return the names under which a compiled rule reads its slots and its scalars, in their order."""
+    """Return the names of the slots and scalars of a compiled rule, in the order in which it reads them."""
     body = source.split(f"cdef void {name}(")[1].split("\n\n", maxsplit=1)[0]
     found = []
     for array in ("slots", "c"):
@@ -56,7 +56,7 @@ def read_in(source: str, name: str) -> tuple[Names, Names]:
 
 
 def names_of(value: ast.expr) -> Iterator[str]:
-    """Yield the names that stand in a tuple."""
+    """Yield the names in a tuple."""
     if isinstance(value, ast.Name):
         yield value.id
     elif isinstance(value, ast.Attribute):
@@ -70,7 +70,7 @@ def names_of(value: ast.expr) -> Iterator[str]:
 
 
 def returned(function: Callable[..., Any]) -> set[Names]:
-    """Return the tuples of names that a function can return, or those that it calls to return them."""
+    """Return the tuples of names that a function can return, itself or through a function that it calls."""
     function = inspect.unwrap(getattr(function, "__func__", function))
     found: set[Names] = set()
     for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
@@ -94,7 +94,7 @@ def optimizers() -> Iterator[tuple[fv.Optimizer, list[fv.Variable]]]:
 
 
 def passes() -> Iterator[tuple[fv.Optimizer, Any]]:
-    """Every pass of every case, for every kind of variable."""
+    """Yield every pass of every case, for every kind of variable."""
     for optimizer, given in optimizers():
         for kind in {optimizer.kind_of(v) for v in given}:
             for one in optimizer.passes(kind):

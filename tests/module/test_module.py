@@ -1,4 +1,4 @@
-"""Modules find their variables, name them by path, and freeze them by one assignment."""
+"""Modules find their variables, name them by path, and freeze all of them with one assignment."""
 
 from __future__ import annotations
 

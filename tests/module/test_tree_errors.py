@@ -96,7 +96,7 @@ def test_a_first_step_that_fails_leaves_it_unbuilt(make: Any, fail: Any, grads: 
 
 def test_a_first_step_that_fails_leaves_no_numbers_of_its_groups(tmp_path: Path) -> None:
     v, w = variable(name="v"), variable(name="w")
-    optimizer, fresh = fv.torch.NAdam(), fv.torch.NAdam([w])  # each group carries a product on
+    optimizer, fresh = fv.torch.NAdam(), fv.torch.NAdam([w])  # each group keeps a product from step to step
     with pytest.raises(ValueError, match=r"gradient of 'v': must have shape \(2,\)"):
         optimizer.apply([np.ones(3), np.ones(2)], [{"params": v}, {"params": w}])
     optimizer.apply([np.ones(2)], [w])

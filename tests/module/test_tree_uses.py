@@ -88,7 +88,7 @@ def test_groups_of_torch(key: str) -> None:
         assert len(fv.torch.SGD(params).param_groups[0]["params"]) == 2
 
 
-# What else takes variables.
+# Exclusions, averages and copies.
 
 
 def test_exclusions_and_averages_take_trees() -> None:

@@ -1,4 +1,4 @@
-"""Trees of variables and gradients are matched by path, whatever holds them, and never by order."""
+"""Trees of variables and gradients are matched by path, never by order, in containers of any kind."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TREES = branches(st.recursive(st.none() | st.just(0), branches, max_leaves=12))
 
 
 def filled(tree: Any, make: Callable[[], Any]) -> Any:
-    """Return a tree with something made for each 0 in it."""
+    """Return a tree in which each 0 is replaced by a call of `make`."""
     if isinstance(tree, Pair):
         return Pair(*(filled(child, make) for child in tree))
     if isinstance(tree, (list, tuple)):
@@ -64,7 +64,7 @@ def filled(tree: Any, make: Callable[[], Any]) -> Any:
 
 
 def shuffled(tree: Any, rng: random.Random) -> Any:
-    """Return a tree of the same paths in another order."""
+    """Return a tree with the same paths in another order."""
     if isinstance(tree, Pair):
         return Swapped(second=shuffled(tree.second, rng), first=shuffled(tree.first, rng))
     if isinstance(tree, (list, tuple)):
@@ -107,7 +107,7 @@ def test_every_variable_gets_the_gradient_of_its_path(tree: Any, rng: random.Ran
 
 
 def test_gradients_of_jax_train_what_they_are_of() -> None:
-    """JAX sorts the keys of dicts: by order, equal shapes would train one another."""
+    """JAX sorts the keys of dicts: by order, a variable would get the gradient of another with its shape."""
     jax = pytest.importorskip("jax")
     params = {
         "z": {"kernel": variable(), "bias": variable()},
@@ -137,7 +137,7 @@ def test_gradients_of_jax_train_what_they_are_of() -> None:
     assert_trained([v for _, v in walk(params)], [2 * factor for factor in factors.values()])
 
 
-# Whatever holds them.
+# Containers of any kind.
 
 
 def module_of_gradients() -> Net:
@@ -269,7 +269,7 @@ def test_frozen_variables_stay_and_counters_need_no_gradient() -> None:
 
 
 def test_shared_variables() -> None:
-    """A module lists one once, under its first path; elsewhere, two gradients would be meant for it."""
+    """A module lists a shared variable once, under its first path. Elsewhere it would have two gradients."""
     net, g = Net(), distinct(2)
     net.tied, net.again, net.itself = net.scale, net.encoder, net
     optimizer = fv.optimizers.SGD(1.0)
@@ -315,7 +315,9 @@ def test_keys_of_any_kind() -> None:
     optimizer = fv.optimizers.SGD(1.0)
     optimizer.apply({"a": {"": g[4], "b": g[3]}, "a/b": g[2], 0: g[1], "1": g[0]}, params)
     assert_trained([v for _, v in walk(params)], g)
-    with pytest.raises(ValueError, match="unknown 'x/a/b'; missing 'x/a/b', 'x/a/b'"):  # two have that path
+    with pytest.raises(
+        ValueError, match="unknown 'x/a/b'; missing 'x/a/b', 'x/a/b'"
+    ):  # two variables have that path
         fv.optimizers.SGD(1.0).apply({"x/a/b": g[0]}, {"x": {"a/b": variable(), "a": {"b": variable()}}})
 
 

@@ -1,7 +1,7 @@
-"""Accumulation: what counts in calls and what in updates, as Keras has it; and no gradient is ever lost.
+"""Accumulation counts calls and updates as Keras does, and loses no gradient.
 
-Keras forgets what a variable got if its last gradient of a window is None. So it is asked with zeros in the place
-of None wherever the variable has another gradient in the window: the sums are the same.
+Keras loses the gradients of a window if the last one is None. So it gets zeros in place of None wherever the
+variable has another gradient in the window: the sums are the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 import fastvar as fv
 from tests.support.cases import assert_same_bits, contents
 
-# Keras reads its own variables so; NumPy 2.4 does not like it.
+# Keras reads its own variables in a way that NumPy 2.4 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SHAPES = [(3, 2), (4,), ()]
@@ -45,7 +45,7 @@ def initial_values() -> list[Any]:
 
 
 def calls() -> list[list[Any]]:
-    """Return gradients of which many are None: the last of a window, the first, all of a variable, others."""
+    """Return gradients with many Nones: the last of a window, the first, all of a variable, and others."""
     rng = np.random.default_rng(6)
     grads: list[list[Any]] = [[rng.standard_normal(s).astype(np.float32) for s in SHAPES] for _ in range(CALLS)]
     for call, missing in {
@@ -129,7 +129,7 @@ def test_a_window_goes_on_after_a_round_trip(how: str, name: str, at: int, tmp_p
         twin, its = copy.deepcopy((optimizer, variables))
     else:
         twin, its = made(name, OPTIONS["ema"])
-        if how == "other order":  # within a group: tensors and marks are known by name
+        if how == "other order":  # within a group: tensors and marks are matched by name
             twin = type(twin).from_config(twin.get_config())
             twin.build(its[::-1])
         path = fv.Checkpoint(variables, optimizer=optimizer).save(tmp_path / "x.h5")

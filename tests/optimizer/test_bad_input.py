@@ -1,4 +1,4 @@
-"""Bad input is one clear error that names the variable, and not one byte changes; odd input means its twin."""
+"""Bad input is a clear error that names the variable, and nothing changes. Unusual input is converted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPE = (4, 6)
 
 
 class Scene:
-    """An optimizer that has made three steps, with good gradients for the next one."""
+    """An optimizer after three steps, with good gradients for the next one."""
 
     def __init__(self, case: Case, settings: dict[str, Any]) -> None:
         rng = np.random.default_rng(0)
@@ -66,12 +66,12 @@ class Reentrant:
 
 
 def shifted(array: Any) -> Any:
-    """An array of the memory of `array`, moved by one element: it overlaps in part."""
+    """Return an array in the memory of `array`, shifted by one element: they overlap in part."""
     room = array.reshape(-1)
     return np.ndarray(room.size - 1, room.dtype, room.data, offset=room.itemsize)
 
 
-# What is done, the type of the error, and a pattern that it must match (it names the variable).
+# The action, the type of the error, and a pattern for its message, which names the variable.
 # fmt: off
 BAD: dict[str, tuple[Callable[[Scene], Any], type[Exception] | tuple[type[Exception], ...], str]] = {
     "transposed shape": (
@@ -203,7 +203,7 @@ def test_bad_input_is_one_error_and_changes_nothing(row: str, settings: str) -> 
 
 @every_case
 def test_overlap_in_part_is_refused(case: Case) -> None:
-    """A gradient that begins in the middle of the weights, of a slot or of an average."""
+    """A gradient begins in the middle of the weights, a slot or an average."""
     for part in ("weights", "average", *case.make().slots):
         room = np.zeros(40, np.float32)
         v, other = fv.Variable(room[:24], name="w", copy=False), fv.Variable(np.ones(3, np.float32))
@@ -288,7 +288,7 @@ def test_hyperparameter_out_of_range_is_refused_and_kept(name: str, value: Any) 
     assert optimizer.get_config() == before
 
 
-# What is odd but means what its contiguous copy means.
+# Unusual input that is equal to a contiguous copy of it.
 
 
 def strided(a: Any) -> Any:
@@ -361,7 +361,7 @@ def test_none_and_empty_are_harmless(case: Case) -> None:
 
 
 class Shrinking:
-    """A gradient that makes another one smaller when it is read."""
+    """A gradient that shrinks another one while it is read."""
 
     def __init__(self, victim: Any) -> None:
         self.victim = victim
@@ -372,7 +372,7 @@ class Shrinking:
 
 
 class Keeping:
-    """A gradient that hands out an array which others can reach."""
+    """A gradient that returns an array to which others have access."""
 
     def __init__(self, array: Any) -> None:
         self.array = array
@@ -407,7 +407,7 @@ def test_gradients_may_come_from_a_generator(case: Case, constraint: Any) -> Non
 
 
 def test_zeroed_gradients_that_begin_to_overlap_are_refused_every_time() -> None:
-    """What a plan remembers of the last step's addresses must not let a shared one through."""
+    """A plan remembers the addresses of the last step, and still refuses a shared one."""
     scene = Scene(CASES[0], {})
     zeroed(scene, scene.grads[1])
     for first, second in [(0, 0), (2, 1), (0, 0), (1, 1)]:

@@ -1,4 +1,4 @@
-"""What begins as the weights begins with those of the first step, however they came to be there."""
+"""Slots and averages that start as copies of the weights copy those of the first step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def train(optimizer: fv.Optimizer, start: int = 0, steps: int = 4) -> None:
 
 
 def expected(make: Callable[[], fv.Optimizer]) -> list[str]:
-    """Return what an optimizer leaves that was built when the weights were there already."""
+    """Return the result of an optimizer that was built after the weights were set."""
     given, optimizer = variables(NEW), make()
     optimizer.build(given)
     train(optimizer)
@@ -108,14 +108,14 @@ def test_what_has_begun_has_begun_after_a_round_trip(make: Any, how: str, tmp_pa
 
 
 def test_a_variable_begins_with_its_own_first_gradient() -> None:
-    """The first update of ScheduleFree, by its rule in NumPy, from the weights that are there then."""
+    """Compute the first update of ScheduleFree in NumPy, from the present weights."""
     v, w = fv.Variable([1.0]), fv.Variable([1.0])
     optimizer = fv.optimizers.ScheduleFreeAdamW(0.125)
     v.trainable = False
     optimizer.build([v, w])
     for _ in range(3):
         optimizer.apply([[1.0], [1.0]])
-    v.assign([100.0])  # frozen until now
+    v.assign([100.0])  # frozen before
     v.trainable = True
     for _ in range(2):
         optimizer.apply([[1.0], None])

@@ -1,4 +1,4 @@
-"""Adaptive clipping works with every rule and option, though it takes a pass of its own."""
+"""Adaptive clipping, which takes a pass of its own, works with every rule and option."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.runs import COMBINATIONS, assert_all_same_bits, every_case, g
 @every_case
 @pytest.mark.parametrize("steps", [None, 3])
 def test_clipping_units_is_handing_in_the_clipped_gradients(case: Case, steps: int | None) -> None:
-    """With L2, decay and averages around it, and the mean of gradients clipped when they are accumulated."""
+    """Clip with L2, decay and averages; and clip the mean of accumulated gradients."""
     options: dict[str, Any] = {"weight_decay": 0.25, "use_ema": True, "ema_momentum": 0.5}
     given, by_hand = variables(), variables()
     clipped = case.make(**options, adaptive_clipnorm=0.25, gradient_accumulation_steps=steps)

@@ -1,4 +1,4 @@
-"""Ctrl-C at every instant of steps: each has happened with all that belongs to it, or nothing has."""
+"""After Ctrl-C at any instant, a step has happened wholly or not at all."""
 
 import copy
 
@@ -13,7 +13,7 @@ from tests.support.interrupts import check_at_instants
 
 
 class Numpy(fv.Optimizer):
-    """Momentum in NumPy, so that Python code runs in the middle of the step."""
+    """Momentum in NumPy: Python code runs in the middle of the step."""
 
     slots = ("velocity",)
 
@@ -32,7 +32,7 @@ def halves(array):
 
 
 class Flaky(optimizers.Lamb):
-    """Fails between the passes as often as it is told to."""
+    """Lamb that fails between its passes a given number of times."""
 
     fails = 0
 
@@ -69,7 +69,7 @@ def gradients_of(variables, number):
 
 
 def stepping(make, options, steps, *, constraint=None, frozen=False, bad=False):
-    """Return a scene: a step with `zero_grad` after so many others."""
+    """Return a scene: a step with `zero_grad` after a number of others."""
 
     def scene():
         shapes = {"kernel": (3, 4), "bias": (4,), "fixed": (2,)}
@@ -119,7 +119,7 @@ def test_a_skipped_step_is_whole_or_nothing(make) -> None:
 
 
 def failing_between(monkeypatch, optimizer) -> None:
-    """Let the second product of Muon find no memory, or Flaky fail."""
+    """Make the second product of Muon run out of memory, or make Flaky fail."""
     if isinstance(optimizer, Flaky):
         optimizer.fails = 1
         return
@@ -160,7 +160,7 @@ def test_what_fails_between_passes_changes_nothing_and_can_be_done_again(make, o
 
 
 def built(make, *, steps=1, **options):
-    """Return an optimizer with two variables after some steps, and all that is to be seen of them."""
+    """Return an optimizer with two variables after some steps, and a function that returns their state."""
     variables = [fv.Variable(np.linspace(-1, 1, 12).reshape(3, 4), name=name) for name in "ab"]
     optimizer = make(**options)
     if steps:

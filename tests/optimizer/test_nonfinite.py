@@ -1,4 +1,4 @@
-"""Gradients that are infinite or NaN: ignored, or nothing changes; and loss scales that follow them."""
+"""Steps with infinite or NaN gradients run, are skipped, or raise; loss scales react to them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_zeroed_gradients_of_a_skipped_step_are_zero() -> None:
     np.testing.assert_array_equal(w, np.ones(3))
 
 
-# What a step would leave.
+# The results of a step.
 
 
 class Odd(fv.Optimizer):
@@ -130,7 +130,7 @@ MAKERS = {case.id: case.make for case in CASES} | {
     f"torch {name}": functools.partial(getattr(fv.torch, name), **own[-1]) for name, own in OWN.items()
 }
 MAKERS["in NumPy"] = Odd
-SEQUENCES = {  # of the sizes of a gradient: those that overflow where they are squared, added or multiplied
+SEQUENCES = {  # sizes of a gradient that overflow when squared, added or multiplied
     "float32": [1, 1e25, 1, 3e38, 3e38, -3e38, 1e-42, 1, 1e30],
     "float64": [1, 1e200, 1, 1.7e308, 1.7e308, -1.7e308, 1e-310, 1, 1e250],
 }
@@ -146,7 +146,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("dtype", SEQUENCES)
 @pytest.mark.parametrize("maker", MAKERS)
 def test_no_step_leaves_anything_that_is_not_finite(maker: str, dtype: str, options: dict[str, Any]) -> None:
-    """A step leaves finite numbers only; or it is skipped, or raises, and changes nothing."""
+    """A step leaves only finite numbers, or it is skipped or raises, and changes nothing."""
     optimizer, twin = (MAKERS[maker](nonfinite=how, **options) for how in ("skip", "raise"))
     given, twins = variables(dtype), variables(dtype)
     optimizer.build(given)
@@ -230,7 +230,7 @@ def test_ignoring_lets_nan_through(case: Case) -> None:
 # Loss scales.
 
 
-# Keras reads its own variables so; NumPy 2.4 does not like it.
+# Keras reads its own variables in a way that NumPy 2.4 warns of.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_loss_scale_follows_keras() -> None:
     import keras

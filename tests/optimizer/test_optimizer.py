@@ -1,4 +1,4 @@
-"""What an optimizer promises beyond arithmetic: groups, freezing, configuration, schedules, copies."""
+"""Optimizers beyond arithmetic: groups, freezing, configuration, schedules, copies."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_exclusions_before_build_survive_a_copy() -> None:
     assert_all_same_bits(train(twin, ours), train(optimizer, given))
 
 
-# What a new user would fall over.
+# Mistakes of new users.
 
 
 def test_finalizing_before_the_first_step_keeps_the_weights() -> None:

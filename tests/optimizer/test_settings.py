@@ -1,4 +1,4 @@
-"""Setting a hyperparameter is the same as a new optimizer that has it and goes on with the state."""
+"""Setting a hyperparameter has the effect of a new optimizer that has it and takes over the state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import fastvar.torch
 from fastvar.hyper import Parameter, number
 from tests.support.cases import assert_same_bits, contents
 
-NAMES = [name for name in fv.optimizers.__all__ if name != "LBFGS"]  # which makes no steps
+NAMES = [name for name in fv.optimizers.__all__ if name != "LBFGS"]  # it makes no steps
 CLASSES = [getattr(fv.optimizers, name) for name in NAMES]
 TORCH = [getattr(fv.torch, name) for name in fv.torch.__all__]
 CLASSES += [c for c in TORCH if issubclass(c, fv.torch.TorchOptimizer) and c is not fv.torch.TorchOptimizer]
@@ -23,7 +23,7 @@ every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.nam
 scheduled = pytest.mark.parametrize("scheduled", [False, True], ids=["numbers", "schedules"])
 
 SHAPES = [(3, 2), (4,), (), (2, 3, 2)]
-OTHER: dict[str, Any] = {  # what does not follow from the declaration
+OTHER: dict[str, Any] = {  # exceptions, where the declaration gives no other value
     "weight_decay": 0.5,
     "adam_weight_decay": 0.5,
     "learning_rate_power": -0.75,
@@ -94,14 +94,14 @@ def settings(optimizer: fv.Optimizer) -> list[Setting]:
 
 
 def place(optimizer: fv.Optimizer, setting: Setting) -> tuple[Any, Parameter, Any]:
-    """Return what holds a setting, its declaration, and its present value."""
+    """Return the owner of a setting, its declaration, and its present value."""
     which, of, name = setting
     one: Any = inner(optimizer) if which == "inner" else optimizer
     return (one if of == "optimizer" else one.groups[1]), one.parameters[name], one._parameters[name]
 
 
 def anew(optimizer: fv.Optimizer, variables: list[fv.Variable]) -> tuple[fv.Optimizer, list[fv.Variable]]:
-    """Return a new optimizer with the same settings that has taken over the state."""
+    """Return a new optimizer with the same settings and the same state."""
     twins = copy.deepcopy(variables)
     new: Any = type(optimizer).from_config(optimizer.get_config())
     new.build([{"variables": twins[:2]}, {"variables": twins[2:], **optimizer.groups[1]._own}])
@@ -138,14 +138,12 @@ def test_setting_anything_after_steps_is_a_new_optimizer_with_the_state(cls: Any
             held, state = copy.deepcopy((variables, optimizer))[::-1], contents(optimizer, variables)
             try:
                 setattr(holder, setting[2], value)
-            except ValueError:  # does not go with the others, as `nesterov` without a momentum
+            except ValueError:  # conflicts with others, such as `nesterov` without a momentum
                 assert contents(optimizer, variables) == before, setting
                 break
             other, _, _ = place(held[0], setting)
             target = other._own if setting[1] == "group" else other._parameters
-            target[setting[2]] = (
-                parameter.check(value) if not callable(value) else value
-            )  # nothing follows from it
+            target[setting[2]] = parameter.check(value) if not callable(value) else value  # no effect
             fresh = anew(*held)
             step(optimizer, variables, 2 + 2 * k)
             step(*fresh, 2 + 2 * k)
@@ -174,7 +172,7 @@ def test_setting_anything_before_the_first_step_is_a_new_optimizer(cls: Any, sch
 
 @every_class
 def test_decay_stops_when_it_is_set_to_nothing(cls: Any) -> None:
-    """With gradients of 0, what moves the weights of a rule without a memory is decay alone."""
+    """With gradients of 0, only decay moves the weights of a rule without state."""
     optimizer, variables = built(cls, True)
     if "weight_decay" not in inner(optimizer).parameters or cls is fv.optimizers.Ftrl:
         pytest.skip("has none, or forgets the weights at the first update")
@@ -199,7 +197,7 @@ def test_decay_stops_when_it_is_set_to_nothing(cls: Any) -> None:
 
 @every_class
 def test_every_schedule_acts_from_the_first_step_on(cls: Any) -> None:
-    """A number given as a schedule that is constant is that number, with accumulation and a loss scale, too."""
+    """A constant schedule equals its number, also with accumulation and a loss scale."""
     optimizer, variables = built(cls, False)
     accumulating = {"gradient_accumulation_steps": 2, "loss_scale_factor": 8.0, "nonfinite": "raise"}
     if cls is fv.optimizers.LossScaleOptimizer:
@@ -217,12 +215,12 @@ def test_every_schedule_acts_from_the_first_step_on(cls: Any) -> None:
             one.build(own)
             step(one, own, 0, 4)
             runs.append([v.numpy() for v in own])
-        if name != "momentum":  # which may become another, and so has a slot
+        if name != "momentum":  # it may change, so there is a slot
             for a, b in zip(*runs, strict=True):
                 assert_same_bits(a, b, name)
 
 
-# Slots that follow hyperparameters and names.
+# Slots depend on hyperparameters and names.
 
 
 @pytest.mark.parametrize(
@@ -250,7 +248,7 @@ def test_what_is_switched_off_and_on_begins_anew(
     setattr(optimizer, name, on)
     begins = w.numpy() if slot == "average" else np.zeros(2)
     np.testing.assert_array_equal(optimizer.slot(w, slot), begins)
-    # A checkpoint holds at any time what the hyperparameters in it ask for.
+    # A checkpoint always holds the slots that its hyperparameters need.
     fv.Checkpoint(w, optimizer=optimizer).save(tmp_path / "x.h5")
     v, twin = fv.Variable([0.0, 0.0], name="w"), make(**{name: on})
     twin.build([v])
@@ -297,7 +295,7 @@ def test_muon_follows_exclusions_set_later() -> None:
     optimizer.exclude_layers = ["w"]
     before = w.numpy()
     optimizer.apply([np.eye(3)])
-    m, v, t = 0.9 * 1.0 + 0.1, 0.001, 2  # Adam, whose momentum goes on from Muon's
+    m, v, t = 0.9 * 1.0 + 0.1, 0.001, 2  # Adam, which continues Muon's momentum
     expected = 1 - 0.125 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-7)
     np.testing.assert_allclose(np.diag(w), np.diag(before) - 1 + expected)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at any instant of a step: the step has happened and is counted, or it has not."""
+"""After Ctrl-C at any instant, a step has happened and is counted, or neither."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.support.interrupts import check_at_random_instants, timers
 
 
 class Numpy(fv.Optimizer):
-    """Gradient descent in NumPy, so that Python code runs in the middle of the step."""
+    """Gradient descent in NumPy: Python code runs in the middle of the step."""
 
     slots = ("total",)
 

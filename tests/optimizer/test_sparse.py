@@ -1,4 +1,4 @@
-"""Sparse gradients: touched rows are updated as a variable of these rows alone would be, and no other."""
+"""Sparse gradients update the touched rows as if they were a variable of their own, and no others."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_bad_rows_change_nothing(gradient: fv.IndexedSlices, message: str, optio
 
 
 class Leaping(np.ndarray):
-    """Row numbers that become others once they have been looked at."""
+    """Row numbers that change after they have been checked."""
 
     def max(self, *args: Any, **kwargs: Any) -> Any:
         largest = np.asarray(self).max(*args, **kwargs)
@@ -214,7 +214,7 @@ def test_rows_that_another_thread_rewrites() -> None:
             before = table.numpy()
             try:
                 optimizer.apply([gradient], [table])
-            except ValueError:  # the numbers were those that are out of range
+            except ValueError:  # the numbers were out of range
                 assert_same_bits(table.numpy(), before)
     finally:
         going = False
@@ -289,7 +289,7 @@ MATRICES = [
 @pytest.mark.parametrize("kind", MATRICES)
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i4"])
 def test_sparse_matrices_of_scipy_are_gradients(kind: str, dtype: str) -> None:
-    """For gradient descent, rows of zeros may as well not be named: the dense gradient is the oracle."""
+    """In gradient descent, rows of zeros have no effect: the dense gradient is the oracle."""
     sparse = pytest.importorskip("scipy.sparse")
     rng = np.random.default_rng(9)
     dense = (rng.integers(-8, 8, (9, 6)) * (rng.random((9, 6)) < 0.2)).astype(dtype)
@@ -379,7 +379,7 @@ def test_rows_cost_what_they_touch() -> None:
             start = perf_counter()
             optimizer.apply([gradient], [table])
             took[k].append(perf_counter() - start)
-    # 0.18 in bench/test_sparse.py, on buffers that are used again; here each gradient is new. And others run.
+    # 0.18 in bench/test_sparse.py, where buffers are reused; here each gradient is new, and other tests run.
     assert min(took[0]) < 0.6 * min(took[1])
 
 

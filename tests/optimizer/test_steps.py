@@ -1,4 +1,4 @@
-"""Every way to step is the same step, also with a rule of one's own; a step that fails changes nothing."""
+"""All ways to step give the same step, also for a user's own rule. A step that fails changes nothing."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_slot_of_unknown_name_or_variable() -> None:
             optimizer.slot(variable, name)
 
 
-# Rules of one's own.
+# A user's own rules.
 
 
 def handwritten(case: Case) -> type[fv.Optimizer]:
@@ -172,7 +172,7 @@ def test_failing_update_rolls_everything_back(options: dict[str, Any], calls_bef
     optimizer.failing = True
     for v, g in zip(given, gradients(9), strict=True):
         v.grad = g
-    for _ in range(3):  # accumulation calls the update at the third
+    for _ in range(3):  # with accumulation, the third call updates
         before, kept = contents(optimizer, given), [v.grad.copy() for v in given]
         try:
             optimizer.step(zero_grad=True)
@@ -214,7 +214,7 @@ def test_rule_without_update_says_what_to_write() -> None:
 def test_plan_stays_small_enough_to_be_read_quickly() -> None:
     optimizer = fv.optimizers.Adam()
     optimizer.build(variables())
-    assert len(vars(optimizer._plan)) <= 29  # CPython 3.11 keeps no more beside the object itself
+    assert len(vars(optimizer._plan)) <= 29  # CPython 3.11 stores at most this many attributes inline
 
 
 GRADIENTS: dict[str, Any] = {
@@ -246,7 +246,7 @@ def test_every_gradient_becomes_zeros_in_place_where_it_can_be_written(kind: str
     assert given[2].grad is None
     assert given[1].grad.shape == (2, 3)
     assert not any(np.any(np.asarray(v.grad)) for v in given[:2])
-    if kind not in IN_PLACE:  # what was given is left as it was
+    if kind not in IN_PLACE:  # the arguments are unchanged
         assert given[1].grad.dtype == np.float32
         assert np.all(np.asarray(kept[1].detach() if "tensor" in kind else kept[1]) == 1)
     optimizer.step()

@@ -1,9 +1,8 @@
-"""Finite gradients whose squares overflow or vanish leave finite weights, whatever the oracles make of them.
+"""Finite gradients whose squares overflow or underflow leave finite weights, also where the oracles fail.
 
-Rules of one pass leave the weights of the oracle, too, where these are finite and `ALIKE` says so: to 2e-5 of the
-largest, in float64 to 1e-12. The other stories are of numbers that oracles round away: products that overflow in
-one order and not in another, moments that are flushed here, norms that are taken in double precision here, weights
-that have gone far and come back.
+For the stories in `ALIKE`, rules of one pass agree with finite weights of the oracle, to 2e-5 of the largest
+(1e-12 in float64). In the other stories the oracles lose numbers: products overflow in one order and not in
+another, moments are flushed here, norms are in double precision here, weights go far and come back.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from tests.support.cases import CASES, Case
 from tests.support.oracles import default_dtype, made_by_optax, torch_options
 from tests.support.torch_cases import few_cases, make
 
-# Keras reads its own variables so; NumPy 2.4 does not like it.
+# Keras reads its own variables in a way that NumPy 2.4 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 HUGE, TINY = {"float32": 1e25, "float64": 1e200}, {"float32": 1e-42, "float64": 1e-310}
-STORIES = {  # the sizes of the gradients of one matrix, step by step
+STORIES = {  # the magnitudes of the gradients of one matrix in each step
     "huge, then ones": lambda huge, tiny: [huge, 1, 1, 1, 1, 1],
     "ones, then huge": lambda huge, tiny: [1, 1, 1, 1, huge, 1],
     "huge for ever": lambda huge, tiny: [huge] * 6,
@@ -134,7 +133,7 @@ def test_weights_stay_finite_in_torch(name: str, options: dict[str, Any], dtype:
 
 @every_dtype
 def test_an_infinite_second_moment_stays_infinite(dtype: str) -> None:
-    """The instance: after 1e25 and 1 the weight is where it was, as in PyTorch, and not NaN."""
+    """After gradients of 1e25 and 1, the weight is where it was, as in PyTorch, and not NaN."""
     optimizer, w = fv.torch.Adam(lr=0.1), fv.Variable(np.asarray([1.0, 1.0], dtype))
     for huge in (HUGE[dtype], 1.0):
         optimizer.apply([np.asarray([huge, 1.0], dtype)], [w])
@@ -150,7 +149,7 @@ def test_an_infinite_second_moment_stays_infinite(dtype: str) -> None:
 @pytest.mark.parametrize("size", [1e-310, 1e-200, 1.0, 1e155, 1e200, 1e307])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_gradients_of_any_size_are_clipped(option: str, size: float, mixed: bool) -> None:
-    """The oracle is NumPy with numbers of more range (longdouble)."""
+    """The oracle is NumPy in a dtype with more range (longdouble)."""
     grads = [np.array([3.0, -4.0, 2.0]) / 4 * size, np.array([1.0, 0.5], np.float32 if mixed else np.float64)]
     variables = [fv.Variable(np.zeros_like(g)) for g in grads]
     fv.optimizers.SGD(1.0, **{option: 0.5}).apply(grads, variables)

@@ -1,10 +1,10 @@
-"""The meaning of every option is Keras's: 20 steps of the installed Keras (NumPy backend) are followed.
+"""Every option means what it means in Keras: compare 20 steps with the installed Keras (NumPy backend).
 
-Keras computes in float32 on this backend, whatever the variables are. 20 steps of a contracting recurrence
-round some 120 operations by half a unit in the last place (6e-8) each, and Adam's quotient can double that:
-2e-5 of the largest weight leaves a little room (the cases' numbers are such that no rule divides by less than
-it can know: RMSprop's variance, Adadelta's first steps), while every option changes the result by more than 1e-3
-(`test_every_option_matters`), and so does a wrong order of the stages.
+Keras computes in float32 on this backend, also for float64 variables. 20 steps of a contracting recurrence round
+some 120 operations by half a unit in the last place (6e-8) each, and Adam's quotient can double that. The
+tolerance of 2e-5 of the largest weight is a little more. (The numbers of the cases are such that no rule divides
+by a small difference, as in RMSprop's variance and Adadelta's first steps.) Every option changes the result by
+more than 1e-3 (`test_every_option_matters`), and so does a wrong order of the stages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 import fastvar as fv
 from tests.support.cases import CASES, Case
 
-# Keras reads its own variables so; NumPy 2.4 does not like it.
+# Keras reads its own variables in a way that NumPy 2.4 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 KERAS_CASES = [case for case in CASES if case.oracle == "keras"]
@@ -33,17 +33,17 @@ STEPS = 20
 
 @dataclass(frozen=True)
 class Option:
-    """Options of an optimizer, and what else a run needs."""
+    """Options of an optimizer, and other settings of a run."""
 
     id: str
     options: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] | None = None  # of CosineDecay
     missing: bool = False  # None gradients now and then
-    constraint: Callable[[Any], Any] | None = None  # called with the constraints module of either library
+    constraint: Callable[[Any], Any] | None = None  # called with the constraints module of each library
     regularizer: tuple[float, float] | None = None  # l1, l2
     exclude: Callable[[Any], dict[str, Any]] | None = None  # from the variables to the arguments
     finalize: bool = False
-    feasible: bool = False  # start within the constraint: penalties are taken once per update, not per call
+    feasible: bool = False  # start within the constraint: penalties count once per update, not per call
 
 
 COSINE = {"initial_learning_rate": 0.0625, "decay_steps": 15, "alpha": 0.25}
@@ -131,7 +131,7 @@ def gradients(option: Option, dtype: str) -> list[list[Any]]:
 
 
 def constrained(option: Option, library: Any, shape: tuple[int, ...]) -> Any:
-    """Return the constraint for a variable; only NonNeg can do without an axis."""
+    """Return the constraint for a variable; only NonNeg needs no axis."""
     make = option.constraint
     return make(library.constraints) if make and (shape or "nonneg" in option.id or "many-" in option.id) else None
 
@@ -161,7 +161,7 @@ def run_keras(case: Case, option: Option) -> list[Any]:
 
 
 def penalized(g: Any, w: Any, scale: float, l1: float, l2: float) -> Any:
-    """Add the gradient of the penalty, which is scaled with the loss, by hand."""
+    """Add the gradient of the penalty by hand, scaled like the loss."""
     return None if g is None else (g + scale * (l1 * np.sign(w) + 2 * l2 * w)).astype(g.dtype)
 
 
@@ -216,7 +216,7 @@ def test_follows_keras(case: Case, option: Option) -> None:
 
 @pytest.mark.parametrize("case", FIRST, ids=lambda case: case.id)
 def test_every_option_matters(case: Case) -> None:
-    """Each option changes the result well beyond the tolerance, or the comparison would prove nothing."""
+    """Each option changes the result by far more than the tolerance: else the comparison would prove nothing."""
     plain = run_fastvar(case, OPTIONS[0], "float64")
     for option in OPTIONS[1:]:
         if case.optimizer == "AdamW" and option.id == "no-weight_decay":

@@ -1,4 +1,4 @@
-"""LBFGS is SciPy's, on variables."""
+"""LBFGS runs SciPy's L-BFGS-B on variables."""
 
 from __future__ import annotations
 

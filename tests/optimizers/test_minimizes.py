@@ -1,4 +1,4 @@
-"""Every optimizer minimizes: the rates and steps of `JOBS` (cases.py) take it to the tolerances stated here."""
+"""Every optimizer solves three problems to the tolerances below, with the rates and steps of `JOBS` (cases.py)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 import fastvar as fv
 from tests.support.cases import JOBS, Job
 
-QUADRATIC = 1e-8  # what may be left of the loss
-ROSENBROCK = 1e-5  # the loss, at first 24.2
-DIGITS = 0.95  # the accuracy on 360 digits that were held out; 0.1 by chance
+QUADRATIC = 1e-8  # the largest final loss
+ROSENBROCK = 1e-5  # the largest final loss; the first is 24.2
+DIGITS = 0.95  # the least accuracy on 360 held-out digits; 0.1 by chance
 BATCH = 64
 
 Evaluate = Callable[[], tuple[float, list[Any]]]  # loss and gradients
@@ -35,7 +35,7 @@ def train(optimizer: fv.Optimizer, variables: list[fv.Variable], evaluate: Evalu
 
 
 def minimized_quadratic(job: Job, dtype: str, **changed: float) -> float:
-    """What is left of a loss whose curvatures range over three orders of magnitude, in a matrix and a vector."""
+    """Return the final loss on a quadratic whose curvatures span three orders of magnitude."""
     rng = np.random.default_rng(0)
     curvatures = [np.logspace(-3, 0, 30).reshape(6, 5), np.logspace(0, -3, 10)]
     minima = [rng.uniform(0.5, 1.5, c.shape) for c in curvatures]
@@ -53,7 +53,7 @@ def minimized_quadratic(job: Job, dtype: str, **changed: float) -> float:
 
 
 def minimized_rosenbrock(job: Job, **changed: float) -> float:
-    """The loss at the end of the valley."""
+    """Return the final loss in Rosenbrock's valley."""
     w = fv.Variable([-1.2, 1.0])
 
     def evaluate() -> tuple[float, list[Any]]:
@@ -68,7 +68,7 @@ def minimized_rosenbrock(job: Job, **changed: float) -> float:
 
 @functools.cache
 def mlp() -> Any:
-    """The module of the examples."""
+    """Import the module of the examples."""
     path = Path(__file__).parents[2] / "examples" / "mlp.py"
     spec = importlib.util.spec_from_file_location("mlp", path)
     assert spec is not None
@@ -79,7 +79,7 @@ def mlp() -> Any:
 
 
 def learnt_digits(job: Job, **changed: float) -> float:
-    """The accuracy of a network of 64, 32 and 10 units on digits that it has not seen."""
+    """Return the accuracy of a network of 64, 32 and 10 units on held-out digits."""
     rng = np.random.default_rng(0)
     (x, y), held_out = mlp().digits(rng)
     net = mlp().MLP([64, 32], 10, rng)

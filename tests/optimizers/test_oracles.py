@@ -1,11 +1,11 @@
-"""What Keras does not have means what PyTorch 2.13 or optax 0.2.8 mean by it: 20 steps of theirs are followed.
+"""Rules that Keras lacks mean what they mean in PyTorch 2.13 or optax 0.2.8: compare 20 steps with theirs.
 
 =====================  ========  ======================================================================
 class                  oracle    where it differs from the oracle
 =====================  ========  ======================================================================
 RAdam                  torch     -
-ASGD                   torch     a changed learning rate holds at once; the average is `(1-mu) a + mu w`
-Rprop                  torch     NaN leaves the step size as it is
+ASGD                   torch     a new learning rate takes effect at once; the average is `(1-mu) a + mu w`
+Rprop                  torch     NaN does not change the step size
 AdaBelief, AdEMAMix    optax     -
 Yogi, Signum           optax     -
 Adan                   optax     -
@@ -15,10 +15,10 @@ Prodigy                optax     weight decay without the bias correction
 all others             Keras     see test_keras.py
 =====================  ========  ======================================================================
 
-Below them: PyTorch's meaning of what Keras means otherwise, expressed in the scalars of the same rules.
+Also compared: rules with another meaning in PyTorch than in Keras, as other scalars of the same compiled rule.
 
-20 contracting steps round some 120 operations by half a unit in the last place, most of which cancel out: 16
-units are the most that was seen, and weights must agree to 50 in the last place of the largest.
+20 contracting steps round some 120 operations by half a unit in the last place, and most errors cancel out. The
+largest difference seen was 16 units; weights must agree to 50 units in the last place of the largest.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ def run_fastvar(case: Case, dtype: str) -> tuple[fv.Optimizer, list[Any]]:
 
 
 def follow_torch(make: Callable[[Any, Any], Any], dtype: str, rates: list[float] | None = None) -> tuple[Any, Any]:
-    """Run `make(torch, parameters)`, the learning rate being `rates[t]`; return it and the weights."""
+    """Run the optimizer `make(torch, parameters)` with the learning rates `rates`; return it and the weights."""
     torch = pytest.importorskip("torch")
-    torch.set_default_dtype(getattr(torch, dtype))  # in which it keeps some scalars
+    torch.set_default_dtype(getattr(torch, dtype))  # the dtype of some of its scalars
     try:
         return _followed(torch, make, dtype, rates)
     finally:
@@ -227,11 +227,11 @@ def test_defaults_are_those_of_optax(name: str) -> None:
         assert (ours[option] or 0.0) == theirs[their_name or option].default, option
 
 
-# PyTorch's meaning of what Keras means otherwise, in the scalars of the same rules.
+# Rules with another meaning in PyTorch than in Keras, as other scalars of the same compiled rule.
 
 
 def torch_sgd(lr: float, t: int, momentum: float, dampening: float = 0.0, nesterov: bool = False) -> Any:
-    take = 1.0 if t == 1 else 1 - dampening  # the first gradient is taken as it is
+    take = 1.0 if t == 1 else 1 - dampening  # the first gradient is not damped
     return (momentum, take, -lr * momentum, -lr) if nesterov else (momentum, take, -lr, 0.0)
 
 
@@ -263,7 +263,7 @@ def torch_adadelta(lr: float, t: int, rho: float, eps: float) -> Any:
 
 
 BETAS = {"beta_1": 0.75, "beta_2": 0.875, "eps": 1e-3}
-MEANT = {  # rule, scalars, their options; torch.optim's class and options; what the first slot begins with
+MEANT = {  # rule, scalars, their options; torch.optim's class and options; initial value of the first slot
     "sgd": ("momentum", torch_sgd, {"momentum": 0.75}, "SGD", {"momentum": 0.75}),
     "sgd-dampening": (
         "momentum",
@@ -326,7 +326,7 @@ MEANT = {  # rule, scalars, their options; torch.optim's class and options; what
 @every_dtype
 def test_rules_can_mean_what_torch_means(form: str, dtype: str) -> None:
     rule, scalars, options, name, their_options = MEANT[form]
-    rates = [0.0625 if t % 8 < 5 else 0.015625 for t in range(STEPS)]  # where it stands shows when it changes
+    rates = [0.0625 if t % 8 < 5 else 0.015625 for t in range(STEPS)]  # its position matters when it changes
     weights = start(dtype)
     slots = [[np.zeros_like(w) for _ in range(len(kernels.RULES[rule].slots))] for w in weights]
     names = [str(i) for i in range(len(weights))]

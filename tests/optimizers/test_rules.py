@@ -1,4 +1,4 @@
-"""What single rules and optimizers promise beyond the arithmetic that all cases are compared in."""
+"""Properties of single rules and optimizers, beyond the arithmetic that the cases compare."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_gradient_that_is_nan_reaches_the_weights(case: Case, steps: int, dtyp
 
 @every_case
 def test_every_number_can_change_and_matters(case: Case) -> None:
-    """Each declared number, set between two steps: the next step does as if it had always been so."""
+    """Set each declared number between two steps: the next step uses the new value."""
     plain = case.make()
     begun = variables()
     train(plain, begun, 3)
@@ -47,7 +47,7 @@ def test_every_number_can_change_and_matters(case: Case) -> None:
         other = 0.375 if value is None else 0.5 * value if value else 0.25
         try:
             parameter.check(other)
-        except ValueError:  # as eta_plus, which stays above 1
+        except ValueError:  # such as eta_plus, which stays above 1
             continue
         of, optimizer = copy.deepcopy((begun, plain))
         expected_of, expected = copy.deepcopy((begun, plain))
@@ -73,7 +73,7 @@ def test_products_of_nadam_are_those_of_all_momenta(beta_1: float) -> None:
 
 
 def test_variance_of_rmsprop_is_never_negative() -> None:
-    """Of gradients that stay the same it is 0, and rounding makes it less."""
+    """The variance of constant gradients is 0, and rounding can make it negative."""
     w = fv.Variable(np.linspace(1, 50, 1000), dtype="float32")
     optimizer = fv.optimizers.RMSprop(0.001, centered=True)
     for _ in range(300):

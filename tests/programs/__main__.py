@@ -2,8 +2,8 @@
 
     FASTVAR_ISA=avx2 python -m tests.programs FIRST COUNT THREADS TRIPS
 
-THREADS: so many in all steps, or 0 for another number now and then. TRIPS: 1 to pickle, copy, save and restore in
-between. The digests depend on neither, and not on the instruction set.
+THREADS: the number of threads of all steps, or 0 for one that changes at random. TRIPS: 1 to pickle, copy, save
+and restore in between. The digests depend on neither of these, and not on the instruction set.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ LENGTH = 40
 
 
 def fingerprint(world: World) -> dict[str, str]:
-    """Return a digest of everything that steps change, by its name; NaNs are all one."""
+    """Return digests by name of everything that steps change. All NaNs are equal."""
     optimizer = world.optimizer
     if isinstance(optimizer, fv.optimizers.LossScaleOptimizer):
-        optimizer.scale_loss(1.0)  # settles what the last step has made of the scale
+        optimizer.scale_loss(1.0)  # applies the change of the scale by the last step
     found = {f"{v.name}": digest(v.value) for v in world.variables}
     found |= {f"gradient of {v.name}": digest(v.grad) for v in world.variables}
     for name, of_slot in optimizer._state.slots.items():
@@ -48,12 +48,12 @@ def digest(value: Any) -> str:
 
 
 def run(seed: int, threads: int, trips: bool) -> list[str]:
-    """Run a program, and return for each operation its name, how it ended, and a digest of the world."""
+    """Run a program. Return for each operation its name, its outcome, and a digest of the world."""
     world = World(np.random.default_rng([seed, 0]))
     lines = []
     for position in range(1, LENGTH + 1):
         rng = np.random.default_rng([seed, position])
-        some, trip = int(rng.integers(1, 4)), TRIPS[rng.integers(len(TRIPS))]  # drawn in any case
+        some, trip = int(rng.integers(1, 4)), TRIPS[rng.integers(len(TRIPS))]  # always drawn
         fv.set_num_threads(threads or some)
         if rng.random() < 0.15 and trips:
             before = fingerprint(world)
@@ -86,10 +86,10 @@ def assert_same(before: dict[str, str], after: dict[str, str], what: str) -> Non
 
 
 def differing(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Return the names of what was there before and is another now.
+    """Return the names of values that have changed.
 
-    Slots may have been made since; a step that failed may be made again with the numbers that it has noted
-    (`TorchOptimizer._carried`); and `step` itself is not what has set the gradients.
+    New slots do not count. Nor do the numbers with which a failed step can be repeated
+    (`TorchOptimizer._carried`), or gradients that the program has set before `step`.
     """
     notes = {
         n.removesuffix(end)

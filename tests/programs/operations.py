@@ -1,7 +1,7 @@
-"""Random programs over the public API: what they are made of.
+"""The operations of random programs over the public API.
 
-Every choice is drawn from a generator seeded by the program and the position of the operation, so that a program
-does the same whatever ran before, on any instruction set and thread count, with and without round trips.
+Every choice comes from a generator seeded by the program and the position of the operation. So a program does the
+same on any instruction set and number of threads, with and without round trips.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tests.support.cases import CASES
 from tests.support.torch_cases import FEW
 
 SHAPES = [(), (3,), (17,), (0, 3), (7, 5), (40, 3), (2, 3, 4), (33, 31)]
-LARGE = (70_001,)  # more than one thread takes
+LARGE = (70_001,)  # enough for several threads
 
 
 class Own(fv.Optimizer):
-    """A rule of a user's, which fails where a gradient is large."""
+    """A user's rule, which fails if a gradient is large."""
 
     learning_rate: float = number(default=0.125, low=0)
     friction: float = number(default=0.5, low=0, high=1)
@@ -73,7 +73,7 @@ REGULARIZERS = [None, fv.regularizers.L1(0.125), fv.regularizers.L2(0.25), fv.re
 
 
 def halved(w: Any) -> Any:
-    """A constraint of a user's."""
+    """A user's constraint."""
     return np.where(np.abs(w) > 4, w / 2, w)
 
 
@@ -103,7 +103,7 @@ class Unreadable:
 
 
 class World:
-    """The variables and the optimizer of a program, as they are now."""
+    """The variables and the optimizer of a program at present."""
 
     def __init__(self, rng: Any) -> None:
         self.make, self.options = MAKERS[rng.integers(len(MAKERS))]
@@ -130,7 +130,7 @@ class World:
         return self.make(**self.options)
 
     def grouped(self) -> list[Any]:
-        """Return the variables as `build` gets them: one group, or several."""
+        """Return the variables for `build`, in one group or several."""
         parts = [self.variables[k :: self.groups] for k in range(self.groups)]
         return [{"variables": part} for part in parts if part]
 
@@ -161,7 +161,7 @@ KINDS: list[Callable[[Any, fv.Variable, Any], Any]] = [
 
 
 def gradient(rng: Any, v: fv.Variable) -> Any:
-    """A gradient of any kind that means real numbers of the variable's shape."""
+    """Return a gradient of any kind: something that holds real numbers in the variable's shape."""
     values = np.asarray(rng.standard_normal(v.shape) * 10.0 ** rng.choice([0, 0, 0, 0, 0, -3, 2, -42, 25]))
     if rng.random() < 0.03 and v.size:
         values.reshape(-1)[rng.integers(v.size)] = rng.choice([np.nan, np.inf, -np.inf])
@@ -173,7 +173,7 @@ def gradients(world: World, rng: Any) -> list[Any]:
     return [gradient(rng, v) for v in world.order]
 
 
-# Operations: each changes the world, or raises.
+# Operations. Each changes the world or raises an error.
 
 
 def apply(world: World, rng: Any) -> None:
@@ -187,7 +187,7 @@ def apply_some(world: World, rng: Any) -> None:
 
 
 def apply_tree(world: World, rng: Any) -> None:
-    """Give variables and gradients as trees whose keys come in other orders."""
+    """Pass variables and gradients as trees with keys in different orders."""
     grads = {v.name: g for v, g in zip(world.order, gradients(world, rng), strict=True)}
     names = [str(name) for name in rng.permutation([*grads])]
     tree = {"model": {v.name: v for v in world.order}}
@@ -226,12 +226,12 @@ def set_parameter(world: World, rng: Any) -> None:
 
 
 def set_layers(world: World, rng: Any) -> None:
-    """Name other layers for what only some rules have."""
+    """Choose other layers for an option that only some rules have."""
     world.optimizer.exclude_layers = [["v0"], [], ["v1", "v2"]][rng.integers(3)]  # type: ignore[attr-defined]
 
 
 def rename(world: World, rng: Any) -> None:
-    """List the variables by other paths: those with names of their own keep them."""
+    """List the variables under other paths. Their own names stay."""
     fv.Checkpoint(model={"layers": world.variables})
 
 
@@ -309,7 +309,7 @@ def bad_schedule(world: World, rng: Any) -> None:
         setattr(world.optimizer, name, before)
 
 
-# Round trips: the world afterwards is as it was.
+# Round trips, which do not change the world.
 
 
 def by_pickle(world: World) -> None:
@@ -321,7 +321,7 @@ def by_copy(world: World) -> None:
 
 
 def by_file(world: World) -> None:
-    """Save, and restore into fresh variables and an optimizer that is made as the first was."""
+    """Save, and restore into new variables and a new optimizer."""
     variables = [
         fv.Variable(np.zeros(v.shape), v.trainable, v.name, v.dtype, None, v.regularizer, v.constraint)
         for v in world.variables

@@ -1,6 +1,6 @@
-"""Random programs over the public API come out the same, bit for bit, however they are run.
+"""Random programs over the public API have the same results, bit for bit, however they are run.
 
-`FASTVAR_PROGRAMS=10000` (`make soak`) runs so many instead of 100.
+`FASTVAR_PROGRAMS=10000` (`make soak`) runs 10,000 instead of 100.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from fastvar import kernels
 
 PROGRAMS = int(os.environ.get("FASTVAR_PROGRAMS", "100"))
-BATCH = 100  # in one process
+BATCH = 100  # programs in one process
 WAYS = [
     ("reference", 1, False),
     *((isa, 0, True) for isa in kernels.supported()),
@@ -24,7 +24,7 @@ WAYS = [
 
 
 def digests(first: int, count: int, isa: str, threads: int, trips: bool) -> list[str]:
-    """Run programs in a process of their own; it checks that no failed step and no round trip changes anything."""
+    """Run programs in a process of their own. It checks that failed steps and round trips change nothing."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.programs", *map(str, (first, count, threads, int(trips)))],
         env={**os.environ, "FASTVAR_ISA": isa},
@@ -49,7 +49,7 @@ def test_programs_come_out_the_same_however_they_run(first: int) -> None:
 
 
 def test_programs_do_what_they_are_for() -> None:
-    """Most operations do something, and those that must fail do."""
+    """Most operations succeed, and those that must fail do."""
     endings = [line.split()[3] for line in digests(0, 30, kernels.isa, 1, False)]
     assert 0.5 < endings.count("done") / len(endings) < 0.9
     assert {"ValueError", "TypeError", "ArithmeticError"} < set(endings)

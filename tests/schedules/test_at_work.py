@@ -1,4 +1,4 @@
-"""Schedules at work: driving an optimizer, kept with it, drawn, and on the command line."""
+"""Schedules in use: in an optimizer, saved with it, plotted, and on the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.cases import assert_same_bits
 from tests.support.runs import assert_all_same_bits, gradients, state, variables
 from tests.support.schedule_cases import EVERY
 
-# Driving an optimizer.
+# In an optimizer.
 
 NUMBERS = [
     (name, parameter)
@@ -36,7 +36,7 @@ def test_a_schedule_is_what_setting_the_number_before_each_step_is(name: str, pa
     if zero and parameter.startswith(("clip", "global", "adaptive", "loss")):
         return  # they are > 0
     if zero and parameter == "momentum":
-        return  # set to 0 by hand it has no slot, and so no velocity to go on with
+        return  # when set to 0 by hand, it has no slot, and no velocity to continue
     values = [0.0 if zero else 0.5, 0.25, 0.75, 0.5, 0.0 if zero else 0.125, 0.125]
     schedule = s.PiecewiseConstantDecay(range(len(values) - 1), values)
     options = {"use_ema": True, "momentum": 0.5} if name == "SGD" else {"use_ema": True, "weight_decay": 0.25}
@@ -69,11 +69,11 @@ def test_groups_have_schedules_of_their_own() -> None:
     assert_all_same_bits(grouped[2:], alone[2:])
 
 
-# Kept with the optimizer.
+# Saved with the optimizer.
 
 
 class Job:
-    """A training run that follows its own loss by a plateau, as a nested schedule of a group or of all."""
+    """A training run whose schedule follows its own loss, nested, for a group or for all variables."""
 
     def __init__(self, where: str = "all") -> None:
         self.w = [fv.Variable(np.linspace(-2, 2, n), name=f"w{n}") for n in (3, 5)]
@@ -133,7 +133,7 @@ def test_a_restore_that_fails_leaves_the_plateau_alone(tmp_path: Any) -> None:
 
 def test_a_saved_state_out_of_range_is_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job()
-    monkeypatch.setitem(job.plateau._parameters, "wait", -1)  # as a file of another make may hold
+    monkeypatch.setitem(job.plateau._parameters, "wait", -1)  # as a file of another program may hold
     path = job.checkpoint().save(tmp_path / "job.h5")
     other = Job().run(0, 5)
     before = other.plateau.get_config()
@@ -174,7 +174,7 @@ def test_a_function_inside_a_schedule_stays_that_of_the_program(tmp_path: Any) -
     assert [schedule(t) for t in (2, 10)] == [0.25, 0.125]
 
 
-# Drawn.
+# Plotted.
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
-"""Schedules: each against the library whose names it speaks, and what all of them promise.
+"""Compare schedules with the library that their names come from, and check what all of them promise.
 
-Oracles, in this order: Keras where it has the schedule, else optax, and PyTorch where it is installed.
+Oracles, in this order: Keras if it has the schedule, else optax, and PyTorch if it is installed.
 
-Keras and optax compute in float32. A step, a rate and each of a few operations are rounded to 6e-8 of themselves
-there; a power of t/T multiplies the error of its base by its exponent, and 1 + cos x keeps an error of 6e-8 of its
-largest value. So the bound is 1e-6 of the largest value; a step too early or too late is more than 1e-4 of it
-(`test_a_step_too_early_is_seen`). PyTorch computes in double precision, but takes the
-place in a cycle as a difference: 1e-13.
+Keras and optax compute in float32. There a step, a rate and each of a few operations have a relative error of
+6e-8; a power of t/T multiplies the error of its base by the exponent, and 1 + cos x has an error of 6e-8 of its
+largest value. So the bound is 1e-6 of the largest value. A step too early or too late is more than 1e-4 of it
+(`test_a_step_too_early_is_seen`). PyTorch computes in double precision, but the position in a cycle is a
+difference: 1e-13.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastvar import schedules as s
 from fastvar.schedules.notation import parse
 from tests.support.schedule_cases import EVERY, IN_KERAS, IN_OPTAX, IN_TORCH, Row
 
-FLOAT32, DOUBLE = 1e-6, 1e-13  # bounds, of the largest value
+FLOAT32, DOUBLE = 1e-6, 1e-13  # bounds, relative to the largest value
 every = pytest.mark.parametrize("row", EVERY, ids=lambda row: row.id)
 
 
@@ -78,7 +78,7 @@ def test_arguments_and_configurations_are_those_of_keras(row: Row) -> None:
 )
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_plateau_follows_keras(options: dict[str, Any], mode: str) -> None:
-    """The oracle's rate is a Python float here: the values are equal."""
+    """Here the oracle's rate is a Python float, and the values are equal."""
     ours = s.ReduceOnPlateau(0.5, mode=mode, **options)
     optimizer = SimpleNamespace(learning_rate=0.5)
     theirs = keras.callbacks.ReduceLROnPlateau(monitor="m", mode=mode, **options)
@@ -169,13 +169,13 @@ def test_cyclic_as_in_the_paper() -> None:
 
 @pytest.mark.parametrize("row", [r for r in EVERY if len(r.bends)], ids=lambda row: row.id)
 def test_a_step_too_early_is_seen(row: Row) -> None:
-    """... at some of the steps compared, well beyond the bounds, or the comparison would prove nothing."""
+    """Some of the compared values differ by far more than the bounds: else the comparison would prove nothing."""
     ours = row.make()
     values = [ours(t) for t in row.steps]
     assert max(abs(ours(t + 1) - v) for t, v in zip(row.steps, values, strict=True)) > 100 * FLOAT32 * max(values)
 
 
-# What all promise.
+# Promises of all schedules.
 
 
 @every
@@ -248,10 +248,10 @@ def test_values_are_finite_for_any_step(schedule: Any, step: int) -> None:
 
 @given(st.floats(1, 4), counts, st.integers(0, 40))
 def test_restarts_begin_where_they_should(growth: float, first: int, period: int) -> None:
-    """However the logarithm is rounded: the lengths of the periods are added up here."""
+    """The lengths of the periods are added up here, to be independent of the rounded logarithm."""
     ours = s.CosineDecayRestarts(1.0, first, growth)
     begin = first * math.fsum(growth**i for i in range(period))
-    step = math.ceil(begin) + math.ceil(first * growth**period * 1e-6)  # beyond doubt at its beginning
+    step = math.ceil(begin) + math.ceil(first * growth**period * 1e-6)  # certainly at its beginning
     if step - begin < 0.01 * first * growth**period:
         assert ours(step) > 0.99
 
@@ -261,7 +261,7 @@ def test_huge_steps_are_exact() -> None:
     assert [s.Cyclic(0.0, 1.0, 4)(huge + i) for i in range(4)] == [0, 0.25, 0.5, 0.75]
     assert [s.CosineDecayRestarts(1.0, 4, 1.0)(huge + i) for i in (-4, 0, 4)] == [1, 1, 1]
     begin = 3 * (2**50 - 1)
-    assert s.CosineDecayRestarts(1.0, 1000, 4.0)(5_461_000 - 1) < 1e-6  # where Keras restarts already
+    assert s.CosineDecayRestarts(1.0, 1000, 4.0)(5_461_000 - 1) < 1e-6  # Keras has already restarted here
     assert s.CosineDecayRestarts(1.0, 1000, 4.0)(5_461_000) == 1
     restarts = s.CosineDecayRestarts(1.0, 3, m_mul=0.5)
     assert restarts(begin) == 0.5**50

@@ -1,4 +1,4 @@
-"""The one table of rules and optimizers that all tests share: a new rule is one new row of `CASES`."""
+"""The table of rules and optimizers for all tests: a new rule is a new row of `CASES`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Case:
 
     id: str
     optimizer: str  # its name in fastvar.optimizers, and in keras.optimizers
-    rule: str | None  # its name in kernels.RULES; None: it steps in NumPy, or in several passes
+    rule: str | None  # its name in kernels.RULES, or None for steps in NumPy or in several passes
     options: dict[str, Any] = field(default_factory=dict)
-    oracle: str = "keras"  # who computes the same: keras (test_keras.py), torch, optax (test_oracles.py) or none
+    oracle: str = "keras"  # compared with keras (test_keras.py), torch, optax (test_oracles.py) or none
 
     def make(self, **more: Any) -> fv.Optimizer:
         return getattr(fv.optimizers, self.optimizer)(**{**self.options, **more})
 
     def scalars(self, t: int) -> tuple[float, ...]:
-        """What the compiled rule takes at update `t`."""
+        """Return the scalars of the compiled rule at update `t`."""
         optimizer = self.make()
         return optimizer.scalars(SimpleNamespace(**optimizer._parameters, slots=optimizer.slots), t)
 
@@ -230,7 +230,7 @@ CASES = [
     Case("signum", "Signum", "sign_momentum", {"learning_rate": 0.03125}, "optax"),
     Case("signum-momentum", "Signum", "sign_momentum", {"learning_rate": 0.0625, "momentum": 0.5}, "optax"),
 ]
-# Several passes, and so no rule of their own.
+# These take several passes, and so have no rule of their own.
 CASES += [
     Case("lamb", "Lamb", None, {"learning_rate": 0.0625}),
     Case("lamb-betas", "Lamb", None, {"learning_rate": 0.125, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-2}),
@@ -309,7 +309,7 @@ RULE_CASES = {case.rule: case for case in reversed(CASES) if case.rule}  # the f
 
 @dataclass(frozen=True)
 class Job:
-    """How an optimizer solves the problems of test_minimizes.py: learning rate and number of steps of each."""
+    """The learning rates and numbers of steps with which an optimizer solves the problems of test_minimizes.py."""
 
     optimizer: str
     quadratic: tuple[float, int]
@@ -317,7 +317,7 @@ class Job:
     digits: tuple[float, int]
     options: dict[str, Any] = field(default_factory=dict)
     cosine: bool = False  # the learning rate falls to 0 over the steps
-    whole: bool = False  # its gradients are those of the whole data set
+    whole: bool = False  # no minibatches: gradients of the whole data set
 
     def make(self, rate: float, steps: int) -> fv.Optimizer:
         given: Any = fv.schedules.CosineDecay(rate, steps) if self.cosine else rate
@@ -328,8 +328,8 @@ class Job:
         return getattr(fv.optimizers, self.optimizer)(given, **self.options)
 
 
-# Rates of the grid 1, 2, 5, 10, ... that did well. A step of one size (by sign or by norm) ends nowhere unless it
-# falls; RAdam begins as plain gradient descent, which the slopes of Rosenbrock's valley throw out of it.
+# Good rates from the grid 1, 2, 5, 10, ... Steps of constant size (by sign or by norm) converge only if the rate
+# decays. RAdam begins as gradient descent, which leaves Rosenbrock's valley unless it is clipped.
 JOBS = [
     Job("AdEMAMix", (0.5, 2000), (0.05, 5000), (0.01, 230), {"beta_3": 0.999, "alpha": 1.0}, cosine=True),
     Job("ASGD", (1.8, 6000), (0.002, 12000), (0.5, 230), {"lambd": 0.0}),
@@ -370,7 +370,7 @@ JOBS = [
 
 
 def bits(array: Any) -> Any:
-    """Return the bit patterns of `array`, all NaNs as one."""
+    """Return the bit patterns of `array`, with one pattern for all NaNs."""
     array = np.array(array)
     array[np.isnan(array)] = np.nan
     return array.view(f"u{array.itemsize}")
@@ -378,15 +378,15 @@ def bits(array: Any) -> Any:
 
 def assert_same_bits(actual: Any, expected: Any, message: str = "") -> None:
     assert np.shape(actual) == np.shape(expected), message
-    if actual.tobytes() == expected.tobytes():  # quick, and true unless NaNs differ in what they carry
+    if actual.tobytes() == expected.tobytes():  # quick, and sufficient unless payloads of NaNs differ
         return
     np.testing.assert_array_equal(bits(actual), bits(expected), err_msg=message)
 
 
 def contents(optimizer: fv.Optimizer, variables: Any) -> list[str]:
-    """Digests of every byte that a step may change: weights, slots, averages, accumulators, numbers, the counter.
+    """Return digests of all that a step can change: weights, slots, averages, accumulators, numbers, counter.
 
-    Digests, as pytest would spend hours on the difference of the bytes.
+    With the bytes themselves, pytest would take hours to show a difference.
     """
     arrays = [*variables, *optimizer._state.variables, *optimizer.variables]
     digests = [f"{i} {v.name} {digest(v.value)}" for i, v in enumerate(arrays)]

@@ -10,7 +10,7 @@ from fastvar.checkpoint.writer import write
 
 
 def edited(path: Path, change: Any, step: int = 0) -> Path:
-    """Write a whole, verified file whose state is that of another, changed."""
+    """Copy a file with a changed state. The copy is whole, and its hashes are right."""
     with File(path) as file:
         tensors, state = {name: file.read(name) for name in file.entries}, file.state
         step = file.step

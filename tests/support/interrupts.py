@@ -1,4 +1,4 @@
-"""Ctrl-C at every instant at which Python looks at signals, one by one; and at random ones, by a timer."""
+"""Interrupt (Ctrl-C) at every instant at which Python handles signals, or at random instants by a timer."""
 
 import _thread
 import dis
@@ -13,7 +13,7 @@ import time
 import pytest
 
 USUAL = 12
-MOST = int(os.environ.get("FASTVAR_INTERRUPTS", USUAL))  # instants of each scene that are tried
+MOST = int(os.environ.get("FASTVAR_INTERRUPTS", USUAL))  # the instants to try in each scene
 
 QUIET = (
     "BUILD",
@@ -34,20 +34,20 @@ LOUD = frozenset(op for name, op in dis.opmap.items() if not name.startswith((*Q
 
 @functools.cache
 def instructions(code):
-    """Return the bytes of a code object, which makes them anew whenever it is asked."""
+    """Return the bytecode of a code object, cached: the attribute makes a copy each time."""
     return code.co_code
 
 
 def heard(frame):
-    """Return whether Python would not lose an interrupt in what it calls by itself when objects end."""
+    """Return whether an interrupt here is not lost, as it is in finalizers, which Python calls itself."""
     return frame is None or (frame.f_code.co_name not in ("__del__", "_remove") and heard(frame.f_back))
 
 
 class Interrupts:
-    """Runs a function and interrupts it at an instant, and perhaps `later` instants after that again.
+    """Run a function and interrupt it at an instant, and optionally again `later` instants after that.
 
-    An instant is an instruction during which Python may look at signals. They are counted until the signal is
-    sent, and again from where it was taken: the function that counts is Python, too, and would take it itself.
+    An instant is an instruction at which Python may handle signals. Instants are counted until the signal is sent,
+    and again from where it was handled: the counting function is Python code, too, and could handle it itself.
     """
 
     def __init__(self, instant=0, later=0):
@@ -61,7 +61,7 @@ class Interrupts:
             if self.seen == self.waiting[0] and heard(frame):
                 sys.settrace(None)
                 self.sent += 1
-                # As a list: there Python does not look at signals, and so takes it in the function that is traced.
+                # In a list, Python handles no signals here, but in the traced function.
                 [*map(_thread.interrupt_main, (signal.SIGINT,))]
         return self.trace
 
@@ -75,9 +75,9 @@ class Interrupts:
         raise KeyboardInterrupt
 
     def run(self, function):
-        """Call the function; return whether it was interrupted, by KeyboardInterrupt and nothing else."""
+        """Call the function. Return whether KeyboardInterrupt, and nothing else, ended it."""
         handler = signal.signal(signal.SIGINT, self.taken)
-        gc.disable()  # in what others do when garbage is collected, Python loses exceptions
+        gc.disable()  # Python loses exceptions in callbacks of garbage collection
         try:
             try:
                 sys.settrace(self.trace)
@@ -94,9 +94,9 @@ class Interrupts:
 
 
 def check_at_instants(scene):
-    """Interrupt a scene at each of its instants, or some of them, and check that it is whole or nothing each time.
+    """Interrupt a scene at each of its instants, or at some of them. Check that it happened wholly or not at all.
 
-    `scene()` returns a function to be called, and one that returns all that it changes.
+    `scene()` returns a function to call, and a function that returns everything that it changes.
     """
     run, contents = scene()
     before = contents()
@@ -126,10 +126,10 @@ timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interva
 
 
 def check_at_random_instants(step, check, seconds: float, latest: float = 1e-3) -> None:
-    """Interrupt repeated calls of `step` at random instants for so long (and longer if `MOST` is more than usual).
+    """Interrupt repeated calls of `step` at random instants, for `seconds` or more (as `MOST` says).
 
-    `check` is called after each interrupt, which comes `latest` seconds after the call before, or earlier.
-    No garbage is collected meanwhile: in what others do then (hypothesis has a callback), Python loses exceptions.
+    Each interrupt comes at most `latest` seconds after the call begins; then `check` is called. Garbage is not
+    collected meanwhile: Python loses exceptions in its callbacks (hypothesis has one).
     """
     before = signal.signal(signal.SIGALRM, interrupted)
     interrupts, end = 0, time.monotonic() + seconds * min(max(MOST / USUAL, 1), 30)

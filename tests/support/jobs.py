@@ -9,7 +9,7 @@ import numpy as np
 
 import fastvar as fv
 
-EVERYTHING = {  # every option that has state or acts in a step
+EVERYTHING = {  # every option that has state or affects a step
     "weight_decay": 0.01,
     "global_clipnorm": 1.5,
     "use_ema": True,
@@ -21,7 +21,7 @@ EVERYTHING = {  # every option that has state or acts in a step
 
 
 class Job:
-    """A training run with state of every kind; two jobs of one class start alike."""
+    """A training run with state of every kind. Every run starts from the same state."""
 
     def __init__(self, case: Any, schedule: bool = True) -> None:
         self.w = fv.Variable(

@@ -1,4 +1,4 @@
-"""What the tests of a CheckpointManager share."""
+"""Helpers for the tests of CheckpointManager."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def manager(folder: Path, w: fv.Variable, **options: Any) -> fv.CheckpointManage
 
 
 def files(folder: Path) -> list[str]:
-    """Return all names but the lock's."""
+    """Return all file names except that of the lock."""
     return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
 
 

@@ -1,4 +1,4 @@
-"""The rules of PyTorch and optax with the options of our cases."""
+"""Optimizers of PyTorch and optax with the options of our cases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.support.cases import Case
 
-OPTAX = {  # the function, and what it calls our options
+OPTAX = {  # the function, and its names for our options
     "AdaBelief": ("adabelief", {"beta_1": "b1", "beta_2": "b2", "epsilon": "eps", "epsilon_root": "eps_root"}),
     "Yogi": ("yogi", {"beta_1": "b1", "beta_2": "b2", "epsilon": "eps"}),
     "AdEMAMix": (
@@ -41,7 +41,7 @@ OPTAX = {  # the function, and what it calls our options
 
 @contextmanager
 def default_dtype(dtype: str) -> Iterator[None]:
-    """Let PyTorch keep its scalar states (the product of NAdam, the step size of ASGD) in the same precision."""
+    """Make PyTorch keep its scalar states (NAdam's product, ASGD's step size) in this precision."""
     import torch
 
     before = torch.get_default_dtype()
@@ -71,7 +71,7 @@ def made_by_optax(optax: Any, case: Case) -> Any:
     own = case.make().get_config()
     name, names = OPTAX[case.optimizer]
     options = {theirs or ours: own[ours] or 0.0 for ours, theirs in names.items()}
-    if case.optimizer == "Yogi":  # optax.yogi hides where its moments begin
+    if case.optimizer == "Yogi":  # optax.yogi has no argument for the initial moments
         scale = optax.scale_by_yogi(**options, initial_accumulator_value=own["initial_accumulator_value"])
         return optax.chain(scale, optax.scale_by_learning_rate(own["learning_rate"]))
     if case.optimizer == "Adopt":

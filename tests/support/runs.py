@@ -1,4 +1,4 @@
-"""Short training runs on a few variables of odd shapes, shared by the tests of optimizers."""
+"""Short training runs on a few variables of unusual shapes, for the tests of optimizers."""
 
 from __future__ import annotations
 

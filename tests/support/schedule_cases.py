@@ -1,4 +1,4 @@
-"""The table of schedules that the tests share: each with its oracle and the steps at which it bends."""
+"""The table of schedules for the tests: each with its oracle and the steps at which it has a kink."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAR = (999, 12_345)  # beyond the end
 
 @dataclass(frozen=True)
 class Row:
-    """A schedule, and where it bends: the steps at which it is compared include those around."""
+    """A schedule and the steps of its kinks, around which it is compared, too."""
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ import pytest
 import fastvar as fv
 import fastvar.torch
 
-OWN: dict[str, list[dict[str, Any]]] = {  # of every class, what shows each of its options
+OWN: dict[str, list[dict[str, Any]]] = {  # for every class, options that show each of them
     "SGD": [
         {"lr": 0.1},
         {"lr": 0.1, "dampening": 0.5},
@@ -55,7 +55,7 @@ TABLE = [
     for name, every in OWN.items()
     for own in every
     for alike in ALIKE
-    if name != "Rprop" or "weight_decay" not in alike  # which PyTorch's has not
+    if name != "Rprop" or "weight_decay" not in alike  # PyTorch's has none
 ]
 IDS = [f"{name}-{','.join(f'{k}={v}' for k, v in options.items())}" for name, options in TABLE]
 

@@ -11,7 +11,7 @@ import numpy as np
 import fastvar as fv
 from fastvar.module import walk
 
-SHAPE = (2,)  # of every variable: only its path tells one from another
+SHAPE = (2,)  # of every variable: only paths tell them apart
 
 
 def variable(**options: Any) -> fv.Variable:
@@ -23,7 +23,7 @@ def distinct(count: int) -> list[Any]:
 
 
 def assert_trained(variables: list[fv.Variable], gradients: list[Any]) -> None:
-    """Check that one step of `SGD(1.0)` has given every variable its own gradient."""
+    """Check that one step of `SGD(1.0)` has used the right gradient for every variable."""
     for v, g in zip(variables, gradients, strict=True):
         np.testing.assert_array_equal(v, 0 if g is None else -np.asarray(g))
 

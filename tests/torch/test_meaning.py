@@ -1,9 +1,9 @@
-"""fastvar.torch means what PyTorch 2.13 means: 20 steps of every class with every option, and of its state.
+"""fastvar.torch means what PyTorch 2.13 means: compare 20 steps of every class with every option, and its state.
 
-The oracle is the installed torch.optim. Both sides round every operation by half a unit in the last place, in
-another order: some 6 operations on the way to a weight, 20 times, are 60 units, of which momentum makes more and
-chance less. Weights must agree to 100 units in the last place of the larger of their value and 1 (they begin
-there), states to 100 units of the largest element that they have had.
+The oracle is the installed torch.optim. Both round every operation by half a unit in the last place, in a
+different order. With some 6 operations for a weight, 20 steps make 60 units; momentum makes it more, cancellation
+less. Weights must agree to 100 units in the last place of their value or of 1, near which they begin; states to
+100 units of the largest element that they have had.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def test_a_group_has_options_of_its_own(name: str, own: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "AdamW", "NAdam", "RAdam", "Adamax"])
 @pytest.mark.parametrize("scheduler", ["OneCycleLR", "ReduceLROnPlateau", "CosineAnnealingWarmRestarts"])
 def test_follows_what_pytorchs_schedulers_set(name: str, scheduler: str) -> None:
-    """Each sets `param_groups[...]` of its own optimizer; the same is set in ours, momentum and betas too."""
+    """A scheduler of PyTorch sets `param_groups` of its optimizer; copy that to ours, also momentum and betas."""
     options: dict[str, Any] = {
         "OneCycleLR": {"max_lr": 0.1, "total_steps": STEPS + 1},
         "ReduceLROnPlateau": {"patience": 1},

@@ -1,4 +1,4 @@
-"""fastvar.torch at work: with fastvar's options, kept and copied, and used as PyTorch's optimizers are."""
+"""fastvar.torch in use: with fastvar's options, saved and copied, and used like PyTorch's optimizers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_maximize_may_change() -> None:
         assert w.value == value
 
 
-# Kept.
+# Saved and copied.
 
 
 def grouped(name: str, given: list[fv.Variable], options: dict[str, Any]) -> fv.torch.TorchOptimizer:
@@ -162,7 +162,7 @@ def test_the_names_of_the_native_classes_are_theirs(tmp_path: Path) -> None:
         fv.Checkpoint(w=w, optimizer=fv.torch.Adam([w])).restore(path)
 
 
-# Used as PyTorch's are.
+# Used like PyTorch's optimizers.
 
 
 def test_a_closure_sets_the_gradients_and_returns_the_loss() -> None:

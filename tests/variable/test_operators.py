@@ -1,4 +1,4 @@
-"""Every operator between a Variable and anything else gives what the array itself gives, which is the oracle."""
+"""Operators with a Variable give the same as with its array, which is the oracle."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def described(result: Any) -> Any:
     return type(result), result.dtype, repr(np.asarray(result).tolist())  # all digits; NaN is NaN
 
 
-@pytest.mark.filterwarnings("ignore")  # of SciPy and pandas, about what one asks of them
+@pytest.mark.filterwarnings("ignore")  # warnings of SciPy and pandas
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("kind", [kind for kind in OTHERS if kind != "torch"])
 def test_both_sides(kind: str, name: str) -> None:
@@ -105,9 +105,9 @@ def test_both_sides(kind: str, name: str) -> None:
             continue
         assert outcome(lambda w=w, other=other: apply(w, other)) == outcome(lambda a=array, o=other: apply(a, o))
         actual, expected = (outcome(lambda x=x, other=other: apply(other, x)) for x in (w, array))
-        if kind == "dia_array" and name == "mul":  # SciPy takes another way, to another format
+        if kind == "dia_array" and name == "mul":  # SciPy returns another format
             actual, expected = actual[1:], expected[1:]
-        if not (sparse.issparse(other) and w.ndim == 0):  # nor does it take one of no dimension for a scalar
+        if not (sparse.issparse(other) and w.ndim == 0):  # nor does it treat a 0-d array as a scalar
             assert actual == expected
         tried += 1
     assert tried >= 2
@@ -127,7 +127,7 @@ def test_scalars(scalar: Any, name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_torch(name: str) -> None:
-    """As the array where that works; where PyTorch refuses arrays on the left, as the ufunc."""
+    """The oracle is the array, or the ufunc where PyTorch refuses arrays on the left."""
     apply, array, tensor = OPERATORS[name], numbers((2, 2), 1, np.int64), torch.tensor([[2, 3], [1, 5]])
     w = fv.Variable(array)
     expected = outcome(lambda: apply(array, tensor))
@@ -166,7 +166,7 @@ def test_gradients_pass_through_operators() -> None:
 @pytest.mark.parametrize("name", IN_PLACE)
 @pytest.mark.parametrize("kind", OTHERS)
 def test_in_place_writes_or_raises(kind: str, name: str) -> None:
-    """The variable stays what it is and holds what NumPy computes; where it cannot, nothing has changed."""
+    """In place, the variable stays the same object and holds what NumPy computes, or nothing changes."""
     shape = (2,) if kind in ("Series", "Index", "extension array") else (2, 2)
     for dtype in (np.float64, np.int64):
         array = numbers(shape, 1, dtype)

@@ -1,4 +1,4 @@
-"""What NumPy writes into an array given as `out`, it writes into a Variable, or it raises and writes nothing."""
+"""NumPy writes into a Variable as `out` as it does into an array, or raises an error and writes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SQUARE = np.array([[2.0, 1.0], [0.5, 3.0]])
 MASK = np.array([[True, False, True], [True, True, False]])
 MODULES = [np, np.linalg, np.fft, np.ma]
 
-# Arguments of the functions that do not take an array and an axis; those of methods are the same.
+# Arguments of functions that take others than an array and an axis; methods take the same.
 SPECIAL: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "busday_count": ((["2026-01-01"], ["2026-03-01"]), {}),
     "busday_offset": ((["2026-01-01"], 1), {"roll": "forward"}),
@@ -78,7 +78,7 @@ def example(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def writes(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Return what a function writes into an array."""
+    """Return the array that a function writes to."""
     out = np.zeros_like(np.asarray(function(*args, **kwargs)))
     function(*args, **kwargs, out=out)
     assert out.any() or function.__name__ in ("hfft", "ifft2", "irfft2", "stack")  # some forget it, in NumPy 2.4
@@ -86,8 +86,8 @@ def writes(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 def written(call: Callable[[Any], Any], expected: Any) -> bool:
-    """Check that a call with a variable as `out` writes what is expected, or raises; return whether it wrote."""
-    if expected.dtype.kind not in "biufc":  # dates: no variable holds them
+    """Check that a call with a variable as `out` writes the expected values or raises. Return whether it wrote."""
+    if expected.dtype.kind not in "biufc":  # dates, which no variable can hold
         return False
     out = fv.Variable(np.zeros_like(expected))
     try:
@@ -278,7 +278,7 @@ def test_results_are_arrays_and_not_the_arguments() -> None:
 
 
 class Foreign:
-    """An array of another library that knows nothing of ours."""
+    """An array of a library that does not know fastvar."""
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if not set(types) <= {Foreign, np.ndarray}:

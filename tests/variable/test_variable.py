@@ -1,4 +1,4 @@
-"""A Variable behaves like the array that it holds, and is a place: its buffer never moves."""
+"""A Variable behaves like the array that it holds, and its buffer never moves."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_views_that_are_properties_are_written_in_place(place: str, name: str) -
     v, array = make(), VALUES.copy()
     operand = OTHER if place == "value" else OTHER.T
     with np.errstate(all="ignore"):
-        setattr(v, place, getattr(operator, name)(getattr(v, place), operand))  # what `v.value += x` does
+        setattr(v, place, getattr(operator, name)(getattr(v, place), operand))  # as `v.value += x` does
         getattr(operator, name)(getattr(array, place) if place == "T" else array, operand)
     np.testing.assert_array_equal(v, array)
 
@@ -241,7 +241,7 @@ def test_attributes_that_it_does_not_have_are_refused_as_by_an_array(name: str) 
 
 
 class Noted(fv.Variable):
-    """A variable of a user, with an attribute of its own."""
+    """A user's subclass with an attribute of its own."""
 
     note: str
 
