@@ -1,4 +1,4 @@
-"""Steps, numbers and states of a file, and steps of a save, are checked before anything is taken."""
+"""Steps, numbers and states of a file, and the step of a save, are checked before anything changes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def numbers_of(name: str) -> Any:
     return change
 
 
-FLOATS = [-1, 7, "7", True, [1.0, 2.0], None, {}, [["a"]]]  # what no number of an optimizer can be
+FLOATS = [-1, 7, "7", True, [1.0, 2.0], None, {}, [["a"]]]  # values that no number of an optimizer can have
 COUNTS = [*FLOATS, -1.0, 1.9, 1e308, math.nan, math.inf]
 NUMBERS: list[tuple[Any, str, list[Any]]] = [
     (fv.optimizers.SGD, "skipped", COUNTS),
@@ -135,7 +135,7 @@ GENERATORS: dict[str, Any] = {
 
 
 def leaves(state: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the paths to all numbers in a state, of long lists to the first and last."""
+    """Return the paths to all numbers in a state; in long lists, only to the first and last."""
     if isinstance(state, dict) and "$array" not in state:
         return [found for key in state for found in leaves(state[key], (*path, key))]
     if isinstance(state, list):
@@ -164,7 +164,7 @@ def test_states_of_generators_that_cannot_be_are_refused(kind: str, tmp_path: Pa
                 place[path[-1]] = bad
 
             if bad in (1.9, 1e308) and (path[-1] == "gauss" or (kind == "python" and path == (2,))):
-                continue  # may be one
+                continue  # it can be 1
             with pytest.raises(ValueError, match="generator: the saved state"):
                 checkpoint.restore(edited(good, change))
             assert repr(generators_state(generator)) == before

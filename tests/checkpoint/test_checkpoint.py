@@ -1,4 +1,4 @@
-"""Checkpoint, CheckpointManager and Saver: what comes back, what is refused, and that nothing is lost."""
+"""Checkpoint, CheckpointManager and Saver restore all that was saved, and refuse what does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands for checkpoint files, and the functions under them, against the files' own libraries."""
+"""The commands for checkpoint files and their functions, compared with the libraries of the file formats."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in file_format.NATIV
 
 
 class Run:
-    """One run of the command line, in this process."""
+    """Run the command line in this process."""
 
     def __init__(self, monkeypatch: Any, capsys: Any) -> None:
         self._monkeypatch, self._capsys = monkeypatch, capsys
@@ -67,7 +67,7 @@ def damage(path: str | Path) -> None:
 
 
 def cells(out: str) -> list[list[str]]:
-    """The rows of a printed table, split where two spaces or more are."""
+    """Return the rows of a printed table, split at two or more spaces."""
     return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in out.splitlines()]
 
 
@@ -141,7 +141,7 @@ def test_inspect_a_folder(run: Run, tmp_path: Path) -> None:
 def test_files_that_others_remove_meanwhile_do_not_count(
     number: int, command: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a training that goes on does: before the file is looked into, and before it is read."""
+    """Replace the file as a running training does: before it is opened, or before it is read."""
     first, *_ = train(tmp_path)
     real, opened = os.open, []
 
@@ -239,7 +239,7 @@ def test_diff_sees_bits_and_what_is_not_finite(tmp_path: Path) -> None:
     assert (zero.name, zero.difference) == ("v/zero", 0.0)
     assert (nan.before, nan.after) == (3.0, 10**0.5)
     assert np.isnan(nan.difference)
-    assert (partly.before, partly.difference) == (3.0, 1.0)  # what is no number in both has not changed
+    assert (partly.before, partly.difference) == (3.0, 1.0)  # NaN in both has not changed
     assert (boolean.before, boolean.difference) == (1.0, 1.0)
 
 
@@ -256,7 +256,7 @@ def test_diff_draws(run: Run, tmp_path: Path) -> None:
 
 def everything() -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    arrays = {"a": np.ones(3, np.int8)}  # after which the next is not aligned
+    arrays = {"a": np.ones(3, np.int8)}  # the next is not aligned
     for dtype in DTYPES:
         for shape in [(), (3, 5), (0, 2)]:
             count = int(np.prod(shape)) * dtype.itemsize
@@ -296,7 +296,7 @@ def test_convert_there_and_back(suffix: str, run: Run, tmp_path: Path) -> None:
         for name, entry in header.items():
             assert entry["data_offsets"][0] % expected[name].itemsize == 0
         plain = {n: a for n, a in expected.items() if not a.dtype.name.startswith("float8")}
-        with safetensors.safe_open(target, "np") as file:  # the library gives NumPy no 8-bit floats
+        with safetensors.safe_open(target, "np") as file:  # the library has no 8-bit floats for NumPy
             assert sorted(file.keys()) == sorted(expected)
             same({name: file.get_tensor(name) for name in plain}, plain)
     else:
@@ -323,7 +323,7 @@ def test_convert_never_replaces_unasked_and_leaves_no_debris(run: Run, tmp_path:
     assert np.load(target)["body/w"].tolist() == [2.5, 4.0]
     os.chmod(target, 0o600)
     damage(path)
-    assert "file exists" in run("convert", path, target)[2]  # which is known before anything is read
+    assert "file exists" in run("convert", path, target)[2]  # known before anything is read
     code, _, err = run("convert", path, target, "--overwrite")
     assert code == 1
     assert "damaged tensors" in err
@@ -430,7 +430,7 @@ def test_a_diff_holds_one_tensor_of_each_file(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert len(found.changed) == 16
     assert found.changed[0].difference == 1024.0
-    assert peak < 14 * arrays["v/0"].nbytes  # two tensors, and stretches of them in double precision
+    assert peak < 14 * arrays["v/0"].nbytes  # two tensors, and pieces of them in double precision
 
 
 def test_values_are_those_of_numpy() -> None:

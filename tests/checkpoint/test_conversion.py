@@ -1,4 +1,4 @@
-"""Conversion: what a format reserves, or cannot hold, is refused before anything is written."""
+"""Conversion refuses what a format reserves or cannot hold, before anything is written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECOND = ["a", "a.npy", "a/b", "A"]
 
 
 def source(path: Path, names: list[str], array: Any = ARRAY) -> Path:
-    """Write a safetensors file, whose names may be anything."""
+    """Write a safetensors file, with any names."""
     header, data, end = {}, b"", 0
     kind = {dtype: name for name, dtype in fv.checkpoint.foreign.safetensors.NAMES.items()}[array.dtype.name]
     for count, name in enumerate(names):
@@ -41,7 +41,7 @@ def source(path: Path, names: list[str], array: Any = ARRAY) -> Path:
 
 
 def read(path: Path, to: str) -> dict[str, Any]:
-    """Read a file as its own library does."""
+    """Read a file with the library of its format."""
     if to == "safetensors":
         with safetensors.safe_open(path, "np") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -61,7 +61,7 @@ def read(path: Path, to: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("to", conversion.FORMATS)
 def test_every_name_comes_through_or_is_refused(to: str, tmp_path: Path) -> None:
-    """Also two by two, as one may take the place of another."""
+    """Also in pairs, as one may replace another."""
     refused, target = set(), tmp_path / "target"
     cases = [[name] for name in ODD] + [
         [one, two] for one in ODD if one[:1] == "a" for two in SECOND if one != two
@@ -84,7 +84,7 @@ def test_every_name_comes_through_or_is_refused(to: str, tmp_path: Path) -> None
     assert (
         singles
         == {
-            "safetensors": {"\ud800"},  # of the names that its own files can have
+            "safetensors": {"\ud800"},  # of names that its own files can have
             "npz": {"a\0b", "a\0c", "\ud800", "x" * 70_000},
         }.get(to, {*ODD[:10], "\ud800", "x" * 5000, "x" * 70_000})
     )

@@ -1,4 +1,4 @@
-"""State comes back as it was, to the type of every value, or its place is named."""
+"""State is restored exactly, with the type of every value, or an error names the value."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ LOST: dict[str, Any] = {
     "longdoubles": np.zeros(2, np.longdouble),
     "variable": {"state": {1, 2}},
     "digits": 10**4300,
-    "pair": "\ud83d\ude00",  # JSON's reader makes one character of it
+    "pair": "\ud83d\ude00",  # JSON reads it as one character
     "pair key": {"\ud83d\ude00": 1},
     "int key": {1: 2},
     "bool key": {True: 2},
@@ -93,7 +93,7 @@ LOST: dict[str, Any] = {
 
 
 class Holder:
-    """An object with `state_dict`, as others have it."""
+    """An object with `state_dict`, as in other libraries."""
 
     def __init__(self, state: Any = None) -> None:
         self.state = state
@@ -163,11 +163,11 @@ KEPT: dict[str, Any] = {
 
 
 def same(one: Any, two: Any) -> bool:
-    """Whether two values are of one type and equal to the bit, by NumPy and by `repr` alone."""
+    """Return whether two values have the same type and the same bits, using only NumPy and `repr`."""
     if type(one) is not type(two):
         return False
     if isinstance(one, np.ndarray):
-        kept = pickle.loads(pickle.dumps(two))  # which keeps C and Fortran order
+        kept = pickle.loads(pickle.dumps(two))  # it keeps C and Fortran order
         orders = [(a.flags.c_contiguous, a.flags.fnc) for a in (one, kept)]
         values = [(a.dtype, a.dtype.isnative, a.shape, a.tobytes()) for a in (one, two)]
         return orders[0] == orders[1] and values[0] == values[1]
@@ -224,7 +224,7 @@ def test_state_cannot_contain_itself_nor_point_to_nothing(tmp_path: Path) -> Non
 
 
 def test_numbers_in_long_lists_are_not_looked_at_one_by_one() -> None:
-    """A call of Python for each would make each save of a long history slow."""
+    """One Python call per element would make saves of a long history slow."""
     calls: list[list[str]] = []
     for length in (10, 100_000):
         checkpoint = fv.Checkpoint(state={"losses": [0.5] * length, "deep": [{"steps": [None, 1.5] * length}]})

@@ -1,4 +1,4 @@
-"""The file layer: what is written comes back exactly, or an error names what is wrong."""
+"""Files restore exactly what was written, or an error names what is wrong."""
 
 import dataclasses
 import errno
@@ -28,7 +28,7 @@ SHAPES = [(), (1,), (3, 5), (0,), (2, 0, 3), (1,) * 32]
 
 
 def bits(dtype, shape):
-    """An array of random bits (booleans: of 0 and 1)."""
+    """Return an array of random bits (booleans are 0 or 1)."""
     dtype = np.dtype(dtype)
     array = np.frombuffer(RANDOM.bytes(dtype.itemsize * math.prod(shape)), np.uint8)
     return (array & 1 if dtype.kind == "b" else array).view(dtype).reshape(shape)
@@ -56,7 +56,7 @@ def verify(path):
 
 def test_round_trip_of_every_dtype_and_shape(tmp_path):
     tensors = {f"v/{t}/{len(s)}/{sum(s)}": bits(t, s) for t in DTYPES for s in SHAPES}
-    tensors["v/big"] = bits("f4", (3 << 18,))  # larger than what is moved at a time
+    tensors["v/big"] = bits("f4", (3 << 18,))  # larger than one read or write
     tensors["v/aligned"] = bits("u1", (file_format.LARGE + 1,))
     writer.write(tmp_path / "x", tensors, {}, step=3, saved=SAVED)
     with reader.File(tmp_path / "x") as file:
@@ -164,7 +164,7 @@ def test_reading_damaged_and_missing(small):
 
 def test_existing_file_is_not_replaced(small, monkeypatch):
     content, exists = small.read_bytes(), os.path.lexists
-    for case in ("before", "meanwhile", "meanwhile, no links"):  # when the other one came
+    for case in ("before", "meanwhile", "meanwhile, no links"):  # when the other one appeared
         if case != "before":
             answers = iter([False])
             monkeypatch.setattr(os.path, "lexists", lambda path, first=answers: next(first, exists(path)))
@@ -180,13 +180,13 @@ def test_existing_file_is_not_replaced(small, monkeypatch):
 
 
 def failing(call, code, which):
-    """`call`, failing at number `which`; `seen` counts."""
+    """Wrap `call` so that call number `which` fails; `seen` counts calls."""
 
     def fake(*arguments, **keywords):
         fake.seen += 1
         if fake.seen != which:
             return call(*arguments, **keywords)
-        if call is os.close:  # fails, and closes nevertheless
+        if call is os.close:  # it closes, but raises an error
             call(*arguments)
         raise OSError(code, os.strerror(code))
 
@@ -217,11 +217,11 @@ def test_any_failing_call(name, links, replace, small, monkeypatch):
         assert error.errno == errno.ENOSPC
         assert f"{path}: not saved: {os.strerror(errno.ENOSPC)}" in str(error)
         assert os.listdir(small.parent) == ["old"]
-        if small.read_bytes() != before:  # only where the directory's own fsync or close failed
+        if small.read_bytes() != before:  # only if the fsync or close of the directory failed
             assert replace
             assert name in {"open", "fsync", "close"}
             verify(small)
-    # The last close gives back the lock of a temporary file that has its final name: it may fail.
+    # The last close releases the lock of a temporary file that already has its final name: it may fail.
     assert fake.seen < k or name == "close"
     verify(path)
 
@@ -249,14 +249,14 @@ def test_same_bytes_each_time_and_the_umasks_mode(tmp_path):
         layout.tensors_of.cache_clear()
         writer.write(tmp_path / name, tensors, {"a": 1}, step=1, saved=saved)
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
-        time.sleep(1.1 if name == "a" else 0)  # time stamps would have seconds
+        time.sleep(1.1 if name == "a" else 0)  # time stamps have a resolution of seconds
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b
     assert a[file_format.USER_BLOCK :] == c[file_format.USER_BLOCK :]
 
 
 def forge(path, edit, **fields):
-    """Write the manifest that `edit` makes of the file's, and other fields, with valid hashes."""
+    """Rewrite a file with a manifest changed by `edit`, and other fields, with valid hashes."""
     content = bytearray(path.read_bytes())
     old = file_format.Record.unpack(bytes(content))
     offset, length, _ = old.manifest

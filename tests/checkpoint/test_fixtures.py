@@ -1,4 +1,4 @@
-"""Files of each format version, made once and committed, stay readable and give what was put into them."""
+"""Committed files of each format version stay readable, and give what was put into them."""
 
 import shutil
 
@@ -28,7 +28,7 @@ def test_every_dtype_and_shape(version):
 
 @every_version
 def test_a_run_with_every_optimizer_goes_on(version, tmp_path):
-    """Every weight and slot, the counters, generators, state and metrics come back into a program of today."""
+    """All weights, slots, counters, generators, state and metrics are restored into a present program."""
     shutil.copy(FOLDER / f"run_v{version}-1.h5", tmp_path)
     run, undisturbed = Run(), Run()
     manager = fv.CheckpointManager(run.checkpoint, tmp_path, checkpoint_name=f"run_v{version}", monitor="loss")

@@ -1,4 +1,4 @@
-"""The folder of a manager: where it is, and what else may lie in it."""
+"""The folder of a manager: its path, and other files in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.managing import files, manager
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Start in the folder `here`; the function goes to the folder `there`."""
+    """Start in the folder `here`; the returned function changes to the folder `there`."""
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -125,7 +125,7 @@ WIDE = "\N{FULLWIDTH DIGIT THREE}"  # a digit, too
 BY_HAND = ["ckpt-007.h5", f"ckpt-{WIDE}.h5"]
 
 
-@pytest.mark.timeout(20)  # a pipe that is waited for
+@pytest.mark.timeout(20)  # a pipe, on which reading would block
 @pytest.mark.parametrize("name", NAMES + BY_HAND)
 @pytest.mark.parametrize("kind", [*STRANGERS, *JUNK])
 def test_strangers_are_left_alone_and_named(
@@ -137,7 +137,7 @@ def test_strangers_are_left_alone_and_named(
     before = os.lstat(path)
     one = manager(tmp_path, w, max_to_keep=1, init_fn=lambda: w.assign([7.0]))
     first = 6 if name == "ckpt-5.h5" else 1
-    if first == 6 and kind in JUNK:  # it may have been a checkpoint: nobody starts afresh beside it
+    if first == 6 and kind in JUNK:  # it may have been a checkpoint: no run starts anew beside it
         with pytest.raises(fv.CheckpointError, match=r"no checkpoint is whole.*\n.*ckpt-5\.h5"):
             one.restore_or_initialize()
     else:
@@ -172,7 +172,7 @@ def test_strangers_of_other_names_stop_nothing(kind: str, tmp_path: Path, monkey
     for step in range(3):
         one.save(step)
     assert sorted(set(files(tmp_path)) - {"other.h5", "ckpt-9.h5.pin", ".fastvar-0123456789abcdef.tmp"}) == [
-        *("ckpt-1.h5", "ckpt-1.h5.pin", "ckpt-3.h5")  # what stands there pins
+        *("ckpt-1.h5", "ckpt-1.h5.pin", "ckpt-3.h5")  # its entries stay pinned
     ]
     assert len(files(tmp_path)) == 6
 

@@ -1,4 +1,4 @@
-"""Files that others wrote: what their libraries wrote is what is read, and what could do harm is refused."""
+"""Files of other libraries are read exactly, and refused where they could do harm."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_dtypes_are_converted_if_nothing_is_lost_or_on_request(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"int64"):  # 2**53 + 1 is no float64
         fv.Checkpoint(w=wide).import_weights(saved(tmp_path / "c.npz", w=np.arange(2)))
     counts = fv.Variable(np.zeros(2, np.int32), trainable=False)
-    with pytest.raises(ValueError, match="float64"):  # never cut off what is behind the point
+    with pytest.raises(ValueError, match="float64"):  # never truncate a fraction
         fv.Checkpoint(w=counts).import_weights(path, cast=True)
 
 
@@ -160,7 +160,7 @@ def test_an_import_takes_all_or_nothing(tmp_path: Path) -> None:
     assert "missing in the file: variables/c" in str(caught.value)
     assert "unexpected in the file: extra" in str(caught.value)
     assert not a.value.any()
-    built = fv.optimizers.SGD(momentum=0.9)  # its slots need not be there
+    built = fv.optimizers.SGD(momentum=0.9)  # its slots are optional
     built.build([a])
     restored = fv.Checkpoint(a=a, optimizer=built).import_weights(path, partial=True)
     assert not restored.missing

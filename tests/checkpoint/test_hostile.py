@@ -1,4 +1,4 @@
-"""Files that could do harm: links elsewhere, code in disguise, bombs, lies, damage. Each is refused, and why."""
+"""Files that could do harm (links, hidden code, bombs, lies, damage) are refused, and the error says why."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_hostile_hdf5_is_refused(make: Any, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         make(file, tmp_path)
     trap = tmp_path / "trap"
-    os.mkfifo(trap)  # who opens it hangs
+    os.mkfifo(trap)  # opening it blocks
     tracemalloc.start()
     with pytest.raises(fv.CheckpointError, match=HOSTILE[make]):
         load_foreign(tmp_path / "a.h5")
@@ -177,7 +177,7 @@ def patched(path: Path, old: int, new: int) -> None:
 def test_datasets_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
-        data = [file.create_dataset(f"w{i}", (5555,), "u1") for i in range(9)]  # first all headers, then the bytes
+        data = [file.create_dataset(f"w{i}", (5555,), "u1") for i in range(9)]  # all headers, then the bytes
         for one in data:
             one[...] = 1
         places = [one.id.get_offset() for one in data]
@@ -256,7 +256,7 @@ def test_zip_bombs_and_lies_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_zip_that_declares_more_than_it_holds(tmp_path: Path) -> None:
-    """Each member's header agrees with the size in the zip's directory, which lies."""
+    """The header of each member agrees with the wrong size in the directory of the zip."""
     count = 500_000_000
     data = npy(np.zeros(1000), **{"(1000,)": f"({count},)"})
     claimed = len(data) - 8000 + 8 * count
@@ -349,7 +349,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["h5", "npz", "safetensors"])
 def test_mutilated_files_give_an_error_or_arrays_but_nothing_else(kind: str, tmp_path: Path) -> None:
-    """Every length, and random bytes in place of others: in a process of its own, as libhdf5 might crash."""
+    """Try every length, and random bytes. In a process of its own, because libhdf5 might crash."""
     code = f"""
 import pathlib, random, resource, sys, warnings
 import h5py, ml_dtypes, numpy as np, safetensors.numpy

@@ -1,4 +1,4 @@
-"""Whose hyperparameters hold after a restore, what is said of it, and the slots that follow them."""
+"""Which hyperparameters hold after a restore, which warnings it gives, and which slots follow."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_same_program_is_told_nothing(tmp_path: Path) -> None:
         again, other, here = program()
         report = fv.Checkpoint(variables=here, optimizer=other).restore(path, hyperparameters=choice)
         assert report.hyperparameters == []
-        assert again() == plateau() == 0.125  # state, and no choice of the program
+        assert again() == plateau() == 0.125  # state, not a choice of the program
         assert other.learning_rate == 0.125
         assert other.dynamic_scale == optimizer.dynamic_scale
         again.record(1.0)
@@ -201,7 +201,7 @@ def test_manager_and_saver_take_the_choice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("build", [True, False], ids=["built", "not built"])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_slots_follow_the_hyperparameters_of_the_file(case: Any, build: bool, tmp_path: Path) -> None:
-    """Into an optimizer of all defaults; what an uninterrupted run does is the oracle."""
+    """Restore into an optimizer with only defaults. The oracle is an uninterrupted run."""
     options = {"use_ema": True, "gradient_accumulation_steps": 2}
     whole, first, second = case.make(**options), case.make(**options), type(case.make())()
     ours, here = weights(), weights()
@@ -217,7 +217,7 @@ def test_slots_follow_the_hyperparameters_of_the_file(case: Any, build: bool, tm
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_slots_that_the_file_has_not_are_gone(case: Any, tmp_path: Path) -> None:
-    """Into an optimizer with more slots than that of the file: it, too, becomes that of the file."""
+    """Restore into an optimizer with more slots than the file's: it becomes like the file's, too."""
     whole, here = case.make(), weights()
     path = saved(tmp_path / "a.h5", whole)
     second = case.make(use_ema=True, gradient_accumulation_steps=2)
@@ -342,7 +342,7 @@ def test_slots_of_options_set_since_the_last_step(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.h5", SGD(0.5, use_ema=True))
     variables, optimizer = weights(), SGD(0.5)
     optimizer.build(variables)
-    optimizer.use_ema = True  # whose slot is made by the next step
+    optimizer.use_ema = True  # the next step makes its slot
     fv.Checkpoint(variables=variables, optimizer=optimizer).restore(path)
     assert optimizer.slot(variables[0], "average").any()
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at every instant of saves, restores and imports: each has happened wholly, or nothing has."""
+"""After Ctrl-C at any instant, a save, restore or import has happened wholly or not at all."""
 
 import itertools
 import random
@@ -18,7 +18,7 @@ from tests.support.interrupts import check_at_instants, check_at_random_instants
 
 
 class Sampler:
-    """An object with a state of its own."""
+    """An object with its own state."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -31,7 +31,7 @@ class Sampler:
 
 
 class Program:
-    """What a training program has: variables small and large, an optimizer, generators, other state."""
+    """A training program: small and large variables, an optimizer, generators, other state."""
 
     def __init__(self, seed: int, build: bool = True, size: int = 100) -> None:
         self.rng, self.random = np.random.default_rng(seed), random.Random(seed)
@@ -89,9 +89,7 @@ def test_a_restore_by_a_saver_is_whole_or_nothing(tmp_path: Path) -> None:
     check_at_instants(scene)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # files that Ctrl-C left to be closed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that Ctrl-C left open
 def test_an_import_is_whole_or_nothing(tmp_path: Path) -> None:
     arrays = {v.name: v.value.astype(np.float32) for v in Program(1).variables}
     np.savez(tmp_path / "a.npz", **arrays)
@@ -104,7 +102,7 @@ def test_an_import_is_whole_or_nothing(tmp_path: Path) -> None:
 
 
 def files(folder: Path) -> Any:
-    """Return which whole checkpoints there are, and everything else but locks."""
+    """Return the whole checkpoints in a folder, and all other files except locks."""
     found: list[Any] = []
     for path in sorted(folder.iterdir()):
         if path.suffix == ".h5":
@@ -154,10 +152,10 @@ def test_a_save_by_a_manager_is_whole_or_nothing(blocking: bool, tmp_path: Path)
 
 @timers
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # lost at the end of objects
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # lost in finalizers
 @pytest.mark.parametrize("how", ["restore", "import"])
 def test_what_a_timer_interrupts_is_whole_or_nothing(how: str, tmp_path: Path) -> None:
-    """Also while threads read, and in the system's calls."""
+    """Interrupt also while threads read, and in system calls."""
     before = fv.get_num_threads()
     fv.set_num_threads(3)
     try:
@@ -181,7 +179,7 @@ def test_what_a_timer_interrupts_is_whole_or_nothing(how: str, tmp_path: Path) -
 
 
 @timers
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # lost at the end of objects
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # lost in finalizers
 def test_saves_that_a_timer_interrupts_leave_nothing_behind(tmp_path: Path) -> None:
     checkpoint, steps = Program(1, size=300).checkpoint, itertools.count(1)
 

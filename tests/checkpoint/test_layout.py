@@ -1,4 +1,4 @@
-"""The HDF5 structures that fastvar writes, read by libhdf5 and its tools; and what it costs to lay them out."""
+"""libhdf5 and its tools read the HDF5 structures that fastvar writes; the cost of the layout is bounded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(path: Path, tensors: Arrays, **state: Any) -> Path:
 
 
 def datasets(path: Path) -> Arrays:
-    """Return what libhdf5 finds in the file, by walking over its groups."""
+    """Return what libhdf5 finds by walking over the groups of the file."""
     found: Arrays = {}
 
     def visit(name: str, thing: Any) -> None:
@@ -41,7 +41,7 @@ def datasets(path: Path) -> Arrays:
     with h5py.File(path) as file:
         file.visititems(visit)
         for name in found:
-            assert name in file  # by its own way: link by link
+            assert name in file  # in its own way, link by link
     assert found.keys() >= {file_format.MANIFEST, file_format.STATE}
     return {name: array for name, array in found.items() if name not in (file_format.MANIFEST, file_format.STATE)}
 
@@ -57,7 +57,7 @@ def check(path: Path, tensors: Arrays) -> None:
         assert found[name].tobytes() == array.tobytes(), name
 
 
-# Links stand in the header of a group up to 32, then in leaves of 64, of which a node of the B-tree has 64.
+# Up to 32 links are in the header of a group; more are in leaves of 64, with 64 leaves in a node of the B-tree.
 @pytest.mark.parametrize("count", [0, 1, 2, 31, 32, 33, 63, 64, 65, 128, 129, 4096, 4097])
 def test_groups_of_every_size(count: int, tmp_path: Path) -> None:
     tensors = {f"v/{i}": np.full(i % 3, i, np.int16) for i in range(count)}
@@ -118,7 +118,7 @@ def test_tools_of_hdf5_read_it(tool: list[str], count: int, tmp_path: Path) -> N
 
 
 def test_other_programs_may_edit_it(tmp_path: Path) -> None:
-    """Libhdf5 finds all that it needs to add and remove links, in headers and in B-trees."""
+    """libhdf5 can add and remove links, in headers and in B-trees."""
     tensors = {f"{group}/{i}": np.arange(i) for group, count in [("a", 3), ("b", 500)] for i in range(count)}
     path = write(tmp_path / "x", tensors)
     added = {f"{group}/new{i}": np.arange(i) for group in "abc" for i in range(70)}
@@ -140,11 +140,11 @@ def test_the_order_of_names_does_not_matter_to_libhdf5(tmp_path: Path) -> None:
     check(write(tmp_path / "x", tensors), tensors)
 
 
-# What it costs, counted in calls of Python: they do not depend on the machine.
+# The cost, counted in Python calls, which do not depend on the machine.
 
 
 def calls(action: Callable[[], object]) -> int:
-    """Return how many functions Python calls, here and in C."""
+    """Return the number of functions, of Python and C, that Python calls."""
     count = 0
 
     def note(frame: object, event: str, argument: object) -> None:
@@ -218,7 +218,7 @@ def test_an_asynchronous_save_makes_the_layout_in_its_thread(
 
 
 def test_a_helper_leaves_most_of_the_time_to_others() -> None:
-    """And none once somebody waits for it. (Its own processor time is compared with the pauses that it makes.)"""
+    """No pauses once someone waits for it. (Compare its own processor time with its pauses.)"""
     pauses: list[float] = []
     turns = iter(range(100_000))
 

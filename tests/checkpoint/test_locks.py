@@ -1,4 +1,4 @@
-"""Locks and debris: one program at a time saves into a folder, and only what nobody writes is cleaned."""
+"""Locks and debris: one program at a time saves into a folder, and only abandoned files are removed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_one_manager_saves_and_the_other_is_told_who(tmp_path: Path) -> None:
     assert run(code, tmp_path).returncode == 0
     two.save(4)
     del two
-    one.save(5)  # what is gone holds nothing
+    one.save(5)  # an object that is gone holds no lock
     assert len(one.checkpoints) == 4
     assert one.save(6) is not None
 
@@ -81,7 +81,7 @@ def test_a_restore_that_fails_holds_no_lock(tmp_path: Path) -> None:
     with other:
         with pytest.raises(ValueError, match="nothing was changed"):
             other.restore_or_initialize()
-        with pytest.raises(fv.CheckpointError, match="is saving here"):  # who held it holds it
+        with pytest.raises(fv.CheckpointError, match="is saving here"):  # its owner still holds it
             one.save(3)
 
 

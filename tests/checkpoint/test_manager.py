@@ -1,4 +1,4 @@
-"""CheckpointManager: the latest and the best, saves in the background, what stays."""
+"""CheckpointManager: the latest and the best checkpoint, saves in the background, retention."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_manager_keeps_the_newest_and_finds_the_latest_by_record(tmp_path: P
         w[...] = step
         one.save(step)
     assert [Path(p).name for p in one.checkpoints] == ["ckpt-4.h5", "ckpt-5.h5"]
-    (tmp_path / "ckpt-5.h5").rename(tmp_path / "ckpt-0.h5")  # a name proves nothing
+    (tmp_path / "ckpt-5.h5").rename(tmp_path / "ckpt-0.h5")  # the name alone proves nothing
     one.close()
     again = manager(tmp_path, w, max_to_keep=2)
     w[...] = -1
@@ -126,7 +126,7 @@ def test_an_interval_needs_steps_and_starts_with_the_manager(tmp_path: Path) -> 
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Hold every fsync until the event is set: a save in the background then takes as long as a test wants."""
+    """Block every fsync until the event is set, so that a test decides how long a background save takes."""
     event, sync = threading.Event(), os.fsync
 
     def held(descriptor: int) -> None:
@@ -254,7 +254,7 @@ def test_the_best_is_remembered_across_resumes(tmp_path: Path) -> None:
         one.save(step, metrics={"loss": np.float32(loss), "accuracy": 1})
         one.close()
     assert files(tmp_path) == ["ckpt-2.h5", "ckpt-5.h5", "ckpt-6.h5"]
-    assert Path(str(one.best_checkpoint)).name == "ckpt-2.h5"  # of equals, the first
+    assert Path(str(one.best_checkpoint)).name == "ckpt-2.h5"  # the first of equals
     most = manager(tmp_path, w, max_to_keep=1, monitor="loss", mode="max", keep_best=2)
     assert Path(str(most.best_checkpoint)).name == "ckpt-6.h5"
     with pytest.raises(ValueError, match="monitor='loss' is not among the metrics"):
@@ -289,7 +289,7 @@ def test_nothing_is_removed_unless_the_new_one_is_whole(tmp_path: Path, monkeypa
     with File(tmp_path / "ckpt-1.h5") as first:
         offset = first.entries["variables/w"].offset
 
-    def damage(descriptor: int) -> None:  # as a bad disk would
+    def damage(descriptor: int) -> None:  # like a bad disk
         for path in tmp_path.glob(".fastvar-*.tmp"):
             with open(path, "r+b") as file:
                 file.seek(offset)
@@ -355,7 +355,7 @@ def test_bad_options_are_named(option: str, value: Any, tmp_path: Path) -> None:
 def test_what_is_removed_while_one_looks_is_looked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder whose checkpoints have all been replaced since they were listed is not an empty one."""
+    """A folder is not empty if all its checkpoints were replaced after they were listed."""
     w = fv.Variable(1.0)
     with manager(tmp_path, w) as saving:
         saving.save(1)

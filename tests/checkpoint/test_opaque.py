@@ -1,4 +1,4 @@
-"""Tensors in types that a format lacks, as their libraries write them; and what cannot be read among others."""
+"""Tensors of types that a format lacks, as other libraries write them; and unreadable ones among others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def equal(one: Any, two: Any) -> bool:
 @pytest.mark.parametrize("marked", [True, False])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_weights_of_keras_in_bfloat16(dtype: str, marked: bool, tmp_path: Path) -> None:
-    """Keras 3 names the type in an attribute, and older ones do not."""
+    """Keras 3 names the type in an attribute; older versions do not."""
     layers = [keras.Input((3,)), keras.layers.Dense(4, dtype="bfloat16"), keras.layers.Dense(2)]
     model = keras.Sequential(layers)
     path = tmp_path / "m.weights.h5"
@@ -86,7 +86,7 @@ def test_arrays_of_ml_dtypes(dtype: Any, how: str, tmp_path: Path) -> None:
         )
     with pytest.raises(fv.CheckpointError, match=r"opaque='(bfloat16|float8_e4m3fn)'"):
         load_foreign(path)
-    with pytest.raises(fv.CheckpointError, match="opaque="):  # of another size
+    with pytest.raises(fv.CheckpointError, match="opaque="):  # of a different size
         load_foreign(path, opaque="float32")
     w = fv.Variable(np.zeros((2, 3)), name="f")
     fv.Checkpoint(variables=[w]).import_weights(path, opaque={**dict.fromkeys(arrays), "f": dtype})
@@ -99,7 +99,7 @@ def test_arrays_of_ml_dtypes(dtype: Any, how: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("libver", ["earliest", "v110", "latest"])
 @pytest.mark.parametrize("others", [0, 3, 6, 20])
 def test_a_type_named_by_text_of_any_length_wherever_it_stands(libver: str, others: int, tmp_path: Path) -> None:
-    """libhdf5 spreads headers over the file as attributes come; from the ninth on they may be kept otherwise."""
+    """libhdf5 spreads headers over the file as attributes are added, and may store more than eight differently."""
     path, array = tmp_path / "a.h5", every_value(np.dtype(ml_dtypes.bfloat16), (3, 5))
     with h5py.File(path, "w", libver=libver, userblock_size=1024) as file:
         for group in "ab":
@@ -109,7 +109,7 @@ def test_a_type_named_by_text_of_any_length_wherever_it_stands(libver: str, othe
             data.attrs["dtype"] = "bfloat16"
             data.attrs["dtypes"] = "float8_e5m2"
         file["c"] = array
-        file["c"].attrs["dtype"] = "float8_e5m2"  # of another size
+        file["c"].attrs["dtype"] = "float8_e5m2"  # of a different size
         file["d"] = array
         file["d"].attrs["dtype"] = "x" * 10_000
         file["e"] = array.view(ml_dtypes.float8_e4m3fn)
@@ -118,7 +118,7 @@ def test_a_type_named_by_text_of_any_length_wherever_it_stands(libver: str, othe
     for name in ("a/w", "b/w"):
         if others <= 6 or (libver == "earliest" and name == "a/w"):
             assert equal(got[name], array)
-        else:  # newer files keep more than eight attributes otherwise
+        else:  # newer files store more than eight attributes differently
             assert "opaque='bfloat16'" in got.left[name]
     assert not {"c", "d"}.intersection(got)
     assert equal(got["e"], array.view(ml_dtypes.float8_e4m3fn))

@@ -1,4 +1,4 @@
-"""Partial restores and renaming: what is reported, what is suggested, what is a mistake."""
+"""Partial restores and renaming: reports, suggestions and errors."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def test_none_leaves_a_variable_as_it_is(tmp_path: Path) -> None:
     ("name", "meant"),
     [
         ("variables/enc/dense_1/kernel", "variables/encoder/dense_1/kernel"),  # the longest common ending
-        ("variables/encoder/dense_2/kernle", "variables/encoder/dense_2/kernel"),  # a slip
+        ("variables/encoder/dense_2/kernle", "variables/encoder/dense_2/kernel"),  # a misspelling
         ("encoder.dense_1.kernel", "variables/encoder/dense_1/kernel"),  # PyTorch's dots
-        ("e/x/scale", "variables/a/long/path/that/is/quite/another/x/scale"),  # unlike but for its ending
+        ("e/x/scale", "variables/a/long/path/that/is/quite/another/x/scale"),  # only the ending is similar
         ("e.x.scale", "variables/a/long/path/that/is/quite/another/x/scale"),
         ("variables/head (as encoder/dense_1/kernels)", "variables/encoder/dense_1/kernel"),  # it is renamed
         ("variables/head (as top)", None),
-        ("variables/x", None),  # not alike because all begin with variables/
+        ("variables/x", None),  # the common beginning variables/ does not count
     ],
 )
 def test_what_was_meant(name: str, meant: str | None) -> None:
@@ -119,7 +119,7 @@ def test_slips_in_a_name_map_are_errors(name_map: Any, words: str, partial: bool
     [
         ("model/w", "w", {"model": ""}),
         ("w", "model/w", {"": "model"}),
-        ("model/w", "model/w", {"": "other", "model": "model"}),  # the longest decides
+        ("model/w", "model/w", {"": "other", "model": "model"}),  # the longest match wins
     ],
 )
 def test_prefixes_come_and_go(here: str, there: str, name_map: Any, tmp_path: Path) -> None:

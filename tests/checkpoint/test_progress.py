@@ -1,4 +1,4 @@
-"""Progress bars: where someone sees them, and nowhere else."""
+"""Progress bars appear only where someone can see them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def bars(monkeypatch: Any) -> list[Any]:
-    """The bars that are made, on a terminal."""
+    """Record the bars that are made, as on a terminal."""
     made: list[Any] = []
 
     class Bar(tqdm.tqdm):

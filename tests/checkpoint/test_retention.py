@@ -1,4 +1,4 @@
-"""Retention: whatever was saved, and in whatever order, what any of the rules wants stays."""
+"""Retention keeps a checkpoint if any rule wants it, whatever was saved and in any order."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def test_what_any_rule_wants_stays_whenever_it_is_asked(history: list[Any], choi
         best = min(losses) if choice.mode == "min" else max(losses)
         assert any(f.metrics.get("loss") == best for f in folder)
     for rule, place in ((choice.hours, lambda f: f.time / 3600), (choice.steps, lambda f: f.step)):
-        if rule is not None:  # wherever the run was, something nearby is left
+        if rule is not None:  # there is a checkpoint near any point of the run
             assert all(any(abs(place(f) - place(kept)) < rule for kept in folder) for f in found)

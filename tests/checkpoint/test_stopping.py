@@ -1,4 +1,4 @@
-"""A preempted job is told by `manager.stopping`, saves and leaves; without a manager signals do what they did."""
+"""`manager.stopping` tells a preempted job to save and stop; without a manager, signals act as before."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_signal_is_told_and_the_process_lives(number: int, tmp_path: Path) -> 
         send(number)
         assert one.stopping
         assert one.save(1) is not None
-        send(number)  # however often
+        send(number)  # any number of times
     assert one.stopping
     with manager(tmp_path, fv.Variable([1.0])) as later:
         assert not later.stopping
@@ -96,7 +96,7 @@ def test_what_handled_the_signal_before_is_still_called(tmp_path: Path, monkeypa
 
 
 def test_who_listens_later_and_stops_later(tmp_path: Path) -> None:
-    """The program's own handler is put on top of the manager's, and calls it."""
+    """The program installs its own handler over the manager's, and calls that."""
     w, seen = fv.Variable([1.0]), []
     with manager(tmp_path / "a", w) as one:
         before = signal.getsignal(signal.SIGTERM)
@@ -109,7 +109,7 @@ def test_who_listens_later_and_stops_later(tmp_path: Path) -> None:
         with manager(tmp_path / "b", w) as two:
             send(signal.SIGTERM)
             assert (one.stopping, two.stopping, len(seen)) == (True, True, 1)
-        assert signal.getsignal(signal.SIGTERM) is not before  # ours, or theirs: never taken away
+        assert signal.getsignal(signal.SIGTERM) is not before  # ours or theirs, never removed
         send(signal.SIGTERM)
         assert len(seen) == 2
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -190,13 +190,13 @@ def test_in_a_thread_one_is_told_that_signals_need_the_main_one(tmp_path: Path) 
 
     start()
     assert "main thread" in str(said.pop())
-    with manager(tmp_path / "b", w):  # it sees to the signals
+    with manager(tmp_path / "b", w):  # it handles signals
         start()
     assert said == [False]
 
 
 def test_signals_that_come_all_the_time_while_managers_come_and_go(tmp_path: Path) -> None:
-    """From another process, so that they come anywhere; a manager always listens."""
+    """Send signals from another process, at any time, to a process that always has a manager."""
     with manager(tmp_path / "outer", fv.Variable([1.0])):
         code = f"import os, time\nfor _ in range(200):\n    os.kill({os.getpid()}, 15)\n    time.sleep(0.001)"
         with subprocess.Popen([sys.executable, "-c", code]) as sender:

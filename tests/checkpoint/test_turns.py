@@ -1,4 +1,4 @@
-"""Saves and restores while other threads step or write: files are whole, and of one step."""
+"""Saves and restores while other threads step or write: each file is whole, and from a single step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def descent(size: int = LARGE) -> tuple[fv.Variable, fv.optimizers.SGD]:
 
 
 def expected(steps: int) -> tuple[float, float]:
-    """Return weight and momentum after so many steps, as Keras defines them; all these numbers are exact."""
+    """Return weight and momentum after a number of steps, as Keras defines them. All these numbers are exact."""
     w = m = 0.0
     for _ in range(steps):
         m = 0.5 * m - 1
@@ -38,7 +38,7 @@ def expected(steps: int) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def beside(act: Callable[[], object]) -> Iterator[None]:
-    """Let another thread do something over and over, which must not raise."""
+    """Let another thread repeat an action, which must not raise an error."""
     stop, begun = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 
@@ -69,7 +69,7 @@ def test_a_save_is_of_one_step(blocking: bool, size: int, tmp_path: Path) -> Non
     ones = np.ones(size)
 
     def step() -> None:
-        if optimizer.iterations < 40:  # up to here the numbers are exact
+        if optimizer.iterations < 40:  # up to this step the numbers are exact
             optimizer.apply([ones])
 
     with (
@@ -101,7 +101,7 @@ def test_a_restore_is_of_one_step(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_what_was_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever writes to an array while it is saved: here, just before every write to the file."""
+    """Write to an array while it is saved, just before every write to the file."""
     sizes = [3, 70_000, LARGE, 3 * LARGE]
     variables = [fv.Variable(np.zeros(size), name=f"w{size}") for size in sizes]
     write = os.pwrite
@@ -118,7 +118,7 @@ def test_what_is_written_is_what_was_hashed(tmp_path: Path, monkeypatch: pytest.
 
 
 def within(optimizer: fv.Optimizer, act: Callable[[], object]) -> None:
-    """Do something inside of a step."""
+    """Run an action inside a step."""
 
     def rate(step: int) -> float:
         act()
@@ -144,7 +144,7 @@ def test_saves_and_restores_within_a_step_are_refused(tmp_path: Path) -> None:
 
 
 class Stepping:
-    """State that steps while it is saved."""
+    """State whose saving takes a step."""
 
     def __init__(self, optimizer: fv.Optimizer) -> None:
         self.optimizer = optimizer
@@ -168,7 +168,7 @@ def test_a_step_within_a_save_is_refused(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def step_under_way(optimizer: fv.Optimizer) -> Iterator[None]:
-    """Let another thread be in a step until the block ends."""
+    """Keep another thread inside a step until the block ends."""
     inside, leave = threading.Event(), threading.Event()
     thread = threading.Thread(target=within, args=(optimizer, lambda: inside.set() or leave.wait()))
     thread.start()

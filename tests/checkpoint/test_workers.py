@@ -1,4 +1,4 @@
-"""Several threads that save and restore: the same files and values as one, and one error."""
+"""Several threads save and restore the same files and values as one thread, and raise one error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def four_threads() -> Iterator[None]:
 
 
 def tensors() -> dict[str, Any]:
-    """Large ones of several pieces and of less than one, small ones between them, empty ones."""
+    """Tensors of several pieces and of less than one, small ones between them, and empty ones."""
     rng = np.random.default_rng(0)
     sizes = [3_000_001, 5, 70_000, 0, 1_048_576, 65_536, 65_535, 1, 2_500_000, 300]
     return {f"variables/{i}": rng.integers(0, 256, n).astype(np.uint8) for i, n in enumerate(sizes)}
@@ -50,7 +50,7 @@ def test_every_item_is_taken_once() -> None:
     assert sorted(item for _, item in taken) == list(range(100))
     assert len({name for name, _ in taken}) == 4
     taken.clear()
-    work_in_parallel(range(3), work, 1)  # not worth another thread
+    work_in_parallel(range(3), work, 1)  # too small for another thread
     assert taken == [("MainThread", item) for item in range(3)]
 
 
@@ -102,7 +102,7 @@ def test_where_fewer_threads_can_be_started_the_errors_of_these_are_raised(monke
 
 @pytest.mark.usefixtures("four_threads")
 def test_no_thread_is_at_work_any_more_however_often_one_interrupts(tmp_path: Path, monkeypatch: Any) -> None:
-    """Else it would write to whatever was opened after that, under the same number."""
+    """Else it would write to the next file that gets the same descriptor."""
     write, main = os.pwrite, threading.main_thread()
     at_work, begun, interrupted = set[int](), threading.Event(), threading.Event()
 

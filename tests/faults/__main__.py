@@ -1,4 +1,4 @@
-"""`python -m tests.faults FAULT FORMAT AMOUNT`, with faulty.c loaded: prints the figures as JSON."""
+"""`python -m tests.faults FAULT FORMAT AMOUNT`, with faulty.c loaded, prints the figures as JSON."""
 
 import json
 import sys

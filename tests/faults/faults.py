@@ -1,9 +1,8 @@
-"""Faults: each is put to a format many times, and what was then left is counted.
+"""Faults: try each many times on saves in a format, and count the outcomes.
 
-Outcomes: `new` and `old`, what loads is what was being saved or what was there before; `lost`, nothing loads;
-`wrong`, values load that nobody saved; `unreported`, the save reported success, and what it saved does not load;
-`crashed` and `hung`, the process that saved or loaded did; `debris`, files of the fault stay after the next save;
-`blocked`, the next save fails.
+Outcomes: `new` or `old`, the new or the former values load; `lost`, nothing loads; `wrong`, values load that
+nobody saved; `unreported`, the save reported success, but its values do not load; `crashed` or `hung`, the process
+that saved or loaded did; `debris`, files of the fault stay after the next save; `blocked`, the next save fails.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from tests.faults import power
 from tests.faults.formats import Arrays, Format, payload
 from tests.faults.lab import ALWAYS, Ended, arm, disarm, each, folders, forked
 
-FAILURES = (  # with which error, up to which call after the first that fails
+FAILURES = (  # the error, and the last call that fails
     *((errno.ENOSPC, 0), (errno.ENOSPC, ALWAYS), (errno.EIO, 0), (errno.EIO, ALWAYS)),
     *((errno.EDQUOT, ALWAYS), (errno.EROFS, ALWAYS), (errno.EPERM, 0), (errno.EOPNOTSUPP, ALWAYS)),
 )
@@ -39,26 +38,26 @@ BATCH = 100
 
 
 class Bench:
-    """A folder with one saved generation, which attempts start from, and what came of them.
+    """A folder with one saved generation, from which attempts start, and their outcomes.
 
     Attributes
     ----------
     folder : str
-        Of the attempt that is being made.
+        The folder of the present attempt.
     counts : Counter of str
         The outcomes.
     errors : set of str
-        What the saves that failed said.
+        The messages of failed saves.
     """
 
     def __init__(self, format: Format, work: Path) -> None:
         self.format, self.work, self.before = format, work, str(work / "before")
         self.folder = self._next()
         self.counts, self.errors = Counter[str](), set[str]()
-        self._open: list[tuple[str, Ended]] = []  # attempts whose outcome is not looked at yet
+        self._open: list[tuple[str, Ended]] = []  # attempts whose outcome has not been examined
         os.mkdir(self.before)
         format.save(self.before, payload(0))
-        format.load(self.before)  # whatever is imported, it is now
+        format.load(self.before)  # import everything now
         gc.collect()
         gc.freeze()  # collecting in a fork would copy all memory
 
@@ -66,12 +65,12 @@ class Bench:
         return str(self.work / secrets.token_hex(8) / "model")
 
     def reset(self) -> None:
-        """Go on in a new folder, which has what was saved before."""
+        """Continue in a new folder that holds the first generation."""
         self.folder = self._next()
         shutil.copytree(self.before, self.folder)
 
     def save(self, prepare: Callable[[], object], kill_after: float | None = None) -> Ended:
-        """Save generation 1 in a fork that `prepare` set its fault for; what it says: done, or the error."""
+        """Save generation 1 in a fork, with the fault set by `prepare`. Return what it says: done or an error."""
 
         def work(say: Callable[[str], None]) -> None:
             arrays = payload(1)
@@ -84,21 +83,21 @@ class Bench:
             except Exception as error:
                 said = f"{type(error).__name__}: {error}"
                 del error
-                gc.collect()  # what is closed only now may crash only now
+                gc.collect()  # closing can crash, too
             disarm()
             say(said)
 
         return forked(work, kill_after)
 
     def attempt(self, prepare: Callable[[], object], kill_after: float | None = None) -> None:
-        """Save under a fault; `settle` sees what is left."""
+        """Save under a fault; `settle` examines the result."""
         self.reset()
         self._open.append((self.folder, self.save(prepare, kill_after)))
         if len(self._open) == BATCH:
             self.settle()
 
     def settle(self) -> None:
-        """See what the attempts left, save again, and see what is left over then."""
+        """Examine the results of the attempts, save again, and look for debris."""
         outcomes = each([folder for folder, _ in self._open], self._after)
         for (folder, ended), after in zip(self._open, outcomes, strict=True):
             text = ended.text.strip()
@@ -130,7 +129,7 @@ class Bench:
 
 
 def loaded(format: Format, folder: str, generations: list[int]) -> str:
-    """Load; whether what comes is one of the two generations, old and new."""
+    """Load, and return whether the values are of the old or the new generation."""
     try:
         arrays = format.load(folder)
     except Exception:
@@ -142,7 +141,7 @@ def loaded(format: Format, folder: str, generations: list[int]) -> str:
 
 
 def same(arrays: Arrays, expected: Arrays) -> bool:
-    """Whether names, dtypes, shapes and all bits are the same."""
+    """Return whether names, dtypes, shapes and all bits are the same."""
     return arrays.keys() == expected.keys() and all(
         (arrays[name].dtype, arrays[name].shape) == (value.dtype, value.shape)
         and arrays[name].tobytes() == value.tobytes()
@@ -151,7 +150,7 @@ def same(arrays: Arrays, expected: Arrays) -> bool:
 
 
 def _calls(bench: Bench) -> int:
-    """How many calls one undisturbed save makes."""
+    """Return how many calls an undisturbed save makes."""
 
     def work(say: Callable[[str], None]) -> None:
         arm(bench.folder)
@@ -163,7 +162,7 @@ def _calls(bench: Bench) -> int:
 
 
 def kills(bench: Bench, amount: int) -> None:
-    """End by kill -9 before, amid and after every call of a save, and then at so many random instants."""
+    """Kill (-9) a save before, within and after each of its calls, and then at `amount` random instants."""
     calls = _calls(bench)
     for k in range(1, calls + 1):
         for action in ("kill before", "kill amid", "kill after"):
@@ -179,21 +178,21 @@ def kills(bench: Bench, amount: int) -> None:
 
 
 def failing_calls(bench: Bench, amount: int) -> None:
-    """Every call of a save fails, once, or it and all after it."""
+    """Let each call of a save fail, alone or with all after it."""
     for k in range(1, _calls(bench) + 1):
         for code, more in FAILURES:
             bench.attempt(lambda k=k, last=k + more, code=code: arm(bench.folder, "fail", k, last, code))
 
 
 def interrupted_calls(bench: Bench, amount: int) -> None:
-    """Signals interrupt every call; every write is a short one."""
+    """Interrupt every call by a signal, and make every write a short one."""
     for k in range(1, _calls(bench) + 1):
         bench.attempt(lambda k=k: arm(bench.folder, "fail", k, k + 2, errno.EINTR))
     bench.attempt(lambda: arm(bench.folder, "short", 1, ALWAYS))
 
 
 def full_disk(bench: Bench, amount: int) -> None:
-    """The disk is full after every 4 KB, with and without reserving first; and so is what a process may write."""
+    """Let the disk be full after each 4 KB, with and without reserving space; also limit the size of files."""
     size = sum(entry.stat().st_size for entry in os.scandir(bench.before))
     for room in range(0, size + 2 * PAGE, PAGE):
         for reserves in (True, False):
@@ -203,7 +202,7 @@ def full_disk(bench: Bench, amount: int) -> None:
 
 
 def full_file_system(bench: Bench, amount: int) -> None:
-    """A file system, where we may mount one, that is really full after every 4 KB."""
+    """Use a real file system, if we may mount one, that is full after each 4 KB."""
     disk = bench.work / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
@@ -224,7 +223,7 @@ def full_file_system(bench: Bench, amount: int) -> None:
 
 
 def _fill(path: Path, room: int) -> None:
-    """Leave just so many bytes free on a disk."""
+    """Fill a disk except for a number of bytes."""
     with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(PAGE)):
             pass
@@ -232,7 +231,7 @@ def _fill(path: Path, room: int) -> None:
 
 
 def flipped_bits(bench: Bench, amount: int) -> None:
-    """Bits of a small file flip: every one, or `amount` at random."""
+    """Flip each bit of a small file, or `amount` random ones."""
     path, content = _small_file(bench)
     places = [(at, bit) for at in range(len(content)) for bit in range(8)]
     if amount:
@@ -251,7 +250,7 @@ def flipped_bits(bench: Bench, amount: int) -> None:
 
 
 def truncations(bench: Bench, amount: int) -> None:
-    """A small file is cut at every length, or at `amount` random ones."""
+    """Cut a small file at every length, or at `amount` random ones."""
     path, content = _small_file(bench)
     lengths = list(range(len(content)))
     if amount:
@@ -274,7 +273,7 @@ def _small_file(bench: Bench) -> tuple[str, bytes]:
 
 
 def _read(bench: Bench) -> str:
-    """What a damaged file gives: an error (`told`), the values that were saved all the same, or wrong ones."""
+    """Load a damaged file: the outcome is an error (`told`), the saved values, or wrong ones."""
     try:
         arrays = bench.format.load(bench.folder)
     except Exception as error:
@@ -284,20 +283,20 @@ def _read(bench: Bench) -> str:
 
 
 def power_loss(bench: Bench, amount: int) -> None:
-    """The power fails after each call of a save, and after it: what an fsync has not followed may be lost."""
+    """Cut the power after each call of a save, and after the save: data without an fsync may be lost."""
     bench.reset()
     _fail_power(bench, amount, known=["old", "new"])
 
 
 def power_loss_at_first(bench: Bench, amount: int) -> None:
-    """The same while the very first save makes the folder, too."""
+    """The same for the first save, which also makes the folder."""
     bench.folder = bench._next()
     os.makedirs(os.path.dirname(bench.folder))
     _fail_power(bench, amount, known=["lost", "new"])
 
 
 def _fail_power(bench: Bench, amount: int, known: list[str]) -> None:
-    """Record a save, make `amount` states that it may leave, and load each of them."""
+    """Record a save, make `amount` states of the disk that are possible, and load each."""
     root, record = os.path.dirname(bench.folder), str(bench.work / "record")
     log = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     disk = power.Disk(root)
@@ -317,7 +316,7 @@ def _fail_power(bench: Bench, amount: int, known: list[str]) -> None:
 
 
 def _chances(amount: int) -> list[float]:
-    """How much of what is not durable is found: nothing, all, or any part."""
+    """Draw how much of the data that is not durable survives: nothing, all, or any part."""
     return [0.0, 1.0, *(random.random() for _ in range(amount))]
 
 
@@ -330,7 +329,7 @@ def _found(bench: Bench, root: str, state: dict[str, bytes | str]) -> str:
 
 
 def writers(bench: Bench, amount: int) -> None:
-    """Eight processes save at once, again and again; meanwhile others load, and in the end what is there loads."""
+    """Let eight processes save repeatedly while others load. In the end, a checkpoint loads."""
     for _ in range(amount or 3):
         bench.reset()
         children = [_writer(bench, number) for number in range(1, 9)]
@@ -354,7 +353,7 @@ def _writer(bench: Bench, number: int) -> int:
 
 
 def _one_of(bench: Bench, generations: list[int]) -> str:
-    """Load in a fork; whether what comes is what one of the writers saved."""
+    """Load in a fork. Return whether the values are those of one writer."""
 
     def work(say: Callable[[str], None]) -> None:
         try:
@@ -381,7 +380,7 @@ FAULTS: dict[str, Callable[[Bench, int], None]] = {
 
 
 def put(fault: str, format: Format, amount: int) -> dict[str, Any]:
-    """Put a format to a fault; the counts and the errors, as JSON can hold them."""
+    """Put a format to a fault. Return the counts and errors for JSON."""
     with folders() as work:
         bench = Bench(format, work)
         FAULTS[fault](bench, amount)

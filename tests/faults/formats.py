@@ -1,4 +1,4 @@
-"""The ways to save arrays that are put to the same faults: ours, and what people use instead."""
+"""Ways to save arrays, all put to the same faults: ours, and the usual alternatives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 class Format(NamedTuple):
-    """One way to save arrays in a folder, over what is there, and to load what was saved last."""
+    """A way to save arrays in a folder, over an older save, and to load the last save."""
 
     name: str
     save: Callable[[str, Arrays], object]
@@ -28,7 +28,7 @@ class Format(NamedTuple):
 
 
 def payload(generation: int, large: bool = True) -> dict[str, np.ndarray[Any, Any]]:
-    """Arrays that differ in every value from those of another generation."""
+    """Return arrays that differ in every value from those of another generation."""
     rng = np.random.default_rng(generation)
     kernel = rng.standard_normal((150, 150) if large else (36, 36), np.float32)
     return {"kernel": kernel, "bias": rng.standard_normal(5), "steps": np.array(generation)}
@@ -48,7 +48,7 @@ def _save_managed(folder: str, arrays: Arrays) -> None:
 
 
 def _save_in_background(folder: str, arrays: Arrays) -> None:
-    """Change the variables at once, as training does, while the thread may still write."""
+    """Change the variables at once, as training does, while the thread may still be writing."""
     checkpoint = _checkpoint(arrays)
     with fv.CheckpointManager(checkpoint, folder, max_to_keep=2) as manager:
         manager.save(int(arrays["steps"]), blocking=False)
@@ -57,7 +57,7 @@ def _save_in_background(folder: str, arrays: Arrays) -> None:
 
 
 def _save_without_links(folder: str, arrays: Arrays) -> None:
-    """As on a file system that has no hard links."""
+    """Save as on a file system without hard links."""
 
     def refused(*names: str) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -67,7 +67,7 @@ def _save_without_links(folder: str, arrays: Arrays) -> None:
 
 
 def _save_by_threads(folder: str, arrays: Arrays) -> None:
-    """As large files are written: by several threads, which here have less at a time, so that each has some."""
+    """Save as for large files, by several threads, with smaller pieces, so that each thread has some."""
     three = mock.patch.object(threads, "get_num_threads", return_value=3)
     with three, mock.patch.object(writer, "CHUNK", 1 << 14):
         _save_managed(folder, arrays)
@@ -86,7 +86,7 @@ def _variables(folder: str) -> dict[str, fv.Variable]:
 
 
 def _like(folder: str) -> Arrays:
-    """Arrays of the shapes that were saved: programs know theirs; here, the sizes of the files tell them."""
+    """Return arrays with the saved shapes. Programs know theirs; here they follow from the sizes of the files."""
     while True:
         names = os.listdir(folder)
         with contextlib.suppress(FileNotFoundError):  # others may save meanwhile
@@ -185,10 +185,10 @@ def _load_keras(folder: str) -> Arrays:
 
 
 def replacing(format: Format) -> Format:
-    """The same, by hand more careful: to a file beside, which then replaces the old one."""
+    """The same, but more careful: save to a temporary file, which then replaces the old one."""
 
     def save(folder: str, arrays: Arrays) -> None:
-        beside = os.path.join(folder, f"beside-{os.getpid()}")  # each process its own
+        beside = os.path.join(folder, f"beside-{os.getpid()}")  # one for each process
         os.makedirs(beside, exist_ok=True)
         format.save(beside, arrays)
         for name in os.listdir(beside):

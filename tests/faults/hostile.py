@@ -1,6 +1,6 @@
-"""Hostile files: what a good one becomes when somebody changes it who knows the format, or does not.
+"""Hostile files: a good file changed by someone who knows the format, or who does not.
 
-Most mutants have right hashes, so that only what the reader checks besides stands in their way.
+Most mutants have correct hashes, so that only the other checks of the reader can find them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fastvar.checkpoint.file_format import Entry, Record, Section, uncovered
 from fastvar.checkpoint.reader import File
 from tests.faults.lab import each, folders
 
-ROOM = 64 << 20  # what reading one of these files, of some 20 KB, may add to the memory of a process
+ROOM = 64 << 20  # the memory that reading one of these files (some 20 KB) may take
 NUMBERS = (0, 1, -1, 7, 4095, 4096, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, 1 << 64, 10**400)
 VALUES = (
     *(None, True, "", "x", "float64", "object", "/etc/passwd", "../x", "a\0b", "\ud800", "é" * 5000, 0.5, 1e308),
@@ -36,7 +36,7 @@ VALUES = (
 
 
 class Target:
-    """Objects of every kind that a checkpoint takes, which hostile files are restored into."""
+    """Objects of every kind that a checkpoint holds, as targets for hostile files."""
 
     def __init__(self) -> None:
         self.w = fv.Variable(np.linspace(-1, 1, 50, dtype=np.float32), name="w")
@@ -55,7 +55,7 @@ class Target:
 
 
 def mutant(good: bytes) -> bytes:
-    """One of endlessly many files that are not quite the good one."""
+    """Return a mutant of the good file; there are endlessly many."""
     if random.random() < 0.15:
         return _random_bytes(good)
     record = Record.unpack(good)
@@ -87,7 +87,7 @@ def _mutated(text: bytes) -> bytes:
     depth = random.choice((200, 900, 100_000))
     inside = text.replace(b'"position": ', b'"position": ' + b"[" * depth + b"]" * depth + b', "x": ')
     rough = (
-        inside,  # of what the program takes back
+        inside,  # of the program's state
         text.replace(b"{", b"{" + b'"a":[' * 5000, 1),
         text[:-1] + b", " + text[1:],  # every key twice
         text[:-1] + b', "deep": ' + b"[" * depth + b"]" * depth + b"}",
@@ -99,7 +99,7 @@ def _mutated(text: bytes) -> bytes:
         value = json.loads(text)
         _change(value)
         return json.dumps(value).encode()
-    except (ValueError, RecursionError):  # of what was changed before
+    except (ValueError, RecursionError):  # of a mutant
         return text
 
 
@@ -120,7 +120,7 @@ def _change(value: Any) -> None:
 
 
 def _nodes(value: Any) -> list[tuple[Any, Any]]:
-    """(container, key) of everything in a JSON value."""
+    """Yield (container, key) for everything in a JSON value."""
     found, rest = [], [value]
     while rest:
         parent = rest.pop()
@@ -132,7 +132,7 @@ def _nodes(value: Any) -> list[tuple[Any, Any]]:
 
 
 def as_version_1(good: bytes) -> bytes:
-    """The same checkpoint in the older format."""
+    """Return the same checkpoint in the older format."""
     record = Record.unpack(good)
     rows = json.loads(_text(good, record.manifest))
     entries = {name: dict(zip(Entry._fields, row, strict=True)) for name, row in rows.items()}
@@ -141,7 +141,7 @@ def as_version_1(good: bytes) -> bytes:
 
 
 def _forged(good: bytes, record: Record, manifest: bytes, state: bytes, spoilt: float = 0) -> bytes:
-    """Make a file with these texts, placed at its end, whose hashes are right; one in some has a wrong field."""
+    """Make a file with these texts at its end and correct hashes. Some files get a wrong field."""
     content = bytearray(good)
     try:
         entries = json.loads(manifest)
@@ -169,7 +169,7 @@ def _forged(good: bytes, record: Record, manifest: bytes, state: bytes, spoilt: 
 
 
 def _rehash(content: bytearray, entries: dict[str, Any]) -> list[tuple[int, int]]:
-    """Give every entry the hash of the bytes where it says that it lies; the places."""
+    """Give every entry the hash of the bytes at its offset. Return the offsets."""
     places = []
     for entry in entries.values():
         keys = Entry._fields if isinstance(entry, dict) else range(len(Entry._fields))  # of version 1, and later
@@ -182,7 +182,7 @@ def _rehash(content: bytearray, entries: dict[str, Any]) -> list[tuple[int, int]
 
 
 def read(path: str, target: Target, before: str) -> str:
-    """Read a file by every way; the outcome: an error (`told`), or none, or what should not be."""
+    """Read a file in every way. Return the outcome: an error (`told`), none, or a forbidden one."""
     outcomes = set()
     manager = fv.CheckpointManager(target.checkpoint, os.path.dirname(path))
     ways = {
@@ -211,7 +211,7 @@ def _verify(path: str) -> None:
 
 
 def hostile_files(amount: int) -> dict[str, Any]:
-    """Read `amount` mutants, in bounded memory, watched for other files being opened."""
+    """Read `amount` mutants, with bounded memory, and watch for other files being opened."""
     random.seed(20)  # the same mutants each time
     with folders() as work:
         path, target = str(work / "ckpt-1.h5"), Target()

@@ -1,4 +1,4 @@
-"""A process whose calls on files can be made to fail (faulty.c), and attempts in forks of it."""
+"""A process in which faulty.c can make system calls on files fail, and attempts in forks of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ available = sys.platform == "linux" and shutil.which("gcc") is not None
 
 @functools.cache
 def library() -> str:
-    """Compile faulty.c, unless it was since it changed; the path."""
+    """Compile faulty.c if it has changed. Return the path of the library."""
     source, target = Path(__file__).with_name("faulty.c"), ROOT / "build" / "faulty.so"
     if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
         target.parent.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ def library() -> str:
 
 
 def run(fault: str, format: str, amount: int = 0) -> dict[str, Any]:
-    """Put a format to a fault, in a process of its own where every call on files is met; the counts."""
+    """Put a format to a fault, in a process of its own with faulty.c loaded. Return the counts."""
     environment = {
         **os.environ,
         "LD_PRELOAD": library(),
@@ -65,7 +65,7 @@ def arm(
     reserves: bool = True,
     log: int = -1,
 ) -> None:
-    """From now on meet the calls on files in `folder`, see faulty.c."""
+    """From now on act on the calls on files in `folder`, see faulty.c."""
     ctypes.CDLL(None).faulty_set(
         folder.encode(),
         ACTIONS.index(action),
@@ -79,7 +79,7 @@ def arm(
 
 
 def disarm() -> int:
-    """Meet nothing any more; how many calls were met."""
+    """Stop acting on calls. Return how many there were."""
     met = ctypes.CDLL(None).faulty_calls
     met.restype = ctypes.c_long
     count = int(met())
@@ -88,14 +88,14 @@ def disarm() -> int:
 
 
 class Ended(NamedTuple):
-    """How a forked process ended: by which signal (0: by itself), and what it said before."""
+    """How a forked process ended: its signal (0: none), and what it said before."""
 
     signal: int
     text: str
 
 
 def forked(work: Callable[[Callable[[str], None]], object], kill_after: float | None = None) -> Ended:
-    """Do `work(say)` in a fork. With `kill_after`, kill it so many seconds after it said its first word."""
+    """Run `work(say)` in a fork. With `kill_after`, kill it that many seconds after its first word."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -130,7 +130,7 @@ def void(_: object) -> None:
 
 
 def each(items: Iterable[Any], outcome: Callable[[Any], str]) -> list[str]:
-    """The outcomes of all items, in forks: where one crashes or hangs, the next goes on behind it."""
+    """Return the outcomes of all items, run in forks. After a crash or hang, the next fork continues."""
     rest, outcomes = list(items), list[str]()
 
     def work(say: Callable[[str], None]) -> None:
@@ -150,8 +150,8 @@ def each(items: Iterable[Any], outcome: Callable[[Any], str]) -> list[str]:
 
 @contextlib.contextmanager
 def folders() -> Iterator[Path]:
-    """A temporary folder, in memory where there is such: faults are many, and the disk proves nothing here."""
+    """A temporary folder, in memory if possible: there are many faults, and a disk proves no more."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # falling back to an older checkpoint is loud
+        warnings.simplefilter("ignore")  # falling back to an older checkpoint warns
         yield Path(folder)

@@ -1,7 +1,7 @@
-"""Power loss: from the calls that a save made, the states in which a disk may be found when the power fails.
+"""Power loss: derive the possible states of a disk after a power failure from the calls of a save.
 
-Durable is what an fsync has followed. Of the rest, any part may have reached the disk in any order: any sectors of
-what was written, any change of a file's length, any change of a name (one rename is whole or not at all).
+Data is durable after an fsync. Of the rest, any part may have reached the disk, in any order: any sectors of
+written data, any change of a file's length, any change of a name (a rename happens wholly or not at all).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import random
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-MADE = "directory"  # what stands for a directory among the names
+MADE = "directory"  # marks a directory among the names
 SECTORS = (512, 4096)
 
 
 class Call(NamedTuple):
-    """One line that faulty.c wrote down."""
+    """A line of faulty.c's log."""
 
     what: str
     path: str
@@ -26,7 +26,7 @@ class Call(NamedTuple):
 
 
 def read_log(path: str) -> list[Call]:
-    """The calls in the order in which they were made."""
+    """Return the calls in their order."""
     calls = []
     with open(path, "rb") as file:
         while line := file.readline():
@@ -37,13 +37,13 @@ def read_log(path: str) -> list[Call]:
 
 @dataclass
 class Inode:
-    """A file: what is durable of it, and what was done to it since: (offset, data), or (length, None)."""
+    """A file: its durable content, and the changes after that: (offset, data), or (length, None)."""
 
     content: bytes = b""
     pending: list[tuple[int, bytes | None]] = field(default_factory=list)
 
     def found(self, chance: float, sector: int) -> bytes:
-        """What may be found; each sector of what is pending with this chance."""
+        """Return possible content: each pending sector survives with this probability."""
         content = bytearray(self.content)
         for at, data in self.pending:
             if data is None:
@@ -61,11 +61,11 @@ class Inode:
         return bytes(content)
 
 
-Change = tuple[tuple[str, "Inode | str | None"], ...]  # names and what they then stand for, at once
+Change = tuple[tuple[str, "Inode | str | None"], ...]  # names and their new targets, changed at once
 
 
 class Disk:
-    """The names and files below a directory, while calls are replayed."""
+    """The names and files below a directory while calls are replayed."""
 
     def __init__(self, root: str) -> None:
         self.durable: dict[str, Inode | str] = {}
@@ -77,10 +77,10 @@ class Disk:
                     self.durable[path] = Inode(file.read())
         self.names = dict(self.durable)
         self.pending: list[Change] = []
-        self.opened: dict[str, Inode] = {}  # by the name that a file had then
+        self.opened: dict[str, Inode] = {}  # by the name of the file at that time
 
     def replay(self, call: Call) -> None:
-        """Take one call into account."""
+        """Replay one call."""
         name = call.path
         if call.what in {"open", "create"}:
             if name not in self.names:
@@ -100,7 +100,7 @@ class Disk:
             self._change((name, None))
         elif call.what == "link":
             self._change((call.other, self._named(name)))
-        elif name in self.names:  # else it is what faulty.c found out again when the file was closed
+        elif name in self.names:  # else faulty.c found it again when the file was closed
             self._change((call.other, self._named(name)), (name, None))
 
     def _named(self, name: str) -> Inode:
@@ -130,7 +130,7 @@ class Disk:
         self.pending = rest
 
     def found(self, chance: float) -> dict[str, bytes | str]:
-        """One state that may be found, by path."""
+        """Return one possible state, by path."""
         names, sector = dict(self.durable), random.choice(SECTORS)
         for change in self.pending:
             if random.random() < chance:
@@ -148,11 +148,11 @@ def _apply(names: dict[str, Inode | str], change: Change) -> None:
 
 
 def lay_out(state: dict[str, bytes | str], old: str, new: str) -> None:
-    """Make a state, found below the directory `old`, in the directory `new`."""
+    """Copy a state of the directory `old` to the directory `new`."""
     os.makedirs(new)
     there = {old}
     for path, content in sorted(state.items()):
-        if os.path.dirname(path) not in there:  # of a directory that was lost, all is
+        if os.path.dirname(path) not in there:  # everything in a lost directory is lost
             continue
         target = os.path.join(new, os.path.relpath(path, old))
         if isinstance(content, str):

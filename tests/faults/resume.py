@@ -1,4 +1,4 @@
-"""Training runs that are killed again and again, and resumed each time from what their saves left."""
+"""Training runs that are killed repeatedly, and resumed each time from their checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = 12
 
 
 def resumed_runs(kills: int) -> dict[str, Any]:
-    """Kill a run of every optimizer so many times; whether the end is that of one that nobody disturbed."""
+    """Kill a run of every optimizer several times. Return whether it ends like an undisturbed one."""
     counts = Counter[str]()
     with folders() as work:
         for case in CASES:

@@ -1,6 +1,6 @@
-"""The promises of a checkpoint, each put to its fault: nothing is lost, nothing is wrong, the process lives.
+"""Checkpoints keep their promises under every fault: nothing is lost or wrong, and the process lives.
 
-`FASTVAR_KILLS=10000` (`make soak`) kills so many saves at random instants instead of 600.
+`FASTVAR_KILLS=10000` (`make soak`) kills 10,000 saves at random instants instead of 600.
 """
 
 import os
@@ -26,14 +26,14 @@ def counts(fault: str, format: str, amount: int = 0) -> dict[str, int]:
 def test_kill_at_every_call_and_at_random_instants(format):
     found = counts("kills", format, KILLS // len(ALL))
     assert found.keys() == {"old", "new"}
-    assert sum(found.values()) > KILLS // len(ALL)  # those at every call, too
+    assert sum(found.values()) > KILLS // len(ALL)  # as well as at every call
 
 
 @all_ours
 def test_every_failing_call(format):
-    """The old or the new one is there; and an error named the cause, or the new one is."""
+    """The old or the new generation loads. Either it is the new one, or an error named the cause."""
     figures = lab.run("failing calls", format)
-    assert figures["counts"].keys() <= {"old", "new", "debris"}  # what cannot be removed stays
+    assert figures["counts"].keys() <= {"old", "new", "debris"}  # a file that cannot be removed stays
     assert min(figures["counts"][kind] for kind in ("old", "new")) > 0
     for error in figures["errors"]:
         assert error.startswith("CheckpointError: /model"), error
@@ -56,7 +56,7 @@ def test_full_disk_at_every_4_kb(format):
 @pytest.mark.parametrize("fault", ["flipped bits", "truncations"])
 @pytest.mark.parametrize(("format", "amount"), [(QUICK.name, 0), (MANAGER, 2000), (ONE_FILE, 2000)])
 def test_every_flipped_bit_and_every_length(fault, format, amount):
-    """All of them with the reader alone, samples with what people call; never more than an error."""
+    """Try all with the reader alone, and samples through the API. The worst outcome is an error."""
     found = counts(fault, format, amount)
     assert found.keys() == {"told"}
     assert found["told"] >= (amount or 10_000)
@@ -75,7 +75,7 @@ def test_eight_writers(format):
 
 @ours
 def test_a_disk_that_is_really_full(format):
-    """The same on a small file system in memory, where we may mount one."""
+    """The same on a small file system in memory, if we may mount one."""
     found = counts("full file system", format)
     if not found:
         pytest.skip("no file system can be mounted here")

@@ -1,4 +1,4 @@
-"""Hostile files: an error, in bounded memory, and no other file is opened."""
+"""A hostile file gives an error, with bounded memory, and no other file is opened."""
 
 import os
 import socket
@@ -18,14 +18,14 @@ needs_linux = pytest.mark.skipif(not lab.available, reason="faults are made by a
 
 @needs_linux
 def test_two_thousand_mutants():
-    """Each is read by every way, with 64 MB more than the process had; errors are those that are documented."""
+    """Read each in every way, with at most 64 MB more memory. Errors are the documented ones."""
     counts = lab.run("hostile files", "fastvar", 2000)["counts"]
     assert counts.keys() == {"told", "read"}, counts
     assert counts["told"] > 5 * counts["read"]
 
 
 def test_what_the_mutants_are_made_of_is_good(tmp_path):
-    """Else an error would say nothing: each is told for what was changed in it."""
+    """Each error names the change that causes it."""
     path, target = tmp_path / "a.h5", Target()
     target.checkpoint.save(path)
     path.write_bytes(as_version_1(path.read_bytes()))
@@ -38,7 +38,7 @@ def test_what_the_mutants_are_made_of_is_good(tmp_path):
 @pytest.mark.parametrize("kind", ["directory", "fifo", "socket", "device", "dangling", "loop"])
 @pytest.mark.skipif(os.name == "nt", reason="there are no such files")
 def test_what_is_no_file_at_all(kind, tmp_path, monkeypatch):
-    """A named error at once; a FIFO or a device that never ends is not waited for."""
+    """A special file gives an error at once: a FIFO or an endless device does not block."""
     path, target = tmp_path / "ckpt-1.h5", Target()
     if kind == "directory":
         path.mkdir()
@@ -53,7 +53,7 @@ def test_what_is_no_file_at_all(kind, tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"ckpt-1\.h5"):
         target.checkpoint.restore(path)
     manager = fv.CheckpointManager(target.checkpoint, tmp_path)
-    if kind == "dangling":  # it may have been one, and be there again: the folder is not empty
+    if kind == "dangling":  # it may have been a checkpoint, and may return: the folder is not empty
         with pytest.raises(fv.CheckpointError, match=r"ckpt-1\.h5"):
             manager.restore_or_initialize()
     else:
@@ -62,7 +62,7 @@ def test_what_is_no_file_at_all(kind, tmp_path, monkeypatch):
 
 
 def grown(function):
-    """How much memory `function` took at its peak."""
+    """Return the peak memory of `function`."""
     tracemalloc.start()
     try:
         function()
@@ -73,7 +73,7 @@ def grown(function):
 
 @pytest.mark.parametrize("items", ["[],", "{},", "1,", "1e5,", '"ab",'])
 def test_memory_is_in_proportion_to_the_file(items, tmp_path):
-    """A state of a megabyte that is nothing but brackets costs at most 64 times its length."""
+    """A state of a megabyte of brackets takes at most 64 times its length."""
     path = tmp_path / "a.h5"
     target = Target()
     target.checkpoint.save(path)
@@ -87,7 +87,7 @@ def test_memory_is_in_proportion_to_the_file(items, tmp_path):
 
 
 def test_a_file_of_nothing_costs_no_more_than_it_has(tmp_path):
-    """A sparse file of a terabyte has the length that its record states; what it lacks is told."""
+    """A sparse file of a terabyte has the stated length; the error says what is missing."""
     path = tmp_path / "a.h5"
     fv.Checkpoint(w=fv.Variable(np.ones(3))).save(path)
     os.truncate(path, 1 << 40)

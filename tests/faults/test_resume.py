@@ -1,4 +1,4 @@
-"""Runs that are killed at random instants, while they save in the background, end as undisturbed ones do."""
+"""Runs that are killed at random instants, while they save in the background, end like undisturbed ones."""
 
 import os
 
