@@ -1,7 +1,7 @@
-/* Loaded before libc (LD_PRELOAD): meets the calls that a process makes on the files of one directory. It counts
-   them, fails them, cuts writes short, runs out of room, ends the process at one of them, or writes them down.
+/* Loaded before libc (LD_PRELOAD), this catches the calls of a process on files in one directory. It counts them,
+   makes them fail, cuts writes short, runs out of space, kills the process at one of them, or logs them.
 
-   A call that is not made through libc's symbols is not met (safetensors renames by one of its own). */
+   It catches only calls through libc's symbols (safetensors makes a system call of its own to rename). */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
@@ -20,12 +20,12 @@
 enum action { WATCH, FAIL, KILL_BEFORE, KILL_AMID, KILL_AFTER, SHORT };
 enum { FILES = 1024 };
 
-static char directory[PATH_MAX]; /* empty: nothing is met */
+static char directory[PATH_MAX]; /* empty: catch nothing */
 static int action, code, reserves = 1, log_file = -1;
-static long first, last, calls; /* the calls from first to last are acted on */
-static long long room = -1;     /* bytes until the disk is full; negative: it has no end */
-static char *names[FILES];      /* of the files that are open */
-static char reserved[FILES];    /* those whose room was taken before they are written */
+static long first, last, calls; /* act on the calls from first to last */
+static long long room = -1;     /* bytes until the disk is full; negative: no limit */
+static char *names[FILES];      /* of the open files */
+static char reserved[FILES];    /* files whose space was reserved */
 
 void faulty_set(const char *path, int what, long from, long to, int error, long long bytes, int can_reserve,
                 int log)
@@ -48,7 +48,7 @@ static int under(const char *path)
 
 static int open_under(int fd) { return *directory && fd >= 0 && fd < FILES && names[fd]; }
 
-/* Whether this call is one to act on; then, what kills at its beginning has killed. */
+/* Count a call, and return whether to act on it. Kill the process here if it must die before the call. */
 static int met(void)
 {
     long number = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
@@ -87,7 +87,7 @@ static int note_open(int fd, const char *path, int flags)
     return fd;
 }
 
-/* A file may have been renamed by a call that was not met: its name is looked up when it is closed. */
+/* A call that was not caught may have renamed a file: look its name up when it is closed. */
 static void note_close(int fd)
 {
     char link[64], now[PATH_MAX] = "";
@@ -155,7 +155,7 @@ COPY(fcntl64)
 FOPEN(fopen)
 FOPEN(fopen64)
 
-/* Closing fails as Linux does it: the file is closed nevertheless. */
+/* As in Linux, a close that fails does close the file. */
 #define CLOSE(name, type, number)                                                                                 \
     int name(type file)                                                                                           \
     {                                                                                                             \
@@ -247,7 +247,7 @@ ssize_t writev(int fd, const struct iovec *parts, int count)
 RESERVE(posix_fallocate, off_t)
 RESERVE(posix_fallocate64, off64_t)
 
-/* The rest: a call that is met where `mine`, may fail, and is written down by `note` if it succeeds. */
+/* The other calls: caught if `mine`, may fail, and are logged by `note` if they succeed. */
 #define OTHER(type, failed, name, parameters, arguments, mine, note)                                              \
     type name parameters                                                                                          \
     {                                                                                                             \

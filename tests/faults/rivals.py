@@ -1,4 +1,4 @@
-"""The same faults for everyone, as a table in docs/faults.md: `python -m tests.faults.rivals` writes it."""
+"""Put all formats to the same faults, and write docs/faults.md: `python -m tests.faults.rivals`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import fastvar as fv
 from tests.faults import lab
 from tests.faults.formats import CAREFUL, OURS, RIVALS
 
-FAULTS = {  # what each is called in the table, and how many attempts where a number can be chosen
+FAULTS = {  # the names in the table, and the number of attempts if it can be chosen
     "kills": ("kill -9", 200),
     "failing calls": ("failing calls", 0),
     "full disk": ("full disk", 0),
@@ -21,41 +21,42 @@ GOOD = ("old", "new", "told", "unharmed")
 TEXT = """\
 # Faults
 
-What is left of a saved model when something goes wrong: the same faults for fastvar and for what people use
-instead. `make faults` makes this page; `tests/faults` holds the faults, and tests that fastvar keeps its promises.
+What is left of a saved model when something goes wrong? This page puts fastvar and the usual alternatives to the
+same faults. `make faults` writes it. `tests/faults` contains the faults, and tests that fastvar keeps its
+promises.
 
-Everyone saves three arrays (90 KB) over an older save of them, as its users do: straight to the path.
-*+ `os.replace`* is the same by hand more careful: to a file beside, which then replaces the old one (what a kill
-leaves of that file is not counted as debris).
-fastvar saves by `CheckpointManager` (a new file beside the old), and by `Checkpoint.save(overwrite=True)`.
+Each library saves three arrays (90 KB) over an older save, as its users do: directly to the path. With *+
+`os.replace`*, it saves to a temporary file, which then replaces the old one. (If a kill leaves that file, it
+does not count as debris.) fastvar saves with `CheckpointManager` (a new file beside the old one), and with
+`Checkpoint.save(overwrite=True)`.
 
-| Fault | What is done |
+| Fault | What happens |
 |---|---|
-| kill -9 | before, amid and after every call on files of one save; then at 200 random instants |
-| failing calls | every call of a save fails, alone or with all after it: no space, quota, I/O error and others |
-| full disk | the disk is full after every 4 KB, with and without reserving room first; and RLIMIT_FSIZE |
-| power loss | after each call, and after the save has returned: of what no fsync has followed, any part is lost |
-| eight writers | eight processes save to one place, others load meanwhile |
+| kill -9 | before, during and after every call on files in a save, and at 200 random instants |
+| failing calls | each call of a save fails, alone or with all later ones: no space, quota, I/O error and others |
+| full disk | the disk is full after every 4 KB, with and without reserving space first; or RLIMIT_FSIZE |
+| power loss | after each call, and after the save has returned: any part of the data without an fsync is lost |
+| eight writers | eight processes save to one path while others load |
 | flipped bits | a random bit of a small file |
 | truncation | a small file is cut at a random length |
 
-Each cell: the attempts after which all was well (the old or the new values load, or an error tells of the
-damage), of all attempts; then what was not well. **lost**: nothing loads. **wrong**: something loads without an
-error that is not what was saved. **unreported**: the save reported success, and what it saved does not load.
-**crashed**, **hung**: the process did. *debris*: files stay even after the next good save.
+Each cell shows the number of good outcomes (the old or the new values load, or an error reports the damage) of
+all attempts, and then the bad ones. **lost**: nothing loads. **wrong**: other values than the saved ones load,
+without an error. **unreported**: the save reported success, but its values do not load. **crashed**, **hung**:
+the process did. *debris*: files stay even after the next good save.
 
 {table}
 
-A flipped bit is harmless where nothing depends on it. safetensors renames by a system call that is not met here,
-so that call does not fail. Power loss assumes what POSIX allows, not what one file system does: ext4 with its
-defaults writes a file out before a rename over another becomes durable, which saves some who do not call fsync.
+A flipped bit is harmless if nothing depends on it. safetensors renames with a system call that faulty.c cannot
+catch, so that call does not fail. Power loss is what POSIX allows, not what one file system does: by default,
+ext4 writes a file before a rename over another becomes durable, which helps programs that do not call fsync.
 
 {versions}
 """
 
 
 def cell(fault: str, format: str) -> str:
-    """How often all was well, and what was not."""
+    """Return the number of good outcomes, and the bad ones."""
     if format in {careful.name for careful in CAREFUL} and fault in {"flipped bits", "truncations"}:
         return "the same file"
     counts = Counter(lab.run(fault, format, FAULTS[fault][1])["counts"])
@@ -66,7 +67,7 @@ def cell(fault: str, format: str) -> str:
 
 
 def versions() -> str:
-    """Who was measured."""
+    """Return the versions of the libraries."""
     from importlib.metadata import version
 
     names = ("torch", "safetensors", "numpy", "h5py", "keras")
@@ -75,7 +76,7 @@ def versions() -> str:
 
 
 def table() -> str:
-    """A row for every format, a column for every fault."""
+    """Return the table, with a row for each format and a column for each fault."""
     lines = ["| | " + " | ".join(title for title, _ in FAULTS.values()) + " |", "|---" * (len(FAULTS) + 1) + "|"]
     for format in [*OURS, *RIVALS, *CAREFUL]:
         lines.append(f"| {format.name} | " + " | ".join(cell(fault, format.name) for fault in FAULTS) + " |")
