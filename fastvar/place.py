@@ -1,4 +1,4 @@
-"""What the core of an optimizer asks of what it updates: a place in memory, and what the user declared of it."""
+"""The interface of what an optimizer updates: memory, and the user's declarations about it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fastvar.regularizers import Regularizer
 class Place(Protocol):
     """Memory that an optimizer updates. A `Variable` is one kind of place.
 
-    A kind takes the next number of `Structure` whenever `trainable`, `regularizer` or `constraint` changes.
+    If `trainable`, `regularizer` or `constraint` changes, it must take the next number of `Structure`.
     """
 
     @property
     def value(self) -> Array:
-        """Its memory as an array, with the address, element count and format: always the same elements."""
+        """The memory as an array: always the same elements, with their address, count and format."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ class Place(Protocol):
 
     @property
     def regularizer(self) -> Regularizer | None:
-        """Penalty in its gradient, or None."""
+        """Penalty added to its gradient, or None."""
 
     @property
     def constraint(self) -> Callable[[Array], npt.ArrayLike] | None:
@@ -67,5 +67,5 @@ class Structure:
 
 
 def label(place: Place, position: int) -> str:
-    """Return how error messages call a place."""
+    """Return the name of a place in error messages."""
     return repr(place.name) if place.name else f"variable {position}"

@@ -13,7 +13,7 @@ ISAS = ("baseline", "avx2", "avx512")
 
 
 def supported() -> list[str]:
-    """Names of the instruction sets that this processor runs, the best one last."""
+    """Return the names of the instruction sets that this processor runs, the best one last."""
     from fastvar.kernels.cpu import supported as runs
 
     return runs()

@@ -1,6 +1,6 @@
-"""All or nothing, also when a signal such as Ctrl-C comes.
+"""Changes that happen wholly or not at all, also after a signal such as Ctrl-C.
 
-Python looks at signals between its own instructions only, so that compiled code is never interrupted.
+Python handles signals only between its own instructions, so compiled code is never interrupted.
 """
 
 cimport numpy as cnp
@@ -17,16 +17,16 @@ cdef extern from "Python.h":
 
 cdef list SIGNALS = [int(number) for number in valid_signals()]
 cdef enum:
-    TRIES = 1000  # of setting handlers while signals come
+    TRIES = 1000  # of setting handlers while signals arrive
 
 
 cdef class Atomic:
-    """A context manager whose block happens wholly or not at all, whatever it raises, and however often.
+    """A context manager whose block happens wholly or not at all, whatever exceptions interrupt it.
 
-    `before` and `after` are lists of pairs: a place, and what it holds before the block or is to hold after it.
-    The one are put if the block raises, the other if it ends, or raises when `count[0]` has changed already. A
-    place is an array and its value another of the same dtype, broadcast to it; a list or dict and another; or an
-    object and a dict of attributes.
+    `before` and `after` are lists of pairs: a target, and its value before or after the block. If the block raises
+    an error, the exit writes the values of `before`. If it ends, or if `count[0]` has already changed, the exit
+    writes those of `after`. A target is an array, with an array of the same dtype as its value, to be broadcast; or
+    a list or dict, with another as its value; or an object, with a dict of attributes.
     """
 
     cdef list before, after, count
@@ -61,14 +61,14 @@ cdef int put(list pairs) except -1:
 
 
 cdef class Uninterrupted:
-    """A context manager that lets signals wait: what handles them in Python is called when its block is left.
+    """A context manager that delays signals: their Python handlers are called at the end of the block.
 
-    Entering it does not fail either: what a signal raises then is raised at the end. Outside of the main thread it
-    does nothing, as there signals never interrupt.
+    Entering it does not fail: an error that a signal raises then is raised at the end. Outside the main thread it
+    does nothing, because signals never interrupt other threads.
     """
 
-    cdef dict handlers  # of the signals that wait
-    cdef list came  # the numbers of those that have come
+    cdef dict handlers  # of delayed signals
+    cdef list came  # the numbers of the signals that have arrived
     cdef object note, error
 
     def __cinit__(self):
@@ -92,25 +92,25 @@ cdef class Uninterrupted:
                         _signal.signal(SIGNALS[k], self.note)
                         self.handlers[SIGNALS[k]] = handler
                     k += 1
-            except BaseException as error:  # of a signal that came before
+            except BaseException as error:  # raised by a signal that arrived before
                 self.error = error
                 tries += 1
 
     def __exit__(self, kind, error, trace):
         cdef int tries = 0
         while self.handlers and tries < TRIES:
-            number = min(self.handlers, key=self.came.__contains__)  # those that came go last, so as to come once
+            number = min(self.handlers, key=self.came.__contains__)  # arrived ones last, to handle them once
             try:
                 if _signal.getsignal(number) is self.note:
                     _signal.signal(number, self.handlers[number])
                 del self.handlers[number]
-            except BaseException as raised:  # of a signal that comes now
+            except BaseException as raised:  # raised by a signal that arrives now
                 self.error = raised
                 tries += 1
         error, came = self.error, self.came
         self.note, self.error, self.came = None, None, []
         for number in came:
             if number != _signal.SIGINT or not isinstance(error, KeyboardInterrupt):
-                PyErr_SetInterruptEx(number)  # which is taken as soon as Python looks
+                PyErr_SetInterruptEx(number)  # Python handles it next
         if error is not None:
             raise error

@@ -1,4 +1,4 @@
-# Copies of the bytes of whole arrays: snapshots of a training program's state, and what was read back.
+# Copy the bytes of whole arrays: to take snapshots of state, and to restore it.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 
@@ -37,7 +37,7 @@ cdef inline bint plain(object array) noexcept:
 
 
 cdef inline bint fits(Move* m, object target, object source) noexcept:
-    # Whether the bytes of `source` can be copied to `target`, and then which and where.
+    # Return whether the bytes of `source` can be copied to `target`. If so, fill in `m`.
     if not (plain(target) and cnp.PyArray_ISWRITEABLE(target)):
         return False
     m.to, m.nbytes = cnp.PyArray_BYTES(target), cnp.PyArray_NBYTES(target)
@@ -62,5 +62,5 @@ cdef void move(const Move* m, int threads) noexcept nogil:
     part = (m.nbytes // workers // PAGE + 1) * PAGE
     for k in prange(workers, num_threads=workers, schedule="static", chunksize=1):
         at = k * part
-        if at < m.nbytes:  # one long piece each: memcpy then writes past the cache
+        if at < m.nbytes:  # one long piece for each thread, which memcpy writes past the cache
             memcpy(m.to + at, m.origin + at, min(part, m.nbytes - at))

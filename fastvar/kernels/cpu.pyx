@@ -1,10 +1,10 @@
-"""What this processor can run; compiled for the oldest one, so that it can be asked anywhere."""
+"""Find the instruction sets of this processor. Compiled for the oldest one, so that it runs anywhere."""
 
 cdef extern from *:
     """
     #if defined(_MSC_VER) && defined(_M_X64)
     #include <intrin.h>
-    static int fv_cpu(int ebx_bits) {  /* leaf 7, once the system saves the registers (xgetbv) */
+    static int fv_cpu(int ebx_bits) {  /* leaf 7, if the system saves the registers (xgetbv) */
         int r[4];
         unsigned long long state = ebx_bits == 0x20 ? 0x6 : 0xe6;
         __cpuid(r, 1);
@@ -28,5 +28,5 @@ cdef extern from *:
 
 
 def supported():
-    """Names of the instruction sets this processor runs, the best one last."""
+    """Return the names of the instruction sets that this processor runs, the best one last."""
     return ["baseline"] + ["avx2"] * FV_AVX2() + ["avx512"] * FV_AVX512()

@@ -1,16 +1,16 @@
-# Sparse gradients: each row once, in rising order, the values of one row summed in the order given.
+# Merge sparse gradients: rows in rising order, the values of each row summed in the given order.
 
 cdef enum:
-    DIGIT = 11  # bits of a row number that one pass sorts by: its counters fit in L1
+    DIGIT = 11  # one pass sorts by this many bits of the row number: its counters fit in L1
 
 
 cdef struct Entry:
     cnp.npy_intp row
-    cnp.npy_intp at  # where its values are
+    cnp.npy_intp at  # the position of its values
 
 
 cdef void sort_by_digit(Entry* out, const Entry* entries, Py_ssize_t n, int shift) noexcept nogil:
-    # A stable counting sort by DIGIT bits of the rows.
+    # Stable counting sort by DIGIT bits of the row numbers.
     cdef Py_ssize_t[1 << DIGIT] begins
     cdef Py_ssize_t i, digit, count, total = 0
     memset(begins, 0, sizeof(begins))
@@ -53,7 +53,7 @@ cdef bint rising(const cnp.npy_intp* rows, Py_ssize_t n) noexcept nogil:
 
 
 cdef native(cnp.ndarray values, bint wide):
-    # Numbers that can be added: as they are in a native format, otherwise decoded.
+    # Return numbers that can be added: unchanged in a native format, otherwise decoded.
     cdef int f = learn_format(values)
     if f == F32 or f == F64:
         return values
@@ -81,8 +81,8 @@ def merge(gradient, bint wide):
         return gradient
     values = native(values, wide)
     width, wide = values.size // n, values.itemsize == sizeof(double)
-    room, merged, summed = np.empty(4 * n, np.intp), np.empty(n, np.intp), np.empty_like(values)
-    entries, row = <Entry*> cnp.PyArray_DATA(room), <cnp.npy_intp*> cnp.PyArray_DATA(merged)
+    buffer, merged, summed = np.empty(4 * n, np.intp), np.empty(n, np.intp), np.empty_like(values)
+    entries, row = <Entry*> cnp.PyArray_DATA(buffer), <cnp.npy_intp*> cnp.PyArray_DATA(merged)
     other = entries + n
     value, sums = cnp.PyArray_DATA(values), cnp.PyArray_DATA(summed)
     with nogil:

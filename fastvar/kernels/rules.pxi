@@ -6,8 +6,8 @@
 # learning rate, ...), so that one rule serves several published forms.
 #
 # reference.py holds the NumPy twin of every rule. The twin declares the names of slots and scalars; a rule reads
-# them here under the same names, in the same order (tests/kernels/test_scalars.py compares them). Both must agree bit for
-# bit: use the same operations in the same order, and only + - * / sqrt and comparisons.
+# them here under the same names, in the same order (tests/kernels/test_scalars.py compares them). Both must agree
+# bit for bit: use the same operations in the same order, and only + - * / sqrt and comparisons.
 #
 # Names: keep and take are the factors of the old and the new value in a running mean; scale_x is a factor of x.
 

@@ -1,7 +1,7 @@
-"""One thread at a time in a step, or in a save or restore, also when a signal such as Ctrl-C comes.
+"""Locks that let one thread at a time step, save or restore, also when signals such as Ctrl-C arrive.
 
-Compiled, because Python would look at signals between taking a turn and entering the block, and an exception
-raised there (KeyboardInterrupt) would keep the turn for ever. Here `pause` alone looks at them.
+They are compiled, because Python handles signals between taking a turn and entering the block: an exception there
+(KeyboardInterrupt) would keep the turn forever. Here only `pause` handles signals.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -10,23 +10,23 @@ from time import sleep
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
 
-cdef double PAUSE = 0.001  # seconds between two looks at whether a turn is free
-cdef int POLITE = 50  # such pauses, which a step makes at most for a save that only waits for the turn
+cdef double PAUSE = 0.001  # seconds between two checks whether a turn is free
+cdef int POLITE = 50  # the most pauses that a step makes for a save that is still waiting
 
 
 cdef int pause() except -1:
     sleep(PAUSE)
-    PyErr_CheckSignals()  # `sleep` does so only if the signal came to this thread
+    PyErr_CheckSignals()  # `sleep` does so only if this thread got the signal
     return 0
 
 
 cdef class Turn:
-    """A context manager for a step. It waits for a save to leave, and refuses a second step."""
+    """A context manager for a step. It waits for a save to end, and refuses a second step."""
 
     cdef bint taken
     cdef bint held  # taken by a `Hold`
-    cdef int wanted  # by so many of them
-    cdef unsigned long thread  # that has it
+    cdef int wanted  # the number of `Hold`s that wait for it
+    cdef unsigned long thread  # the thread that has it
     cdef str owner
 
     def __init__(self, str owner not None):
@@ -62,10 +62,10 @@ cdef class Turn:
 
 
 cdef class Hold:
-    """A context manager that takes several turns for a save or restore: it waits for steps, and steps for it.
+    """A context manager that takes several turns for a save or restore: it waits for steps, and they wait.
 
-    It takes all turns at once when all are free, and steps wait for a while until it does: so a thread in whose
-    steps there are steps of other optimizers cannot wait for a `Hold` that waits for it.
+    It takes all turns at once when all are free. Meanwhile new steps wait only for a while. So a thread that steps
+    one optimizer inside a step of another cannot cause a deadlock.
     """
 
     cdef list turns

@@ -1,4 +1,4 @@
-"""Groups of variables with hyperparameters of their own."""
+"""Groups of variables with their own hyperparameters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ P = TypeVar("P", bound=Place)
 
 
 class Group(Generic[P]):
-    """Variables of an optimizer with hyperparameters of their own; what is not set here is the optimizer's.
+    """Variables of an optimizer with their own hyperparameters. Those not set here are the optimizer's.
 
-    Any hyperparameter that varies by variable is an attribute that can be read and set, also to a schedule.
+    Every hyperparameter that can differ between groups is an attribute. It can be read and set, also to a
+    schedule.
     """
 
     def __init__(self, optimizer: Options, variables: list[P], own: dict[str, Any]) -> None:
@@ -24,7 +25,7 @@ class Group(Generic[P]):
 
     @property
     def variables(self) -> list[P]:
-        """Its variables, in the order of `build`."""
+        """The variables, in the order of `build`."""
         return [*self._variables]
 
     def _parameter(self, name: str) -> Parameter:

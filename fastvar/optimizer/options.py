@@ -1,4 +1,4 @@
-"""The options that every optimizer has: parameters, explained in `Optimizer`."""
+"""The options of every optimizer: parameters, which the docstring of `Optimizer` explains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastvar.hyper import Declared, choice, flag, integer, number, text
 
 
 class Options(Declared):
-    """Base of what has the options; `class LBFGS(Optimizer, options=False)` has none of them but the name."""
+    """Base class with the options. `class LBFGS(Optimizer, options=False)` has only the name."""
 
     schedulable: ClassVar[bool] = True
 
@@ -35,7 +35,7 @@ class Options(Declared):
 
     @property
     def _owner(self) -> str:
-        """What error messages begin with."""
+        """The beginning of error messages."""
         return self._parameters["name"] or type(self).__name__
 
     def _validate(self) -> None:
@@ -45,5 +45,5 @@ class Options(Declared):
             raise ValueError(f"{type(self).__name__}: only one of {' and '.join(given)} can be set")
 
     def _change(self, values: dict[str, Any], name: str, value: Any) -> None:
-        """Set a hyperparameter in `values`, the optimizer's or a group's, with all that follows from it."""
+        """Set a hyperparameter in `values`, the optimizer's or a group's, and apply all its consequences."""
         raise NotImplementedError

@@ -15,26 +15,26 @@ Slots = dict[str, list[Any]]  # slot name -> a place per variable, None where a 
 
 
 class State:
-    """What an optimizer keeps of the variables it is built on.
+    """The state of an optimizer and the variables on which it is built.
 
-    It is one object for the life of the optimizer, so that an optimizer around another can share it.
+    It is the same object for the life of the optimizer, so that an optimizer that wraps another can share it.
 
     Attributes
     ----------
     variables : list of Place
         In the order of `build`.
     names : list of str
-        Their names at `build`: what goes by names does not change with them.
+        Their names at `build`. Later changes of names have no effect.
     index : dict
         The position of each variable, by its `id`.
     groups : list of Group
         In the order of `build`.
     slots : dict of str to list of (Place or None)
-        The state arrays of each variable; then "average" and "gradient_accumulator" where options ask for them.
+        The state arrays of each variable, and "average" and "gradient_accumulator" if options need them.
     numbers : dict of str to ndarray
-        What is kept beside arrays like the variables: for all of them together, or one for each.
+        Numbers: for all variables together, or one for each.
     asked_for : tuple
-        What the slots were made for (see `slots.demand`).
+        The values from which the slots were determined (see `slots.demand`).
     count : list of one int
         The calls so far. In a list, so that compiled code can count.
     """
@@ -46,7 +46,7 @@ class State:
         self.take([])
 
     def take(self, groups: list[Group[Any]]) -> None:
-        """Take the variables of groups for those that the optimizer is built on."""
+        """Set the groups and variables on which the optimizer is built."""
         self.groups = groups
         self.variables: list[Any] = [v for group in groups for v in group.variables]
         self.names = [v.name or "" for v in self.variables]
@@ -54,11 +54,11 @@ class State:
         self.asked_for: tuple[object, ...] = ()
 
     def kept(self) -> list[tuple[Any, Any]]:
-        """Return all but the slots and the count, as places and what they hold, for `Atomic` to put back."""
+        """Return all but the slots and the count as pairs of target and value, with which `Atomic` restores it."""
         return [(self, {**vars(self)}), *((number, number.copy()) for number in self.numbers.values())]
 
     def ordered(self, variables: Sequence[Place], values: list[Any]) -> list[Any]:
-        """Return what is given for some of the variables in the order of `build`, None for the others."""
+        """Return the values of some variables in the order of `build`, with None for the other variables."""
         ordered: list[Any] = [None] * len(self.variables)
         for v, value in zip(variables, values, strict=True):
             ordered[self.index[id(v)]] = value

@@ -12,13 +12,13 @@ import pytest
 
 import fastvar as fv
 from tests.support.cases import CASES, IDS
-from tests.support.jobs import Job
+from tests.support.training import Training
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @pytest.mark.parametrize("steps", np.random.default_rng().integers(0, 24, 3).tolist(), ids=lambda _: "random")
 def test_a_resumed_run_equals_the_uninterrupted_one(case: Any, steps: int, tmp_path: Path) -> None:
-    whole, first, second = Job(case), Job(case), Job(case)
+    whole, first, second = Training(case), Training(case), Training(case)
     whole.train(24)
     first.train(steps)
     path = first.checkpoint.save(tmp_path / "run.h5")
@@ -28,7 +28,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(case: Any, steps: int, tmp_p
 
 
 def test_a_changed_learning_rate_comes_back(tmp_path: Path) -> None:
-    first, second = (Job(CASES[0], schedule=False) for _ in range(2))
+    first, second = (Training(CASES[0], schedule=False) for _ in range(2))
     first.train(2)
     first.optimizer.learning_rate = 0.5
     first.optimizer.groups[1].learning_rate = 0.25
@@ -53,18 +53,18 @@ def test_a_schedule_that_is_a_function_stays_that_of_the_program(tmp_path: Path)
         fv.Checkpoint(w=w, optimizer=fv.optimizers.SGD(0.1)).restore(path)
 
 
-def snapshot(job: Job) -> list[Any]:
+def snapshot(training: Training) -> list[Any]:
     return [
-        *(v.numpy().tobytes() for v in [job.w, job.b, *job.optimizer.variables]),
-        job.optimizer._steps,
-        job.rng.bit_generator.state,
-        job.python.getstate(),
-        str(job.data),
+        *(v.numpy().tobytes() for v in [training.w, training.b, *training.optimizer.variables]),
+        training.optimizer._steps,
+        training.rng.bit_generator.state,
+        training.python.getstate(),
+        str(training.data),
     ]
 
 
 def test_a_damaged_file_changes_nothing(tmp_path: Path) -> None:
-    first, second = Job(CASES[3]), Job(CASES[3])
+    first, second = Training(CASES[3]), Training(CASES[3])
     first.train(3)
     second.train(1)
     path = Path(first.checkpoint.save(tmp_path / "a.h5"))

@@ -14,7 +14,7 @@ import safetensors
 
 import fastvar as fv
 from fastvar.checkpoint import conversion, convert, file_format, load_foreign
-from tests.support.managing import files
+from tests.support.managers import files
 
 ARRAY = np.float32([1, 2])
 DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in file_format.NATIVE + file_format.EXTENDED]

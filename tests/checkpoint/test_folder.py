@@ -16,7 +16,7 @@ import pytest
 
 import fastvar as fv
 from fastvar.checkpoint import file_format, writer
-from tests.support.managing import files, manager
+from tests.support.managers import files, manager
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 import fastvar as fv
 from fastvar.checkpoint import locks, publishing
-from tests.support.managing import files, manager, run
+from tests.support.managers import files, manager, run
 
 
 def test_one_manager_saves_and_the_other_is_told_who(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import fastvar as fv
 from fastvar.checkpoint.background import Background, Staging
 from fastvar.checkpoint.reader import File
-from tests.support.managing import files, manager, run
+from tests.support.managers import files, manager, run
 
 
 def test_the_manager_keeps_the_newest_and_finds_the_latest_by_record(tmp_path: Path) -> None:

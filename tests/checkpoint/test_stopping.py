@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import fastvar as fv
-from tests.support.managing import manager, run
+from tests.support.managers import manager, run
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1]

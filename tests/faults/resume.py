@@ -13,7 +13,7 @@ from typing import Any
 import fastvar as fv
 from tests.faults.lab import folders, forked
 from tests.support.cases import CASES
-from tests.support.jobs import Job
+from tests.support.training import Training
 
 STEPS = 12
 
@@ -27,16 +27,16 @@ def resumed_runs(kills: int) -> dict[str, Any]:
 
             def run(say: Callable[[str], None], case: Any = case, folder: Any = folder) -> None:
                 say(" ")
-                job = Job(case)
-                with fv.CheckpointManager(job.checkpoint, folder, max_to_keep=2) as manager:
+                training = Training(case)
+                with fv.CheckpointManager(training.checkpoint, folder, max_to_keep=2) as manager:
                     manager.restore_or_initialize()
-                    counts_from = job.data["position"]
-                    while job.data["position"] < STEPS:
-                        job.train(1)
+                    counts_from = training.data["position"]
+                    while training.data["position"] < STEPS:
+                        training.train(1)
                         manager.save(blocking=False)
-                say(f"{counts_from} {_digest(job)}")
+                say(f"{counts_from} {_digest(training)}")
 
-            whole = Job(case)
+            whole = Training(case)
             whole.train(STEPS)
             start = time.perf_counter()
             undisturbed = forked(run).text.split()
@@ -52,5 +52,5 @@ def resumed_runs(kills: int) -> dict[str, Any]:
     return {"counts": dict(counts), "errors": []}
 
 
-def _digest(job: Job) -> str:
-    return hashlib.sha256(repr(job.everything()).encode()).hexdigest()
+def _digest(training: Training) -> str:
+    return hashlib.sha256(repr(training.everything()).encode()).hexdigest()

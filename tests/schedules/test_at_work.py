@@ -72,7 +72,7 @@ def test_groups_have_schedules_of_their_own() -> None:
 # Saved with the optimizer.
 
 
-class Job:
+class Training:
     """A training run whose schedule follows its own loss, nested, for a group or for all variables."""
 
     def __init__(self, where: str = "all") -> None:
@@ -85,7 +85,7 @@ class Job:
         own = {"learning_rate": nested} if where == "group" else {}
         self.optimizer.build([{"variables": self.w[:1]}, {"variables": self.w[1:], **own}])
 
-    def run(self, start: int, stop: int) -> Job:
+    def run(self, start: int, stop: int) -> Training:
         for t in range(start, stop):
             self.optimizer.apply([w.value * (1 + math.sin(t)) for w in self.w])
             self.plateau.record(float(sum((w.value**2).sum() for w in self.w)) + 3 * math.cos(t))
@@ -95,7 +95,7 @@ class Job:
         return fv.Checkpoint(variables=self.w, optimizer=self.optimizer)
 
 
-def assert_same_run(a: Job, b: Job) -> None:
+def assert_same_run(a: Training, b: Training) -> None:
     assert a.plateau.get_config() == b.plateau.get_config()
     for x, y in zip([*a.w, *a.optimizer.variables], [*b.w, *b.optimizer.variables], strict=True):
         assert_same_bits(x.numpy(), y.numpy())
@@ -103,10 +103,10 @@ def assert_same_run(a: Job, b: Job) -> None:
 
 @pytest.mark.parametrize("where", ["all", "nested", "group"])
 def test_a_restored_plateau_goes_on_as_the_same_object(where: str, tmp_path: Any) -> None:
-    whole = Job(where).run(0, 8)
-    path = whole.checkpoint().save(tmp_path / "job.h5")
+    whole = Training(where).run(0, 8)
+    path = whole.checkpoint().save(tmp_path / "run.h5")
     assert 0 < whole.plateau.value < 0.5
-    resumed = Job(where).run(0, 3)
+    resumed = Training(where).run(0, 3)
     resumed.checkpoint().restore(path)
     assert_same_run(resumed, whole)
     assert_same_run(resumed.run(8, 20), whole.run(8, 20))
@@ -117,13 +117,13 @@ def test_a_restored_plateau_goes_on_as_the_same_object(where: str, tmp_path: Any
 
 @pytest.mark.parametrize("where", ["all", "nested", "group"])
 def test_a_pickled_run_goes_on_with_its_plateau(where: str) -> None:
-    whole = Job(where).run(0, 8)
+    whole = Training(where).run(0, 8)
     assert_same_run(pickle.loads(pickle.dumps(whole)).run(8, 20), whole.run(8, 20))
 
 
 def test_a_restore_that_fails_leaves_the_plateau_alone(tmp_path: Any) -> None:
-    path = Job().run(0, 8).checkpoint().save(tmp_path / "job.h5")
-    other = Job().run(0, 5)
+    path = Training().run(0, 8).checkpoint().save(tmp_path / "run.h5")
+    other = Training().run(0, 5)
     before = other.plateau.get_config(), other.optimizer.learning_rate
     wrong = fv.Checkpoint(variables=other.w, optimizer=other.optimizer, more=fv.Variable([1.0]))
     with pytest.raises(ValueError, match="missing in the file: variables/more"):
@@ -132,10 +132,10 @@ def test_a_restore_that_fails_leaves_the_plateau_alone(tmp_path: Any) -> None:
 
 
 def test_a_saved_state_out_of_range_is_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Job()
-    monkeypatch.setitem(job.plateau._parameters, "wait", -1)  # as a file of another program may hold
-    path = job.checkpoint().save(tmp_path / "job.h5")
-    other = Job().run(0, 5)
+    training = Training()
+    monkeypatch.setitem(training.plateau._parameters, "wait", -1)  # as a file of another program may hold
+    path = training.checkpoint().save(tmp_path / "run.h5")
+    other = Training().run(0, 5)
     before = other.plateau.get_config()
     with pytest.raises(ValueError, match="wait must be >= 0, got -1"):
         other.checkpoint().restore(path)
@@ -143,9 +143,9 @@ def test_a_saved_state_out_of_range_is_refused(tmp_path: Any, monkeypatch: pytes
 
 
 def test_another_schedule_is_replaced_and_the_old_object_left_alone(tmp_path: Any) -> None:
-    job = Job()
-    path = job.checkpoint().save(tmp_path / "job.h5")
-    other, decay = Job(), s.LinearDecay(0.75, 10)
+    training = Training()
+    path = training.checkpoint().save(tmp_path / "run.h5")
+    other, decay = Training(), s.LinearDecay(0.75, 10)
     other.optimizer.learning_rate = decay
     with pytest.warns(
         RuntimeWarning, match=r"learning_rate: LinearDecay\(.*\) here, ReduceOnPlateau\(.*\) in the"
@@ -159,10 +159,10 @@ def test_a_function_inside_a_schedule_stays_that_of_the_program(tmp_path: Any) -
     def joined(function: Any, end: float) -> Any:
         return s.Sequential([s.Warmup(function, 2), end], [10])
 
-    job = Job()
-    job.optimizer.learning_rate = joined(lambda t: 0.5, 0.125)
-    path = job.checkpoint().save(tmp_path / "job.h5")
-    other = Job()
+    training = Training()
+    training.optimizer.learning_rate = joined(lambda t: 0.5, 0.125)
+    path = training.checkpoint().save(tmp_path / "run.h5")
+    other = Training()
     with pytest.raises(
         ValueError, match=r"Adam: learning_rate\.schedules\[0\]\.schedule was a function when it was saved"
     ):

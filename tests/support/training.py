@@ -20,7 +20,7 @@ EVERYTHING = {  # every option that has state or affects a step
 }
 
 
-class Job:
+class Training:
     """A training run with state of every kind. Every run starts from the same state."""
 
     def __init__(self, case: Any, schedule: bool = True) -> None:
