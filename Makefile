@@ -18,13 +18,14 @@ bench: $(VENV)/.bench
 	$(PY) -m pytest bench -s
 	$(PY) bench/overhead.py
 	$(PY) bench/small.py
+	$(PY) bench/torch_optim.py
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/cython-lint fastvar/kernels
-	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml fastvar.kernels.cpu fastvar.kernels.turn fastvar.kernels.atomic fastvar.kernels.baseline
+	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml fastvar.kernels.cpu fastvar.kernels.turn fastvar.kernels.atomic fastvar.kernels.tensors fastvar.kernels.baseline
 
 format: $(VENV)/.lint
 	$(VENV)/bin/ruff format .

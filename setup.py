@@ -29,7 +29,9 @@ FLAGS = {  # compiler type -> (all modules, openmp, per instruction set)
     "unix": (["-O3", *EXACT], ["-fopenmp"], {"avx2": ["-mavx2"], "avx512": AVX512}),
     "msvc": (["/O2", "/fp:precise"], ["/openmp"], {"avx2": ["/arch:AVX2"], "avx512": ["/arch:AVX512"]}),
 }
-MODULES = ["cpu", "turn", "atomic", "baseline"] + ["avx2", "avx512"] * (platform.machine() in ("x86_64", "AMD64"))
+MODULES = ["cpu", "turn", "atomic", "tensors", "baseline"] + ["avx2", "avx512"] * (
+    platform.machine() in ("x86_64", "AMD64")
+)
 
 
 class BuildKernels(build_ext):

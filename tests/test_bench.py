@@ -7,7 +7,7 @@ import pytest
 from rich.table import Table
 
 import fastvar as fv
-from bench import overhead, plot, small
+from bench import overhead, plot, small, torch_optim
 from bench.cases import ALGORITHMS, CASES, CLIP_DECAY_EMA, Case
 from bench.contenders import FASTVAR, contenders, threads
 from bench.measure import interleaved, ratio
@@ -53,6 +53,13 @@ def test_saves_of_small_tensors_can_be_measured() -> None:
         found = small.blocking(fv, 30) | small.background(fv, 30)
     assert len(found) == 6
     assert np.isfinite([*found.values()]).all()
+
+
+@pytest.mark.parametrize("name", ["Adam", "RMSprop"])
+def test_steps_on_tensors_can_be_measured(name: str) -> None:
+    times = torch_optim.measured(name, 3, 10, rounds=2)
+    assert [*times] == (["fastvar", "fused", "default"] if name == "Adam" else ["fastvar", "default"])
+    assert all(len(took) == 2 and min(took) > 0 for took in times.values())
 
 
 def test_the_plot_is_drawn_from_measurements(tmp_path: Path) -> None:

@@ -1,0 +1,361 @@
+"""The memory of PyTorch's tensors, read at every step without making an object for any.
+
+It is read through DLPack's C exchange API where torch.Tensor has it, otherwise through the methods of tensors.
+"""
+
+from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+
+cimport cython
+cimport numpy as cnp
+
+import numpy as np
+
+from fastvar import buffers
+from fastvar import formats as _declared
+
+cnp.import_array()
+
+cdef extern from "Python.h":
+    object PyObject_CallOneArg(object, object)
+    void PyErr_Clear()
+    int PyDict_Next(object, Py_ssize_t*, PyObject**, PyObject**)
+
+cdef enum:
+    MAX_AXES = 64  # PyTorch's own limit
+    MAJOR = 1  # version of DLPack
+    CPU = 1  # kDLCPU
+    FLOAT = 2  # kDLFloat
+    BFLOAT = 4  # kDLBfloat
+
+# As in dlpack.h 1.x.
+
+cdef struct Version:
+    uint32_t major
+    uint32_t minor
+
+cdef struct Header:
+    Version version
+    Header* previous
+
+cdef struct Device:
+    int kind
+    int32_t number
+
+cdef struct DataType:
+    uint8_t code
+    uint8_t bits
+    uint16_t lanes
+
+cdef struct DLTensor:
+    void* data
+    Device device
+    int32_t ndim
+    DataType dtype
+    int64_t* shape
+    int64_t* strides
+    uint64_t byte_offset
+
+cdef struct ExchangeAPI:
+    Header header
+    void* allocate
+    void* managed
+    void* imported
+    int (*read)(void*, DLTensor*) noexcept
+    void* stream
+
+cdef struct Seen:  # what was read of a tensor
+    uintptr_t address
+    Py_ssize_t size  # elements
+    int format  # in formats.FORMATS, -1: none of them
+    int ndim
+    int64_t shape[MAX_AXES]
+    int64_t strides[MAX_AXES]
+
+cdef struct Kept:  # where a tensor was when the plan was made
+    uintptr_t address
+    Py_ssize_t size
+    int format
+
+cdef struct Memory:  # buffers.MEMORY
+    uintptr_t address
+    Py_ssize_t size
+    int format
+    int writable
+
+if sizeof(Memory) != buffers.MEMORY.itemsize:
+    raise ImportError("fastvar: the compiled kernels do not match buffers.MEMORY; build them again")
+
+cdef list NAMES = [*_declared.FORMATS]
+cdef int F32 = NAMES.index("float32"), F64 = NAMES.index("float64")
+cdef int F16 = NAMES.index("float16"), BF16 = NAMES.index("bfloat16")
+
+
+@cython.final
+cdef class Reader:
+    """Reads tensors of exactly the classes that it is given, the first of which is torch.Tensor.
+
+    `layout` is the one of dense tensors; `exchange` whether DLPack's exchange API may be used.
+    """
+
+    cdef tuple classes
+    cdef object is_negative, layout
+    cdef const ExchangeAPI* api
+
+    def __init__(self, tuple classes not None, layout, bint exchange=True):
+        self.classes, self.layout = classes, layout
+        self.is_negative = classes[0].is_neg
+        capsule = getattr(classes[0], "__dlpack_c_exchange_api__", None)
+        if exchange and capsule is not None:
+            self.api = <const ExchangeAPI*> PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
+            if self.api.header.version.major != MAJOR or self.api.read == NULL:
+                self.api = NULL
+
+    @property
+    def exchanges(self):
+        """Whether it reads through DLPack."""
+        return self.api != NULL
+
+    def memory(self, tensor, like=None):
+        """Return the record of `buffers.MEMORY` of a tensor; None if kernels cannot use it as it is.
+
+        They use numbers in a storage format that lie densely in the memory of the CPU, in any order of the axes;
+        with `like`, in that of this tensor.
+        """
+        cdef Seen seen, other
+        if not self.read(tensor, &seen) or not dense(&seen):
+            return None
+        if like is not None and not (self.read(like, &other) and alike(&seen, &other)):
+            return None
+        return seen.address, seen.size, seen.format, 1
+
+    cdef bint read(self, object tensor, Seen* seen) except -1:
+        # Whether it could be read: numbers as they are, in a storage format, in the memory of the CPU.
+        return (type(tensor) in self.classes and PyObject_CallOneArg(self.is_negative, tensor) is False
+                and self.read_known(tensor, seen))
+
+    cdef bint read_known(self, object tensor, Seen* seen) except -1:
+        # The same of a tensor of the right class that is known not to be a negative view.
+        cdef DLTensor x
+        cdef int axis
+        if self.api == NULL:
+            return self.read_by_methods(tensor, seen)
+        if self.api.read(<void*> tensor, &x) != 0:
+            PyErr_Clear()  # it is no such tensor
+            return False
+        if x.device.kind != CPU or x.dtype.lanes != 1 or not 0 <= x.ndim <= MAX_AXES:
+            return False
+        seen.format = format_of(x.dtype.code, x.dtype.bits)
+        seen.address, seen.ndim, seen.size = <uintptr_t> x.data + x.byte_offset, x.ndim, 1
+        for axis in range(x.ndim):
+            seen.shape[axis], seen.strides[axis] = x.shape[axis], x.strides[axis]
+            seen.size *= x.shape[axis]
+        return seen.format >= 0 and (seen.address != 0 or seen.size == 0)
+
+    cdef bint read_by_methods(self, object tensor, Seen* seen) except -1:
+        cdef int axis
+        cdef str name = str(tensor.dtype).removeprefix("torch.")
+        if tensor.device.type != "cpu" or tensor.layout is not self.layout or name not in NAMES:
+            return False
+        shape, strides = tensor.shape, tensor.stride()
+        seen.format, seen.ndim, seen.size = NAMES.index(name), len(shape), tensor.numel()
+        seen.address = tensor.data_ptr()
+        for axis in range(seen.ndim):
+            seen.shape[axis], seen.strides[axis] = shape[axis], strides[axis]
+        return seen.address != 0 or seen.size == 0
+
+
+cdef int format_of(int code, int bits) noexcept:
+    if code == FLOAT:
+        return F32 if bits == 32 else F64 if bits == 64 else F16 if bits == 16 else -1
+    return BF16 if code == BFLOAT and bits == 16 else -1
+
+
+cdef bint dense(const Seen* seen) noexcept:
+    # Whether the elements lie side by side, in any order of the axes.
+    cdef int64_t stride = 1
+    cdef int axis, found = -1
+    while stride < seen.size and found != 0:
+        found = 0
+        for axis in range(seen.ndim):
+            if seen.shape[axis] > 1 and seen.strides[axis] == stride:
+                stride *= seen.shape[axis]
+                found = 1
+                break
+    return stride == seen.size or seen.size == 0
+
+
+cdef bint alike(const Seen* x, const Seen* y) noexcept:
+    # Whether the same elements lie at the same places.
+    cdef int axis
+    if x.ndim != y.ndim:
+        return False
+    for axis in range(x.ndim):
+        if x.shape[axis] != y.shape[axis] or (
+                x.shape[axis] > 1 and x.size and x.strides[axis] != y.strides[axis]):
+            return False
+    return True
+
+
+@cython.final
+cdef class Watch:
+    """The tensors that a plan was made for: looks whether they are where they were, and for their gradients.
+
+    Parameters
+    ----------
+    reader : Reader
+    lists : list of list
+        All parameters, as the groups have them.
+    members : sequence of int
+        The numbers of those parameters that the plan updates.
+    tensors : list of sequence
+        Of each, the tensors that lie as it does: itself, then its slots.
+    Attributes
+    ----------
+    memory : ndarray
+        The gradients that `look` found, as `buffers.MEMORY`.
+    gradients : list
+        The same as tensors, which keeps them alive.
+    """
+
+    cdef readonly object memory
+    cdef readonly list gradients
+    cdef Reader reader
+    cdef list params, tensors, seen
+    cdef Memory* records
+    cdef Py_ssize_t n
+    cdef int* number_of  # of a parameter among the members, -1 if it is none
+    cdef Kept* kept
+    cdef Py_ssize_t width
+
+    def __cinit__(self, Reader reader not None, list lists not None, list members not None,
+                  list tensors not None):
+        cdef Py_ssize_t i, k
+        self.reader, self.tensors = reader, [tuple(of) for of in tensors]
+        self.params = [p for params in lists for p in params]
+        self.n, self.gradients = len(tensors), [None] * len(tensors)
+        self.memory = np.zeros(self.n, buffers.MEMORY)
+        self.records = <Memory*> cnp.PyArray_DATA(self.memory)
+        self.width = max([len(of) for of in self.tensors], default=0)
+        self.number_of = <int*> calloc(max(len(self.params), 1), sizeof(int))
+        self.kept = <Kept*> calloc(max(self.n * self.width, 1), sizeof(Kept))
+        if self.number_of == NULL or self.kept == NULL:
+            raise MemoryError
+        for i in range(len(self.params)):
+            self.number_of[i] = -1
+        for k, i in enumerate(members):
+            self.number_of[i] = k
+        for i in range(self.n):
+            for k, tensor in enumerate(self.tensors[i]):
+                self.keep(i * self.width + k, tensor)
+
+    def __dealloc__(self):
+        free(self.number_of)
+        free(self.kept)
+
+    cdef int keep(self, Py_ssize_t at, object tensor) except -1:
+        cdef Seen seen
+        if not self.reader.read(tensor, &seen):
+            raise ValueError("Watch: must be given tensors that can be read")
+        self.kept[at] = Kept(seen.address, seen.size, seen.format)
+        return 0
+
+    def remember(self, state):
+        """Remember which objects `state` holds, a dict of a dict of slots for each parameter."""
+        self.seen = listed(state)
+
+    def release(self):
+        """Let the gradients go."""
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            self.gradients[i] = None
+
+    def look(self, list lists not None, state):
+        """Return the numbers of members whose gradient kernels cannot read where it lies; None if all is stale.
+
+        It is stale when a parameter, a slot (of `state`, once it is remembered) or its memory is another one, and
+        when a parameter that is no member has a gradient.
+        """
+        cdef Py_ssize_t i = 0, total = len(self.params), number
+        cdef list odd = []
+        if self.seen is not None and not same(self.seen, state):
+            return None
+        for params in lists:
+            for p in <list?> params:
+                if i >= total or p is not <object> self.params[i]:
+                    return None
+                gradient = p.grad
+                number = self.number_of[i]
+                i += 1
+                if number < 0:
+                    if gradient is not None:
+                        return None
+                    continue
+                self.gradients[number] = gradient
+                if not self.look_at(number, gradient, odd):
+                    return None
+        return odd if i == total else None
+
+    cdef bint look_at(self, Py_ssize_t i, object gradient, list odd) except -1:
+        # Fill in the record of a gradient; return whether the tensors of its parameter are where they were.
+        cdef Memory* m = self.records + i
+        cdef Seen weight, seen
+        cdef Py_ssize_t k
+        cdef tuple tensors = <tuple> self.tensors[i]
+        if not self.reader.read_known(tensors[0], &weight) or not is_kept(&self.kept[i * self.width], &weight):
+            return False
+        if not dense(&weight):
+            return False
+        for k in range(1, len(tensors)):
+            if not (self.reader.read_known(tensors[k], &seen) and is_kept(&self.kept[i * self.width + k], &seen)
+                    and alike(&seen, &weight)):
+                return False
+        m.format, m.writable = -1, 1
+        if gradient is not None:
+            if self.reader.read(gradient, &seen) and alike(&seen, &weight) and aligned(&seen):
+                m.address, m.size, m.format = seen.address, seen.size, seen.format
+            else:
+                odd.append(i)
+        return True
+
+    def replace(self, Py_ssize_t i, gradient):
+        """Let a member have another gradient in this step; return whether kernels can read it."""
+        cdef list odd = []
+        self.gradients[i] = gradient
+        return self.look_at(i, gradient, odd) and len(odd) == 0
+
+
+cdef bint aligned(const Seen* seen) noexcept:
+    return seen.address % (8 if seen.format == F64 else 4 if seen.format == F32 else 2) == 0
+
+
+cdef bint is_kept(const Kept* kept, const Seen* seen) noexcept:
+    return kept.address == seen.address and kept.size == seen.size and kept.format == seen.format
+
+
+cdef list listed(state):
+    # Everything that a dict of dicts holds, in order.
+    found = []
+    for key, inner in state.items():
+        found += [key, inner, *(inner.values() if type(inner) is dict else ())]
+    return found
+
+
+cdef bint same(list seen, object state) except -1:
+    # Whether a dict of dicts holds the same objects as when they were listed.
+    cdef Py_ssize_t at = 0, i = 0, k, total = len(seen)
+    cdef PyObject *key
+    cdef PyObject *inner
+    cdef PyObject *value
+    while PyDict_Next(state, &i, &key, &inner):
+        if at + 1 >= total or <PyObject*> seen[at] != key or <PyObject*> seen[at + 1] != inner:
+            return False
+        at += 2
+        k = 0
+        while type(<object> inner) is dict and PyDict_Next(<object> inner, &k, NULL, &value):
+            if at >= total or <PyObject*> seen[at] != value:
+                return False
+            at += 1
+    return at == total

@@ -1,0 +1,48 @@
+"""`torch.optim`, whose steps on the CPU run in fastvar's kernels; see docs/pytorch.md.
+
+    import fastvar.torch.optim as optim  # in place of `import torch.optim as optim`
+
+Every class is a subclass of PyTorch's of the same name that overrides `step` alone: parameters are torch tensors;
+arguments, messages, `state_dict` and schedulers are PyTorch's. `fastvar.torch` has the same optimizers over
+fastvar's variables, without PyTorch.
+"""
+
+from typing import NoReturn
+
+import torch
+from torch.optim import LBFGS, Optimizer, lr_scheduler, swa_utils
+
+from fastvar.torch.optim.classes import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
+from fastvar.torch.optim.stepping import KernelStep
+
+__all__ = [
+    "LBFGS",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "KernelStep",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "lr_scheduler",
+    "swa_utils",
+]
+
+
+def __getattr__(name: str) -> NoReturn:
+    there = f"; torch.optim.{name} is there" if hasattr(torch.optim, name) else ""
+    raise AttributeError(f"fastvar.torch.optim has no {name}{there}")

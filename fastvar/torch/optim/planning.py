@@ -1,0 +1,258 @@
+"""What stays true of a step on torch tensors until a parameter, a slot or a flag changes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastvar import buffers, kernels, threads
+from fastvar.kernels.tensors import Reader, Watch
+from fastvar.optimizer.planning import PARALLEL, Resolved
+from fastvar.torch import AdamW, TorchOptimizer
+
+FLAGS = ("amsgrad", "centered", "momentum")  # of a group: they decide on its slots and its rule
+REFUSED = ("capturable", "differentiable")  # what a group must not ask for
+DECAYING: Any = AdamW()  # says how weights decay that decay by themselves
+FIXED = (float, int, bool, str, type(None))  # types of values that cannot change in place
+ALIKE = ("shape", "dtype", "device", "layout")  # what a slot has in common with its parameter
+CLASSES = (torch.Tensor, torch.nn.Parameter)
+READER = Reader(CLASSES, torch.strided)
+
+
+class Part:
+    """The members of a group, and the rule that its flags ask for."""
+
+    def __init__(self, rule_class: type[TorchOptimizer], group: dict[str, Any], number: int) -> None:
+        given = {name: group[name] for name in FLAGS if name in rule_class.parameters}
+        settings = {name: float(bool(x)) if name == "momentum" else bool(x) for name, x in given.items()}
+        self.rule: Any = rule_class(maximize=bool(group["maximize"]), **settings)
+        self.decays = DECAYING if group.get("decoupled_weight_decay") else self.rule
+        self.number, self.slots, self.flags = number, tuple(self.rule.slots), flags(group)
+        self.members = slice(0)
+        self.read: dict[str, Any] | None = None
+        self.hyper: Any = None
+
+    def follow(self, group: dict[str, Any]) -> bool:
+        """Take the hyperparameters of the group as numbers; return False if its flags are others."""
+        values = {**group, "params": None, "param_names": None}
+        if values == self.read:
+            return True
+        parts = [x for value in values.values() for x in (value if type(value) is tuple else (value,))]
+        self.read = values if all(type(x) in FIXED for x in parts) else None
+        read = {name: numbers(value) for name, value in values.items()}
+        self.hyper = Resolved(read | {"slots": self.slots, "kind": "", "group": self.number})
+        return flags(group) == self.flags
+
+
+def numbers(value: Any) -> Any:
+    """Return a hyperparameter with numbers in the place of tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.item()
+    return tuple(map(numbers, value)) if type(value) in (tuple, list) else value
+
+
+def flags(group: dict[str, Any]) -> list[Any]:
+    """Return what a plan depends on in a group."""
+    return [bool(group.get(name)) for name in (*REFUSED, *FLAGS, "maximize", "decoupled_weight_decay")]
+
+
+class TensorPlan:
+    """A step on those parameters, the members, that have a gradient or a state.
+
+    It makes slots, but puts them into the optimizer's state only when a step has been found good.
+    """
+
+    def __init__(self, optimizer: Any, lists: list[list[Any]]) -> None:
+        self.owner, self.counted = type(optimizer).__name__, optimizer.counts_steps
+        self.groups: list[Part] = []
+        self.members: list[Any] = []
+        self.names: list[str] = []
+        numbers_of: list[int] = []
+        number = itertools.count()
+        for k, group in enumerate(optimizer.param_groups):
+            for name in REFUSED:
+                if group.get(name):
+                    raise ValueError(f"{self.owner}: {name} must be False here; use torch.optim.{self.owner}")
+            part = Part(optimizer.rule_class, group, k)
+            part.follow(group)
+            self.groups.append(part)
+            first = len(self.members)
+            for i, p in enumerate(group["params"]):
+                n = next(number)
+                if p.grad is None and not optimizer.state.get(p):
+                    continue
+                self.members.append(p)
+                self.names.append(group["param_names"][i] if "param_names" in group else f"parameter {n}")
+                numbers_of.append(n)
+            part.members = slice(first, len(self.members))
+        self.parts = [part for part in self.groups if part.members.stop > part.members.start]
+        if self.members:
+            self._take_tensors(optimizer)
+            tensors: list[Any] = [[p, *of] for p, of in zip(self.members, self.slots, strict=True)]
+            self.watch = Watch(READER, lists, numbers_of, tensors)
+            self._make_plan(apart=False)
+
+    # Tensors.
+
+    def _take_tensors(self, optimizer: Any) -> None:
+        """Find the slots and counts of members, and make what there is not."""
+        self.slots: list[list[Any]] = []
+        self.new_state: list[tuple[Any, dict[str, Any]]] = []
+        begun = []
+        for part in self.parts:
+            for i in range(part.members.start, part.members.stop):
+                p, state = self.members[i], optimizer.state.get(self.members[i]) or {}
+                self._check(p, self.names[i], None)
+                slots = {name: self._slot(part, name, i, state.get(name)) for name in part.slots}
+                kept = {name: x for name, x in slots.items() if name in state or torch_keeps(name, part.hyper)}
+                self.slots.append([*slots.values()])
+                self.new_state.append((p, kept))
+                whole = all(state.get(name) is not None for name in part.slots)
+                begun.append(float(state.get("step", 0.0)) if self.counted else float(whole))
+        self.counts: Any = np.array(begun)
+        if self.counted:
+            flat = torch.tensor(begun, dtype=of_default())
+            self.counts = flat.numpy()
+            for i, (_, kept) in enumerate(self.new_state):
+                kept["step"] = flat[i]
+
+    def _slot(self, part: Part, name: str, i: int, found: Any) -> Any:
+        """Return a slot that lies like its parameter: the one found, a copy of it, or a new one."""
+        p, label = self.members[i], f"slot {name} of {self.names[i]}"
+        if found is None:
+            return torch.full_like(p, part.rule.initial(name, p, part.hyper), requires_grad=False)
+        same = isinstance(found, torch.Tensor) and all(getattr(found, k) == getattr(p, k) for k in ALIKE)
+        if same and READER.memory(found, like=p) is None:
+            found = torch.empty_like(p, requires_grad=False).copy_(found.detach())
+        self._check(found, label, p)
+        return found
+
+    def _check(self, tensor: Any, label: str, like: Any) -> None:
+        """Raise the error of a parameter, or a slot `like` its parameter, that kernels cannot update."""
+        real = isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.float32, torch.float64)
+        good = real and not tensor.is_inference() and READER.memory(tensor, like) is not None
+        if not good or (like is not None and like.dtype != tensor.dtype):
+            raise refused(self.owner, label, tensor, "a dense float32 or float64 tensor on the CPU")
+
+    def _array(self, tensor: Any, label: str) -> Any:
+        return buffers.array_at(READER.memory(tensor), f"{self.owner}: {label}")
+
+    def _make_plan(self, apart: bool) -> None:
+        """Make the compiled plan; with `apart`, every member has scalars of its own."""
+        members = range(len(self.members))
+        part_of = [k for k, part in enumerate(self.parts) for _ in members[part.members]]
+        rules = [part.rule.rule() for part in self.parts]
+        weights = [self._array(p, name) for p, name in zip(self.members, self.names, strict=True)]
+        slots = [
+            [self._array(slot, f"slot of {name}") for slot in of]
+            for of, name in zip(self.slots, self.names, strict=True)
+        ]
+        if apart:
+            rules = [rules[k] for k in part_of]
+        self.apart, self.conditions = apart, [(1.0, 0.0, 0.0)] * len(self.parts)
+        self.plan = kernels.Plan(self.owner, rules, self.names, weights, slots, members if apart else part_of)
+        self.parallel = sum(w.size for w in weights) >= PARALLEL
+
+    # Steps.
+
+    def look(self, lists: list[list[Any]], optimizer: Any) -> list[int] | None:
+        """Return the members whose gradient must be copied, or None if the plan is stale."""
+        if len(lists) != len(self.groups):
+            return None
+        for part, group in zip(self.groups, optimizer.param_groups, strict=True):
+            if not part.follow(group):
+                return None
+        return self.watch.look(lists, optimizer.state)
+
+    def step(self, optimizer: Any, odd: list[int]) -> bool:
+        """Check everything, then update; return whether there was a gradient."""
+        for i in odd:
+            self._replace(i)
+        bound = self.plan.bind(self.watch.memory)
+        present = None if bound == len(self.members) else self.watch.memory["format"] >= 0
+        if not bound:
+            return False
+        if not self.apart and self._differ(present):
+            self._make_plan(apart=True)
+            self.plan.bind(self.watch.memory)
+        rows = self._scalars(optimizer)
+        changed = self.members if present is None else [*itertools.compress(self.members, present)]
+        torch.autograd.graph.increment_version(changed)
+        if self.new_state:
+            self._commit(optimizer)
+        counts = self.counts + (1 if present is None else present)
+        commits = [(self.counts, counts.astype(self.counts.dtype) if self.counted else np.minimum(counts, 1))]
+        self.plan.run(rows, threads.get_num_threads() if self.parallel else 1, None, commits)
+        return True
+
+    def _commit(self, optimizer: Any) -> None:
+        """Put slots and counts into the optimizer's state."""
+        for p, kept in self.new_state:
+            if kept:
+                optimizer.state[p].update(kept)
+        self.new_state = []
+        self.watch.remember(optimizer.state)
+
+    def _replace(self, i: int) -> None:
+        """Let the kernels read a copy of a gradient that lies like its parameter."""
+        p, gradient = self.members[i], self.members[i].grad
+        label = f"gradient of {self.names[i]}"
+        if type(gradient) not in CLASSES or gradient.layout is not torch.strided or gradient.device != p.device:
+            raise refused(self.owner, label, gradient, "a dense tensor on the CPU")
+        if gradient.shape != p.shape:
+            raise ValueError(f"{self.owner}: {label} must have shape {(*p.shape,)}, got {(*gradient.shape,)}")
+        copy = torch.empty_like(p, dtype=gradient.dtype, requires_grad=False).copy_(gradient.detach())
+        if not self.watch.replace(i, copy):
+            raise refused(self.owner, label, gradient, "real numbers")
+
+    def _differ(self, present: Any) -> bool:
+        """Return whether members of a part that have gradients have different counts."""
+        if present is None and self.counts.max() == self.counts.min():
+            return False
+        here = slice(None) if present is None else present
+        sizes = [part.members.stop - part.members.start for part in self.parts]
+        part_of = np.repeat(np.arange(len(self.parts)), sizes)[here].tolist()
+        return len({*zip(part_of, self.counts[here].tolist(), strict=True)}) > len({*part_of})
+
+    def _scalars(self, optimizer: Any) -> list[Any]:
+        """Return the scalars of each group of the plan, and set its stages."""
+        rows: list[Any] = []
+        scale = getattr(optimizer, "grad_scale", None)  # of torch.amp.GradScaler
+        unscale = 1.0 if scale is None else 1 / scale.item()
+        present = self.watch.memory["format"] >= 0
+        for k, part in enumerate(self.parts):
+            hyper, formula = part.hyper, part.rule.scalars
+            sign, l2, decay = part.rule.gradient_sign(), part.decays.l2_rate(hyper), part.decays.decay_rate(hyper)
+            if (condition := (sign * unscale, l2, decay)) != self.conditions[k]:
+                self.conditions[k] = condition
+                stages = self.plan.stages[part.members]
+                stages["scale"], stages["l2"], stages["decay"] = condition
+            if self.apart:
+                counts = self.counts[part.members].tolist()
+                made = {t: formula(hyper, int(t) + 1) for t in {*counts}}
+                rows += [made[t] for t in counts]
+            else:
+                first = part.members.start + int(present[part.members].argmax())  # one with a gradient, if any has
+                rows.append(formula(hyper, int(self.counts[first]) + 1))
+        return rows
+
+
+def torch_keeps(slot: str, hyper: Any) -> bool:
+    """Return whether PyTorch keeps a slot, too: its centered RMSprop has no buffer if there is no momentum."""
+    return slot != "momentum_buffer" or bool(hyper.momentum)
+
+
+def of_default() -> torch.dtype:
+    """Return the dtype that PyTorch counts steps in."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+
+
+def refused(owner: str, label: str, got: Any, wanted: str) -> TypeError:
+    """Return the error of a tensor that kernels cannot use."""
+    what = type(got).__name__
+    if isinstance(got, torch.Tensor):
+        what = f"{got.dtype}, {got.layout} on {got.device} ({what})"
+    return TypeError(f"{owner}: {label} must be {wanted}, got {what}; use torch.optim.{owner}")

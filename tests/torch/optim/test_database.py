@@ -1,0 +1,106 @@
+"""PyTorch's own table of optimizers: every option that it tests, 20 steps beside PyTorch's plain loop."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+import fastvar.torch.optim as ours
+from tests.support.torch_tensors import CASES, HERE, IDS, NAMES, assert_same, give_gradients, parameters
+
+STEPS = 20
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+every_case = pytest.mark.parametrize(("name", "kwargs"), CASES, ids=IDS)
+
+
+def pair(name: str, kwargs: dict[str, Any], dtype: Any) -> tuple[Any, list[Any], Any, list[Any]]:
+    mine, theirs = parameters(dtype), parameters(dtype)
+    return (
+        getattr(ours, name)(mine, **kwargs),
+        mine,
+        getattr(torch.optim, name)(theirs, **{"foreach": False, **kwargs}),
+        theirs,
+    )
+
+
+def step(optimizer: Any, params: list[Any], t: int, missing: Any = ()) -> None:
+    give_gradients(params, t, missing)
+    optimizer.step()
+
+
+@every_dtype
+@every_case
+def test_steps_beside_pytorch(name: str, kwargs: dict[str, Any], dtype: Any) -> None:
+    optimizer, params, other, theirs = pair(name, kwargs, dtype)
+    for t in range(STEPS):
+        step(optimizer, params, t)
+        step(other, theirs, t)
+        assert_same(optimizer, params, other, theirs, f"step {t}")
+    assert optimizer.kernel_steps == STEPS
+
+
+@every_case
+def test_counts_leave_out_steps_without_a_gradient(name: str, kwargs: dict[str, Any]) -> None:
+    optimizer, params, other, theirs = pair(name, kwargs, torch.float32)
+    for t in range(STEPS):
+        missing = [t % 3, 4][: t % 4]
+        step(optimizer, params, t, missing)
+        step(other, theirs, t, missing)
+        assert_same(optimizer, params, other, theirs, f"step {t}")
+    assert optimizer.kernel_steps == STEPS
+
+
+def through_a_file(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@every_dtype
+@pytest.mark.parametrize("carry", [lambda state: state, through_a_file], ids=["memory", "file"])
+@every_case
+def test_states_are_exchanged(name: str, kwargs: dict[str, Any], dtype: Any, carry: Any) -> None:
+    optimizer, params, other, theirs = pair(name, kwargs, dtype)
+    for t in range(STEPS):
+        if t == 10:
+            mine, its = carry(optimizer.state_dict()), carry(other.state_dict())
+            assert mine["param_groups"][0].keys() == its["param_groups"][0].keys()
+            made = pair(name, kwargs, dtype)
+            made[0].load_state_dict(its)
+            made[2].load_state_dict(mine)
+            for p, q, new, fresh in zip(params, theirs, made[1], made[3], strict=True):
+                new.data.copy_(q.data)
+                fresh.data.copy_(p.data)
+            optimizer, params, other, theirs = made
+        step(optimizer, params, t)
+        step(other, theirs, t)
+        assert_same(optimizer, params, other, theirs, f"step {t}")
+    assert optimizer.kernel_steps == STEPS - 10
+
+
+@pytest.mark.parametrize("info", HERE, ids=NAMES)
+def test_errors_are_those_of_pytorch(info: Any) -> None:
+    for bad in info.optim_error_inputs_func(device="cpu", dtype=torch.float32):
+        given, make = bad.optimizer_error_input, getattr(ours, info.optim_cls.__name__)
+        params = given.params if given.params is not None else parameters()
+        with pytest.raises(bad.error_type, match=bad.error_regex):
+            make(params, **given.kwargs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("flag", ["foreach", "fused"])
+def test_other_paths_of_pytorch_may_be_asked_for(name: str, flag: str) -> None:
+    info = next(info for info in HERE if info.optim_cls.__name__ == name)
+    if flag not in info.supported_impls:
+        pytest.skip(f"PyTorch's {name} has no {flag}")
+    optimizer, params, other, theirs = pair(name, {}, torch.float32)
+    optimizer = getattr(ours, name)(params, **{flag: True})
+    for t in range(3):
+        step(optimizer, params, t)
+        step(other, theirs, t)
+        assert_same(optimizer, params, other, theirs, f"step {t}")
+    assert optimizer.kernel_steps == 3
