@@ -1,4 +1,4 @@
-"""Tensors of any file: a checkpoint of fastvar, or a file that others wrote."""
+"""Tensors of any file: a checkpoint of fastvar, or a file of another library."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from fastvar.checkpoint.reader import File
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether the file begins like a checkpoint of fastvar; the rest may be damaged."""
+    """Return whether the file begins like a checkpoint of fastvar; the rest may be damaged."""
     with open_regular(os.fspath(path)) as stream:
         return stream.read(len(file_format.MAGIC)) == file_format.MAGIC
 
 
 def open_any(path: str | os.PathLike[str], opaque: Opaque | None = None) -> File | Foreign:
-    """Open a checkpoint of fastvar, or a file of others, for which `opaque` is."""
+    """Open a checkpoint of fastvar, or a file of another library, to which `opaque` applies."""
     return File(path) if is_checkpoint(path) else open_foreign(path, opaque=opaque)
 
 
 def exported(file: File | Foreign) -> dict[str, str]:
-    """Map the names that tensors have outside fastvar, variables their own, to those in the file.
+    """Map the names of tensors outside fastvar to those in the file. Variables have their own names.
 
-    Arrays of the state are left out, as they mean nothing without it.
+    Arrays of the state are left out, because they mean nothing without it.
     """
     if isinstance(file, Foreign):
         return {name: name for name in file.entries}
@@ -44,7 +44,7 @@ def exported(file: File | Foreign) -> dict[str, str]:
 
 
 class Values(NamedTuple):
-    """Statistics of a tensor: of its finite numbers, and how many are not finite."""
+    """Statistics of the finite numbers in a tensor, and the count of those that are not finite."""
 
     norm: float
     low: float
@@ -53,7 +53,7 @@ class Values(NamedTuple):
 
 
 def values_of(array: Array) -> Values:
-    """Return the statistics of an array, chunk by chunk; of complex numbers, those of the magnitude.
+    """Return the statistics of an array, computed in chunks. For complex numbers, use the magnitude.
 
     Examples
     --------

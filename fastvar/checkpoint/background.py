@@ -17,7 +17,7 @@ from fastvar.kernels.atomic import Uninterrupted
 
 
 class Staging:
-    """Memory for a copy of a set of arrays; the next copy of the same shapes and dtypes uses it again."""
+    """Memory for a copy of a set of arrays. The next copy of the same shapes and dtypes reuses it."""
 
     def __init__(self) -> None:
         self._kinds: list[tuple[str, Any, tuple[int, ...]]] = []
@@ -80,7 +80,7 @@ class Background:
                 self._thread = None
         if self._errors:
             error = self._errors[0]
-            del self._errors[0]  # a call would let a signal in, and the error be lost
+            del self._errors[0]  # a call would let Python handle a signal, and the error would be lost
             raise error
 
     def _run(self, task: Callable[[], object]) -> None:

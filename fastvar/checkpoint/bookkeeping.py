@@ -1,4 +1,4 @@
-"""What a manager notes about its saves: time and metrics in the state of the file, pins in a file beside it."""
+"""A manager's notes on its saves: time and metrics in the state of the file, pins in a file beside it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-_PREFIX = "$"  # begins the keywords of state that are not the program's
+_PREFIX = "$"  # the first character of keywords that are not the program's
 _NOTES = f"{_PREFIX}manager"
-PIN = ".pin"  # the ending of the empty file that pins the checkpoint of that name
+PIN = ".pin"  # the suffix of the empty file that pins a checkpoint
 
 
 class Notes(NamedTuple):
-    """When a checkpoint was saved, in seconds since 1970, and the metrics that `save` was given."""
+    """The time of a save, in seconds since 1970, and the metrics given to `save`."""
 
     time: float
     metrics: dict[str, Any]

@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 def _between_steps(method: Callable[Concatenate[Checkpoint, P], R]) -> Callable[Concatenate[Checkpoint, P], R]:
-    """Keep other threads out of steps of the checkpoint's optimizers during the method."""
+    """Let no other thread step the checkpoint's optimizers during the method."""
 
     @functools.wraps(method)
     def held(self: Checkpoint, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -141,7 +141,7 @@ class Checkpoint:
         name_map: NameMap | None = None,
         hyperparameters: Choice = "saved",
     ) -> Restored:
-        """Read a file, verify all of it, and only then give every object its saved state.
+        """Read a file, verify all of it, and only then restore the state of every object.
 
         Large tensors are read twice, first to verify them, then into place, so that memory holds them once. (Slots
         of an optimizer that is not built yet hold nothing that could be lost, and are read once.) If the file
@@ -160,7 +160,7 @@ class Checkpoint:
         path : str or path-like
             The file.
         partial : bool
-            Take what fits by name, and leave the rest as it is. By default both sides must match.
+            Restore what matches by name, and leave the rest unchanged. By default everything must match.
         name_map : mapping or callable, optional
             From the name of a variable here, or the leading part of its path, to that in the file. None leaves
             the variable as it is. The empty path stands for all variables. In a mapping, a key that is not a name
@@ -173,7 +173,7 @@ class Checkpoint:
         Returns
         -------
         Restored
-            What was taken, what the file lacks, and what only the file has; printed, a short report.
+            What was restored, what the file lacks, and what only the file has. It prints as a short report.
 
         Raises
         ------
@@ -185,7 +185,7 @@ class Checkpoint:
         Warns
         -----
         RuntimeWarning
-            If a hyperparameter changes that the program itself had set.
+            If a hyperparameter changes that the program had set.
 
         Examples
         --------
@@ -219,19 +219,19 @@ class Checkpoint:
         edited: bool = False,
         opaque: Opaque | None = None,
     ) -> Restored:
-        """Take variables from a file that others wrote: HDF5, Keras's `.weights.h5`, `.npz`, safetensors.
+        """Import variables from a file of another library: HDF5, Keras's `.weights.h5`, `.npz`, safetensors.
 
-        Everything is read and checked, and only then assigned. State such as `iterations` and hyperparameters is
-        not taken. Slots of a built optimizer are taken where the file has them as `optimizer/NAME/SLOT`, or where
-        a mapping gives their names; bias corrections continue from the optimizer's own `iterations`.
-        `load_foreign` says what is refused in files.
+        Everything is read and checked before anything is assigned. State such as `iterations` and hyperparameters
+        is not imported. Slots of a built optimizer are imported if the file has them as `optimizer/NAME/SLOT`, or
+        if a mapping gives their names; bias corrections continue from the optimizer's own `iterations`.
+        `load_foreign` describes what is refused in files.
 
         Parameters
         ----------
         path : str or path-like
             The file.
         partial : bool
-            Take what fits by name, and leave the rest as it is. By default both sides must match.
+            Restore what matches by name, and leave the rest unchanged. By default everything must match.
         name_map : mapping or callable, optional
             As for `restore`, such as `{"encoder/kernel": "layers/dense/vars/0"}` for a file of Keras, or
             `lambda name: name.replace("/", ".")` for one of PyTorch's names.
@@ -246,12 +246,12 @@ class Checkpoint:
         Returns
         -------
         Restored
-            What was taken, what the file lacks, and what only the file has; printed, a short report.
+            What was restored, what the file lacks, and what only the file has. It prints as a short report.
 
         Raises
         ------
         CheckpointError
-            If the file is of no such format, damaged, or has what is refused.
+            If the file has another format, is damaged, or contains something that is refused.
         ValueError
             If names, shapes or dtypes do not match, or fastvar wrote the file (use `restore`).
 

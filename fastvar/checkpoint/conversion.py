@@ -1,4 +1,4 @@
-"""Converts tensors from one file format to another."""
+"""Convert tensors from one file format to another."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def convert(
 ) -> list[str]:
     """Copy all tensors of a file to a new one of another format, which appears whole or not at all.
 
-    Outside fastvar, variables have their own names, other tensors such as slots those of `list_variables`. The
-    state of optimizers and other objects is left out: a file that is converted back is imported, not resumed.
-    One tensor at a time is in memory; all are, if the target is a checkpoint.
+    Outside fastvar, variables have their own names, and other tensors such as slots have those of
+    `list_variables`. The state of optimizers and other objects is left out: a file that is converted back is
+    imported, not resumed. Only one tensor at a time is in memory, or all if the target is a checkpoint.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def convert(
     overwrite : bool
         Whether to replace an existing target.
     opaque : dtype or str, or mapping of str to these or None, optional
-        The dtype of opaque bytes in a source of others, such as `"bfloat16"`; see `load_foreign`.
+        The dtype of opaque bytes in a source of another library, such as `"bfloat16"`; see `load_foreign`.
 
     Returns
     -------

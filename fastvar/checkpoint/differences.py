@@ -69,7 +69,7 @@ class Difference:
 def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Difference:
     """Return what changed between two checkpoints. Every tensor is verified.
 
-    Either may be a file of others; then variables are compared by their own names, and state is not compared.
+    Either may be a file of another library; then variables are compared by their own names, and state is not.
     One tensor of each file is in memory at a time.
 
     Raises

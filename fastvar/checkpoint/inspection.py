@@ -41,7 +41,7 @@ class Inspection:
         Bytes of the file.
     tensors : list of Tensor
     step, counter, run : int, int, str, or None
-        From the commit record; None for files of others.
+        From the commit record; None for files of other libraries.
     time : float or None
         When it was saved, in seconds since 1970: the manager's note, or else the time of the file.
     metrics : dict
@@ -51,7 +51,7 @@ class Inspection:
     pinned : bool
         Whether there is a file `PATH.pin`.
     notes : list of str
-        What else is in a file of others.
+        What else is in a file of another library.
     """
 
     path: str
@@ -79,7 +79,7 @@ class Listed:
 
 
 def inspect(path: str | os.PathLike[str], *, values: bool = False) -> Inspection:
-    """Return what is in a checkpoint, or in a file of others.
+    """Return what is in a checkpoint, or in a file of another library.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def _inspection(file: File | Foreign, values: bool = False) -> Inspection:
 def inspect_folder(path: str | os.PathLike[str], *, quick: bool = False) -> list[Listed]:
     """Return the checkpoints in a folder, whole and damaged, oldest first.
 
-    Files of others, things that are not files (such as a pipe), and what a killed save left are left out.
+    It skips files of other libraries, objects that are not files (such as a pipe), and debris of killed saves.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def _was_checkpoint(entry: os.DirEntry[str]) -> bool:
             return named and not os.path.exists(entry.path)  # a broken link, or removed: opening will tell
         if is_checkpoint(entry.path):
             return True
-        with open_regular(entry.path) as stream:  # those of others begin with HDF5's signature
+        with open_regular(entry.path) as stream:  # those of other libraries begin with HDF5's signature
             return named and stream.read(len(file_format.HDF5_SIGNATURE)) != file_format.HDF5_SIGNATURE
     except FileNotFoundError:  # removed meanwhile
         return False

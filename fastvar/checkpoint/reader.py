@@ -1,4 +1,4 @@
-"""Reads one checkpoint file. The file is not trusted: everything is checked before it is used."""
+"""Read a checkpoint file. The file is not trusted: everything is checked before it is used."""
 
 from __future__ import annotations
 

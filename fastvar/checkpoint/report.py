@@ -1,4 +1,4 @@
-"""The report of a restore, and the error if names do not match, with hints at what was perhaps meant."""
+"""The report of a restore, and the error for names that do not match, with suggestions."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-_FEW = 5  # list up to this many names; of more, count those that share a path
+_FEW = 5  # list up to this many names; for more, count those that share a path
 _LINES = 10  # lines of each kind in an error
 _MANY = 2000  # names that are compared letter by letter to find a similar one
 
 
 @dataclass
 class Restored:
-    """What a restore took from a file.
+    """What a restore has read from a file.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ def summary(names: Sequence[str]) -> str:
 
 
 class Like:
-    """Finds the name that was perhaps meant: one with the same ending, else one of similar spelling."""
+    """Suggests a name: one with the same ending, or one with similar spelling."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = {_bare(name): name for name in names}
@@ -84,7 +84,7 @@ class Like:
                 self._by_tail[_tail(name, count)].append(name)
 
     def find(self, name: str) -> str | None:
-        """Return the name that was perhaps meant, or None."""
+        """Return the suggestion for a name, or None."""
         here, _, there = name.partition(" (as ")  # of a renamed variable: the name looked for in the file
         name = _bare(there.rstrip(")") or here)
         alike = self._by_tail.get(_tail(name, 2)) if re.search("[/.]", name) else None

@@ -1,4 +1,4 @@
-"""Matches a file with the objects of a program by name. Everything is checked before anything is assigned."""
+"""Match a file with the objects of a program by name. Check everything before anything is assigned."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def checked_choice(hyperparameters: Choice, owner: str) -> Choice:
 def assign(commits: Sequence[Commit], before: Sequence[tuple[Any, Any]] = ()) -> None:
     """Run the commits in their order, those that may fail first. Signals wait meanwhile.
 
-    If one fails, objects get their previous state back, and places what `before` says.
+    If one fails, objects get their previous state back, and `before` restores the rest.
     """
     begun: list[Loading] = []
     with Uninterrupted(), Atomic([*before], []):
@@ -128,7 +128,7 @@ def _resume(
 
 
 def _warn_of_changed(path: str, resumptions: Mapping[str, Resumption], hyperparameters: Choice) -> None:
-    """Warn of hyperparameters that the program itself has set and that are about to change."""
+    """Warn of hyperparameters that the program has set and that are about to change."""
     changed = [f"{k}.{each}" for k, one in resumptions.items() for each in one.differences if each.given]
     if changed and hyperparameters == "saved":
         warnings.warn(
@@ -151,7 +151,7 @@ def _read(taking: dict[str, str], places: Mapping[str, Variable], file: File, un
     """Verify tensors; return what will assign them.
 
     Slots of an optimizer that is not built yet hold nothing, and are read into place at once. Other large tensors
-    are read a second time. That costs less than keeping all in memory: new memory is slow, and may be short.
+    are read a second time. That costs less than keeping all in memory: new memory is slow, and may be scarce.
     """
     new: list[tuple[str, Array]] = []
     large: list[tuple[str, Array]] = []
@@ -185,7 +185,7 @@ def _overwrite(file: File, targets: list[tuple[str, Array]]) -> None:
 def prepare_import(
     contents: Contents, file: Foreign, partial: bool, name_map: NameMap | None, cast: bool
 ) -> tuple[Restored, list[Commit]]:
-    """Check and read variables from a file of others; return the report and the commits."""
+    """Check and read variables from a file of another library. Return the report and the commits."""
     places = contents.tensors()
     slots = [name for name in places if not name.startswith("variables/")]
     if isinstance(name_map, Mapping):

@@ -1,4 +1,4 @@
-"""TensorFlow 1's `tf.train.Saver`, on the same files."""
+"""TensorFlow 1's `tf.train.Saver`, with the same files."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _fork = threading.local()  # the signal mask of a thread before it forks
 
 
 class Listener:
-    """Knows whether a signal to stop has come since it was started.
+    """Records whether a signal to stop has arrived since it was started.
 
     Attributes
     ----------

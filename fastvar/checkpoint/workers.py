@@ -14,8 +14,8 @@ from fastvar.kernels.atomic import Uninterrupted
 
 T = TypeVar("T")
 
-_SLICE = 2e-4  # seconds that a throttled worker works at a time
-_PAUSE = 16  # the pause after it, in times of the work
+_SLICE = 2e-4  # the seconds that a throttled worker works before a pause
+_PAUSE = 16  # the length of the pause, as a multiple of the work
 
 
 class WorkQueue(Generic[T]):
@@ -53,7 +53,7 @@ class Worker(threading.Thread):
     """A thread that does one piece of work.
 
     `wait` may be interrupted and called again. `join` may not: after Ctrl-C in `join` or `is_alive`, Python 3.11
-    takes the thread for ended. While it waits for a condition, it may turn KeyboardInterrupt into RuntimeError.
+    considers the thread ended. While it waits for a condition, it may turn KeyboardInterrupt into RuntimeError.
 
     Attributes
     ----------

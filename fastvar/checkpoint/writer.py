@@ -1,4 +1,4 @@
-"""Writes one checkpoint file, whole and durable, or leaves everything as it was."""
+"""Write a checkpoint file, whole and durable, or change nothing."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def prepare(
     replace: bool = False,
     saved: Saved | None = None,
 ) -> Callable[[], None]:
-    """Check the arguments of `write`; return a function that writes the arrays as they are when it is called."""
+    """Check the arguments of `write`. Return a function that writes the present values of the arrays."""
     path = publishing.absolute(path)
     step = checked_step(step)
     lasting, of_state = _split({name: _storable(name, array) for name, array in tensors.items()})

@@ -25,8 +25,8 @@ cdef class Atomic:
 
     `before` and `after` are lists of pairs: a target, and its value before or after the block. If the block raises
     an error, the exit writes the values of `before`. If it ends, or if `count[0]` has already changed, the exit
-    writes those of `after`. A target is an array, with an array of the same dtype as its value, to be broadcast; or
-    a list or dict, with another as its value; or an object, with a dict of attributes.
+    writes those of `after`. A target is an array, with an array of the same dtype as its value, to be broadcast;
+    or a list or dict, with another as its value; or an object, with a dict of attributes.
     """
 
     cdef list before, after, count

@@ -1,4 +1,4 @@
-"""Files that others wrote, and that are not trusted: HDF5, Keras's `.weights.h5`, `.npz`, safetensors."""
+"""Files of other libraries, which are not trusted: HDF5, Keras's `.weights.h5`, `.npz`, safetensors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Loaded(dict[str, Array]):
     Attributes
     ----------
     left : dict of str to str
-        Tensors that cannot be read, and why; the KeyError of such a name says it, too.
+        Tensors that cannot be read, and why; the KeyError for such a name says so, too.
     notes : list of str
-        All that was left out: these tensors, and what is not a tensor, such as text.
+        Everything that was left out: these tensors, and data that is not a tensor, such as text.
     """
 
     def __init__(self, file: Foreign) -> None:

@@ -90,7 +90,7 @@ class HasSpec(Protocol):
 
 
 class Foreign:
-    """A file that others wrote, opened for reading. No other file is ever opened.
+    """A file of another library, opened for reading. It never opens another file.
 
     Attributes
     ----------
