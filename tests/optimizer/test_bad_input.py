@@ -67,8 +67,8 @@ class Reentrant:
 
 def shifted(array: Any) -> Any:
     """Return an array in the memory of `array`, shifted by one element: they overlap in part."""
-    room = array.reshape(-1)
-    return np.ndarray(room.size - 1, room.dtype, room.data, offset=room.itemsize)
+    memory = array.reshape(-1)
+    return np.ndarray(memory.size - 1, memory.dtype, memory.data, offset=memory.itemsize)
 
 
 # The action, the type of the error, and a pattern for its message, which names the variable.
@@ -205,14 +205,14 @@ def test_bad_input_is_one_error_and_changes_nothing(row: str, settings: str) -> 
 def test_overlap_in_part_is_refused(case: Case) -> None:
     """A gradient begins in the middle of the weights, a slot or an average."""
     for part in ("weights", "average", *case.make().slots):
-        room = np.zeros(40, np.float32)
-        v, other = fv.Variable(room[:24], name="w", copy=False), fv.Variable(np.ones(3, np.float32))
+        memory = np.zeros(40, np.float32)
+        v, other = fv.Variable(memory[:24], name="w", copy=False), fv.Variable(np.ones(3, np.float32))
         optimizer = case.make(use_ema=True)
         optimizer.build([v, other])
         if part in optimizer.slots and not optimizer.has_slot(part, v):
             continue
         target = v.value if part == "weights" else optimizer.slot(v, part).value
-        small = shifted(target)[:3] if part != "weights" else room[23:26]
+        small = shifted(target)[:3] if part != "weights" else memory[23:26]
         before = contents(optimizer, [v, other])
         with pytest.raises(ValueError, match=r"gradient of variable 1: must not share memory with .*'w'"):
             optimizer.apply([np.ones(24, np.float32), small])
@@ -246,8 +246,8 @@ BAD_BUILD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 
 def overlapping(a: int, b: int, c: int, d: int) -> list[fv.Variable]:
-    room = np.zeros(8)
-    return [fv.Variable(room[a:b], name="a", copy=False), fv.Variable(room[c:d], name="b", copy=False)]
+    memory = np.zeros(8)
+    return [fv.Variable(memory[a:b], name="a", copy=False), fv.Variable(memory[c:d], name="b", copy=False)]
 
 
 @pytest.mark.parametrize("row", BAD_BUILD)
@@ -292,14 +292,14 @@ def test_hyperparameter_out_of_range_is_refused_and_kept(name: str, value: Any) 
 
 
 def strided(a: Any) -> Any:
-    room = np.zeros((a.shape[0], a.shape[1] * 2), a.dtype)
-    room[:, ::2] = a
-    return room[:, ::2]
+    memory = np.zeros((a.shape[0], a.shape[1] * 2), a.dtype)
+    memory[:, ::2] = a
+    return memory[:, ::2]
 
 
 def misaligned(a: Any) -> Any:
-    room = np.zeros(a.nbytes + 1, np.uint8)
-    array = room[1:].view(a.dtype).reshape(a.shape)
+    memory = np.zeros(a.nbytes + 1, np.uint8)
+    array = memory[1:].view(a.dtype).reshape(a.shape)
     array[...] = a
     return array
 
