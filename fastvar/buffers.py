@@ -294,6 +294,19 @@ def plan_table(
     return PlanTable(weights, rows, group_of, list(rules), Extents(written))
 
 
+def cohort_rules(owner: str, cohort_of: Sequence[int], rule_of: Sequence[Any]) -> list[Any]:
+    """Return the rule of each cohort of variables; -1 is no cohort."""
+    if len(cohort_of) != len(rule_of):
+        raise ValueError(f"{owner}: must be given cohorts of {len(rule_of)} variables, got {len(cohort_of)}")
+    rules: dict[int, Any] = {}
+    for cohort, rule in zip(cohort_of, rule_of, strict=True):
+        if cohort != -1 and rules.setdefault(cohort, rule) is not rule:
+            raise ValueError(f"{owner}: the variables of a cohort must have one rule")
+    if sorted(rules) != [*range(len(rules))]:
+        raise ValueError(f"{owner}: cohorts must be numbered from 0, got {sorted(rules)}")
+    return [rules[cohort] for cohort in range(len(rules))]
+
+
 def check_vectors(owner: str, x: object, y: object) -> None:
     """Check that a kernel can read both as vectors of one length and one real dtype."""
     for array in (x, y):

@@ -20,7 +20,7 @@ LAYERS = [
     {"optimizer.options", "optimizer.passes"},
     {"optimizer.clipping", "optimizer.groups"},
     {"optimizer.rule", "optimizer.state"},
-    {"optimizer.slots"},
+    {"optimizer.cohorts", "optimizer.slots"},
     {"optimizer.planning", "optimizer.trees"},
     {"optimizer.step"},
     {"optimizer.base"},

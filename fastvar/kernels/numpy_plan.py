@@ -116,6 +116,17 @@ class Plan:
         self._held: list[Array | Rows | None] | None = None
         self._zero = False
         self.stages = neutral(len(self._table.weights))
+        self._rule_of = [self._table.rules[group] for group in self._table.group_of]
+        self._cohort_of, self._rules = self._table.group_of, self._table.rules
+
+    def share_scalars(self, cohort_of: Iterable[int]) -> None:
+        """Part the variables into cohorts in place of groups: `run` then takes the scalars of each cohort.
+
+        Those of a cohort have one rule. A variable in no cohort (-1) must not have a gradient.
+        """
+        cohorts = [int(cohort) for cohort in cohort_of]
+        self._rules = buffers.cohort_rules(self.owner, cohorts, self._rule_of)
+        self._cohort_of = cohorts
 
     def bind(self, gradients: Iterable[Any], zero: bool = False) -> int:
         """Check the gradients of the next step, hold them, and return how many are not None (no update).
@@ -185,7 +196,7 @@ class Plan:
         commits: Sequence[tuple[Array, Array]] | None = None,
         guard: bool = False,
     ) -> list[tuple[int, bool]]:
-        """Apply the rules with the scalars of each group, and every stage; release the gradients.
+        """Apply the rules with the scalars of each group or cohort, and every stage; release the gradients.
 
         Each of `commits` is an array and what it becomes, and `count[0]` is counted up, in the same breath: no
         signal can come between in the compiled twin.
@@ -195,7 +206,7 @@ class Plan:
         is the gradient.
         """
         held = self._bound()
-        rules = self._table.rules
+        rules = self._rules
         if len(scalars) != len(rules):
             raise ValueError(f"{self.owner}: must be given scalars for {len(rules)} groups, got {len(scalars)}")
         for row, rule in zip(scalars, rules, strict=True):
@@ -207,7 +218,8 @@ class Plan:
         before = [[None if a is None else a.copy() for a in of] for of in self._table.arrays] if guard else []
         with np.errstate(all="ignore"):
             for i, g in enumerate(held):
-                self._advance(i, g, scalars[self._table.group_of[i]])
+                cohort = self._cohort_of[i]
+                self._advance(i, g, [0.0] * len(self._rule_of[i].scalars) if cohort == -1 else scalars[cohort])
             if guard and (bad := self._spoilt(held, before)):
                 return bad
         if self._zero:
@@ -239,7 +251,7 @@ class Plan:
         return sorted(bad.items())
 
     def _advance(self, i: int, g: Array | Rows | None, scalars: Sequence[float]) -> None:
-        rule, arrays = self._table.rules[self._table.group_of[i]], self._table.arrays[i]
+        rule, arrays = self._rule_of[i], self._table.arrays[i]
         if not isinstance(g, Rows):
             update(rule, g, arrays, self.stages[i], scalars)
             return

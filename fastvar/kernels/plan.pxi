@@ -6,13 +6,13 @@ cdef class Plan:
     cdef readonly object stages
     cdef readonly str owner
     cdef bint rows
-    cdef list rules, names, weights, held, keep
+    cdef list rules, rule_of, names, weights, held, keep
     cdef object extents
     cdef Span* spans  # one per variable
     cdef float* c32
     cdef double* c64
     cdef Py_ssize_t n, groups
-    cdef int* widths  # scalars that each group's rule takes
+    cdef int* widths  # scalars that the rule of each group, or cohort, takes
     cdef bint bound, zero, disjoint, running, sparse
     cdef const uintptr_t* starts
     cdef const uintptr_t* ends
@@ -66,6 +66,34 @@ cdef class Plan:
             s.c32, s.c64 = self.c32 + k, self.c64 + k
             s.stages = &records[i]
         place(self.spans, self.n)
+        self.rule_of = [self.rules[group] for group in table.group_of]
+
+    def share_scalars(self, cohort_of):
+        cdef Py_ssize_t i
+        cdef list cohorts = [int(cohort) for cohort in cohort_of]
+        cdef list rules = buffers.cohort_rules(self.owner, cohorts, self.rule_of)
+        cdef list first = list(itertools.accumulate([len(rule.scalars) for rule in rules], initial=0))
+        cdef Py_ssize_t nothing = first[len(rules)]  # zeros for variables in no cohort
+        cdef Py_ssize_t room = nothing + max([len(rule.scalars) for rule in self.rule_of], default=1)
+        if self.running:
+            raise RuntimeError(f"{self.owner}: another thread is in a step with it")
+        cdef int* widths = <int*> calloc(max(len(rules), 1), sizeof(int))
+        cdef float* c32 = <float*> calloc(max(room, 1), sizeof(float))
+        cdef double* c64 = <double*> calloc(max(room, 1), sizeof(double))
+        if widths == NULL or c32 == NULL or c64 == NULL:
+            free(widths)
+            free(c32)
+            free(c64)
+            raise MemoryError
+        free(self.widths)
+        free(self.c32)
+        free(self.c64)
+        self.rules, self.groups, self.widths, self.c32, self.c64 = rules, len(rules), widths, c32, c64
+        for i in range(self.groups):
+            widths[i] = len(rules[i].scalars)
+        for i in range(self.n):
+            room = nothing if cohorts[i] == -1 else first[cohorts[i]]
+            self.spans[i].c32, self.spans[i].c64 = c32 + room, c64 + room
 
     def __dealloc__(self):
         free(self.spans)

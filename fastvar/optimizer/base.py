@@ -196,6 +196,10 @@ class Optimizer(Rule):
         """The optimizer that makes the updates: this one, unless it is around another."""
         return self
 
+    def _numbers_of_today(self, numbers: dict[str, Any], sizes: list[int]) -> dict[str, Any]:
+        """Return the numbers of a file, maybe of an older version, for groups of so many variables."""
+        return numbers
+
     def _refreshed(self) -> StepPlan:
         """Return a plan that knows the present hyperparameters, anew only if it itself must change."""
         if keep(self, self._state):
@@ -256,12 +260,11 @@ class Optimizer(Rule):
         owner, state = self._owner, self._state
         if variables is state.variables:
             return grads  # type: ignore[no-any-return]
-        if variables is not None:
+        if variables is not None and self._tree is None:
             variables = as_tree(variables, f"{owner}: variables")
-            if self._tree is None:
-                if not is_sequence(variables) or variables:
-                    self.build(variables)
-                variables = None
+            if not is_sequence(variables) or variables:
+                self.build(variables)
+            variables = None
         return arranged(owner, self._tree, state, self.group_keys, grads, variables)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:

@@ -13,6 +13,7 @@ from fastvar.buffers import Array, Extents
 from fastvar.constraints import BUILTIN, NonNeg
 from fastvar.kernels import reference
 from fastvar.optimizer.clipping import by_norm, limit_of_values
+from fastvar.optimizer.cohorts import Cohorts
 from fastvar.optimizer.passes import copying, scratch
 from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.state import State
@@ -99,6 +100,10 @@ class StepPlan:
         Whether code of users runs among the updates, so that everything must be copied before.
     plans, formulas : list
         The compiled plan of each pass, and what gives its scalars, by group.
+    least : int
+        With fewer gradients, a step looks at who has none.
+    commits : list of (ndarray, ndarray) or None
+        State of the cohorts, and what it becomes with the update.
     scheduled : list
         What schedules set: the hyperparameters of a group, a parameter, its schedule.
     """
@@ -113,10 +118,19 @@ class StepPlan:
         self.accumulation: Accumulation | None = None
         if rule.gradient_accumulation_steps:
             self.accumulation = Accumulation(rule, state, self.labels)
-        self._number_groups()
+        self.cohorts = Cohorts(rule, state)
+        self.least = int(not self.frozen)  # gradients without which a step is looked at
+        self.commits: Any = None
         self._plan_passes()
         self._set_stages_of_variables()
         self.read_hyperparameters()
+        if self.cohorts.counting:
+            self.set_present([True] * len(variables))
+
+    @property
+    def group_of(self) -> Array:
+        """The number of the group and kind of each variable."""
+        return self.cohorts.number_of
 
     @property
     def last(self) -> Any:
@@ -135,21 +149,25 @@ class StepPlan:
 
     # Plans.
 
-    def _number_groups(self) -> None:
-        """Number the pairs of group and kind that there are: the variables of one share their scalars."""
-        rule, index = self.rule, self.state.index
-        number_of: dict[tuple[int, str], int] = {}
-        self.group_of = np.zeros(len(index), np.intp)
-        for k, group in enumerate(self.state.groups):
-            for v in group.variables:
-                number = number_of.setdefault((k, rule.kind_of(v)), len(number_of))
-                self.group_of[index[id(v)]] = number
-        self.numbered = [*number_of]
+    def set_present(self, present: list[bool]) -> None:
+        """Make the cohorts of those variables that have a gradient; the others miss the update."""
+        if present != self.cohorts.present:
+            self.least, self.cohorts.present = len(present) + 1, None  # until all is done
+            cohort_of = self.cohorts.part(present)
+            for plan in self.plans:
+                plan.share_scalars(cohort_of)
+            self.taken = self.cohorts.formulas(self.formulas[0], self.hyper)
+            self.cohorts.present = present
+        missed = self.state.numbers["missed"]
+        absent = ~np.array(present)
+        some = absent.any()
+        self.commits = [(missed, missed + absent)] if some else None
+        self.least = 0 if self.accumulation else len(present) + bool(some)
 
     def _plan_passes(self) -> None:
         rule, state = self.rule, self.state
         adaptive = rule.adaptive_clipnorm is not None
-        of_group = [[copying()] * adaptive + [*rule.passes(kind)] for _, kind in self.numbered]
+        of_group = [[copying()] * adaptive + [*rule.passes(kind)] for _, kind in self.cohorts.pairs]
         passes = [*zip(*of_group, strict=True)]
         self.formulas = [[one.scalars for one in of_pass] for of_pass in passes]
         self.handed = Handed(rule, state, self.labels, len(passes)) if len(passes) > 1 else None
@@ -210,13 +228,13 @@ class StepPlan:
         rule, numbers = self.rule, self.state.numbers
         self.scheduled: list[tuple[Any, Any, Any]] = []
         self.own: Any = self._resolved(rule._parameters, "")
-        groups = self.state.groups
-        self.hyper = [self._resolved({**rule._parameters, **groups[k]._own}, kind, k) for k, kind in self.numbered]
-        self.taken = [*zip(self.formulas[0], self.hyper, strict=True)]
+        owns = [group._own for group in self.state.groups]
+        self.hyper = [self._resolved({**rule._parameters, **owns[k]}, kind) for k, kind in self.cohorts.pairs]
+        self.taken = self.cohorts.formulas(self.formulas[0], self.hyper)
         self.guard = self.own.nonfinite != "ignore"
         self.changing = any(p.name not in RATES for _, p, _ in self.scheduled)
         decays = rule.overrides("decay_rate") or any(hyper.weight_decay for hyper in self.hyper)
-        keeps_numbers = bool(rule.initial_numbers())
+        keeps_numbers = bool(rule.initial_numbers() or rule.initial_numbers_per_variable())
         self.decay_varies = decays and bool(self.scheduled or keeps_numbers)
         self.unbegun = [i for i, begun in enumerate(numbers.get("begun", ())) if not begun]
         kept = self.guard and keeps_numbers  # which taking the scalars may change
@@ -230,8 +248,8 @@ class StepPlan:
             self.set_decay()
         self.stale = False
 
-    def _resolved(self, values: dict[str, Any], kind: str, group: int = 0) -> Any:
-        resolved = Resolved(values | {"slots": tuple(self.rule.slots), "kind": kind, "group": group})
+    def _resolved(self, values: dict[str, Any], kind: str) -> Any:
+        resolved = Resolved(values | {"slots": tuple(self.rule.slots), "kind": kind})
         for name, parameter in type(self.rule).parameters.items():
             if parameter.scheduled and callable(values[name]):
                 self.scheduled.append((resolved, parameter, values[name]))

@@ -51,7 +51,20 @@ class Rule(Options):
         """Return whether a number, the rule's or one of every optimizer, can have this value."""
         if name in MARKS:
             return bool(((number == 0) | (number == 1)).all())
-        return name != "skipped" or buffers.counts(number)
+        return name not in ("skipped", "missed") or buffers.counts(number)
+
+    counts_per_variable: ClassVar[bool] = False
+    """Whether `t` counts the updates of each variable, those in which it had a gradient, in place of all updates.
+
+    Then `hyper.places` are the positions of those variables that the scalars are for.
+    """
+
+    def initial_numbers_per_variable(self) -> dict[str, float]:
+        """Return the numbers that the rule keeps for each variable, and their first values.
+
+        A rule that keeps any must count per variable.
+        """
+        return {}
 
     # The update.
 

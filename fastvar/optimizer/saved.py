@@ -12,7 +12,7 @@ from fastvar import buffers
 from fastvar.hyper import Declared
 from fastvar.optimizer.base import Optimizer
 from fastvar.optimizer.rule import MARKS
-from fastvar.optimizer.slots import OF_VARIABLES, wanted
+from fastvar.optimizer.slots import names_per_variable, wanted
 from fastvar.optimizer.state import Slots
 from fastvar.stored import Difference, adopted, differences, kept, loaded, stored, with_saved
 from fastvar.variable import Variable
@@ -95,11 +95,18 @@ class Resumption:
         self._changes = self.new or bool(self.differences and not program)
         self.slots = self._find_slots()
         alike = self._trial if self._trial._state.variables else optimizer  # keeps the same numbers
-        self._numbers = _checked_numbers(saved.get("numbers", {}), alike)
+        sizes = [len(group["variables"]) for group in saved["groups"]]
+        numbers = optimizer._updating._numbers_of_today(saved.get("numbers", {}), sizes)
+        self._numbers = _checked_numbers(numbers, alike, self._updates)
         if not self.new:  # the variables of a group may stand in another order
             place_of = {name: i for i, name in enumerate(n for g in saved["groups"] for n in g["variables"])}
             order = [place_of[name_of(v)] for v in self.variables]
-            self._numbers |= {name: self._numbers[name][order] for name in OF_VARIABLES if name in self._numbers}
+            names = names_per_variable(optimizer._updating)
+            self._numbers |= {name: self._numbers[name][order] for name in names if name in self._numbers}
+
+    @property
+    def _updates(self) -> int:
+        return self._steps // (self._trial._updating.gradient_accumulation_steps or 1)
 
     def _find_members(
         self, saved: list[list[str]], name_of: Callable[[Variable], str], named: Mapping[str, Variable]
@@ -232,12 +239,12 @@ def _checked_steps(steps: Any, owner: str) -> int:
     return steps
 
 
-def _checked_numbers(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, buffers.Array]:
+def _checked_numbers(saved: dict[str, Any], optimizer: Optimizer, updates: int) -> dict[str, buffers.Array]:
     owner = type(optimizer).__name__
     marks = [name for name in MARKS if name in optimizer._state.numbers]
-    numbers: dict[str, Any] = {
-        name: np.ones_like(optimizer._state.numbers[name]) for name in marks
-    }  # for older files
+    here = optimizer._state.numbers
+    numbers: dict[str, Any] = {name: np.ones_like(here[name]) for name in marks}  # for older files
+    numbers |= {"missed": np.zeros_like(here["missed"])} if "missed" in here else {}
     for name, value in saved.items():
         if name in MARKS and name not in marks:  # of a slot that is not here
             continue
@@ -245,9 +252,9 @@ def _checked_numbers(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, b
         if any(type(element) is not float for element in given):
             raise ValueError(f"{owner}: {name} must be a float or a list of floats, got {value!r}")
         number = numbers[name] = np.array(value, np.float64)
-        place = optimizer._state.numbers.get(name)
+        place = here.get(name)
         if place is None or place.shape != number.shape:
             raise ValueError(f"{owner}: keeps no {name!r} of shape {number.shape}, as was saved")
-        if not optimizer.valid_number(name, number):
+        if not optimizer.valid_number(name, number) or (name == "missed" and number.max(initial=0) > updates):
             raise ValueError(f"{owner}: {name} is out of range, got {value!r}")
     return numbers

@@ -14,8 +14,6 @@ from fastvar.optimizer.state import Slots, State
 from fastvar.place import Place
 from fastvar.variable import Variable
 
-OF_VARIABLES = ("accumulated", "begun")  # the marks with one element per variable
-
 
 def wanted(rule: Rule) -> list[str]:
     """Return the names of the slots that the present hyperparameters ask for."""
@@ -44,7 +42,14 @@ def first_numbers(rule: Rule, n: int) -> dict[str, Array]:
         numbers["averaged"] = np.zeros(())  # 1: the averages have begun
     if rule.weight_copies:
         numbers["begun"] = np.zeros(n)  # 1: had a gradient, so that its `weight_copies` have taken the weights
-    return numbers
+    if rule.counts_per_variable:
+        numbers["missed"] = np.zeros(n)  # updates in which a variable had no gradient
+    return numbers | {name: np.full(n, value) for name, value in rule.initial_numbers_per_variable().items()}
+
+
+def names_per_variable(rule: Rule) -> list[str]:
+    """Return the names of the numbers that have one element for each variable, as far as they are kept."""
+    return ["accumulated", "begun", "missed", *rule.initial_numbers_per_variable()]
 
 
 def keep(rule: Rule, state: State) -> bool:

@@ -33,7 +33,7 @@ def step(plan: StepPlan, given: list[Any], zero: bool) -> None:
     t, scalars = plan.count[0] + 1, []
     for formula, hyper in plan.taken:
         scalars.append(formula(hyper, t))
-    if found := plan.first.run(scalars, plan.workers, plan.count, None, plan.guard):
+    if found := plan.first.run(scalars, plan.workers, plan.count, plan.commits, plan.guard):
         _refuse(plan, found, _zeros(plan, grads) if zero else [])
 
 
@@ -43,8 +43,11 @@ def _bound(plan: StepPlan, grads: list[Any], zero: bool) -> list[Any]:
         grads = [None if i in plan.frozen else g for i, g in enumerate(grads)]
     if plan.scheduled:
         _follow_schedules(plan)
-    if not plan.first.bind(grads, zero) and not plan.frozen:
-        raise ValueError(f"{plan.rule._owner}: no variable has a gradient")
+    if (bound := plan.first.bind(grads, zero)) < plan.least:
+        if not bound and not plan.frozen:
+            raise ValueError(f"{plan.rule._owner}: no variable has a gradient")
+        if plan.cohorts.counting and not plan.accumulation:
+            plan.set_present([g is not None for g in grads])
     return grads
 
 
@@ -60,6 +63,10 @@ def _whole_step(plan: StepPlan, given: list[Any], grads: list[Any], zero: bool) 
         places, copies = plan.room
         kernels.copy(copies, places, workers)
         before = [*zip(places, copies, strict=True), (plan.count, [calls])]
+    if plan.cohorts.counting and plan.accumulation:
+        plan.commits = None
+        if plan.accumulation.updates(calls):
+            plan.set_present(_present(plan, grads, calls))
     scalars = [formula(hyper, _updates(plan, calls) + 1) for formula, hyper in plan.taken]
     begun = beginnings(plan.rule, plan.state, plan.unbegun, grads)
     before += [(place, place.copy()) for place, _ in begun]
@@ -68,6 +75,7 @@ def _whole_step(plan: StepPlan, given: list[Any], grads: list[Any], zero: bool) 
     if zero and plan.staged:
         after = zeros
         plan.first.bind(grads)
+    after += plan.commits or []
     found = []
     try:
         with Atomic(before, after, None if plan.fragile else plan.count):
@@ -192,7 +200,7 @@ def _run_later_passes(plan: StepPlan, present: list[bool], t: int, workers: int)
         largest = plan.handed.largest  # type: ignore[union-attr]
         one.stages["scale"] = np.minimum(between.sizes, largest)  # what its dtype holds; NaN passes
         one.bind(between.directions)
-        scalars = [formula(hyper, t) for hyper, formula in zip(plan.hyper, plan.formulas[k], strict=True)]
+        scalars = [formula(hyper, t) for formula, hyper in plan.cohorts.formulas(plan.formulas[k], plan.hyper)]
         if one is plan.last:
             _run(plan, one, present, scalars, workers, plan.count, between.commits)
         else:

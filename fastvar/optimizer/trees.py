@@ -73,6 +73,8 @@ def arranged(
     """
     tree = known
     if known is not None and variables is not None:
+        if type(variables) is not list:
+            variables = as_tree(variables, f"{owner}: variables")
         alike = is_sequence(variables) and known.flat and len(variables) == len(known.variables)
         if not (alike and all(map(is_, variables, known.variables))):
             tree = tree_among(owner, variables, keys, state.index)

@@ -73,7 +73,7 @@ class NAdam(TorchOptimizer):
 
     slots = ("exp_avg", "exp_avg_sq")
 
-    def initial_numbers(self) -> dict[str, float]:
+    def initial_numbers_per_variable(self) -> dict[str, float]:
         return self.carried("mu_product")
 
     def rule(self) -> Any:

@@ -39,10 +39,11 @@ class TorchOptimizer(Optimizer):
 
     Notes
     -----
-    Differences from PyTorch: one count of updates for all variables, where PyTorch leaves out of a variable's
-    count those in which it had no gradient; a step in which no variable has one is an error; flags are the same
-    for all groups; `params` are fixed; no `foreach`, `fused`, `capturable`, `differentiable`, which fastvar does
-    not need.
+    As in PyTorch, each variable has a count of its own: the updates in which it had a gradient. `iterations` and
+    schedules count all.
+
+    Differences from PyTorch: a step in which no variable has a gradient is an error; flags are the same for all
+    groups; `params` are fixed; no `foreach`, `fused`, `capturable`, `differentiable`, which fastvar does not need.
 
     Examples
     --------
@@ -58,6 +59,7 @@ class TorchOptimizer(Optimizer):
     """
 
     namespace = "torch."
+    counts_per_variable = True
     group_keys = ("params", "variables")
     learning_rate = None  # type: ignore[assignment]
     lr: float = number(default=1e-3, low=0)
@@ -129,30 +131,38 @@ class TorchOptimizer(Optimizer):
         return sorted(own, key=[*cls._signature.parameters].index)
 
     def _carried(self, what: str, hyper: Any, t: int, first: float, after: Callable[[float], float]) -> float:
-        """Return the number that update t - 1 left to a group, `first` at the first; and leave `after` of it.
+        """Return the number that update t - 1 left to variables, `first` at the first, and leave `after` of it.
 
         It is kept with the optimizer's state (see `carried`). Asked again at the same update it says the same, so
         that an update that failed or was skipped may be made again.
         """
-        at, here, left = (self._state.numbers[name] for name in _places(what, hyper.group))
-        if t == 1:
-            here[...] = first
-        elif at != t:
-            here[...] = left
-        at[...] = t
-        left[...] = after(float(here))
-        return float(here)
+        at, here, left = (self._state.numbers[name][hyper.places] for name in _carried_names(what))
+        number = first if t == 1 else float((here if at[0] == t else left)[0])
+        for name, value in zip(_carried_names(what), (t, number, after(number)), strict=True):
+            self._state.numbers[name][hyper.places] = value
+        return number
 
     def carried(self, what: str) -> dict[str, float]:
-        """Return the `numbers` of an optimizer in which each group carries on one from update to update."""
-        return {name: 0.0 for group in range(len(self.groups)) for name in _places(what, group)}
+        """Return the numbers per variable of an optimizer that carries on one from update to update."""
+        return dict.fromkeys(_carried_names(what), 0.0)
 
     def valid_number(self, name: str, number: Any) -> bool:
         return buffers.counts(number) if name.endswith(" at") else super().valid_number(name, number)
 
+    def _numbers_of_today(self, numbers: dict[str, Any], sizes: list[int]) -> dict[str, Any]:
+        """Return the numbers of a file. In older ones a group has one where now each of its variables has one."""
+        numbers = dict(numbers)
+        for name in self.initial_numbers_per_variable():
+            what, space, suffix = name.partition(" ")
+            old = [f"{what} {group}{space}{suffix}" for group in range(len(sizes))]
+            if all(each in numbers for each in old):
+                of_groups = [[numbers.pop(each)] * size for each, size in zip(old, sizes, strict=True)]
+                numbers[name] = [value for of_group in of_groups for value in of_group]
+        return numbers
 
-def _places(what: str, group: int) -> tuple[str, str, str]:
-    return f"{what} {group} at", f"{what} {group}", f"{what} {group} next"
+
+def _carried_names(what: str) -> tuple[str, str, str]:
+    return f"{what} at", what, f"{what} next"
 
 
 class ParamGroup(MutableMapping[str, Any]):

@@ -154,7 +154,7 @@ class ASGD(TorchOptimizer):
 
     slots = ("ax",)
 
-    def initial_numbers(self) -> dict[str, float]:
+    def initial_numbers_per_variable(self) -> dict[str, float]:
         return self.carried("eta")
 
     def rule(self) -> Any:
@@ -237,4 +237,6 @@ class Rprop(TorchOptimizer):
         (down, up), (low, high) = hyper.etas, hyper.step_sizes
         if low > high:
             raise ValueError(f"{self._owner}: step_sizes[0] must be <= step_sizes[1], got {hyper.step_sizes!r}")
+        if t == 1:  # step sizes begin at the learning rate of now, not of `build`
+            low = high = min(max(hyper.lr, low), high)
         return down, up, low, high

@@ -9,70 +9,18 @@ less. Weights must agree to 100 units in the last place of their value or of 1, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import fastvar as fv
 import fastvar.torch
-from tests.support.oracles import default_dtype
 from tests.support.runs import assert_all_same_bits, gradients, variables
 from tests.support.torch_cases import LEFT_OUT, OWN, every_case, every_class, make, one_of_each
+from tests.support.torch_steps import STEPS, follow
 
-STEPS = 20
-BOUND = 100  # units in the last place
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
-
-
-def follow(
-    name: str,
-    options: dict[str, Any],
-    dtype: str,
-    groups: Callable[[list[Any]], Any] = lambda params: params,
-    each_step: Callable[[int, Any], object] = lambda t, optimizer: None,
-) -> None:
-    """Compare every one of 20 steps, calling `each_step(t, optimizer)` for both optimizers before it."""
-    with default_dtype(dtype):
-        ours = variables(dtype)
-        theirs = [torch.nn.Parameter(torch.tensor(v.value)) for v in ours]
-        start, most = [v.numpy() for v in ours], [{} for _ in ours]
-        mine = make(name, groups(ours), **options)
-        other = getattr(torch.optim, name)(groups(theirs), **options)
-        for t in range(STEPS):
-            grads = gradients(t, dtype)
-            grads[0][0] = 0  # which only a fitting epsilon survives
-            each_step(t, mine)
-            each_step(t, other)
-            for v, p, g in zip(ours, theirs, grads, strict=True):
-                v.grad, p.grad = g, torch.tensor(g)
-            mine.step()
-            other.step()
-            for v, p in zip(ours, theirs, strict=True):
-                assert_close(v, p.detach(), 1, f"weights after step {t}")
-            for v, p, of in zip(ours, theirs, most, strict=True):
-                assert_same_state(mine, v, other.state[p], of, t)
-    for v, before in zip(ours, start, strict=True):
-        assert v.size == 0 or (v.value != before).any()
-
-
-def assert_close(actual: fv.Variable, expected: Any, least: float, what: str) -> None:
-    expected = expected.numpy()
-    assert actual.dtype == expected.dtype
-    units = np.finfo(expected.dtype).eps * np.maximum(np.abs(expected), least)
-    assert (np.abs(actual.value - expected) <= BOUND * units).all(), what
-
-
-def assert_same_state(mine: Any, v: fv.Variable, theirs: dict[str, Any], most: dict[str, float], t: int) -> None:
-    arrays = {k for k, x in theirs.items() if isinstance(x, torch.Tensor) and k not in ("step", "eta", "mu")}
-    arrays -= {"mu_product"}
-    assert arrays <= set(mine._state.slots)
-    for slot in arrays:
-        if v.size:
-            most[slot] = max(float(theirs[slot].abs().max()), most.get(slot, 0))
-            assert_close(mine.slot(v, slot), theirs[slot], most[slot], f"{slot} after step {t}")
 
 
 @every_case

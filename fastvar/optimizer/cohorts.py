@@ -1,0 +1,102 @@
+"""Cohorts: which variables share the scalars of their rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastvar.buffers import Array
+from fastvar.optimizer.rule import Rule
+from fastvar.optimizer.state import State
+
+Scalars = Callable[[Any, int], Sequence[Any]]
+
+
+class Cohort(NamedTuple):
+    """Variables of one group and kind that have made the same updates."""
+
+    number: int  # of their pair of group and kind
+    places: Any  # their positions: a slice, or an array
+    missed: int  # updates of the optimizer in which they had no gradient
+
+
+class Cohorts:
+    """The groups of variables that share their hyperparameters, parted into those that share their scalars.
+
+    All variables of one group and kind share them, unless the rule counts the updates of each variable. Then those
+    without a gradient are in no cohort, and the others in one with those of the same count and numbers.
+
+    Attributes
+    ----------
+    pairs : list of (int, str)
+        The pairs of group and kind that there are.
+    number_of : ndarray of int
+        The number of the pair of each variable.
+    counting : bool
+        Whether the rule counts per variable.
+    present : list of bool or None
+        Which variables had a gradient when the cohorts were made. While it is the same ones, the cohorts stay the
+        same: they make the same updates.
+    """
+
+    def __init__(self, rule: Rule, state: State) -> None:
+        self.counting, self._state = rule.counts_per_variable, state
+        numbers: dict[tuple[int, str], int] = {}
+        self.number_of = np.zeros(len(state.variables), np.intp)
+        for k, group in enumerate(state.groups):
+            for v in group.variables:
+                number = numbers.setdefault((k, rule.kind_of(v)), len(numbers))
+                self.number_of[state.index[id(v)]] = number
+        self.pairs = [*numbers]
+        self.present: list[bool] | None = None
+        self._numbers = ["missed", *rule.initial_numbers_per_variable()]
+        self._cohorts: list[Cohort] = []
+
+    def part(self, present: list[bool]) -> list[int]:
+        """Make the cohorts of the variables that have a gradient; return that of each, -1 of the others."""
+        histories = zip(*(self._state.numbers[name].tolist() for name in self._numbers), strict=True)
+        members: dict[tuple[int, Any], list[int]] = {}
+        for i, (number, history) in enumerate(zip(self.number_of.tolist(), histories, strict=True)):
+            if present[i]:
+                members.setdefault((number, history), []).append(i)
+        self._cohorts = [
+            Cohort(number, _positions(those), int(history[0])) for (number, history), those in members.items()
+        ]
+        cohort_of = [-1] * len(present)
+        for cohort, those in enumerate(members.values()):
+            for i in those:
+                cohort_of[i] = cohort
+        return cohort_of
+
+    def formulas(self, of_pairs: list[Scalars], hyper: list[Any]) -> list[tuple[Scalars, Any]]:
+        """Return what gives the scalars of each cohort, and the hyperparameters to give it."""
+        if not self.counting:
+            return [*zip(of_pairs, hyper, strict=True)]
+        alone = [sum(cohort.number == k for cohort in self._cohorts) == 1 for k in range(len(of_pairs))]
+        result = []
+        for number, places, missed in self._cohorts:
+            formula = of_pairs[number]
+            if alone[number] and not missed:
+                hyper[number].places = places
+            else:
+                formula = _of_cohort(formula, places, missed)
+            result.append((formula, hyper[number]))
+        return result
+
+
+def _positions(members: list[int]) -> slice | Array:
+    """Return sorted positions as what indexes an array fastest."""
+    first, last = members[0], members[-1]
+    return slice(first, last + 1) if last - first + 1 == len(members) else np.array(members)
+
+
+def _of_cohort(formula: Scalars, places: Any, missed: int) -> Scalars:
+    """Return what gives the scalars of a cohort at an update of the optimizer."""
+
+    def scalars(hyper: Any, t: int) -> Sequence[Any]:
+        hyper.places = places
+        return formula(hyper, t - missed)
+
+    return scalars
