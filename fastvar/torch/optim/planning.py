@@ -118,6 +118,7 @@ class TensorPlan:
             self.counts = flat.numpy()
             for i, (_, kept) in enumerate(self.new_state):
                 kept["step"] = flat[i]
+        self.one = self.counts.dtype.type(1)
 
     def _slot(self, part: Part, name: str, i: int, found: Any) -> Any:
         """Return a slot that lies like its parameter: the one found, a copy of it, or a new one."""
@@ -175,16 +176,17 @@ class TensorPlan:
         present = None if bound == len(self.members) else self.watch.memory["format"] >= 0
         if not bound:
             return False
-        if not self.apart and self._differ(present):
+        counts = self._counts(present)
+        if not self.apart and any(of and of.count(of[0]) != len(of) for of in counts):
             self._make_plan(apart=True)
             self.plan.bind(self.watch.memory)
-        rows = self._scalars(optimizer)
+        rows = self._scalars(optimizer, counts)
         changed = self.members if present is None else [*itertools.compress(self.members, present)]
         torch.autograd.graph.increment_version(changed)
         if self.new_state:
             self._commit(optimizer)
-        counts = self.counts + (1 if present is None else present)
-        commits = [(self.counts, counts.astype(self.counts.dtype) if self.counted else np.minimum(counts, 1))]
+        more = self.counts + (self.one if present is None else present * self.one)
+        commits = [(self.counts, more if self.counted else np.minimum(more, 1))]
         self.plan.run(rows, threads.get_num_threads() if self.parallel else 1, None, commits)
         return True
 
@@ -208,21 +210,18 @@ class TensorPlan:
         if not self.watch.replace(i, copy):
             raise refused(self.owner, label, gradient, "real numbers")
 
-    def _differ(self, present: Any) -> bool:
-        """Return whether members of a part that have gradients have different counts."""
-        if present is None and self.counts.max() == self.counts.min():
-            return False
-        here = slice(None) if present is None else present
-        sizes = [part.members.stop - part.members.start for part in self.parts]
-        part_of = np.repeat(np.arange(len(self.parts)), sizes)[here].tolist()
-        return len({*zip(part_of, self.counts[here].tolist(), strict=True)}) > len({*part_of})
+    def _counts(self, present: Any) -> list[list[float]]:
+        """Return the counts of those members of each part that have gradients."""
+        counts = self.counts.tolist()
+        if present is None:
+            return [counts[part.members] for part in self.parts]
+        return [[*itertools.compress(counts[part.members], present[part.members])] for part in self.parts]
 
-    def _scalars(self, optimizer: Any) -> list[Any]:
+    def _scalars(self, optimizer: Any, counts: list[list[float]]) -> list[Any]:
         """Return the scalars of each group of the plan, and set its stages."""
         rows: list[Any] = []
         scale = getattr(optimizer, "grad_scale", None)  # of torch.amp.GradScaler
         unscale = 1.0 if scale is None else 1 / scale.item()
-        present = self.watch.memory["format"] >= 0
         for k, part in enumerate(self.parts):
             hyper, formula = part.hyper, part.rule.scalars
             sign, l2, decay = part.rule.gradient_sign(), part.decays.l2_rate(hyper), part.decays.decay_rate(hyper)
@@ -231,12 +230,11 @@ class TensorPlan:
                 stages = self.plan.stages[part.members]
                 stages["scale"], stages["l2"], stages["decay"] = condition
             if self.apart:
-                counts = self.counts[part.members].tolist()
-                made = {t: formula(hyper, int(t) + 1) for t in {*counts}}
-                rows += [made[t] for t in counts]
+                of_all = self.counts[part.members].tolist()
+                made = {t: formula(hyper, int(t) + 1) for t in {*of_all}}
+                rows += [made[t] for t in of_all]
             else:
-                first = part.members.start + int(present[part.members].argmax())  # one with a gradient, if any has
-                rows.append(formula(hyper, int(self.counts[first]) + 1))
+                rows.append(formula(hyper, int(counts[k][0] if counts[k] else 0) + 1))
         return rows
 
 
