@@ -13,12 +13,14 @@ import torch
 from torch.optim import LBFGS, Optimizer, lr_scheduler, swa_utils
 
 from fastvar.torch.optim.classes import (
+    ASGD,
     SGD,
     Adadelta,
     Adagrad,
     Adam,
     Adamax,
     AdamW,
+    NAdam,
     RAdam,
     RMSprop,
     Rprop,
@@ -26,6 +28,7 @@ from fastvar.torch.optim.classes import (
 from fastvar.torch.optim.stepping import KernelStep
 
 __all__ = [
+    "ASGD",
     "LBFGS",
     "SGD",
     "Adadelta",
@@ -34,6 +37,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "KernelStep",
+    "NAdam",
     "Optimizer",
     "RAdam",
     "RMSprop",

@@ -7,7 +7,7 @@ import torch
 import fastvar.torch as ours
 from fastvar.torch.optim.stepping import KernelStep
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RAdam", "RMSprop", "Rprop"]
+__all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]
 
 
 class SGD(KernelStep, torch.optim.SGD):
@@ -27,6 +27,20 @@ class AdamW(KernelStep, torch.optim.AdamW):
     """`torch.optim.AdamW`."""
 
     rule_class = ours.AdamW
+
+
+class NAdam(KernelStep, torch.optim.NAdam):
+    """`torch.optim.NAdam`."""
+
+    rule_class = ours.NAdam
+    carries = ("mu_product",)
+
+
+class ASGD(KernelStep, torch.optim.ASGD):
+    """`torch.optim.ASGD`."""
+
+    rule_class = ours.ASGD
+    carries = ("eta", "mu")
 
 
 class RAdam(KernelStep, torch.optim.RAdam):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from fastvar import buffers, kernels, threads
 from fastvar.kernels.tensors import Reader, Watch
 from fastvar.optimizer.planning import PARALLEL, Resolved
-from fastvar.torch import AdamW, TorchOptimizer
+from fastvar.torch import AdamW
 
 FLAGS = ("amsgrad", "centered", "momentum")  # of a group: they decide on its slots and its rule
 REFUSED = ("capturable", "differentiable")  # what a group must not ask for
@@ -22,13 +24,28 @@ CLASSES = (torch.Tensor, torch.nn.Parameter)
 READER = Reader(CLASSES, torch.strided)
 
 
+class Carrying:
+    """Makes a rule of `fastvar.torch` take the number that the update before left from its hyperparameters."""
+
+    def _carried(self, what: str, hyper: Any, t: int, first: float, after: Callable[[float], float]) -> float:
+        before: float = first if t == 1 else hyper.carried
+        hyper.left = after(before)
+        return before
+
+
+@functools.cache
+def carrying(rule_class: Any) -> Any:
+    """Return a class like that of `fastvar.torch`, but `Carrying`."""
+    return type(rule_class.__name__, (Carrying, rule_class), {})
+
+
 class Part:
     """The members of a group, and the rule that its flags ask for."""
 
-    def __init__(self, rule_class: type[TorchOptimizer], group: dict[str, Any], number: int) -> None:
+    def __init__(self, rule_class: Any, group: dict[str, Any], number: int) -> None:
         given = {name: group[name] for name in FLAGS if name in rule_class.parameters}
         settings = {name: float(bool(x)) if name == "momentum" else bool(x) for name, x in given.items()}
-        self.rule: Any = rule_class(maximize=bool(group["maximize"]), **settings)
+        self.rule = carrying(rule_class)(maximize=bool(group["maximize"]), **settings)
         self.decays = DECAYING if group.get("decoupled_weight_decay") else self.rule
         self.number, self.slots, self.flags = number, tuple(self.rule.slots), flags(group)
         self.members = slice(0)
@@ -66,7 +83,11 @@ class TensorPlan:
     """
 
     def __init__(self, optimizer: Any, lists: list[list[Any]]) -> None:
-        self.owner, self.counted = type(optimizer).__name__, optimizer.counts_steps
+        self.owner, self.counted, self.carries = (
+            type(optimizer).__name__,
+            optimizer.counts_steps,
+            optimizer.carries,
+        )
         self.groups: list[Part] = []
         self.members: list[Any] = []
         self.names: list[str] = []
@@ -101,7 +122,8 @@ class TensorPlan:
         """Find the slots and counts of members, and make what there is not."""
         self.slots: list[list[Any]] = []
         self.new_state: list[tuple[Any, dict[str, Any]]] = []
-        begun = []
+        begun: list[float] = []
+        left: list[list[float]] = []
         for part in self.parts:
             for i in range(part.members.start, part.members.stop):
                 p, state = self.members[i], optimizer.state.get(self.members[i]) or {}
@@ -112,13 +134,19 @@ class TensorPlan:
                 self.new_state.append((p, kept))
                 whole = all(state.get(name) is not None for name in part.slots)
                 begun.append(float(state.get("step", 0.0)) if self.counted else float(whole))
-        self.counts: Any = np.array(begun)
-        if self.counted:
-            flat = torch.tensor(begun, dtype=of_default())
-            self.counts = flat.numpy()
-            for i, (_, kept) in enumerate(self.new_state):
-                kept["step"] = flat[i]
+                left.append([float(state.get(name, 0.0)) for name in self.carries])
+        self.counts: Any = self._flat("step", begun) if self.counted else np.array(begun)
+        self.carried = [
+            self._flat(name, [*x]) for name, x in zip(self.carries, zip(*left, strict=True), strict=False)
+        ]
         self.one = self.counts.dtype.type(1)
+
+    def _flat(self, name: str, values: list[float]) -> Any:
+        """Let the state of every member have a number under `name`; return all of them as one array."""
+        flat = torch.tensor(values, dtype=of_default())
+        for i, (_, kept) in enumerate(self.new_state):
+            kept[name] = flat[i]
+        return flat.numpy()
 
     def _slot(self, part: Part, name: str, i: int, found: Any) -> Any:
         """Return a slot that lies like its parameter: the one found, a copy of it, or a new one."""
@@ -176,17 +204,20 @@ class TensorPlan:
         present = None if bound == len(self.members) else self.watch.memory["format"] >= 0
         if not bound:
             return False
-        counts = self._counts(present)
-        if not self.apart and any(of and of.count(of[0]) != len(of) for of in counts):
+        cohorts = self._cohorts(present)
+        if not self.apart and any(of and of.count(of[0]) != len(of) for of in cohorts):
             self._make_plan(apart=True)
             self.plan.bind(self.watch.memory)
-        rows = self._scalars(optimizer, counts)
+        rows, left = self._scalars(optimizer, cohorts)
         changed = self.members if present is None else [*itertools.compress(self.members, present)]
         torch.autograd.graph.increment_version(changed)
         if self.new_state:
             self._commit(optimizer)
         more = self.counts + (self.one if present is None else present * self.one)
         commits = [(self.counts, more if self.counted else np.minimum(more, 1))]
+        for array, values in zip(self.carried, zip(*left, strict=True), strict=False):
+            new = np.array(values, array.dtype)
+            commits.append((array, new if present is None else np.where(present, new, array)))
         self.plan.run(rows, threads.get_num_threads() if self.parallel else 1, None, commits)
         return True
 
@@ -210,32 +241,53 @@ class TensorPlan:
         if not self.watch.replace(i, copy):
             raise refused(self.owner, label, gradient, "real numbers")
 
-    def _counts(self, present: Any) -> list[list[float]]:
-        """Return the counts of those members of each part that have gradients."""
-        counts = self.counts.tolist()
+    def _cohorts(self, present: Any) -> list[list[Any]]:
+        """Return the counts, and numbers carried, of those members of each part that have gradients."""
+        counts = self._numbers()
         if present is None:
             return [counts[part.members] for part in self.parts]
         return [[*itertools.compress(counts[part.members], present[part.members])] for part in self.parts]
 
-    def _scalars(self, optimizer: Any, counts: list[list[float]]) -> list[Any]:
-        """Return the scalars of each group of the plan, and set its stages."""
+    def _numbers(self) -> list[Any]:
+        """Return of each member its count, and the number that it carries if there is one."""
+        counts: list[Any] = self.counts.tolist()
+        return [*zip(counts, self.carried[0].tolist(), strict=True)] if self.carried else counts
+
+    def _scalars(self, optimizer: Any, cohorts: list[list[Any]]) -> tuple[list[Any], list[Any]]:
+        """Set the stages; return the scalars of each group of the plan, and what each member carries on."""
         rows: list[Any] = []
+        left: list[Any] = []
         scale = getattr(optimizer, "grad_scale", None)  # of torch.amp.GradScaler
         unscale = 1.0 if scale is None else 1 / scale.item()
+        numbers = self._numbers() if self.apart else []
         for k, part in enumerate(self.parts):
-            hyper, formula = part.hyper, part.rule.scalars
+            hyper = part.hyper
             sign, l2, decay = part.rule.gradient_sign(), part.decays.l2_rate(hyper), part.decays.decay_rate(hyper)
             if (condition := (sign * unscale, l2, decay)) != self.conditions[k]:
                 self.conditions[k] = condition
                 stages = self.plan.stages[part.members]
                 stages["scale"], stages["l2"], stages["decay"] = condition
             if self.apart:
-                of_all = self.counts[part.members].tolist()
-                made = {t: formula(hyper, int(t) + 1) for t in {*of_all}}
-                rows += [made[t] for t in of_all]
+                made = {cohort: self._row(part, cohort) for cohort in {*numbers[part.members]}}
+                rows += [made[cohort][0] for cohort in numbers[part.members]]
+                left += [made[cohort][1] for cohort in numbers[part.members]]
             else:
-                rows.append(formula(hyper, int(counts[k][0] if counts[k] else 0) + 1))
-        return rows
+                row, carried = self._row(part, cohorts[k][0] if cohorts[k] else 0.0)
+                rows.append(row)
+                left += [carried] * (part.members.stop - part.members.start) if self.carried else []
+        return rows, left
+
+    def _row(self, part: Part, cohort: Any) -> tuple[Any, list[float]]:
+        """Return the scalars of a cohort, and what its members carry to their next update."""
+        hyper, formula = part.hyper, part.rule.scalars
+        if not self.carried:
+            return formula(hyper, int(cohort) + 1), []
+        count, hyper.carried = cohort or (0.0, 0.0)
+        row = formula(hyper, int(count) + 1)
+        left = [hyper.left]
+        if len(self.carries) > 1:  # "mu" of ASGD: what its next update takes
+            left.append(formula(hyper, int(count) + 2)[part.rule.rule().scalars.index("take")])
+        return row, left
 
 
 def torch_keeps(slot: str, hyper: Any) -> bool:

@@ -23,12 +23,15 @@ class KernelStep(torch.optim.Optimizer):
         The class of `fastvar.torch` whose rule and scalars it takes.
     counts_steps : bool
         Whether PyTorch keeps a count of steps for each parameter.
+    carries : tuple of str
+        The numbers of each parameter, in its state, that one update leaves to the next.
     kernel_steps : int
         How many steps have run in fastvar's kernels.
     """
 
     rule_class: ClassVar[type[TorchOptimizer]]
     counts_steps: ClassVar[bool] = True
+    carries: ClassVar[tuple[str, ...]] = ()
     kernel_steps = 0
     _plan: TensorPlan | None = None
 
