@@ -83,11 +83,8 @@ class TensorPlan:
     """
 
     def __init__(self, optimizer: Any, lists: list[list[Any]]) -> None:
-        self.owner, self.counted, self.carries = (
-            type(optimizer).__name__,
-            optimizer.counts_steps,
-            optimizer.carries,
-        )
+        self.owner, self.counted = type(optimizer).__name__, optimizer.counts_steps
+        self.carries: tuple[str, ...] = optimizer.carries
         self.groups: list[Part] = []
         self.members: list[Any] = []
         self.names: list[str] = []
@@ -136,9 +133,7 @@ class TensorPlan:
                 begun.append(float(state.get("step", 0.0)) if self.counted else float(whole))
                 left.append([float(state.get(name, 0.0)) for name in self.carries])
         self.counts: Any = self._flat("step", begun) if self.counted else np.array(begun)
-        self.carried = [
-            self._flat(name, [*x]) for name, x in zip(self.carries, zip(*left, strict=True), strict=False)
-        ]
+        self.carried = [self._flat(name, [of[k] for of in left]) for k, name in enumerate(self.carries)]
         self.one = self.counts.dtype.type(1)
 
     def _flat(self, name: str, values: list[float]) -> Any:
@@ -191,8 +186,9 @@ class TensorPlan:
         """Return the members whose gradient must be copied, or None if the plan is stale."""
         if len(lists) != len(self.groups):
             return None
-        for part, group in zip(self.groups, optimizer.param_groups, strict=True):
-            if not part.follow(group):
+        groups = optimizer.param_groups
+        for part in self.groups:
+            if not part.follow(groups[part.number]):
                 return None
         return self.watch.look(lists, optimizer.state)
 
@@ -215,8 +211,8 @@ class TensorPlan:
             self._commit(optimizer)
         more = self.counts + (self.one if present is None else present * self.one)
         commits = [(self.counts, more if self.counted else np.minimum(more, 1))]
-        for array, values in zip(self.carried, zip(*left, strict=True), strict=False):
-            new = np.array(values, array.dtype)
+        for k, array in enumerate(self.carried):
+            new = np.array([of[k] for of in left], array.dtype)
             commits.append((array, new if present is None else np.where(present, new, array)))
         self.plan.run(rows, threads.get_num_threads() if self.parallel else 1, None, commits)
         return True
