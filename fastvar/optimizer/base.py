@@ -1,4 +1,4 @@
-"""The optimizer that users call: build, apply, step, minimize."""
+"""The API of optimizers: build, apply, step, minimize."""
 
 from __future__ import annotations
 
@@ -23,62 +23,63 @@ from fastvar.variable import Variable
 
 
 class Optimizer(Rule):
-    """Base of all optimizers: updates variables in place from gradients, in one pass over memory.
+    """Base of all optimizers: update variables in place from gradients, in one pass over memory.
 
-    The options below hold for every optimizer alike. Order of a step, as in Keras: gradients that are None
-    are dropped, the rest unscaled, accumulated, regularised, clipped; weights decay, the rule updates them,
-    moving averages follow, constraints apply, and `iterations` counts up. Everything is checked before the
-    first element is written: a step happens to all variables, or raises and changes nothing.
+    All optimizers have the options below. The order of a step is Keras's: gradients that are None are dropped; the
+    others are unscaled, accumulated, regularised and clipped; weights decay; the rule updates them; moving
+    averages are updated; constraints are applied; `iterations` increases. Everything is checked before the first
+    element is written: a step updates all variables, or it raises an error and changes nothing.
 
     Parameters
     ----------
     learning_rate : float or callable
-        Step size, >= 0; or a schedule: a callable of the iteration (from 0) that returns it.
+        Step size, >= 0; or a schedule, a function of the iteration (from 0).
     weight_decay : float, optional
         Decoupled decay: `w -= learning_rate * weight_decay * w` before the update, >= 0.
     clipnorm : float, optional
-        Each variable's gradient is scaled to at most this L2 norm, > 0.
+        Scale the gradient of each variable to at most this L2 norm, > 0.
     clipvalue : float, optional
-        Each gradient element is clipped to [-clipvalue, clipvalue], > 0.
+        Clip each element of the gradients to [-clipvalue, clipvalue], > 0.
     global_clipnorm : float, optional
-        All gradients together are scaled to at most this L2 norm, > 0.
+        Scale all gradients together to at most this L2 norm, > 0.
     adaptive_clipnorm : float, optional
-        Adaptive gradient clipping: the gradient of each unit (what one output depends on: a column of a kernel,
-        a whole vector) is scaled to at most this times the norm of the unit's weights, > 0. At most one of
-        these four. It takes a pass of its own.
+        Adaptive gradient clipping: scale the gradient of each unit to at most this times the norm of the unit's
+        weights, > 0. A unit is what one output depends on: a column of a kernel, or a whole vector. Only one of
+        these four options can be set.
     use_ema : bool
-        Keep an exponential moving average of every variable: `a = m * a + (1 - m) * w`; the first step
-        copies the weights. Switched on later, or off and on, it begins at the weights of then.
+        Keep an exponential moving average of every variable: `a = m * a + (1 - m) * w`. It starts as a copy of
+        the weights at the first step after it is switched on.
     ema_momentum : float
-        The `m` of it, in [0, 1].
+        The `m` in this formula, in [0, 1].
     ema_overwrite_frequency : int, optional
-        Overwrite the variables by their averages every so many iterations, >= 1.
+        Every this many iterations, overwrite the variables with their averages, >= 1.
     loss_scale_factor : float, optional
-        Gradients are divided by it, > 0 (`scale_loss` multiplies the loss).
+        Divide gradients by this, > 0; `scale_loss` multiplies the loss by it.
     gradient_accumulation_steps : int, optional
-        Update once in so many calls, with the sum of their gradients over this number, >= 2. A variable with
-        None in some of the calls gets the sum of the others; with None in all it is left alone.
+        Update once in this many calls, >= 2, with the sum of their gradients divided by this number. None does not
+        count in the sum. A variable with None in all calls is not updated.
     nonfinite : {"ignore", "skip", "raise"}
-        What a step does if a gradient holds infinity or NaN, or if a weight, a slot or an average that is finite
-        would be so no more: update all the same, change nothing and count it in `skipped`, or change nothing and
-        raise ValueError. The last two keep a copy of what a step writes; Adam takes 1.6 times as long for large
-        models, and up to 2.5 times for those that just fit the processor's cache.
+        What a step does if a gradient holds infinity or NaN, or if a finite weight, slot or average would become
+        infinite or NaN: "ignore" updates anyway, "skip" changes nothing and counts the step in `skipped`, "raise"
+        changes nothing and raises ValueError. The last two keep a copy of what a step writes. Then Adam takes 1.6
+        times as long for large models, and up to 2.5 times for those that just fit the processor's cache.
     name : str, optional
-        Begins error messages; by default the class name.
+        The beginning of error messages; by default the name of the class.
 
     Notes
     -----
-    In accumulation, as in Keras, schedules count calls and see those that update; moving averages move at every
-    call, and in the first window are the weights; `ema_overwrite_frequency`, `iterations` and the rules count
-    updates; constraints hold after every call. A call that `nonfinite="skip"` leaves out counts nowhere.
+    With accumulation, as in Keras: schedules count calls, and take effect at those that update. Moving averages
+    are updated at every call; during the first window they equal the weights. `ema_overwrite_frequency`,
+    `iterations` and the rules count updates. Constraints are applied after every call. A call that
+    `nonfinite="skip"` skips does not count at all.
 
-    Hyperparameters may be set at any time: the next step is that of a new optimizer that has them and this one's
-    state. Slots that they no longer ask for are dropped, those that they ask for anew begin as at first.
-    Patterns for names go by the names that variables have at `build`.
+    Hyperparameters can be set at any time. The next step is that of a new optimizer that has them and this one's
+    state: slots that are no longer needed are dropped, and newly needed ones start at their initial values.
+    Patterns for names match the names that variables had at `build`.
 
-    A rule of one's own is a subclass that declares its parameters, names its slots, and writes `update` in
-    plain NumPy; all options above hold for it. Other attributes are declared in its body (`calls: int = 0`), or
-    begin with `_`: to set what is not declared is an error, so that no slip of the pen passes for a setting.
+    For a rule of your own, write a subclass that declares its parameters, names its slots, and defines `update` in
+    plain NumPy. All options above work with it. Declare other attributes in the class body (`calls: int = 0`), or
+    begin their names with `_`. Setting an undeclared attribute is an error, so that a misspelt setting is noticed.
 
     Examples
     --------
@@ -99,15 +100,15 @@ class Optimizer(Rule):
     array([0.9 , 1.95])
     """
 
-    group_keys: tuple[str, ...] = ("variables",)  # under which the variables of a group stand
+    group_keys: tuple[str, ...] = ("variables",)  # the keys for the variables of a group
 
-    # Making one.
+    # Construction.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._state = State()
-        self._tree: Tree | None = None  # in which `build` was given the variables
-        self._listed = -1  # so many gradients in a list are those of the variables, in their order
+        self._tree: Tree | None = None  # of the variables given to `build`
+        self._listed = -1  # a list of this length has the gradients in the order of the variables
         self._excluded: tuple[list[Variable], re.Pattern[str] | None] = ([], None)
         self._plan: StepPlan | None = None
         self._turn = Turn(type(self).__name__)
@@ -146,23 +147,23 @@ class Optimizer(Rule):
             raise type(error)(f"{self._owner}: {at} {error}") from None
 
     def build(self, variables: Any) -> None:
-        """Take the variables to be updated, and make their slots; later calls for the same ones do nothing.
+        """Set the variables to update, and make their slots. Later calls with the same variables do nothing.
 
         Parameters
         ----------
         variables : tree or iterable of Variable or dict
-            Modules, dicts, lists, tuples, named tuples and dataclasses of variables, nested as one likes; None
-            stands for no variable. Dicts of the top level that have the key "variables" are groups:
-            `{"variables": tree, "learning_rate": 1e-4, ...}`; the variables that stand alone are one group more,
-            with the optimizer's own hyperparameters. A variable that has no name gets its path.
+            Modules, dicts, lists, tuples, named tuples and dataclasses of variables, nested in any way. None means
+            no variable. Dicts at the top level with the key "variables" are groups:
+            `{"variables": tree, "learning_rate": 1e-4, ...}`. The variables outside groups form another group,
+            with the optimizer's own hyperparameters. A variable without a name is named by its path.
 
         Raises
         ------
         TypeError
-            If one is no variable, or neither float32 nor float64.
+            If something is not a variable, or neither float32 nor float64.
         ValueError
-            If there are none, a group is empty, a variable or a name comes twice, memory is shared, or the
-            optimizer is built on others.
+            If there are no variables, a group is empty, a variable or a name occurs twice, variables share memory,
+            or the optimizer is built on other variables.
         """
         tree, grouped = parsed(self._owner, variables, self.group_keys)
         flat, built = [v for group in grouped for v in group["variables"]], self._state.variables
@@ -177,31 +178,31 @@ class Optimizer(Rule):
 
     def _build(self, grouped: list[dict[str, Any]]) -> None:
         check_variables(self._owner, grouped)
-        state = self._state  # whose slots a restore has made
+        state = self._state  # a restore has made its slots
         state.take([Group(self, group.pop("variables"), group) for group in grouped])
         state.numbers = {**state.numbers, **first_numbers(self, len(state.variables))}
         self._refreshed()
 
     def _kept(self) -> list[tuple[Any, Any]]:
-        """Return all but the slots, as places and what they hold, for `Atomic` to put back."""
+        """Return all but the slots as pairs of target and value, with which `Atomic` restores them."""
         mine = {name: getattr(self, name) for name in ("_tree", "_listed", "_plan")}
         return [(self, mine), (self._parameters, self._parameters.copy()), *self._state.kept()]
 
     def _forget_plan(self) -> None:
-        """Plan anew at the next step."""
+        """Plan again at the next step."""
         self._updating._plan = None
 
     @property
     def _updating(self) -> Optimizer:
-        """The optimizer that makes the updates: this one, unless it is around another."""
+        """The optimizer that makes the updates: this one, unless it wraps another."""
         return self
 
     def _numbers_of_today(self, numbers: dict[str, Any], sizes: list[int]) -> dict[str, Any]:
-        """Return the numbers of a file, maybe of an older version, for groups of so many variables."""
+        """Return the numbers of a file, which may be of an older version, for groups of these sizes."""
         return numbers
 
     def _refreshed(self) -> StepPlan:
-        """Return a plan that knows the present hyperparameters, anew only if it itself must change."""
+        """Return a plan with the present hyperparameters. Make a new one only if necessary."""
         if keep(self, self._state):
             self._plan = None
         plan = self._plan
@@ -219,20 +220,20 @@ class Optimizer(Rule):
         Parameters
         ----------
         grads : tree or sequence of array_like, IndexedSlices or None
-            A tree like that of the variables: each variable gets the gradient of its path, such as "dense/kernel",
-            whatever the order, and whatever holds it (a dict for a module, say). None is no gradient, also in the
-            place of a whole branch. A dict may have full paths or names for its keys. A flat sequence is in the
-            order of the variables; it is refused where they stand in a dict, which has no order that all agree on.
-            `IndexedSlices` update the rows that they name. A gradient that is strided, byte-swapped, misaligned, a
-            list or of another real dtype means what its contiguous copy means.
+            A tree like that of the variables. Each variable gets the gradient at its path, such as "dense/kernel",
+            in any order and in any container (such as a dict for a module). None means no gradient, also for a
+            whole branch. A dict may have full paths or names as keys. A flat sequence is in the order of the
+            variables; it is refused if they are in a dict, whose order is not certain. `IndexedSlices` update the
+            rows that they name. Gradients that are lists, strided, byte-swapped, misaligned or of another real
+            dtype are converted.
         trainable_variables : tree or iterable of Variable, optional
-            The variables of `grads`; by default those of `build`. The first call builds on them. Variables
-            whose `trainable` is False keep their values.
+            The variables of `grads`, by default those of `build`. The first call builds the optimizer on them.
+            Variables whose `trainable` is False keep their values.
 
         Raises
         ------
         TypeError, ValueError
-            Naming the variable; nothing has changed then, and what was not built is not.
+            For a bad gradient; the message names the variable. Nothing has changed.
         RuntimeError
             If another thread is in a step of this optimizer.
         """
@@ -241,7 +242,7 @@ class Optimizer(Rule):
     def _apply(self, grads: Any, variables: Any, zero: bool) -> None:
         with self._turn:
             if variables is not None and not self._state.variables:
-                with Atomic(self._kept(), [], self._state.count):  # unbuilt as before if this fails
+                with Atomic(self._kept(), [], self._state.count):  # if this fails, it is still not built
                     grads = self._arranged(grads, variables)
                     if self._state.variables:
                         step(self._refreshed(), grads, zero)
@@ -256,7 +257,7 @@ class Optimizer(Rule):
             step(plan, grads, zero)
 
     def _arranged(self, grads: Any, variables: Any) -> list[Any]:
-        """Return the gradients in the order in which the optimizer has its variables; build it if it is not."""
+        """Return the gradients in the order of the variables. Build the optimizer first if necessary."""
         owner, state = self._owner, self._state
         if variables is state.variables:
             return grads  # type: ignore[no-any-return]
@@ -268,13 +269,13 @@ class Optimizer(Rule):
         return arranged(owner, self._tree, state, self.group_keys, grads, variables)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
-        """Update once from pairs of gradient and variable, or of trees of them; return the number of calls."""
+        """Update once from pairs of gradient and variable, or of trees of these. Return the number of calls."""
         pairs = list(grads_and_vars)
         self.apply([gradient for gradient, _ in pairs], [v for _, v in pairs])
         return self._steps
 
     def step(self, zero_grad: bool = False) -> None:
-        """Update once from the `grad` of every variable; with `zero_grad`, zero them in the same pass.
+        """Update once from the `grad` of every variable. With `zero_grad`, zero them in the same pass.
 
         Raises
         ------
@@ -288,8 +289,8 @@ class Optimizer(Rule):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the `grad` of every variable, or with `set_to_none=False` fill them with zeros.
 
-        A `grad` that cannot be written in place (a list, a read-only array, one of JAX) is replaced by zeros;
-        a sparse one (`IndexedSlices`) becomes None, which stands for zero.
+        A `grad` that cannot be written in place (a list, a read-only array, a JAX array) is replaced by zeros. A
+        sparse one (`IndexedSlices`) becomes None, which means zero.
         """
         if set_to_none:
             after = [(v, {"_grad": None}) for v in self._state.variables]
@@ -305,7 +306,7 @@ class Optimizer(Rule):
     ) -> Any:
         """Call `value_and_grad()` for the loss and the gradients of `var_list`, update once, return the loss.
 
-        Both are trees or sequences, as `apply` takes them.
+        The gradients and `var_list` are trees or sequences, as in `apply`.
 
         Examples
         --------
@@ -322,20 +323,20 @@ class Optimizer(Rule):
         return loss
 
     def scale_loss(self, loss: Any) -> Any:
-        """Return `loss` times `loss_scale_factor`, to be differentiated."""
+        """Return `loss` times `loss_scale_factor`, for differentiation."""
         return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
 
-    # Options by variable.
+    # Options of single variables.
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Iterable[str] | None = None) -> None:
-        """Exempt variables from `weight_decay`: those of `var_list`, and those whose name matches.
+        """Exclude variables from `weight_decay`: those in `var_list`, and those whose names match.
 
         Parameters
         ----------
         var_list : tree or iterable of Variable, optional
             The variables themselves.
         var_names : iterable of str, optional
-            Regular expressions, searched for anywhere in a name, as in Keras.
+            Regular expressions to search for anywhere in a name, as in Keras.
 
         Examples
         --------
@@ -350,23 +351,23 @@ class Optimizer(Rule):
         self._forget_plan()
 
     def decays(self, variable: Place) -> bool:
-        """Return whether `weight_decay` concerns the variable."""
+        """Return whether `weight_decay` applies to the variable."""
         listed, pattern = self._excluded
         return not any(v is variable for v in listed) and not (pattern and pattern.search(self._name_of(variable)))
 
     def _name_of(self, variable: Place) -> str:
-        """Return the name of a variable, of those of `build` as it was there."""
+        """Return the name of a variable, for those of `build` the name at that time."""
         i = self._state.index.get(id(variable))
         return variable.name or "" if i is None else self._state.names[i]
 
     def finalize_variable_values(self, var_list: Any = None) -> None:
-        """Give the variables the values of their moving averages, if `use_ema`; call it when training ends."""
+        """Overwrite the variables with their moving averages, if `use_ema`. Call it when training ends."""
         if self.use_ema and self._state.numbers.get("averaged", True):
             variables = self._state.variables if var_list is None else variables_of(self._owner, var_list)
             with Atomic([], [(v.value, self.slot(v, "average").value) for v in variables]):
                 pass
 
-    # What it keeps.
+    # State.
 
     @property
     def _steps(self) -> int:
@@ -374,17 +375,17 @@ class Optimizer(Rule):
 
     @property
     def groups(self) -> list[Group[Variable]]:
-        """The groups, in the order of `build`: their hyperparameters can be set."""
+        """The groups, in the order of `build`. Their hyperparameters can be set."""
         return [*self._state.groups]
 
     @property
     def iterations(self) -> int:
-        """Number of updates so far (of accumulated gradients: one in `gradient_accumulation_steps` calls)."""
+        """Number of updates so far. (With accumulation: one in `gradient_accumulation_steps` calls.)"""
         return self._steps // (self.gradient_accumulation_steps or 1)
 
     @property
     def skipped(self) -> int:
-        """Number of steps that `nonfinite="skip"` has left out."""
+        """Number of steps that `nonfinite="skip"` has skipped."""
         return int(self._state.numbers["skipped"])
 
     @property
@@ -393,12 +394,12 @@ class Optimizer(Rule):
         return [v for of_slot in self._state.slots.values() for v in of_slot if v is not None]
 
     def slot(self, variable: Place, name: str) -> Variable:
-        """Return what the optimizer keeps under `name` for a variable, such as its "momentum".
+        """Return the slot `name` of a variable, such as its "momentum".
 
         Raises
         ------
         KeyError
-            If it keeps no such thing.
+            If there is no such slot.
         """
         slots = self._state.slots.get(name)
         found = slots[self._state.index[id(variable)]] if slots and id(variable) in self._state.index else None
@@ -408,7 +409,7 @@ class Optimizer(Rule):
 
     @property
     def _turns(self) -> list[Turn]:
-        """What a save or restore takes so that no other thread is in a step meanwhile."""
+        """The locks that a save or restore takes, so that no other thread steps meanwhile."""
         return [self._turn]
 
     def __copy__(self) -> NoReturn:

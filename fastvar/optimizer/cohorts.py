@@ -1,4 +1,4 @@
-"""Cohorts: which variables share the scalars of their rule."""
+"""Cohorts: the variables that share the scalars of their rule."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ Scalars = Callable[[Any, int], Sequence[Any]]
 
 
 class Cohort(NamedTuple):
-    """Variables of one group and kind that have made the same updates."""
+    """Variables of one group and kind with the same updates so far."""
 
-    number: int  # of their pair of group and kind
+    number: int  # the number of their pair of group and kind
     places: Any  # their positions: a slice, or an array
-    missed: int  # updates of the optimizer in which they had no gradient
+    missed: int  # the number of updates in which they had no gradient
 
 
 class Cohorts:
-    """The groups of variables that share their hyperparameters, parted into those that share their scalars.
+    """The variables of each group, divided into cohorts that share their scalars.
 
-    All variables of one group and kind share them, unless the rule counts the updates of each variable. Then those
-    without a gradient are in no cohort, and the others in one with those of the same count and numbers.
+    All variables of one group and kind share them, unless the rule counts the updates of each variable. Then
+    variables without a gradient are in no cohort, and the others are in one with those of the same count and
+    numbers.
 
     Attributes
     ----------
     pairs : list of (int, str)
-        The pairs of group and kind that there are.
+        The pairs of group and kind.
     number_of : ndarray of int
         The number of the pair of each variable.
     counting : bool
         Whether the rule counts per variable.
     present : list of bool or None
-        Which variables had a gradient when the cohorts were made. While it is the same ones, the cohorts stay the
-        same: they make the same updates.
+        Which variables had a gradient when the cohorts were made. As long as these are the same, so are the
+        cohorts.
     """
 
     def __init__(self, rule: Rule, state: State) -> None:
@@ -55,7 +56,7 @@ class Cohorts:
         self._cohorts: list[Cohort] = []
 
     def part(self, present: list[bool]) -> list[int]:
-        """Make the cohorts of the variables that have a gradient; return that of each, -1 of the others."""
+        """Make the cohorts of the variables with a gradient. Return the cohort of each variable, or -1."""
         histories = zip(*(self._state.numbers[name].tolist() for name in self._numbers), strict=True)
         members: dict[tuple[int, Any], list[int]] = {}
         for i, (number, history) in enumerate(zip(self.number_of.tolist(), histories, strict=True)):
@@ -71,7 +72,7 @@ class Cohorts:
         return cohort_of
 
     def formulas(self, of_pairs: list[Scalars], hyper: list[Any]) -> list[tuple[Scalars, Any]]:
-        """Return what gives the scalars of each cohort, and the hyperparameters to give it."""
+        """Return for each cohort the function that returns its scalars, and its hyperparameters."""
         if not self.counting:
             return [*zip(of_pairs, hyper, strict=True)]
         alone = [sum(cohort.number == k for cohort in self._cohorts) == 1 for k in range(len(of_pairs))]
@@ -87,13 +88,13 @@ class Cohorts:
 
 
 def _positions(members: list[int]) -> slice | Array:
-    """Return sorted positions as what indexes an array fastest."""
+    """Return sorted positions as the fastest index of an array."""
     first, last = members[0], members[-1]
     return slice(first, last + 1) if last - first + 1 == len(members) else np.array(members)
 
 
 def _of_cohort(formula: Scalars, places: Any, missed: int) -> Scalars:
-    """Return what gives the scalars of a cohort at an update of the optimizer."""
+    """Return the function that returns the scalars of a cohort at an update."""
 
     def scalars(hyper: Any, t: int) -> Sequence[Any]:
         hyper.places = places

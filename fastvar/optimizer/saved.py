@@ -1,4 +1,4 @@
-"""What an optimizer needs to continue as if it had never stopped, beside its slots."""
+"""Describe and resume an optimizer: all that it needs to continue, except its slots."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[s
 
 
 def slots_of(optimizer: Optimizer) -> Slots:
-    """Return the slots that the present hyperparameters want, as far as they are made."""
+    """Return the existing slots that the present hyperparameters need."""
     slots = optimizer._state.slots
     return {name: slots[name] for name in wanted(optimizer._updating) if name in slots}
 
@@ -50,26 +50,26 @@ def _parameters(optimizer: Optimizer) -> dict[str, Any]:
 
 
 class Resumption:
-    """What a restore makes of an optimizer: all is checked at first, and nothing changes before `take_over`.
+    """The restore of an optimizer. Everything is checked first, and nothing changes before `take_over`.
 
-    An optimizer that is not built yet will be built on the variables that have the names of the file. What the
-    hyperparameters ask for shows on another optimizer that has them, the trial.
+    An optimizer that is not built yet will be built on the variables with the names in the file. Another optimizer
+    with the hyperparameters, the trial, shows which slots they need.
 
     Attributes
     ----------
     new : bool
         Whether the optimizer is not built yet.
     variables : list of Variable
-        On which it is built, or will be.
+        The variables on which it is or will be built.
     slots : dict of str to list of Variable
-        What it will keep for them.
+        The slots that it will have for them.
     differences : list of Difference
-        Hyperparameters that are not those of the file.
+        Hyperparameters that differ from those of the file.
 
     Raises
     ------
     ValueError
-        If the file's is of another class, or has other groups, or values out of range.
+        If the optimizer in the file has another class, other groups, or values out of range.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class Resumption:
         self._trial = self._try(self._chosen)
         self._changes = self.new or bool(self.differences and not program)
         self.slots = self._find_slots()
-        alike = self._trial if self._trial._state.variables else optimizer  # keeps the same numbers
+        alike = self._trial if self._trial._state.variables else optimizer  # it has the same numbers
         sizes = [len(group["variables"]) for group in saved["groups"]]
         numbers = optimizer._updating._numbers_of_today(saved.get("numbers", {}), sizes)
         self._numbers = _checked_numbers(numbers, alike, self._updates)
-        if not self.new:  # the variables of a group may stand in another order
+        if not self.new:  # the variables of a group may be in another order
             place_of = {name: i for i, name in enumerate(n for g in saved["groups"] for n in g["variables"])}
             order = [place_of[name_of(v)] for v in self.variables]
             names = names_per_variable(optimizer._updating)
@@ -130,7 +130,7 @@ class Resumption:
             yield from differences(group._own, own, group._given, (), f"groups[{i}].", ("groups", i))
 
     def _choose(self) -> dict[str, Any]:
-        """Return the hyperparameters of the program, those of groups that it has not made as they were saved."""
+        """Return the program's hyperparameters, and the saved ones of groups that it has not made."""
         for each in self.differences:
             if each.path[-1] == ACCUMULATION and self._steps:
                 raise ValueError(f"{self._owner}: {each}; it is fixed once training has begun: it counts in calls")
@@ -139,13 +139,13 @@ class Resumption:
         return chosen
 
     def _load(self) -> list[dict[str, Any]]:
-        """Return the chosen hyperparameters: the optimizer's, and then those of each group."""
+        """Return the chosen hyperparameters of the optimizer and of each group."""
         current = [self.optimizer._parameters, *(g._own for g in self.optimizer.groups)]
         current += [{} for _ in self._members] if self.new else []
         whose = [self.optimizer, *(g._optimizer for g in self.optimizer.groups)]
         chosen = [self._chosen["parameters"], *self._chosen["groups"]]
         result = [loaded(v, c, self._owner) for v, c in zip(chosen, current, strict=True)]
-        for owner, values in zip(whose, result, strict=False):  # of a new one, groups are checked by `build`
+        for owner, values in zip(whose, result, strict=False):  # `build` checks the groups of a new one
             for name, value in values.items():
                 parameter = owner.parameters.get(name)
                 if parameter is None or not (parameter.per_group or values is result[0]):
@@ -156,14 +156,14 @@ class Resumption:
         return result
 
     def _try(self, chosen: dict[str, Any]) -> Optimizer:
-        """Return another optimizer with such hyperparameters."""
+        """Return another optimizer with these hyperparameters."""
         current = self.optimizer._parameters
         trial = type(self.optimizer)(**{**current, **loaded(chosen["parameters"], current, self._owner)})
         trial._state.groups = [SimpleNamespace(_own=own) for own in chosen["groups"]]  # type: ignore[misc]
         return trial
 
     def _find_slots(self) -> Slots:
-        """Return the slots that the trial wants: those that there are, and others that it makes."""
+        """Return the slots that the trial needs: existing ones, and new ones."""
         present, optimizer = slots_of(self.optimizer), self.optimizer
         self._changes = self._changes or {*present} != {*wanted(self._trial._updating)}
         if not self._changes or not self.variables:
@@ -182,7 +182,7 @@ class Resumption:
         return [{"variables": v, **own} for v, own in zip(self._members, self._own, strict=True)]
 
     def before(self) -> list[tuple[Any, Any]]:
-        """Return what `take_over` changes, as places and what they hold, for `Atomic` to put back."""
+        """Return pairs of target and value, with which `Atomic` undoes `take_over`."""
         optimizer = self.optimizer
         owns = [group._own for group in optimizer.groups]
         changed = [
@@ -194,7 +194,7 @@ class Resumption:
         return [*optimizer._kept(), *((place, place.copy()) for place in changed)]
 
     def take_over(self) -> None:
-        """Make the optimizer so; the slots are filled by others."""
+        """Apply the restore to the optimizer. Others fill the slots."""
         optimizer = self.optimizer
         optimizer._parameters.update(adopted(optimizer._parameters, self._values))
         if self._changes:
@@ -204,7 +204,7 @@ class Resumption:
         if self.new and self.variables:
             optimizer.build(self._groups())
             for group in optimizer.groups:
-                group._given.clear()  # by the program, which did not make it
+                group._given.clear()  # the program has set none of its parameters
         for group, mine in zip(optimizer.groups, self._own, strict=True):
             after = adopted(group._own, mine)
             group._own.clear()
@@ -215,7 +215,7 @@ class Resumption:
         optimizer._forget_plan()
 
     def explain(self) -> Iterator[str]:
-        """Give the hyperparameters of the program that want other slots than those of the file."""
+        """Yield the program's hyperparameters that need other slots than those in the file."""
         here = {*wanted(self._trial._updating)}
         for each in self.differences:
             there = {*wanted(self._try(with_saved(self._chosen, self._saved, each.path))._updating)}
@@ -224,7 +224,7 @@ class Resumption:
 
 
 def _of_declared(values: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Walk over the parameters of all that is declared among values, such as schedules."""
+    """Yield the parameters of all declared objects among values, such as schedules."""
     for value in values:
         if isinstance(value, Declared):
             yield value._parameters
@@ -246,7 +246,7 @@ def _checked_numbers(saved: dict[str, Any], optimizer: Optimizer, updates: int) 
     numbers: dict[str, Any] = {name: np.ones_like(here[name]) for name in marks}  # for older files
     numbers |= {"missed": np.zeros_like(here["missed"])} if "missed" in here else {}
     for name, value in saved.items():
-        if name in MARKS and name not in marks:  # of a slot that is not here
+        if name in MARKS and name not in marks:  # it belongs to a slot that does not exist here
             continue
         given = value if isinstance(value, list) else [value]
         if any(type(element) is not float for element in given):

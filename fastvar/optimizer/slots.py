@@ -1,4 +1,4 @@
-"""Which slots and numbers a rule asks for, and what they begin with."""
+"""The slots and numbers that a rule needs, and their initial values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastvar.variable import Variable
 
 
 def wanted(rule: Rule) -> list[str]:
-    """Return the names of the slots that the present hyperparameters ask for."""
+    """Return the names of the slots that the present hyperparameters need."""
     names = [*rule.slots, *["average"] * bool(rule.use_ema)]
     names += ["gradient_accumulator"] * bool(rule.gradient_accumulation_steps)
     if len(set(names)) != len(names):
@@ -25,7 +25,7 @@ def wanted(rule: Rule) -> list[str]:
 
 
 def demand(rule: Rule, variables: Sequence[Place]) -> tuple[object, ...]:
-    """Return what slots and plans depend on; while it stays the same, hyperparameters may change freely."""
+    """Return the values on which slots and plans depend. If these are equal, other changes need no new plan."""
     given = rule._parameters
     kinds = tuple(map(rule.kind_of, variables)) if rule.overrides("kind_of") else ()
     adaptive = given["adaptive_clipnorm"] is not None
@@ -34,29 +34,29 @@ def demand(rule: Rule, variables: Sequence[Place]) -> tuple[object, ...]:
 
 
 def first_numbers(rule: Rule, n: int) -> dict[str, Array]:
-    """Return the numbers that the present hyperparameters ask for, as they are before the first step."""
+    """Return the numbers that the present hyperparameters need, with their initial values."""
     numbers = {name: np.array(float(value)) for name, value in rule.initial_numbers().items()}
     if rule.gradient_accumulation_steps:
-        numbers["accumulated"] = np.zeros(n)  # 1: got a gradient since the last update
+        numbers["accumulated"] = np.zeros(n)  # 1: has had a gradient since the last update
     if rule.use_ema:
         numbers["averaged"] = np.zeros(())  # 1: the averages have begun
     if rule.weight_copies:
-        numbers["begun"] = np.zeros(n)  # 1: had a gradient, so that its `weight_copies` have taken the weights
+        numbers["begun"] = np.zeros(n)  # 1: has had a gradient, so its `weight_copies` are set
     if rule.counts_per_variable:
-        numbers["missed"] = np.zeros(n)  # updates in which a variable had no gradient
+        numbers["missed"] = np.zeros(n)  # the number of updates in which a variable had no gradient
     return numbers | {name: np.full(n, value) for name, value in rule.initial_numbers_per_variable().items()}
 
 
 def names_per_variable(rule: Rule) -> list[str]:
-    """Return the names of the numbers that have one element for each variable, as far as they are kept."""
+    """Return the names of the numbers with one element for each variable."""
     return ["accumulated", "begun", "missed", *rule.initial_numbers_per_variable()]
 
 
 def keep(rule: Rule, state: State) -> bool:
-    """Keep the slots and numbers that the present hyperparameters ask for; return whether they are others.
+    """Make or drop slots and numbers, as the present hyperparameters need. Return whether any changed.
 
-    What is there stays as it is, and what is not, is made. What is not asked for is dropped, and so begins anew
-    when it is asked for again.
+    Existing ones do not change. One that is not needed is dropped, and starts at its initial value when it is
+    needed again.
     """
     asked_for = demand(rule, state.variables)
     if asked_for == state.asked_for:
@@ -96,7 +96,7 @@ def _made(rule: Rule, slot: str, variable: Place, group: Any) -> Variable:
 
 
 def first_values(rule: Rule, state: State) -> dict[tuple[str, int], Any]:
-    """Return what slots and numbers begin with, by name and variable (-1: none), until a step has been made."""
+    """Return the initial values of slots and numbers, by name and variable (-1: none), before the first step."""
     if not state.variables or state.count[0]:
         return {}
     values: dict[tuple[str, int], Any] = {(name, -1): value for name, value in rule.initial_numbers().items()}
@@ -110,7 +110,7 @@ def first_values(rule: Rule, state: State) -> dict[tuple[str, int], Any]:
 
 
 def begin_anew(rule: Rule, state: State, before: dict[tuple[str, int], Any]) -> None:
-    """Write what slots and numbers begin with, where it is another than `before`."""
+    """Write the initial values of slots and numbers that differ from `before`."""
     for (name, i), value in first_values(rule, state).items():
         if (name, i) in before and not np.array_equal(value, before[name, i], equal_nan=True):
             place: Any = state.numbers[name] if i < 0 else state.slots[name][i]
@@ -118,9 +118,9 @@ def begin_anew(rule: Rule, state: State, before: dict[tuple[str, int], Any]) -> 
 
 
 def beginnings(rule: Rule, state: State, unbegun: list[int], grads: list[Any]) -> list[tuple[Any, Any]]:
-    """Return what is to take the weights before a step, and the marks of it: places, and what they become.
+    """Return pairs of target and value for slots and averages that copy the weights before a step, and for marks.
 
-    These are slots at the first gradient of their variable, and averages at the first step with them.
+    Slots copy them at the first gradient of their variable, averages at their first step.
     """
     numbers, variables = state.numbers, state.variables
     slots: dict[str, Any] = state.slots

@@ -1,4 +1,4 @@
-"""What users give to `build` and `apply`: trees of variables and gradients, and groups in them."""
+"""The arguments of `build` and `apply`: trees of variables and gradients, and groups in them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fastvar.variable import Variable
 
 
 def parsed(owner: str, variables: Any, keys: tuple[str, ...]) -> tuple[Tree, list[dict[str, Any]]]:
-    """Return the tree that `Optimizer.build` is given, and its groups; variables that stand alone come first."""
+    """Return the tree given to `Optimizer.build`, and its groups; first the variables outside groups."""
     root = as_tree(variables, f"{owner}: variables")
     if isinstance(root, Module):
-        root.named_variables()  # which names them
+        root.named_variables()  # this names them
     tree = tree_of(owner, root, keys)
     check_strangers(owner, tree, f" (a group has the key {keys[0]!r})")
     for path, variable in zip(tree.paths, tree.variables, strict=True):
@@ -39,7 +39,7 @@ def parsed(owner: str, variables: Any, keys: tuple[str, ...]) -> tuple[Tree, lis
 
 
 def tree_of(owner: str, variables: Any, keys: tuple[str, ...]) -> Tree:
-    """Return the tree of variables that must come once each, other than in modules."""
+    """Return a tree of variables that must occur once each, except in modules."""
     tree = Tree(ungrouped(owner, variables, keys), counters=False)
     for first, second in tree.duplicates:
         name = tree.variables[tree.paths.index(first)].name if first in tree.paths else None
@@ -49,7 +49,7 @@ def tree_of(owner: str, variables: Any, keys: tuple[str, ...]) -> Tree:
 
 
 def tree_among(owner: str, variables: Any, keys: tuple[str, ...], known: Container[int]) -> Tree:
-    """Return the tree of variables that must be among those of an optimizer, by their `id`."""
+    """Return a tree of variables that must be among those of an optimizer, given by their `id`."""
     tree = tree_of(owner, variables, keys)
     others = [v for v in tree.variables if id(v) not in known]
     for v in [*(thing for _, thing in tree.strangers), *others]:
@@ -58,7 +58,7 @@ def tree_among(owner: str, variables: Any, keys: tuple[str, ...], known: Contain
 
 
 def variables_of(owner: str, var_list: Any) -> list[Variable]:
-    """Return the variables of a tree, or of whatever else can be iterated over."""
+    """Return the variables of a tree or of another iterable."""
     tree = Tree(as_tree(var_list, f"{owner}: var_list"))
     check_strangers(owner, tree)
     return tree.variables
@@ -67,9 +67,10 @@ def variables_of(owner: str, var_list: Any) -> list[Variable]:
 def arranged(
     owner: str, known: Tree | None, state: State, keys: tuple[str, ...], grads: Any, variables: Any
 ) -> list[Any]:
-    """Return gradients in the order in which an optimizer has its variables.
+    """Return gradients in the order of the variables of an optimizer.
 
-    It was built on the tree `known`. `variables` are a tree of those that have the gradients, None for all.
+    The optimizer is built on the tree `known`. `variables` is a tree of the variables of the gradients; None means
+    all.
     """
     tree = known
     if known is not None and variables is not None:
@@ -88,16 +89,16 @@ def arranged(
 
 
 def check_strangers(owner: str, tree: Tree, hint: str = "") -> None:
-    """Check that a tree holds nothing in the place of a variable; the hint is for what is below the top level."""
+    """Check that a tree holds only variables. Add the hint to errors below the top level."""
     for path, thing in tree.strangers:
         got = f"{type(thing).__name__} at {path!r}{hint if not path.isdigit() else ''}"
         raise TypeError(f"{owner}: variables must be fastvar.Variable, got {got}")
 
 
 def ungrouped(owner: str, root: Any, keys: tuple[str, ...]) -> Any:
-    """Return a tree of variables or gradients in which what a group holds stands in the place of the group.
+    """Return a tree of variables or gradients in which each group is replaced by its contents.
 
-    A mapping is a group if it has one of the `keys`, at the top level only: itself, or in a sequence.
+    A mapping is a group if it has one of the `keys` and is at the top level: the root, or in a sequence.
     """
     if is_sequence(root):
         return [_held(owner, entry, keys) for entry in root]
@@ -112,7 +113,7 @@ def _held(owner: str, entry: Any, keys: tuple[str, ...]) -> Any:
 
 
 def _key(owner: str, entry: Any, keys: tuple[str, ...]) -> str | None:
-    """Return the key of a group under which its variables stand; None of what is no group."""
+    """Return the key of the variables of a group, or None for something else."""
     present = [key for key in keys if isinstance(entry, Mapping) and key in entry]
     if len(present) > 1:
         raise ValueError(f"{owner}: a group must have one of {', '.join(map(repr, keys))}, got {len(present)}")
@@ -120,7 +121,7 @@ def _key(owner: str, entry: Any, keys: tuple[str, ...]) -> str | None:
 
 
 def check_variables(owner: str, groups: list[dict[str, Any]]) -> None:
-    """Check that there are variables, and that an optimizer can update them, each once."""
+    """Check that there are variables, that an optimizer can update them, and that none occurs twice."""
     for k, group in enumerate(groups):
         if not group["variables"]:
             what = f"group {k}" if len(groups) > 1 else "build"
