@@ -1,1 +1,1 @@
-include "driver.pxi"
+include "common.pxi"
