@@ -81,7 +81,7 @@ def writable_view(array: object, owner: str) -> Array:
     return array.view(np.ndarray)
 
 
-def counts(numbers: Array) -> bool:
+def are_counts(numbers: Array) -> bool:
     """Return whether all numbers can be counts: whole, not negative and exact in float64."""
     return bool(((numbers >= 0) & (numbers <= 2.0**53) & (numbers == np.floor(numbers))).all())
 

@@ -11,7 +11,7 @@ import fastvar
 
 LAYERS = [
     {"formats", "hyper", "slices"},
-    {"buffers", "stored"},
+    {"buffers", "hyper_json"},
     {"kernels"},
     {"arraylike", "constraints", "regularizers", "schedules", "threads"},
     {"place"},

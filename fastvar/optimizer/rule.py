@@ -51,7 +51,7 @@ class Rule(Options):
         """Return whether a number, the rule's or one of every optimizer, can have this value."""
         if name in MARKS:
             return bool(((number == 0) | (number == 1)).all())
-        return name not in ("skipped", "missed") or buffers.counts(number)
+        return name not in ("skipped", "missed") or buffers.are_counts(number)
 
     counts_per_variable: ClassVar[bool] = False
     """Whether `t` counts the updates of each variable, those in which it had a gradient, in place of all updates.

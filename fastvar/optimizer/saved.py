@@ -10,11 +10,19 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.hyper import Declared
+from fastvar.hyper_json import (
+    Difference,
+    differences,
+    from_json,
+    merged,
+    to_json,
+    with_saved_state,
+    with_saved_value,
+)
 from fastvar.optimizer.base import Optimizer
 from fastvar.optimizer.rule import MARKS
 from fastvar.optimizer.slots import names_per_variable, wanted
 from fastvar.optimizer.state import Slots
-from fastvar.stored import Difference, adopted, differences, kept, loaded, stored, with_saved
 from fastvar.variable import Variable
 
 MANY = 1 << 63  # steps
@@ -29,7 +37,7 @@ def describe(optimizer: Optimizer, name_of: Callable[[Variable], str]) -> dict[s
         "numbers": {name: value.tolist() for name, value in optimizer._state.numbers.items()},
         "parameters": _parameters(optimizer),
         "groups": [
-            {"variables": [name_of(v) for v in group.variables], "own": stored(group._own)}
+            {"variables": [name_of(v) for v in group.variables], "own": to_json(group._own)}
             for group in optimizer.groups
         ],
     }
@@ -46,7 +54,7 @@ def _class_name(optimizer: Optimizer) -> str:
 
 
 def _parameters(optimizer: Optimizer) -> dict[str, Any]:
-    return stored({k: v for k, v in optimizer._parameters.items() if k != "name"})
+    return to_json({k: v for k, v in optimizer._parameters.items() if k != "name"})
 
 
 class Resumption:
@@ -134,8 +142,10 @@ class Resumption:
         for each in self.differences:
             if each.path[-1] == ACCUMULATION and self._steps:
                 raise ValueError(f"{self._owner}: {each}; it is fixed once training has begun: it counts in calls")
-        groups = [stored(group._own) for group in self.optimizer.groups] or self._saved["groups"]
-        chosen: dict[str, Any] = kept({"parameters": _parameters(self.optimizer), "groups": groups}, self._saved)
+        groups = [to_json(group._own) for group in self.optimizer.groups] or self._saved["groups"]
+        chosen: dict[str, Any] = with_saved_state(
+            {"parameters": _parameters(self.optimizer), "groups": groups}, self._saved
+        )
         return chosen
 
     def _load(self) -> list[dict[str, Any]]:
@@ -144,7 +154,7 @@ class Resumption:
         current += [{} for _ in self._members] if self.new else []
         whose = [self.optimizer, *(g._optimizer for g in self.optimizer.groups)]
         chosen = [self._chosen["parameters"], *self._chosen["groups"]]
-        result = [loaded(v, c, self._owner) for v, c in zip(chosen, current, strict=True)]
+        result = [from_json(v, c, self._owner) for v, c in zip(chosen, current, strict=True)]
         for owner, values in zip(whose, result, strict=False):  # `build` checks the groups of a new one
             for name, value in values.items():
                 parameter = owner.parameters.get(name)
@@ -158,7 +168,7 @@ class Resumption:
     def _try(self, chosen: dict[str, Any]) -> Optimizer:
         """Return another optimizer with these hyperparameters."""
         current = self.optimizer._parameters
-        trial = type(self.optimizer)(**{**current, **loaded(chosen["parameters"], current, self._owner)})
+        trial = type(self.optimizer)(**{**current, **from_json(chosen["parameters"], current, self._owner)})
         trial._state.groups = [SimpleNamespace(_own=own) for own in chosen["groups"]]  # type: ignore[misc]
         return trial
 
@@ -196,7 +206,7 @@ class Resumption:
     def take_over(self) -> None:
         """Apply the restore to the optimizer. Others fill the slots."""
         optimizer = self.optimizer
-        optimizer._parameters.update(adopted(optimizer._parameters, self._values))
+        optimizer._parameters.update(merged(optimizer._parameters, self._values))
         if self._changes:
             optimizer._state.slots.clear()
             optimizer._state.slots.update(self.slots)
@@ -206,7 +216,7 @@ class Resumption:
             for group in optimizer.groups:
                 group._given.clear()  # the program has set none of its parameters
         for group, mine in zip(optimizer.groups, self._own, strict=True):
-            after = adopted(group._own, mine)
+            after = merged(group._own, mine)
             group._own.clear()
             group._own.update(after)
         optimizer._state.count[0] = self._steps
@@ -218,7 +228,7 @@ class Resumption:
         """Yield the program's hyperparameters that need other slots than those in the file."""
         here = {*wanted(self._trial._updating)}
         for each in self.differences:
-            there = {*wanted(self._try(with_saved(self._chosen, self._saved, each.path))._updating)}
+            there = {*wanted(self._try(with_saved_value(self._chosen, self._saved, each.path))._updating)}
             for slot in sorted(here ^ there):
                 yield f"{each}; {'here' if slot in here else 'in the file'} it wants the slot {slot!r}"
 

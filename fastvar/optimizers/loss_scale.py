@@ -111,7 +111,7 @@ class LossScaleOptimizer(Optimizer, options=False):
     def valid_number(self, name: str, number: buffers.Array) -> bool:
         if name != "loss_scale":
             return self.inner_optimizer.valid_number(name, number)
-        return bool(0 < number[0] < inf) and buffers.counts(number[1:])
+        return bool(0 < number[0] < inf) and buffers.are_counts(number[1:])
 
     def _kept(self) -> list[tuple[Any, Any]]:
         return [(self._parameters, self._parameters.copy()), *self.inner_optimizer._kept()]

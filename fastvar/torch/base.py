@@ -147,7 +147,7 @@ class TorchOptimizer(Optimizer):
         return dict.fromkeys(_carried_names(what), 0.0)
 
     def valid_number(self, name: str, number: Any) -> bool:
-        return buffers.counts(number) if name.endswith(" at") else super().valid_number(name, number)
+        return buffers.are_counts(number) if name.endswith(" at") else super().valid_number(name, number)
 
     def _numbers_of_today(self, numbers: dict[str, Any], sizes: list[int]) -> dict[str, Any]:
         """Return the numbers of a file. In older ones a group has one where now each of its variables has one."""
