@@ -293,7 +293,7 @@ def test_accumulation_is_fixed_once_training_has_begun() -> None:
 
 
 def test_a_subclass_with_its_own_init_is_told_what_to_do() -> None:
-    with pytest.raises(TypeError, match="instead of writing __init__, declare"):
+    with pytest.raises(TypeError, match="declare parameters in the class body instead"):
 
         class Mine(fv.Optimizer):
             def __init__(self, rate: float) -> None: ...
