@@ -12,6 +12,7 @@ from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
 from fastvar.module import Tree, as_tree, is_sequence
 from fastvar.optimizer.groups import Group
+from fastvar.optimizer.options import evaluated
 from fastvar.optimizer.planning import StepPlan
 from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.slots import begin_anew, first_numbers, first_values, keep
@@ -114,15 +115,10 @@ class Optimizer(Rule):
         self._turn = Turn(type(self).__name__)
 
     def _set(self, parameter: Parameter, value: Any) -> None:
-        if (
-            parameter.name == "gradient_accumulation_steps"
-            and self._steps
-            and value != self._parameters[parameter.name]
-        ):
-            raise ValueError(
-                f"{self._owner}: {parameter.name} is fixed once training has begun: it counts in calls"
-            )
-        self._change(self._parameters, parameter.name, value)
+        name = parameter.name
+        if name == "gradient_accumulation_steps" and self._steps and value != self._parameters[name]:
+            raise ValueError(f"{self._owner}: {name} is fixed once training has begun: it counts in calls")
+        self._change(self._parameters, name, value)
 
     def _change(self, values: dict[str, Any], name: str, value: Any) -> None:
         state, firsts = self._state, first_values(self, self._state)
@@ -139,12 +135,7 @@ class Optimizer(Rule):
                 begin_anew(self, state, firsts)
 
     def _evaluate(self, parameter: Parameter, schedule: Callable[[int], float]) -> float:
-        value = schedule(self._steps)
-        try:
-            return parameter.check(value)  # type: ignore[no-any-return]
-        except (TypeError, ValueError) as error:
-            at = f"{parameter.name} at step {self._steps}"
-            raise type(error)(f"{self._owner}: {at} {error}") from None
+        return evaluated(self._owner, parameter, schedule, self._steps)
 
     def build(self, variables: Any) -> None:
         """Set the variables to update, and make their slots. Later calls with the same variables do nothing.
@@ -196,10 +187,6 @@ class Optimizer(Rule):
     def _updating(self) -> Optimizer:
         """The optimizer that makes the updates: this one, unless it wraps another."""
         return self
-
-    def _numbers_of_today(self, numbers: dict[str, Any], sizes: list[int]) -> dict[str, Any]:
-        """Return the numbers of a file, which may be of an older version, for groups of these sizes."""
-        return numbers
 
     def _refreshed(self) -> StepPlan:
         """Return a plan with the present hyperparameters. Make a new one only if necessary."""

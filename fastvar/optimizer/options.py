@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from fastvar.hyper import Declared, choice, flag, integer, number, text
+from fastvar.hyper import Declared, Parameter, choice, flag, integer, number, text
 
 
 class Options(Declared):
@@ -47,3 +48,12 @@ class Options(Declared):
     def _change(self, values: dict[str, Any], name: str, value: Any) -> None:
         """Set a hyperparameter in `values`, the optimizer's or a group's, and apply all its consequences."""
         raise NotImplementedError
+
+
+def evaluated(owner: str, parameter: Parameter, schedule: Callable[[int], float], step: int) -> float:
+    """Return what a schedule says at a step, if the parameter can have that value."""
+    value = schedule(step)
+    try:
+        return parameter.check(value)  # type: ignore[no-any-return]
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{owner}: {parameter.name} at step {step} {error}") from None

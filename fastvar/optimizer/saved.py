@@ -104,7 +104,7 @@ class Resumption:
         self.slots = self._find_slots()
         alike = self._trial if self._trial._state.variables else optimizer  # it has the same numbers
         sizes = [len(group["variables"]) for group in saved["groups"]]
-        numbers = optimizer._updating._numbers_of_today(saved.get("numbers", {}), sizes)
+        numbers = optimizer._updating.numbers_of_today(saved.get("numbers", {}), sizes)
         self._numbers = _checked_numbers(numbers, alike, self._updates)
         if not self.new:  # the variables of a group may be in another order
             place_of = {name: i for i, name in enumerate(n for g in saved["groups"] for n in g["variables"])}

@@ -149,7 +149,7 @@ class TorchOptimizer(Optimizer):
     def valid_number(self, name: str, number: Any) -> bool:
         return buffers.are_counts(number) if name.endswith(" at") else super().valid_number(name, number)
 
-    def _numbers_of_today(self, numbers: dict[str, Any], sizes: list[int]) -> dict[str, Any]:
+    def numbers_of_today(self, numbers: dict[str, Any], sizes: list[int]) -> dict[str, Any]:
         """Return the numbers of a file. In older ones a group has one where now each of its variables has one."""
         numbers = dict(numbers)
         for name in self.initial_numbers_per_variable():
