@@ -111,7 +111,7 @@ class TensorPlan:
             self._take_tensors(optimizer)
             tensors: list[Any] = [[p, *of] for p, of in zip(self.members, self.slots, strict=True)]
             self.watch = Watch(READER, lists, numbers_of, tensors)
-            self._make_plan(apart=False)
+            self._make_plan()
 
     # Tensors.
 
@@ -164,20 +164,18 @@ class TensorPlan:
     def _array(self, tensor: Any, label: str) -> Any:
         return buffers.array_at(READER.memory(tensor), f"{self.owner}: {label}")
 
-    def _make_plan(self, apart: bool) -> None:
-        """Make the compiled plan; with `apart`, every member has scalars of its own."""
-        members = range(len(self.members))
-        part_of = [k for k, part in enumerate(self.parts) for _ in members[part.members]]
+    def _make_plan(self) -> None:
+        """Make the compiled plan, in which the members of a part share scalars."""
+        part_of = [k for k, part in enumerate(self.parts) for _ in self.members[part.members]]
         rules = [part.rule.rule() for part in self.parts]
         weights = [self._array(p, name) for p, name in zip(self.members, self.names, strict=True)]
         slots = [
             [self._array(slot, f"slot of {name}") for slot in of]
             for of, name in zip(self.slots, self.names, strict=True)
         ]
-        if apart:
-            rules = [rules[k] for k in part_of]
-        self.apart, self.conditions = apart, [(1.0, 0.0, 0.0)] * len(self.parts)
-        self.plan = kernels.Plan(self.owner, rules, self.names, weights, slots, members if apart else part_of)
+        self.plan = kernels.Plan(self.owner, rules, self.names, weights, slots, part_of)
+        self.apart = False  # whether every member has scalars of its own
+        self.conditions = [(1.0, 0.0, 0.0)] * len(self.parts)
         self.parallel = sum(w.size for w in weights) >= PARALLEL
 
     # Steps.
@@ -202,8 +200,8 @@ class TensorPlan:
             return False
         cohorts = self._cohorts(present)
         if not self.apart and any(of and of.count(of[0]) != len(of) for of in cohorts):
-            self._make_plan(apart=True)
-            self.plan.bind(self.watch.memory)
+            self.plan.share_scalars(range(len(self.members)))
+            self.apart = True
         rows, left = self._scalars(optimizer, cohorts)
         changed = self.members if present is None else [*itertools.compress(self.members, present)]
         torch.autograd.graph.increment_version(changed)
