@@ -235,7 +235,7 @@ class StepPlan:
         self.changing = any(p.name not in RATES for _, p, _ in self.scheduled)
         decays = rule.overrides("decay_rate") or any(hyper.weight_decay for hyper in self.hyper)
         keeps_numbers = bool(rule.initial_numbers() or rule.initial_numbers_per_variable())
-        self.decay_varies = decays and bool(self.scheduled or keeps_numbers)
+        self.decay_varies = decays and bool(self.scheduled or rule.initial_numbers())
         self.unbegun = [i for i, begun in enumerate(numbers.get("begun", ())) if not begun]
         kept = self.guard and keeps_numbers  # which taking the scalars may change
         special = self.decay_varies or by_norm(self.own) or self.own.use_ema or self.unbegun

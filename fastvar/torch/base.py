@@ -136,10 +136,11 @@ class TorchOptimizer(Optimizer):
         It is kept with the optimizer's state (see `carried`). Asked again at the same update it says the same, so
         that an update that failed or was skipped may be made again.
         """
-        at, here, left = (self._state.numbers[name][hyper.places] for name in _carried_names(what))
-        number = first if t == 1 else float((here if at[0] == t else left)[0])
-        for name, value in zip(_carried_names(what), (t, number, after(number)), strict=True):
-            self._state.numbers[name][hyper.places] = value
+        places, numbers = hyper.places, self._state.numbers
+        at, here, left = (numbers[name] for name in _carried_names(what))
+        i = places.start if type(places) is slice else places[0]  # all have the same
+        number = first if t == 1 else (here if at[i] == t else left).item(i)
+        at[places], here[places], left[places] = t, number, after(number)
         return number
 
     def carried(self, what: str) -> dict[str, float]:
