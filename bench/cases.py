@@ -96,10 +96,10 @@ ALGORITHMS = (
     Algorithm("ftrl", "ftrl", lambda: Ftrl(0.001)),
     Algorithm("rprop", "rprop", lambda: Rprop(0.001)),
     Algorithm("asgd", "asgd", lambda: ASGD(0.001)),
-    # These take several passes. Their traffic limit is that of one pass.
+    # These measure before they update. Their traffic limit is that of the update.
     Algorithm("lamb", "adam", lambda: fv.optimizers.Lamb(0.001)),
     Algorithm("lars", "momentum", lambda: fv.optimizers.Lars(0.001)),
-    Algorithm("prodigy", "adam", fv.optimizers.Prodigy),
+    Algorithm("prodigy", "prodigy", fv.optimizers.Prodigy),
     Algorithm("adafactor", "gradient_descent", lambda: fv.optimizers.Adafactor(0.001), matrix=True),
     Algorithm("muon", "momentum", lambda: fv.optimizers.Muon(0.001), matrix=True, large=(1, 2**20)),
 )

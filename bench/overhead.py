@@ -53,7 +53,7 @@ def one_variable(table: Table) -> None:
     optimizer, gradients = prepared(1)
     step_plan, lock = optimizer._plan, optimizer._turn
     assert step_plan is not None
-    plan, hyper = step_plan.first, step_plan.hyper
+    plan, hyper = step_plan.compiled, step_plan.hyper
     scalars = [optimizer.scalars(hyper[0], 1000)]
 
     def take_lock() -> None:
@@ -94,10 +94,10 @@ def further_variables(table: Table) -> None:
         assert step_plan is not None
         scalars = [optimizer.scalars(step_plan.hyper[0], 1000)]
 
-        def bind(plan: Any = step_plan.first, gradients: Any = gradients) -> None:
+        def bind(plan: Any = step_plan.compiled, gradients: Any = gradients) -> None:
             plan.bind(gradients, False)
 
-        def bound_run(plan: Any = step_plan.first, gradients: Any = gradients, scalars: Any = scalars) -> None:
+        def bound_run(plan: Any = step_plan.compiled, gradients: Any = gradients, scalars: Any = scalars) -> None:
             plan.bind(gradients, False)
             plan.run(scalars, 1)
 

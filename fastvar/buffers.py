@@ -26,6 +26,8 @@ LARGE = 4 * PAGE  # for smaller arrays, one more page would be too much
 # Large arrays begin at different offsets in a page, and none just after NumPy's own (gradients). A load waits for
 # a store in progress if their addresses agree in the last 12 bits (4K aliasing).
 _offsets = itertools.cycle(range(0, PAGE, PAGE // 4))
+MOST_SUMS = 4  # that a plan takes of a variable
+MOST_SLOTS = 8
 REAL = (np.dtype(np.float32), np.dtype(np.float64))  # the dtypes that rules compute in
 
 
@@ -88,8 +90,9 @@ def are_counts(numbers: Array) -> bool:
 
 def check_update(array: Array, like: Array, owner: str) -> None:
     """Check that a kernel may update `array` along with `like`: of its dtype and shape, and contiguous."""
-    if array.dtype not in REAL:
-        raise TypeError(f"{owner}: dtype must be float32 or float64, got {array.dtype}")
+    if not isinstance(array, np.ndarray) or array.dtype not in REAL:
+        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"{owner}: dtype must be float32 or float64, got {got}")
     writable_view(array, owner)
     if array.dtype != like.dtype or array.shape != like.shape:
         raise ValueError(
@@ -246,6 +249,8 @@ class PlanTable:
     arrays: list[tuple[Any, ...]]  # weights, average or None, direction or None, slots
     group_of: list[int]
     rules: list[Any]  # one per group
+    sums: list[Sequence[tuple[str | int, ...]]]
+    direct: list[bool]
     extents: Extents
 
 
@@ -257,7 +262,9 @@ def plan_table(
     slots: Iterable[Sequence[Array]],
     group_of: Iterable[int],
     averages: Iterable[Array | None] | None,
-    directions: Iterable[Array] | None,
+    directions: Iterable[Array | None] | None,
+    sums: Sequence[Sequence[tuple[str | int, ...]]] | None,
+    direct: Sequence[bool] | None,
 ) -> PlanTable:
     """Check every array that a plan writes, so that compiled code can trust its pointers."""
     weights, slots, group_of = list(weights), list(slots), [int(group) for group in group_of]
@@ -275,14 +282,19 @@ def plan_table(
         raise TypeError(f"{owner}: rule must be one of RULES, or a list of them, got {rule!r}")
     if len(rules) != groups:
         raise ValueError(f"{owner}: must be given a rule for each of {groups} groups, got {len(rules)}")
+    sums, direct = sums or [()] * groups, direct or [False] * groups
+    if len(sums) != groups or len(direct) != groups:
+        raise ValueError(f"{owner}: sums and direct must be given for each of {groups} groups")
     rows: list[tuple[Any, ...]] = []
     written: list[tuple[str, Array]] = []
     for name, w, average, direction, own_slots, group in zip(
         names, weights, averages, directions, slots, group_of, strict=True
     ):
-        if len(own_slots) != len(rules[group].slots):
+        taken = len(rules[group].slots)
+        if len(own_slots) < taken or (len(own_slots) > taken and not sums[group]) or len(own_slots) > MOST_SLOTS:
             wanted = ", ".join(rules[group].slots)
             raise ValueError(f"{owner}: {name} must have the slots ({wanted}), got {len(own_slots)}")
+        _check_sums(f"{owner}: {name}", sums[group], len(own_slots))
         parts = [(f"{owner}: {name}", w)]
         parts += [(f"{owner}: average of {name}", average)] if average is not None else []
         parts += [(f"{owner}: direction of {name}", direction)] if direction is not None else []
@@ -291,7 +303,7 @@ def plan_table(
             check_update(array, w, label)
         written += parts
         rows.append((w, average, direction, *own_slots))
-    return PlanTable(weights, rows, group_of, list(rules), Extents(written))
+    return PlanTable(weights, rows, group_of, list(rules), list(sums), list(direct), Extents(written))
 
 
 def cohort_rules(owner: str, cohort_of: Sequence[int], rule_of: Sequence[Any]) -> list[Any]:
@@ -307,13 +319,13 @@ def cohort_rules(owner: str, cohort_of: Sequence[int], rule_of: Sequence[Any]) -
     return [rules[cohort] for cohort in range(len(rules))]
 
 
-def check_vectors(owner: str, x: object, y: object) -> None:
-    """Check that a kernel can read both as vectors of one length and one real dtype."""
-    for array in (x, y):
-        if not (isinstance(array, np.ndarray) and array.dtype in REAL and array.flags.c_contiguous):
-            raise TypeError(f"{owner}: must be given contiguous float32 or float64 arrays")
-    if x.dtype != y.dtype or x.size != y.size:  # type: ignore[attr-defined]
-        raise ValueError(f"{owner}: must be given arrays of one dtype and size")
+def _check_sums(owner: str, sums: Sequence[Any], slots: int) -> None:
+    known = {"weights", "gradient", "direction", *range(slots)}
+    if len(sums) > MOST_SUMS:
+        raise ValueError(f"{owner}: at most {MOST_SUMS} sums can be taken, got {len(sums)}")
+    for product in sums:
+        if not (isinstance(product, tuple) and 1 <= len(product) <= 2 and {*product} <= known):
+            raise ValueError(f"{owner}: a sum must be of one or two of {known}, got {product!r}")
 
 
 def check_rows(owner: str, rows: object, values: object) -> None:

@@ -49,6 +49,4 @@ def load(isa: str | None = None) -> tuple[str, ModuleType]:
 isa, active = load(os.environ.get("FASTVAR_ISA") or None)
 RULES = active.RULES
 Plan = active.Plan
-dot = active.dot
-unit_sums = active.unit_sums
 copy = active.copy

@@ -4,6 +4,7 @@ from typing import Any, Self, final
 import numpy as np
 import numpy.typing as npt
 
+from fastvar.kernels.units import Units
 from fastvar.slices import Rows
 
 RULES: dict[str, CompiledRule]
@@ -21,6 +22,8 @@ class Plan:
     def stages(self) -> npt.NDArray[Any]: ...
     @property
     def owner(self) -> str: ...
+    @property
+    def units(self) -> tuple[Units, ...]: ...
     def __new__(
         cls,
         owner: str,
@@ -30,12 +33,21 @@ class Plan:
         slots: Iterable[Sequence[npt.NDArray[Any]]],
         groups: Iterable[int],
         averages: Iterable[npt.NDArray[Any] | None] | None = None,
-        directions: Iterable[npt.NDArray[Any]] | None = None,
+        directions: Iterable[npt.NDArray[Any] | None] | None = None,
         rows: bool = True,
+        sums: Sequence[Sequence[tuple[str | int, ...]]] | None = None,
+        direct: Sequence[bool] | None = None,
+        matrices: Sequence[tuple[Sequence[tuple[int, int] | None], bool]] = (),
     ) -> Self: ...
     def share_scalars(self, cohort_of: Iterable[int]) -> None: ...
     def bind(self, gradients: Iterable[Any], zero: bool = False) -> int: ...
-    def sums_of_squares(self, each: bool, threads: int = 1) -> npt.NDArray[np.float64]: ...
+    def sums_of_squares(self, each: bool, threads: int = 1, scale: float = 1) -> npt.NDArray[np.float64]: ...
+    def sums(
+        self, scalars: Sequence[Sequence[float]], threads: int = 1, scale: float = 1
+    ) -> npt.NDArray[np.float64]: ...
+    def unit_sums(
+        self, k: int, weights: bool = False, threads: int = 1, scale: float = 1
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
     def run(
         self,
         scalars: Sequence[Sequence[float]],
@@ -45,11 +57,7 @@ class Plan:
         guard: bool = False,
     ) -> list[tuple[int, bool]]: ...
 
-def dot(x: npt.NDArray[Any], y: npt.NDArray[Any], threads: int = 1) -> float: ...
 def merge(gradient: Rows, wide: bool) -> Rows: ...
-def unit_sums(
-    x: npt.NDArray[Any], rows: int, columns: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
 def copy(
     targets: Iterable[npt.NDArray[Any]], sources: Iterable[npt.NDArray[Any] | bytes], threads: int = 1
 ) -> None: ...

@@ -20,6 +20,7 @@ from fastvar import formats as _declared
 from fastvar.buffers import Rows
 from fastvar.kernels import reference as _reference
 from fastvar.kernels import stages as _stages
+from fastvar.kernels import units as _units
 
 cdef extern from "<math.h>" nogil:
     float fabsf(float)
@@ -37,9 +38,11 @@ cdef extern from *:
     #define FV_OPENMP 0
     #endif
     #ifdef __GNUC__
-    #define prefetch(address) __builtin_prefetch(address, 1)
+    #define prefetch(address) __builtin_prefetch(address, 1)  /* to be written */
+    #define prefetch_read(address) __builtin_prefetch(address, 0)
     #else
     #define prefetch(address) ((void)(address))
+    #define prefetch_read(address) ((void)(address))
     #endif
     #if defined(__SSE2__) || defined(_M_X64)
     #include <emmintrin.h>
@@ -65,19 +68,24 @@ cdef extern from *:
     int omp_get_max_threads() nogil
     void check "assert"(bint) nogil
     void prefetch(const void*) nogil
+    void prefetch_read(const void*) nogil
     void stream(char*, const char*, Py_ssize_t) nogil
     void stream_fence() nogil
 
 cdef enum:
     TILE = 256  # elements that are read, updated and finished in L1: so few that memory and arithmetic overlap
-    BLOCK = 1024  # elements of a partial norm
+    BLOCK = 1024  # elements of a partial sum
     LANES = 16
     TASK = 16 * BLOCK  # what a thread takes at a time: large enough to hide the taking, small enough to balance
     SERIAL = 2 * TASK  # below this many elements a parallel region costs more than it saves
     MAX_SLOTS = 8
+    MAX_SUMS = 4
+    MAX_UNITS = 2
     MOST_THREADS = 1024
     PAGE = 4096
-    ROOM = 8 * BLOCK + 64  # bytes of a block of doubles, however it is aligned
+    ROOM = 8 * TILE + 64  # bytes of a tile of doubles, however it is aligned
+    COPY = 8 * TILE
+    COPIES = (1 + MAX_SLOTS) * COPY + 64  # bytes of a direction and all slots of a tile
     LINE = 64  # bytes of a cache line
     AHEAD = 8  # rows of a sparse gradient that are fetched ahead of the one that is updated
     FETCHED = 512  # bytes of a row that are fetched; the rest follows in order
@@ -119,11 +127,15 @@ cnp.import_array()
 if (sizeof(Stages) != _stages.STAGES.itemsize or BLOCK != _stages.BLOCK or LANES != _stages.LANES
         or TINY_F32 != _stages.TINY[np.dtype("f4")] or TINY_F64 != _stages.TINY[np.dtype("f8")]):
     raise ImportError("fastvar: the compiled kernels do not match kernels/stages.py; build them again")
+if sizeof(Patch) != _units.PATCH.itemsize or MAX_UNITS != _units.MOST or MAX_SUMS != buffers.MOST_SUMS or \
+        MAX_SLOTS != buffers.MOST_SLOTS:
+    raise ImportError("fastvar: the compiled kernels do not match kernels/units.py; build them again")
 if list(_formats.items()) != list(_declared.FORMATS.items()):
     raise ImportError("fastvar: the compiled kernels do not match formats.py; build them again")
 
 
 include "spans.pxi"
+include "units.pxi"
 include "guard.pxi"
 include "rows.pxi"
 include "sums.pxi"

@@ -10,9 +10,9 @@ cdef enum:
 
 
 cdef inline int written(char** places, const Span* s) noexcept nogil:
-    # Find what a step writes of a span: weights or direction, slots, average; return how many arrays.
+    # Find what a step writes of a span: weights, slots, average; return how many arrays.
     cdef int k, count = 1 + s.rule.slots
-    places[0] = s.w if s.direction == NULL else s.direction
+    places[0] = s.w
     for k in range(s.rule.slots):
         places[1 + k] = s.slots[k]
     if s.average != NULL:
@@ -96,11 +96,7 @@ cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_
                 g = <const real*> s.g + at + shift
             else:
                 read_raw_gradient(x, w, s, at, shift, n)
-        if s.direction != NULL:
-            direct(w, s, at, at + n, False)
-            before[0] = NULL
-        else:
-            advance(w, s, at, at + n, shift, False)
+        advance(w, s, at, at + n, shift, False)
         bad |= spoils(now, before, g, count, n)
         at += n
     return bad
@@ -122,7 +118,7 @@ cdef int look(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi) noexcept nog
     cdef real* before
     cdef int k
     for k in range(written(places, s)):
-        before = NULL if k == 0 and s.direction != NULL else <real*> (s.saved + k * s.stride) + lo
+        before = <real*> (s.saved + k * s.stride) + lo
         if spoilt(<const real*> places[k] + lo, <const real*> before, hi - lo):
             return BAD_STATE
     return 0
@@ -169,14 +165,14 @@ cdef int clear_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shif
 
 
 cdef int on_span(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Part part) noexcept nogil:
-    if s.g == NULL and (s.average == NULL or s.direction != NULL):
+    if s.g == NULL and s.average == NULL:
         return 0
     return part(s, lo, hi, 0) if s.rows == NULL else over_rows(s, lo, hi, part)
 
 
 cdef int on_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, Part part) noexcept nogil:
     # Elements lo to lo + TASK of the concatenation.
-    cdef Py_ssize_t i = find(spans, n, lo, False), hi = lo + TASK
+    cdef Py_ssize_t i = find(spans, n, lo), hi = lo + TASK
     cdef int found = 0
     while i < n and spans[i].start < hi:
         found |= on_span(&spans[i], max(lo - spans[i].start, 0), min(hi - spans[i].start, spans[i].length), part)

@@ -15,6 +15,7 @@ import numpy as np
 from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.kernels.stages import BLOCK, LANES, neutral
+from fastvar.kernels.units import checked, sum_in_order
 from fastvar.slices import Rows
 
 Block = Callable[..., None]
@@ -35,7 +36,7 @@ class Rule(NamedTuple):
 
 
 def conditioned(g: Array, w: Array, s: Any) -> Array:
-    """Return the gradient in the arithmetic type of `w`, after the stages that come before a rule."""
+    """Return the gradient in the arithmetic type of `w`, scaled, regularized and clipped."""
     real = w.dtype.type
     x = penalized(g, w, s)
     clip, limit = real(s["clip"]), real(s["limit"])
@@ -86,16 +87,27 @@ class Plan:
         The group of each variable, whose scalars it takes.
     averages : sequence of (ndarray or None), optional
         Where the moving averages of the weights are kept.
-    directions : sequence of ndarray, optional
-        The rules write here what they would have added to the weights; these stay as they are, and the stages
-        behind a rule (decay, average, ...) do not run.
+    directions : sequence of (ndarray or None), optional
+        `sums` keeps the directions here, and `run` takes what is here in their place; see `direct`.
     rows : bool
-        Whether gradients may be `IndexedSlices`; not with `directions`.
+        Whether gradients may be `IndexedSlices`; not with what follows.
+    sums : sequence of sequences of tuples of str, optional
+        What `sums` returns, for each group: sums of products of two arrays, or of the absolute values of one.
+        An array is "weights", "gradient" (as the rule takes it), "direction" or the number of a slot (as the rule
+        leaves it). A variable may have slots after those of the rule, which are only summed.
+    direct : sequence of bool, optional
+        For each group, whether the rule makes a direction, starting from zeros in place of the weights. The
+        weights then become `w + step * (size * direction)`.
+    matrices : sequence of (shapes, bool), optional
+        Gradients as matrices, whose rows (if True) and columns have factors. `shapes` has the rows and columns of
+        each variable, or None.
 
     Attributes
     ----------
     stages : ndarray
         One record of `stages.STAGES` per variable, to be filled by the optimizer.
+    units : tuple of Units
+        The factors of `matrices`, to be filled by the optimizer.
     """
 
     def __init__(
@@ -107,12 +119,18 @@ class Plan:
         slots: Iterable[Sequence[Array]],
         groups: Iterable[int],
         averages: Iterable[Array | None] | None = None,
-        directions: Iterable[Array] | None = None,
+        directions: Iterable[Array | None] | None = None,
         rows: bool = True,
+        sums: Sequence[Sequence[tuple[str | int, ...]]] | None = None,
+        direct: Sequence[bool] | None = None,
+        matrices: Sequence[tuple[Sequence[tuple[int, int] | None], bool]] = (),
     ) -> None:
         self.owner, self.names = owner, list(names)
-        self._rows = rows and directions is None
-        self._table = buffers.plan_table(owner, rule, self.names, weights, slots, groups, averages, directions)
+        self._table = table = buffers.plan_table(
+            owner, rule, self.names, weights, slots, groups, averages, directions, sums, direct
+        )
+        self._rows = rows and not (any(table.sums) or any(table.direct) or matrices)
+        self.units = checked(owner, [w.size for w in table.weights], matrices)
         self._held: list[Array | Rows | None] | None = None
         self._zero = False
         self.stages = neutral(len(self._table.weights))
@@ -171,22 +189,95 @@ class Plan:
             raise RuntimeError(f"{self.owner}: bind gradients first")
         return self._held
 
-    def sums_of_squares(self, each: bool, threads: int = 1) -> Array:
-        """Sum the squares of the conditioned gradients: one sum per variable, or one of all.
+    def sums_of_squares(self, each: bool, threads: int = 1, scale: float = 1.0) -> Array:
+        """Return the sum of the squares of the clipped gradient of each variable, or of all.
 
-        In double precision, in fixed blocks and lanes of the concatenation of all variables, so that the
-        result depends neither on threads nor, of all, on how the elements are split into variables.
+        Squares are of `scale` times each number.
+
+        All sums are in double precision, in `LANES` lanes within blocks of `BLOCK`, and then in the order of the
+        blocks. So they depend neither on threads nor on the instruction set. Each variable begins a block.
         """
-        parts = []
         with np.errstate(all="ignore"):
-            for g, w, s in zip(self._bound(), self._table.weights, self.stages, strict=True):
-                if g is None:
-                    parts.append(np.zeros(w.size))
+            blocks = [
+                np.zeros(0) if g is None else self._squares_of(i, g, scale) for i, g in enumerate(self._bound())
+            ]
+            return np.array([sum_in_order(of) for of in (blocks if each else [np.concatenate([[], *blocks])])])
+
+    def _squares_of(self, i: int, g: Array | Rows, scale: float) -> Array:
+        x = self._clipped(i, g).astype(np.float64) * scale
+        return block_sums(x, x)
+
+    def sums(self, scalars: Sequence[Sequence[float]], threads: int = 1, scale: float = 1.0) -> Array:
+        """Return the sums that each variable is to have; nothing changes but the kept directions.
+
+        Where there is no gradient, sums are of slots alone. Products are of `scale` times each array.
+        """
+        self._check_scalars(scalars)
+        totals = np.zeros((len(self._table.weights), max(map(len, self._table.sums), default=0)))
+        with np.errstate(all="ignore"):
+            for i, g in enumerate(self._bound()):
+                group, cohort = self._table.group_of[i], self._cohort_of[i]
+                if not self._table.sums[group]:
                     continue
-                x = conditioned(g.values, w[g.rows], s) if isinstance(g, Rows) else conditioned(g, w, s)
-                parts.append(x.astype(np.float64).reshape(-1))
-            groups = parts if each else [np.concatenate([np.empty(0), *parts])]
-            return np.array([block_dot(x, x) for x in groups])
+                of = self._arrays_of(i, g, () if cohort == -1 else scalars[cohort])
+                for k, (a, *b) in enumerate(self._table.sums[group]):
+                    if a in of and (not b or b[0] in of):
+                        pair = (of[a] * scale, of[b[0]] * scale) if b else (np.abs(of[a]), np.ones(of[a].shape))
+                        totals[i, k] = sum_in_order(block_sums(*pair))
+        return totals
+
+    def _arrays_of(self, i: int, g: Any, scalars: Sequence[float]) -> dict[str | int, Array]:
+        """Return what can be summed of a variable, in double precision."""
+        rule = self._table.rules[self._table.group_of[i]]
+        w, _, direction, *slots = self._table.arrays[i]
+        copies = [slot.copy() for slot in slots]
+        of: dict[str | int, Array] = {}
+        if g is not None:
+            x, d = self._taken(i, g), np.zeros_like(w)
+            rule.apply(d, x, copies[: len(rule.slots)], scalars)
+            if direction is not None:
+                direction[...] = d
+            of = {"weights": w, "gradient": x, "direction": d}
+        of |= dict(enumerate(copies))
+        return {name: array.astype(np.float64) for name, array in of.items()}
+
+    def _clipped(self, i: int, g: Array | Rows, matrices: int = 0) -> Array:
+        """Return the gradient with the factors of so many of its matrices."""
+        w, s = self._table.weights[i], self.stages[i]
+        x = conditioned(g.values, w[g.rows], s) if isinstance(g, Rows) else conditioned(g, w, s)
+        for units in self.units[:matrices]:
+            x = units.scaled(x, i)
+        return x
+
+    def _taken(self, i: int, g: Array | Rows) -> Array:
+        """Return the gradient as the rule takes it."""
+        x = self._clipped(i, g, len(self.units))
+        size = x.dtype.type(self.stages[i]["size"])
+        return x if self._table.direct[self._table.group_of[i]] or size == 1 else x * size
+
+    def unit_sums(
+        self, k: int, weights: bool = False, threads: int = 1, scale: float = 1.0
+    ) -> tuple[Array, Array]:
+        """Return the sums of squares of the rows and of the columns of matrices, see `Units`.
+
+        They are of the weights, or of the gradients with the factors of all matrices before those of number `k`.
+        Squares are of `scale` times each number, in double precision: of a row in `LANES` lanes, of a column in
+        the order of the rows, both within patches, which are then added in their order. A single column is summed
+        like a row.
+        """
+        if not 0 <= k < len(self.units):
+            raise IndexError(f"{self.owner}: has {len(self.units)} kinds of matrices, not {k}")
+        units = self.units[k]
+        of_rows, of_columns = np.zeros(len(units.by_row)), np.zeros(len(units.by_column))
+        with np.errstate(all="ignore"):
+            for patch in units.patches:
+                i = patch["variable"]
+                g, w = self._bound()[i], self._table.weights[i]
+                if g is None and not weights:
+                    continue
+                x = w if weights else self._clipped(i, g, k)
+                units.add(patch, np.square(x.astype(np.float64) * scale), of_rows, of_columns)
+        return of_rows, of_columns
 
     def run(
         self,
@@ -206,12 +297,7 @@ class Plan:
         is the gradient.
         """
         held = self._bound()
-        rules = self._rules
-        if len(scalars) != len(rules):
-            raise ValueError(f"{self.owner}: must be given scalars for {len(rules)} groups, got {len(scalars)}")
-        for row, rule in zip(scalars, rules, strict=True):
-            if len(row) != len(rule.scalars):
-                buffers.refuse_scalars(self.owner, rule, row)
+        self._check_scalars(scalars)
         for place, value in commits or ():
             buffers.check_update(place, value, f"{self.owner}: state")
         self._held = None
@@ -232,12 +318,17 @@ class Plan:
             count[0] += 1
         return []
 
+    def _check_scalars(self, scalars: Sequence[Sequence[float]]) -> None:
+        rules = self._rules
+        if len(scalars) != len(rules):
+            raise ValueError(f"{self.owner}: must be given scalars for {len(rules)} groups, got {len(scalars)}")
+        for row, rule in zip(scalars, rules, strict=True):
+            if len(row) != len(rule.scalars):
+                buffers.refuse_scalars(self.owner, rule, row)
+
     def _spoilt(self, held: list[Array | Rows | None], before: list[list[Any]]) -> list[tuple[int, bool]]:
         """Put everything back if something is spoilt, and return what."""
         table = self._table
-        for g, (_, _, direction, *_) in zip(held, before, strict=True):
-            if g is not None and direction is not None:  # what was there before has no meaning
-                direction[...] = 0
         bad = {i: False for i, of in enumerate(before) if any(map(spoilt, table.arrays[i], of))}
         for i, (g, old, s) in enumerate(zip(held, before, self.stages, strict=True)):
             w = old[0][g.rows] if isinstance(g, Rows) else old[0]
@@ -251,32 +342,49 @@ class Plan:
         return sorted(bad.items())
 
     def _advance(self, i: int, g: Array | Rows | None, scalars: Sequence[float]) -> None:
-        rule, arrays = self._rule_of[i], self._table.arrays[i]
-        if not isinstance(g, Rows):
-            update(rule, g, arrays, self.stages[i], scalars)
-            return
-        touched = [array if array is None else array[g.rows] for array in arrays]
-        update(rule, g.values, touched, self.stages[i], scalars)
-        for array, part in zip(arrays, touched, strict=True):
-            if array is not None:
-                array[g.rows] = part
+        table, s, rule = self._table, self.stages[i], self._rule_of[i]
+        w, average, direction, *slots = table.arrays[i]
+        slots = slots[: len(rule.slots)]
+        if g is None:
+            finish(w, average, s, False)
+        elif isinstance(g, Rows):
+            touched = [None if array is None else array[g.rows] for array in (w, average, *slots)]
+            update(rule, self._taken(i, g), touched[0], touched[1], touched[2:], s, scalars)
+            for array, part in zip((w, average, *slots), touched, strict=True):
+                if array is not None:
+                    array[g.rows] = part
+        elif table.direct[table.group_of[i]]:
+            x = self._taken(i, g)
+            decay(w, s)
+            follow(rule, x, w, direction, slots, s, scalars)
+            finish(w, average, s, True)
+        else:
+            update(rule, self._taken(i, g), w, average, slots, s, scalars)
 
 
-def update(rule: Rule, g: Array | None, arrays: Sequence[Any], s: Any, scalars: Sequence[float]) -> None:
-    """Update weights, average, direction and slots of one variable, or of some of its rows."""
-    w, average, direction, *slots = arrays
-    if direction is not None:
-        if g is not None:
-            x = conditioned(g, w, s)
-            direction[...] = 0
-            rule.apply(direction, x, slots, scalars)
-        return
-    if g is not None:
-        x = conditioned(g, w, s)
-        if s["decay"] != 0:
-            w[...] = w - w.dtype.type(s["decay"]) * w
-        rule.apply(w, x, slots, scalars)
-    finish(w, average, s, g is not None)
+def update(
+    rule: Rule, x: Array, w: Any, average: Any, slots: Sequence[Any], s: Any, scalars: Sequence[float]
+) -> None:
+    """Update weights, average and slots of one variable, or of some of its rows."""
+    decay(w, s)
+    rule.apply(w, x, slots, scalars)
+    finish(w, average, s, True)
+
+
+def decay(w: Array, s: Any) -> None:
+    """Let the weights decay."""
+    if s["decay"] != 0:
+        w[...] = w - w.dtype.type(s["decay"]) * w
+
+
+def follow(
+    rule: Rule, x: Array, w: Array, kept: Array | None, slots: Sequence[Any], s: Any, scalars: Sequence[float]
+) -> None:
+    """Make a direction, and let the weights take a part of it, or of the one that is kept."""
+    direction = np.zeros_like(w)
+    rule.apply(direction, x, slots, scalars)
+    direction = direction if kept is None else kept
+    w[...] = w + w.dtype.type(s["step"]) * (w.dtype.type(s["size"]) * direction)
 
 
 def merge(gradient: Rows, wide: bool) -> Rows:
@@ -304,72 +412,13 @@ def spoilt(now: Any, before: Any) -> bool:
     return now is not None and bool((np.isfinite(before) & ~np.isfinite(now)).any())
 
 
-def block_dot(x: Array, y: Array) -> float:
-    """Return the dot product of flat float64 arrays, in `LANES` lanes within blocks of `BLOCK`."""
+def block_sums(x: Array, y: Array) -> Array:
+    """Return the dot products of blocks of two arrays, in `LANES` lanes."""
+    x, y = (v.reshape(-1).astype(np.float64) for v in (x, y))
     blocks = -(-x.size // BLOCK)
     rows = [np.append(v, np.zeros(blocks * BLOCK - v.size)).reshape(blocks, BLOCK // LANES, LANES) for v in (x, y)]
     lanes = np.zeros((blocks, LANES))
     for k in range(BLOCK // LANES):
         lanes += rows[0][:, k] * rows[1][:, k]
-    return float(sum_in_order(sum_in_order(lanes.T)))
-
-
-def dot(x: Array, y: Array, threads: int = 1) -> float:
-    """Return the sum of the products of two arrays, in double precision and a fixed order."""
-    buffers.check_vectors("dot", x, y)
-    with np.errstate(all="ignore"):
-        return block_dot(x.reshape(-1).astype(np.float64), y.reshape(-1).astype(np.float64))
-
-
-def unit_sums(x: Array, rows: int, columns: int) -> tuple[Array, Array]:
-    """Return the sums of the squares of each row and of each column of the matrices that `x` holds.
-
-    In double precision: a column in the order of the rows, a row in `LANES` lanes.
-    """
-    buffers.check_vectors("unit_sums", x, x)
-    if rows < 1 or columns < 1 or x.size % (rows * columns):
-        raise ValueError(f"unit_sums: {x.size} elements must be matrices of {rows} x {columns}")
-    with np.errstate(all="ignore"):
-        squares = np.square(x.reshape(-1, rows, columns).astype(np.float64))
-        of_columns = sum_in_order(squares.transpose(1, 0, 2))
-        padded = np.concatenate([squares, np.zeros((*squares.shape[:2], -columns % LANES))], axis=2)
-        lanes = sum_in_order(
-            padded.reshape(*squares.shape[:2], padded.shape[2] // LANES, LANES).transpose(2, 0, 1, 3)
-        )
-        return sum_in_order(lanes.transpose(2, 0, 1)), of_columns
-
-
-def sum_in_order(rows: Array) -> Any:
-    """Sum along the first axis strictly from first to last."""
-    total = np.zeros(rows.shape[1:])
-    for row in rows:
-        total = total + row
-    return total
-
-
-def copy(targets: Iterable[Array], sources: Iterable[Array | bytes], threads: int = 1) -> None:
-    """Copy the bytes of each source (an array of any dtype, or bytes) to the target at its place."""
-    pairs = list(zip(targets, sources, strict=True))
-    for target, source in pairs:
-        if not (_plain(target) and target.flags.writeable and (type(source) is bytes or _plain(source))):
-            buffers.refuse_copy(target, source)
-        if target.nbytes != len(_bytes(source)) or np.may_share_memory(target, _bytes(source)):
-            buffers.refuse_copy(target, source)
-    for target, source in pairs:
-        _bytes(target)[...] = _bytes(source)
-
-
-def _plain(array: object) -> bool:
-    return isinstance(array, np.ndarray) and array.flags.c_contiguous and not array.dtype.hasobject
-
-
-def _bytes(source: Array | bytes) -> Array:
-    return np.frombuffer(source, np.uint8) if isinstance(source, bytes) else source.reshape(-1).view(np.uint8)
-
-
-def openmp() -> bool:
-    return False
-
-
-def max_threads() -> int:
-    return 1
+    sums: Array = sum_in_order(lanes.T)
+    return sums

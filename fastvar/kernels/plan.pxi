@@ -1,7 +1,7 @@
 # A plan: what a step works on, checked once; each step binds its gradients and runs.
 
 cdef class Plan:
-    """All variables of a step and their rules; see reference.Plan for what each method means."""
+    """All variables of a step and their rules; see numpy_plan.Plan for what each method means."""
 
     cdef readonly object stages
     cdef readonly str owner
@@ -13,6 +13,11 @@ cdef class Plan:
     cdef double* c64
     cdef Py_ssize_t n, groups
     cdef int* widths  # scalars that the rule of each group, or cohort, takes
+    cdef Sums* sums_of_group
+    cdef int most_sums  # of a variable
+    cdef Py_ssize_t blocks, elements  # of the concatenation, and those of its spans
+    cdef readonly tuple units
+    cdef list patch_rooms
     cdef bint bound, zero, disjoint, running, sparse
     cdef const uintptr_t* starts
     cdef const uintptr_t* ends
@@ -20,53 +25,81 @@ cdef class Plan:
     cdef object saved  # room for what a guarded run writes over
 
     def __cinit__(self, str owner, rule not None, names, weights, slots, groups, averages=None, directions=None,
-                  bint rows=True):
-        cdef Py_ssize_t i, k, width = 0
-        cdef Span* s
-        cdef const Stages* records
-        self.owner, self.rows, self.names = owner, rows and directions is None, list(names)
-        table = buffers.plan_table(owner, rule, self.names, weights, slots, groups, averages, directions)
-        self.rules = table.rules
-        self.groups = len(self.rules)
-        self.widths = <int*> calloc(max(self.groups, 1), sizeof(int))
-        if self.widths == NULL:
-            raise MemoryError
-        for i in range(self.groups):
-            given = self.rules[i]
-            if type(given) is not CompiledRule or (<CompiledRule> given).rule.f32 == NULL:
-                raise TypeError(f"{owner}: rule must be one of RULES, got {given!r}")
-            self.widths[i] = len((<CompiledRule> given).scalars)
-            width += self.widths[i]
+                  bint rows=True, sums=None, direct=None, matrices=()):
+        cdef Py_ssize_t i
+        table = buffers.plan_table(
+            owner, rule, list(names), weights, slots, groups, averages, directions, sums, direct)
+        self.owner, self.names, self.rules = owner, list(names), table.rules
+        self.rows = rows and not (any(table.sums) or any(table.direct) or matrices)
         self.weights, self.keep, self.extents = table.weights, table.arrays, table.extents
-        self.n = len(self.weights)
+        self.n, self.groups = len(self.weights), len(self.rules)
         self.starts = <const uintptr_t*> cnp.PyArray_DATA(table.extents.starts)
         self.ends = <const uintptr_t*> cnp.PyArray_DATA(table.extents.ends)
         self.written = len(table.extents.names)
         self.stages = _stages.neutral(self.n)
-        records = <const Stages*> cnp.PyArray_DATA(self.stages)
+        self.units = _units.checked(owner, [w.size for w in self.weights], matrices)
+        self.patch_rooms = [np.empty(units.length) for units in self.units]
+        self.set_rules(table.sums)
         self.spans = <Span*> calloc(max(self.n, 1), sizeof(Span))
+        if self.spans == NULL:
+            raise MemoryError
+        first = list(itertools.accumulate([len(given.scalars) for given in self.rules], initial=0))
+        for i in range(self.n):
+            self.set_span(i, table.group_of[i], first[table.group_of[i]], table.direct[table.group_of[i]])
+        self.place()
+        self.rule_of = [self.rules[group] for group in table.group_of]
+
+    cdef int set_rules(self, sums) except -1:
+        # What the variables of each group share.
+        cdef Py_ssize_t i, width = 0
+        self.widths = <int*> calloc(max(self.groups, 1), sizeof(int))
+        self.sums_of_group = <Sums*> calloc(max(self.groups, 1), sizeof(Sums))
+        if self.widths == NULL or self.sums_of_group == NULL:
+            raise MemoryError
+        for i in range(self.groups):
+            given = self.rules[i]
+            if type(given) is not CompiledRule or (<CompiledRule> given).rule.f32 == NULL:
+                raise TypeError(f"{self.owner}: rule must be one of RULES, got {given!r}")
+            self.widths[i] = len((<CompiledRule> given).scalars)
+            self.sums_of_group[i] = sums_of(sums[i], len((<CompiledRule> given).slots))
+            self.most_sums = max(self.most_sums, self.sums_of_group[i].count)
+            width += self.widths[i]
         self.c32 = <float*> calloc(max(width, 1), sizeof(float))
         self.c64 = <double*> calloc(max(width, 1), sizeof(double))
-        if self.spans == NULL or self.c32 == NULL or self.c64 == NULL:
+        if self.c32 == NULL or self.c64 == NULL:
             raise MemoryError
-        places = list(itertools.accumulate([len(given.scalars) for given in self.rules], initial=0))
+        return 0
+
+    cdef int set_span(self, Py_ssize_t i, Py_ssize_t group, Py_ssize_t scalars, bint direct) except -1:
+        cdef int k
+        cdef Span* s = &self.spans[i]
+        arrays = self.keep[i]
+        s.w = cnp.PyArray_BYTES(arrays[0])
+        s.average = NULL if arrays[1] is None else cnp.PyArray_BYTES(arrays[1])
+        s.direction = NULL if arrays[2] is None else cnp.PyArray_BYTES(arrays[2])
+        s.rule = &(<CompiledRule> self.rules[group]).rule
+        for k in range(len(arrays) - 3):
+            s.slots[k] = cnp.PyArray_BYTES(arrays[3 + k])
+        s.n = s.length = arrays[0].size
+        s.width = s.n // max(len(arrays[0]), 1) if arrays[0].ndim else 1
+        s.wide, s.direct = arrays[0].itemsize == sizeof(double), direct
+        s.c32, s.c64 = self.c32 + scalars, self.c64 + scalars
+        s.stages = <const Stages*> cnp.PyArray_DATA(self.stages) + i
+        s.sums = &self.sums_of_group[group]
+        for k, units in enumerate(self.units):
+            if units.shapes[i] is not None and s.n:
+                s.matrices = k + 1
+                s.units[k].rows, s.units[k].columns = units.shapes[i]
+                s.units[k].by_column = <double*> cnp.PyArray_DATA(units.columns_of(units.by_column, i))
+                if units.rows:
+                    s.units[k].by_row = <double*> cnp.PyArray_DATA(units.rows_of(units.by_row, i))
+        return 0
+
+    cdef void place(self) noexcept:
+        cdef Py_ssize_t i
+        self.blocks, self.elements = place(self.spans, self.n), 0
         for i in range(self.n):
-            s = &self.spans[i]
-            arrays = self.keep[i]
-            s.w = cnp.PyArray_BYTES(arrays[0])
-            s.average = NULL if arrays[1] is None else cnp.PyArray_BYTES(arrays[1])
-            s.direction = NULL if arrays[2] is None else cnp.PyArray_BYTES(arrays[2])
-            s.rule = &(<CompiledRule> self.rules[table.group_of[i]]).rule
-            for k in range(s.rule.slots):
-                s.slots[k] = cnp.PyArray_BYTES(arrays[3 + k])
-            s.n = s.length = arrays[0].size
-            s.width = s.n // max(len(arrays[0]), 1) if arrays[0].ndim else 1
-            s.wide = arrays[0].itemsize == sizeof(double)
-            k = places[table.group_of[i]]
-            s.c32, s.c64 = self.c32 + k, self.c64 + k
-            s.stages = &records[i]
-        place(self.spans, self.n)
-        self.rule_of = [self.rules[group] for group in table.group_of]
+            self.elements += self.spans[i].length
 
     def share_scalars(self, cohort_of):
         cdef Py_ssize_t i
@@ -98,6 +131,7 @@ cdef class Plan:
     def __dealloc__(self):
         free(self.spans)
         free(self.widths)
+        free(self.sums_of_group)
         free(self.c32)
         free(self.c64)
 
@@ -148,7 +182,7 @@ cdef class Plan:
             buffers.check_disjoint([(self.label(i), held[i]) for i in range(self.n)])
             self.disjoint = True
         if sparse or self.sparse:
-            place(self.spans, self.n)
+            self.place()
         self.sparse, self.zero, self.bound = sparse, zero, True
         return bound
 
@@ -206,40 +240,9 @@ cdef class Plan:
                 high = middle
         return nbytes != 0 and low < self.written and self.starts[low] < start + nbytes
 
-    cdef Py_ssize_t size(self, bint own) noexcept:
-        cdef const Span* last = self.spans + self.n - 1
-        return 0 if self.n == 0 else (last.own if own else last.start) + last.length
-
-    def sums_of_squares(self, bint each, int threads=1):
-        cdef Py_ssize_t i, b, size = self.size(each)
-        cdef Py_ssize_t blocks = (size + BLOCK - 1) // BLOCK
-        cdef int workers = min(threads, blocks, MOST_THREADS)
-        partials, totals = np.empty(blocks), np.zeros(self.n if each else 1)
-        cdef double* partial = <double*> cnp.PyArray_DATA(partials)
-        cdef double* sums = <double*> cnp.PyArray_DATA(totals)
-        self.enter()
-        try:
-            with nogil:
-                if workers <= 1 or size < SERIAL:
-                    for b in range(blocks):
-                        partial[b] = block_sum(self.spans, self.n, b * BLOCK, each)
-                else:
-                    for b in prange(blocks, num_threads=workers, schedule="dynamic", chunksize=16):
-                        partial[b] = block_sum(self.spans, self.n, b * BLOCK, each)
-                i = 0
-                for b in range(blocks):
-                    while each and i + 1 < self.n and self.spans[i + 1].own <= b * BLOCK:
-                        i += 1
-                    sums[i] += partial[b]
-        finally:
-            self.running = False
-        return totals
-
     @cython.boundscheck(True)
-    def run(self, scalars, int threads=1, list count=None, list commits=None, bint guard=False):
-        cdef bint good = True
-        cdef Py_ssize_t i, k, at = 0, size = self.size(False), tasks = (size + TASK - 1) // TASK
-        cdef int workers = 1 if size < SERIAL else min(threads, tasks, MOST_THREADS)
+    cdef int set_scalars(self, scalars) except -1:
+        cdef Py_ssize_t i, k, at = 0
         cdef tuple row
         if len(scalars) != self.groups:
             raise ValueError(
@@ -252,6 +255,74 @@ cdef class Plan:
                 self.c64[at] = row[k]
                 self.c32[at] = <float> self.c64[at]
                 at += 1
+        return 0
+
+    def sums_of_squares(self, bint each, int threads=1, double scale=1):
+        totals = self.block_sums(True, 1, each, threads, scale)
+        return totals[:, 0] if each else totals[0]
+
+    def sums(self, scalars, int threads=1, double scale=1):
+        self.set_scalars(scalars)
+        return self.block_sums(False, self.most_sums, True, threads, scale)
+
+    cdef block_sums(self, bint squares, int count, bint each, int threads, double scale):
+        # The sums of each variable or, of squares, the sum over all blocks; in the order of the blocks.
+        cdef Py_ssize_t b, i = 0, n = self.blocks
+        cdef int k, workers = 1 if self.elements < SERIAL else min(threads, n, MOST_THREADS)
+        partials, totals = np.zeros((n, count)), np.zeros((self.n if each else 1, count))
+        cdef double* partial = <double*> cnp.PyArray_DATA(partials)
+        cdef double* total = <double*> cnp.PyArray_DATA(totals)
+        self.enter()
+        try:
+            with nogil:
+                if workers <= 1:
+                    for b in range(n):
+                        nth_block_sums(partial + b * count, self.spans, self.n, b * BLOCK, squares, scale)
+                else:
+                    for b in prange(n, num_threads=workers, schedule="dynamic", chunksize=16):
+                        nth_block_sums(partial + b * count, self.spans, self.n, b * BLOCK, squares, scale)
+                for b in range(n):
+                    while each and i + 1 < self.n and self.spans[i + 1].start <= b * BLOCK:
+                        i += 1
+                    for k in range(count):
+                        total[i * count + k] += partial[b * count + k]
+        finally:
+            self.running = False
+        return totals
+
+    def unit_sums(self, int k, bint weights=False, int threads=1, double scale=1):
+        cdef Py_ssize_t b
+        if not 0 <= k < len(self.units):
+            raise IndexError(f"{self.owner}: has {len(self.units)} kinds of matrices, not {k}")
+        units = self.units[k]
+        of_rows, of_columns = np.zeros(len(units.by_row)), np.zeros(len(units.by_column))
+        cdef Py_ssize_t n = len(units.patches)
+        cdef int workers = 1 if self.elements < SERIAL else min(threads, n, MOST_THREADS)
+        cdef const Patch* patches = <const Patch*> cnp.PyArray_DATA(units.patches)
+        cdef double* room = <double*> cnp.PyArray_DATA(self.patch_rooms[k])
+        cdef double* rows = <double*> cnp.PyArray_DATA(of_rows)
+        cdef double* columns = <double*> cnp.PyArray_DATA(of_columns)
+        rows = rows if units.rows else NULL
+        self.enter()
+        try:
+            with nogil:
+                if workers <= 1:
+                    for b in range(n):
+                        patch_sums(room, self.spans, &patches[b], k, weights, scale)
+                else:
+                    for b in prange(n, num_threads=workers, schedule="dynamic"):
+                        patch_sums(room, self.spans, &patches[b], k, weights, scale)
+                for b in range(n):
+                    add_patch(rows, columns, room + patches[b].at, &patches[b])
+        finally:
+            self.running = False
+        return of_rows, of_columns
+
+    def run(self, scalars, int threads=1, list count=None, list commits=None, bint guard=False):
+        cdef bint good = True
+        cdef Py_ssize_t i, tasks = (self.blocks * BLOCK + TASK - 1) // TASK
+        cdef int workers = 1 if self.elements < SERIAL else min(threads, tasks, MOST_THREADS)
+        self.set_scalars(scalars)
         if commits is not None:
             for kept, value in commits:
                 buffers.check_update(kept, value, f"{self.owner}: state")

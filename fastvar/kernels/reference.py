@@ -10,17 +10,18 @@ The compiled rules take the names from here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from fastvar import buffers
 from fastvar.buffers import Array
-from fastvar.kernels.numpy_plan import Block, Plan, Rule, copy, dot, max_threads, merge, openmp, unit_sums
+from fastvar.kernels.numpy_plan import Block, Plan, Rule, merge
 from fastvar.kernels.stages import TINY
 
-__all__ = ["RULES", "Plan", "Rule", "copy", "dot", "max_threads", "merge", "openmp", "unit_sums"]
+__all__ = ["RULES", "Plan", "Rule", "copy", "max_threads", "merge", "openmp"]
 
 RULES: dict[str, Rule] = {}
 
@@ -103,6 +104,15 @@ def adam(w: Array, g: Array, c: Any, m: Array, v: Array) -> None:
     first, second = lerp(m, g, c.take_1), mean_square(c.keep_2, v, c.take_2, g)
     m[...], v[...] = flush(first), flush(second)
     w[...] = w - over_root(axpby(c.scale_m, first, c.scale_g, g), second, c.scale_root, c.epsilon)
+
+
+@rule("keep take distance take_1 keep_2 take_2 scale_m epsilon")
+def prodigy(w: Array, g: Array, c: Any, m: Array, v: Array, total: Array) -> None:
+    total[...] = flush(axpby(c.keep, total, c.take, g))
+    x = c.distance * g
+    first, second = lerp(m, x, c.take_1), mean_square(c.keep_2, v, c.take_2, x)
+    m[...], v[...] = flush(first), flush(second)
+    w[...] = w - over_root(c.scale_m * first, second, w.dtype.type(1), c.epsilon)
 
 
 @rule("take_1 keep_2 take_2 scale_m scale_ratio epsilon")
@@ -252,3 +262,31 @@ def rprop(w: Array, g: Array, c: Any, previous: Array, step: Array) -> None:
 def asgd(w: Array, g: Array, c: Any, average: Array) -> None:
     w[...] = c.shrinkage * w - c.rate * g
     average[...] = axpby(c.keep, average, c.take, w)
+
+
+def copy(targets: Iterable[Array], sources: Iterable[Array | bytes], threads: int = 1) -> None:
+    """Copy the bytes of each source (an array of any dtype, or bytes) to the target at its place."""
+    pairs = list(zip(targets, sources, strict=True))
+    for target, source in pairs:
+        if not (_plain(target) and target.flags.writeable and (type(source) is bytes or _plain(source))):
+            buffers.refuse_copy(target, source)
+        if target.nbytes != len(_bytes(source)) or np.may_share_memory(target, _bytes(source)):
+            buffers.refuse_copy(target, source)
+    for target, source in pairs:
+        _bytes(target)[...] = _bytes(source)
+
+
+def _plain(array: object) -> bool:
+    return isinstance(array, np.ndarray) and array.flags.c_contiguous and not array.dtype.hasobject
+
+
+def _bytes(source: Array | bytes) -> Array:
+    return np.frombuffer(source, np.uint8) if isinstance(source, bytes) else source.reshape(-1).view(np.uint8)
+
+
+def openmp() -> bool:
+    return False
+
+
+def max_threads() -> int:
+    return 1

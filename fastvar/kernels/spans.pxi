@@ -1,5 +1,19 @@
 # How a rule runs over one span: a variable, or the rows of it that a sparse gradient touches.
 
+cdef struct Units:  # factors of a gradient that is seen as matrices, see units.pxi
+    Py_ssize_t rows
+    Py_ssize_t columns  # 0: it is not
+    double* by_row  # NULL: none
+    double* by_column
+
+
+cdef struct Sums:  # what is summed of a span, see sums.pxi
+    int count
+    bint of_rule  # something that the rule makes
+    int a[MAX_SUMS]
+    int b[MAX_SUMS]
+
+
 cdef struct Span:  # what every step reads of it comes first, on as few cache lines as it fits
     char* w
     char* g  # NULL: no gradient in this step
@@ -16,14 +30,17 @@ cdef struct Span:  # what every step reads of it comes first, on as few cache li
     const float* c32
     const double* c64
     char* average  # NULL: no moving average
-    char* direction  # NULL: the rule updates w; otherwise it writes here what it would have added to w
-    char* slots[MAX_SLOTS]
+    bint direct  # the rule makes a direction, of which w takes a part; otherwise it updates w
+    char* direction  # where directions are kept when they are summed, and what w takes instead; NULL: they are not
+    int matrices  # how many of `units` there are
+    Units units[MAX_UNITS]
+    Sums* sums
+    char* slots[MAX_SLOTS]  # the rule's, and then those that are only summed
     char* saved  # where guarded runs save what they write (guard.pxi): arrays that are `stride` bytes apart
     Py_ssize_t stride
     bint past_cache  # more than the cache holds is saved
     int found  # what was bad
-    Py_ssize_t start  # its place in the concatenation of all spans
-    Py_ssize_t own  # the same with every span starting a block of its own
+    Py_ssize_t start  # its place in the concatenation of all spans, each of which starts a block
 
 
 cdef inline void* aligned(char* room) noexcept nogil:
@@ -35,7 +52,7 @@ cdef void read_raw_gradient(
     # Elements `at` to `at + n` of the variable, whose gradient lies `shift` elements further on.
     cdef const Format* format = &formats[s.format]
     cdef const char* g = s.g + (at + shift) * format.width
-    check(0 <= at and 0 < n <= BLOCK and at + n <= s.n and 0 <= at + shift and at + shift + n <= s.length)
+    check(0 <= at and 0 < n <= TILE and at + n <= s.n and 0 <= at + shift and at + shift + n <= s.length)
     if real is float:
         format.f32(x, g, n, <float> s.stages.scale)
     else:
@@ -45,13 +62,26 @@ cdef void read_raw_gradient(
 
 cdef inline bint in_place(const Span* s) noexcept nogil:
     # Whether the gradient as it lies is what the rule takes.
-    return s.format == (F64 if s.wide else F32) and raw_gradient(s.stages)
+    return (s.format == (F64 if s.wide else F32) and raw_gradient(s.stages) and s.matrices == 0
+            and (s.direct or s.stages.size == 1))
+
+
+cdef void read_clipped(
+        real* x, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n,
+        int matrices) noexcept nogil:
+    # The gradient with the factors of so many of its units.
+    cdef int k
+    read_raw_gradient(x, w, s, at, shift, n)
+    clip(x, n, s.stages)
+    for k in range(matrices):
+        rescale(x, at, n, &s.units[k])
 
 
 cdef void read_gradient(
         real* x, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
-    read_raw_gradient(x, w, s, at, shift, n)
-    clip(x, n, s.stages)
+    read_clipped(x, w, s, at, shift, n, s.matrices)
+    if not s.direct:
+        enlarge(x, n, <real> s.stages.size)
 
 
 cdef inline void find_slots(real** slots, const Span* s, Py_ssize_t at) noexcept nogil:
@@ -67,13 +97,28 @@ cdef void apply_rule(real* w, const real* g, real** slots, Py_ssize_t n, const S
         s.rule.f64(w, g, slots, n, s.c64)
 
 
+cdef void apply_direction(
+        real* w, const real* g, real** slots, Py_ssize_t at, Py_ssize_t n, const Span* s) noexcept nogil:
+    cdef char room[ROOM]
+    cdef real* direction = <real*> aligned(room)
+    memset(direction, 0, n * sizeof(real))
+    apply_rule(direction, g, slots, n, s)
+    if s.direction != NULL:
+        direction = <real*> s.direction + at
+    follow(w, <const real*> direction, n, <real> s.stages.size, <real> s.stages.step)
+
+
 cdef void update(
-        real* w, real* average, real** slots, const real* g, Py_ssize_t n, const Span* s) noexcept nogil:
+        real* w, real* average, real** slots, const real* g, Py_ssize_t at, Py_ssize_t n,
+        const Span* s) noexcept nogil:
     # The rule on at most a tile, and all stages behind the gradient's; g is NULL where there is none.
     if g != NULL:
         if s.stages.decay != 0:
             shrink(w, n, <real> s.stages.decay)
-        apply_rule(w, g, slots, n, s)
+        if s.direct:
+            apply_direction(w, g, slots, at, n, s)
+        else:
+            apply_rule(w, g, slots, n, s)
     finish(w, average, n, s.stages, g != NULL)
 
 
@@ -82,23 +127,24 @@ cdef void clear_gradient(const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept no
     memset(s.g + at * width, 0, n * width)  # zero in every format
 
 
-cdef void direct(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero) noexcept nogil:
-    # Elements lo to hi of one span: what the rule would add to the weights, which stay as they are.
-    cdef char room[ROOM]
-    cdef real* x = <real*> aligned(room)
-    cdef real* direction = <real*> s.direction
-    cdef real* slots[MAX_SLOTS]
-    cdef Py_ssize_t at = lo, n
-    check(0 <= lo <= hi <= s.n)
-    while at < hi:
-        n = min(<Py_ssize_t> TILE, hi - at)
-        read_gradient(x, w, s, at, 0, n)
-        memset(direction + at, 0, n * sizeof(real))
-        find_slots(slots, s, at)
-        apply_rule(direction + at, <const real*> x, slots, n, s)
-        if zero:
-            clear_gradient(s, at, n)
-        at += n
+cdef inline void fetch(const void* tile, Py_ssize_t nbytes) noexcept nogil:
+    # Fetch the tile behind this one: processors foresee long streams, but not that many take turns.
+    cdef Py_ssize_t line = 0
+    while line < nbytes:
+        prefetch_read(<const char*> tile + nbytes + line)
+        line += LINE
+
+
+cdef void fetch_next(
+        const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n, Py_ssize_t width) noexcept nogil:
+    cdef int k
+    fetch(s.w + at * width, n * width)
+    for k in range(s.rule.slots):
+        fetch(s.slots[k] + at * width, n * width)
+    if s.g != NULL:
+        fetch(s.g + (at + shift) * formats[s.format].width, n * formats[s.format].width)
+    if s.average != NULL:
+        fetch(s.average + at * width, n * width)
 
 
 cdef void advance(
@@ -112,30 +158,24 @@ cdef void advance(
     check(0 <= lo <= hi <= s.n)
     find_slots(slots, s, lo)
     if (s.g != NULL and average == NULL and not zero and in_place(s) and s.stages.decay == 0
-            and s.stages.nonneg == 0):
+            and s.stages.nonneg == 0 and not s.direct):
         apply_rule(w + lo, <const real*> s.g + lo + shift, slots, hi - lo, s)
         return
     while at < hi:
         n = min(<Py_ssize_t> TILE, hi - at)
+        fetch_next(s, at, shift, n, sizeof(real))
         if s.g != NULL:
             read_gradient(x, w, s, at, shift, n)
         find_slots(slots, s, at)
         update(w + at, NULL if average == NULL else average + at, slots,
-               <const real*> (NULL if s.g == NULL else x), n, s)
+               <const real*> (NULL if s.g == NULL else x), at, n, s)
         if zero and s.g != NULL:
             clear_gradient(s, at, n)
         at += n
 
 
 cdef void run_span(const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero) noexcept nogil:
-    if s.direction != NULL:
-        if s.g == NULL:
-            return
-        if s.wide:
-            direct(<double*> s.w, s, lo, hi, zero)
-        else:
-            direct(<float*> s.w, s, lo, hi, zero)
-    elif s.rows != NULL:
+    if s.rows != NULL:
         over_rows(s, lo, hi, advance_part)
     elif s.g != NULL or s.average != NULL:
         if s.wide:
@@ -184,12 +224,12 @@ cdef inline void prefetch_row(const Span* s, Py_ssize_t row) noexcept nogil:
         line += LINE
 
 
-cdef Py_ssize_t find(const Span* spans, Py_ssize_t n, Py_ssize_t at, bint own) noexcept nogil:
+cdef Py_ssize_t find(const Span* spans, Py_ssize_t n, Py_ssize_t at) noexcept nogil:
     # The last span that starts at or before `at` of the concatenation.
     cdef Py_ssize_t low = 0, high = n, middle
     while high - low > 1:
         middle = (low + high) // 2
-        if (spans[middle].own if own else spans[middle].start) <= at:
+        if spans[middle].start <= at:
             low = middle
         else:
             high = middle
@@ -198,20 +238,16 @@ cdef Py_ssize_t find(const Span* spans, Py_ssize_t n, Py_ssize_t at, bint own) n
 
 cdef void run_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint zero) noexcept nogil:
     # Elements lo to lo + TASK of the concatenation.
-    cdef Py_ssize_t i = find(spans, n, lo, False), hi = lo + TASK
+    cdef Py_ssize_t i = find(spans, n, lo), hi = lo + TASK
     while i < n and spans[i].start < hi:
         run_span(&spans[i], max(lo - spans[i].start, 0), min(hi - spans[i].start, spans[i].length), zero)
         i += 1
 
 
-cdef inline Py_ssize_t whole_blocks(Py_ssize_t n) noexcept nogil:
-    return (n + BLOCK - 1) // BLOCK * BLOCK
-
-
-cdef void place(Span* spans, Py_ssize_t n) noexcept nogil:
-    # Put the spans one behind the other in both concatenations.
-    cdef Py_ssize_t i, start = 0, own = 0
+cdef Py_ssize_t place(Span* spans, Py_ssize_t n) noexcept nogil:
+    # Put the spans one behind the other, each on whole blocks; return how many blocks there are.
+    cdef Py_ssize_t i, blocks = 0
     for i in range(n):
-        spans[i].start, spans[i].own = start, own
-        start += spans[i].length
-        own += whole_blocks(spans[i].length)
+        spans[i].start = blocks * BLOCK
+        blocks += (spans[i].length + BLOCK - 1) // BLOCK
+    return blocks

@@ -3,9 +3,14 @@
 #
 #     load      x = g * scale                        from any format (formats.pxi) to the arithmetic type
 #     regularize x = x + l2*w + l1*sign(w)           clip      x = x * clip      limit   -limit <= x <= limit
+#     units     x = x * by_row * by_column           of matrices (units.pxi)
+#     size      x = x * size
 #     decay     w = w - decay*w                      then the rule on (w, x, slots), then
 #     average   a = average*a + (1 - average)*w      overwrite w = a
 #     nonneg    w = 0 where w < 0
+#
+# Where the rule makes a direction d (Span.direct), it runs on (d, x, slots) with d = 0 and x without `size`. Then
+# w = w + step * (size * d).
 #
 # A stage whose field has its neutral value (stages.py) is skipped. numpy_plan.py holds the twin of each stage.
 
@@ -15,7 +20,9 @@ cdef struct Stages:  # the order of the fields is that of stages.STAGES, checked
     double l1
     double clip
     double limit
+    double size
     double decay
+    double step
     double average
     double overwrite
     double nonneg
@@ -45,6 +52,19 @@ cdef void clip(real* x, Py_ssize_t n, const Stages* s) noexcept nogil:
     if limit != INFINITY:
         for i in range(n):
             x[i] = clamp(x[i], -limit, limit)
+
+
+cdef void enlarge(real* x, Py_ssize_t n, real size) noexcept nogil:
+    cdef Py_ssize_t i
+    if size != 1:
+        for i in range(n):
+            x[i] = x[i] * size
+
+
+cdef void follow(real* w, const real* direction, Py_ssize_t n, real size, real step) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        w[i] = w[i] + step * (size * direction[i])
 
 
 cdef void shrink(real* w, Py_ssize_t n, real decay) noexcept nogil:

@@ -15,16 +15,25 @@ NEUTRAL = {
     "l1": 0.0,  # gradient += l1 * sign(w)
     "clip": 1.0,  # gradient *= clip, the coefficient of clipping by norm
     "limit": np.inf,  # gradient is clipped to [-limit, limit]
+    "size": 1.0,  # gradient *= size, or direction *= size where the rule makes one, after everything else
     "decay": 0.0,  # w -= decay * w, decoupled weight decay times the learning rate
+    "step": 1.0,  # w += step * direction, where the rule makes one
     "average": 0.0,  # momentum of the moving average of w, where the plan has one
     "overwrite": 0.0,  # 1: w = average
     "nonneg": 0.0,  # 1: w = 0 where w < 0
 }
 STAGES = np.dtype([(name, np.float64) for name in NEUTRAL])
 
-BLOCK = 1024  # elements of a block: the unit of stages, of tasks and of partial norms
-LANES = 16  # running sums of a norm within a block
+BLOCK = 1024  # elements of a block: the unit of tasks and of partial sums
+LANES = 16  # running sums within a block
+STRIP = 2048  # columns of a patch of a matrix whose rows and columns are summed
+PATCH = 64  # rows of such a patch, more where rows are short: see `patch_rows`
 TINY = {np.dtype(t): float(2**14 * np.finfo(t).tiny) for t in (np.float32, np.float64)}  # see flush, rules.pxi
+
+
+def patch_rows(columns: int) -> int:
+    """Return how many rows of a matrix are summed at a time."""
+    return max(PATCH, 16 * BLOCK // columns)
 
 
 def neutral(n: int) -> npt.NDArray[Any]:

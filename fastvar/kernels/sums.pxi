@@ -1,154 +1,152 @@
-# Sums in fixed lanes, fixed blocks and a fixed order, in double precision: the same on every instruction set and
-# any number of threads.
+# Sums over a variable: in double precision, in fixed lanes and blocks and in a fixed order. So they are the same
+# on every instruction set and any number of threads.
+#
+# A sum is of products of two arrays, or of absolute values of one: the weights, the gradient that the rule takes,
+# the direction that it makes, or a slot, if it is the rule's as it leaves it. The rule runs on copies in L1:
+# nothing is written but `directions`.
 
-cdef double block_dot(const real* x, const real* y) noexcept nogil:
-    # A block in LANES fixed lanes, then the lanes in order.
+cdef enum:
+    NOTHING = -1
+    WEIGHTS = 0
+    GRADIENT = 1
+    DIRECTION = 2
+    FIRST_SLOT = 3
+    MAX_ARRAYS = FIRST_SLOT + MAX_SLOTS
+
+_NAMES = {"weights": WEIGHTS, "gradient": GRADIENT, "direction": DIRECTION}
+
+cdef Sums _squares  # of the gradient before it has factors and a size
+_squares.count, _squares.of_rule, _squares.a[0], _squares.b[0] = 1, False, GRADIENT, GRADIENT
+
+
+cdef Sums sums_of(products, int slots) except *:
+    # What is asked for as tuples of names and numbers of slots, of which the rule takes the first `slots`.
+    cdef Sums sums
+    cdef int k
+    sums.count, sums.of_rule = len(products), False
+    for k in range(sums.count):
+        operands = [FIRST_SLOT + of if type(of) is int else _NAMES[of] for of in products[k]]
+        sums.a[k], sums.b[k] = operands[0], operands[1] if len(operands) == 2 else NOTHING
+        for of in operands:
+            sums.of_rule |= DIRECTION <= of < FIRST_SLOT + slots
+    return sums
+
+
+cdef void add_products(double* sums, const real* a, const real* b, Py_ssize_t n, double scale) noexcept nogil:
+    # Add a * b of at most a block, or |a| where there is no b, to LANES running sums.
     cdef double lanes[LANES]
-    cdef Py_ssize_t i, j
-    for j in range(LANES):
-        lanes[j] = 0
-    for i in range(BLOCK // LANES):
-        for j in range(LANES):
-            lanes[j] += <double> x[i * LANES + j] * <double> y[i * LANES + j]
-    for j in range(1, LANES):
-        lanes[0] += lanes[j]
-    return lanes[0]
-
-
-cdef void as_doubles(double* out, const real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
-    # Elements lo to hi of the conditioned gradient, row by row where it is sparse.
-    cdef char room[ROOM]
-    cdef real* x = <real*> aligned(room)
-    cdef Py_ssize_t i, n, row, at
-    while lo < hi:
-        n, at = hi - lo, lo
-        if s.rows != NULL:
-            row = lo // s.width
-            n = min(n, (row + 1) * s.width - lo)
-            at = s.rows[row] * s.width + (lo - row * s.width)
-        read_gradient(x, w, s, at, lo - at, n)
-        for i in range(n):
-            out[i] = x[i]
-        out += n
-        lo += n
-
-
-cdef double whole_block_sum(const real* w, const Span* s, Py_ssize_t at) noexcept nogil:
-    cdef char room[ROOM]
-    cdef const real* x = <const real*> aligned(room)
-    if in_place(s):
-        x = <const real*> s.g + at
+    cdef Py_ssize_t i, j, whole = n // LANES * LANES
+    memcpy(lanes, sums, sizeof(lanes))
+    if b == NULL:
+        for i in range(n // LANES):
+            for j in range(LANES):
+                lanes[j] += <double> absolute(a[i * LANES + j])
+        for j in range(n - whole):
+            lanes[j] += <double> absolute(a[whole + j])
+    elif scale == 1 and a == b:  # converted once
+        for i in range(n // LANES):
+            for j in range(LANES):
+                lanes[j] += <double> a[i * LANES + j] * <double> a[i * LANES + j]
+        for j in range(n - whole):
+            lanes[j] += <double> a[whole + j] * <double> a[whole + j]
+    elif scale == 1:
+        for i in range(n // LANES):
+            for j in range(LANES):
+                lanes[j] += <double> a[i * LANES + j] * <double> b[i * LANES + j]
+        for j in range(n - whole):
+            lanes[j] += <double> a[whole + j] * <double> b[whole + j]
     else:
-        read_gradient(<real*> x, w, s, at, 0, BLOCK)
-    return block_dot(x, x)
+        for i in range(n):
+            lanes[i % LANES] += (<double> a[i] * scale) * (<double> b[i] * scale)
+    memcpy(sums, lanes, sizeof(lanes))
 
 
-cdef double block_sum(const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint own) noexcept nogil:
-    # Sum of squares of the conditioned gradients of one block of the concatenation; gaps count as zeros.
-    cdef char room[ROOM]
-    cdef double* x = <double*> aligned(room)
-    cdef Py_ssize_t i = find(spans, n, lo, own), start, begin, end, hi = lo + BLOCK
-    cdef const Span* s
-    memset(x, 0, BLOCK * sizeof(double))
-    while i < n:
-        s = &spans[i]
-        start = s.own if own else s.start
-        if start >= hi:
-            break
-        begin, end = max(start, lo), min(start + s.length, hi)
-        if s.g != NULL and begin < end:
-            if end - begin == BLOCK and s.rows == NULL:
-                return (whole_block_sum(<const double*> s.w, s, lo - start) if s.wide
-                        else whole_block_sum(<const float*> s.w, s, lo - start))
-            if s.wide:
-                as_doubles(x + (begin - lo), <const double*> s.w, s, begin - start, end - start)
-            else:
-                as_doubles(x + (begin - lo), <const float*> s.w, s, begin - start, end - start)
-        i += 1
-    return block_dot(<const double*> x, <const double*> x)
-
-
-cdef double part_dot(const real* x, const real* y, Py_ssize_t n) noexcept nogil:
-    # The dot product of at most a block; what is missing of it counts as zeros.
-    cdef char room_x[ROOM]
-    cdef char room_y[ROOM]
-    if n >= BLOCK:
-        return block_dot(x, y)
-    memset(room_x, 0, BLOCK * sizeof(real))
-    memset(room_y, 0, BLOCK * sizeof(real))
-    memcpy(room_x, x, n * sizeof(real))
-    memcpy(room_y, y, n * sizeof(real))
-    return block_dot(<const real*> room_x, <const real*> room_y)
-
-
-cdef double nth_dot(const char* x, const char* y, Py_ssize_t at, Py_ssize_t n, bint wide) noexcept nogil:
-    if wide:
-        return part_dot(<const double*> x + at, <const double*> y + at, n - at)
-    return part_dot(<const float*> x + at, <const float*> y + at, n - at)
-
-
-def dot(x, y, int threads=1):
-    cdef Py_ssize_t b, n, blocks
-    cdef int workers
-    cdef bint wide
-    cdef const char* left
-    cdef const char* right
-    cdef double* partial
-    cdef double total = 0
-    buffers.check_vectors("dot", x, y)
-    n, wide = x.size, x.itemsize == sizeof(double)
-    left, right = cnp.PyArray_BYTES(x), cnp.PyArray_BYTES(y)
-    blocks = (n + BLOCK - 1) // BLOCK
-    workers = min(threads, blocks, MOST_THREADS)
-    partials = np.empty(blocks)
-    partial = <double*> cnp.PyArray_DATA(partials)
-    with nogil:
-        if workers <= 1 or n < SERIAL:
-            for b in range(blocks):
-                partial[b] = nth_dot(left, right, b * BLOCK, n, wide)
-        else:
-            for b in prange(blocks, num_threads=workers, schedule="dynamic", chunksize=16):
-                partial[b] = nth_dot(left, right, b * BLOCK, n, wide)
-        for b in range(blocks):
-            total += partial[b]
+cdef double in_order(const double* lanes) noexcept nogil:
+    cdef double total = lanes[0]
+    cdef Py_ssize_t j
+    for j in range(1, LANES):
+        total += lanes[j]
     return total
 
 
-cdef void square_sums(const real* x, Py_ssize_t n, double* row, double* columns) noexcept nogil:
-    # The squares of one row: their sum, and each added to its column's.
-    cdef double lanes[LANES]
-    cdef Py_ssize_t i, j
-    for j in range(LANES):
-        lanes[j] = 0
-    for i in range(n):
-        columns[i] += <double> x[i] * <double> x[i]
-    for i in range(n // LANES):
-        for j in range(LANES):
-            lanes[j] += <double> x[i * LANES + j] * <double> x[i * LANES + j]
-    for j in range(n % LANES):
-        i = n - n % LANES + j
-        lanes[j] += <double> x[i] * <double> x[i]
-    row[0] = 0
-    for j in range(LANES):
-        row[0] += lanes[j]
+cdef void read_rows(real* x, const real* w, const Span* s, Py_ssize_t lo, Py_ssize_t n) noexcept nogil:
+    # Elements lo to lo + n of a sparse gradient, row by row.
+    cdef Py_ssize_t row, at, m
+    check(n <= TILE)
+    while n > 0:
+        row = lo // s.width
+        m = min(n, (row + 1) * s.width - lo)
+        at = s.rows[row] * s.width + (lo - row * s.width)
+        read_gradient(x, w, s, at, lo - at, m)
+        x, lo, n = x + m, lo + m, n - m
 
 
-def unit_sums(x, Py_ssize_t rows, Py_ssize_t columns):
-    cdef Py_ssize_t i, count
-    cdef bint wide
-    cdef char* values
-    cdef double* of_row
-    cdef double* of_column
-    buffers.check_vectors("unit_sums", x, x)
-    if rows < 1 or columns < 1 or x.size % (rows * columns):
-        raise ValueError(f"unit_sums: {x.size} elements must be matrices of {rows} x {columns}")
-    count, wide, values = x.size // columns, x.itemsize == sizeof(double), cnp.PyArray_BYTES(x)
-    row_sums, column_sums = np.empty(count), np.zeros(count // rows * columns)
-    of_row, of_column = <double*> cnp.PyArray_DATA(row_sums), <double*> cnp.PyArray_DATA(column_sums)
-    with nogil:
-        for i in range(count):
-            if wide:
-                square_sums(<double*> values + i * columns, columns, of_row + i, of_column + i // rows * columns)
+cdef void run_on_copies(
+        real** arrays, char* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
+    # Run the rule from `at` on without changing anything: find the direction, and the slots as it leaves them.
+    cdef real* slots[MAX_SLOTS]
+    cdef Py_ssize_t i
+    cdef int k
+    for k in range(s.rule.slots):
+        slots[k] = arrays[FIRST_SLOT + k] = <real*> (room + (1 + k) * COPY)
+        for i in range(n):
+            slots[k][i] = (<const real*> s.slots[k])[at + i]
+    arrays[DIRECTION] = <real*> room
+    memset(room, 0, n * sizeof(real))
+    apply_rule(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
+    if s.direction != NULL:
+        memcpy(<real*> s.direction + at, room, n * sizeof(real))
+
+
+cdef void block_sums(
+        double* out, const real* w, const Span* s, const Sums* sums, Py_ssize_t lo, double scale) noexcept nogil:
+    # The sums of one block of a span. Where it has no gradient: of its slots alone.
+    cdef char gradients[ROOM]
+    cdef char copies[COPIES]
+    cdef char* room = <char*> aligned(copies)
+    cdef real* arrays[MAX_ARRAYS]
+    cdef double lanes[MAX_SUMS][LANES]
+    cdef Py_ssize_t at = lo, hi = min(lo + BLOCK, s.length), n
+    cdef int k, a, b
+    if sums.count == 0:
+        return
+    # Longer tiles, where nothing is copied.
+    cdef Py_ssize_t most = TILE if sums.of_rule or s.rows != NULL or not in_place(s) else BLOCK
+    memset(lanes, 0, sizeof(lanes))
+    while at < hi:
+        n = min(most, hi - at)
+        if sums.of_rule and s.rows == NULL:
+            fetch_next(s, at, 0, n, sizeof(real))
+        arrays[WEIGHTS], arrays[GRADIENT] = <real*> w + at, <real*> aligned(gradients)
+        for k in range(MAX_SLOTS):
+            arrays[FIRST_SLOT + k] = NULL if s.slots[k] == NULL else <real*> s.slots[k] + at
+        if s.g != NULL:
+            if s.rows != NULL:
+                read_rows(arrays[GRADIENT], w, s, at, n)
+            elif sums == &_squares:
+                arrays[GRADIENT] = <real*> loaded(arrays[GRADIENT], w, s, at, n, 0, False)
+            elif in_place(s):
+                arrays[GRADIENT] = <real*> s.g + at
             else:
-                square_sums(<float*> values + i * columns, columns, of_row + i, of_column + i // rows * columns)
-    return row_sums.reshape(-1, rows), column_sums.reshape(-1, columns)
+                read_gradient(arrays[GRADIENT], w, s, at, 0, n)
+            if sums.of_rule:
+                run_on_copies(arrays, room, w, s, at, n)
+        for k in range(sums.count):
+            a, b = sums.a[k], sums.b[k]
+            if s.g != NULL or (a >= FIRST_SLOT and (b == NOTHING or b >= FIRST_SLOT)):
+                add_products(lanes[k], <const real*> arrays[a],
+                             <const real*> (NULL if b == NOTHING else arrays[b]), n, scale)
+        at += n
+    for k in range(sums.count):
+        out[k] = in_order(lanes[k])
+
+
+cdef void nth_block_sums(
+        double* out, const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint squares, double scale) noexcept nogil:
+    # The sums of the block that begins at `lo` of the concatenation.
+    cdef const Span* s = &spans[find(spans, n, lo)]
+    cdef const Sums* sums = &_squares if squares else s.sums
+    if s.wide:
+        block_sums(out, <const double*> s.w, s, sums, lo - s.start, scale)
+    else:
+        block_sums(out, <const float*> s.w, s, sums, lo - s.start, scale)

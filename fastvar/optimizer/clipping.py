@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fastvar import kernels
-from fastvar.buffers import Array
 from fastvar.optimizer.passes import DOWN
 
 SMALL_WEIGHTS = 1e-3  # adaptive clipping takes the norm of a unit's weights to be at least this, as in the paper
@@ -17,7 +15,7 @@ SMALL_GRADIENT = 1e-6
 
 
 def limit_of_values(options: Any) -> float:
-    """Return what the first pass clips the elements of gradients to."""
+    """Return what the elements of gradients are clipped to."""
     return inf if options.clipvalue is None else options.clipvalue
 
 
@@ -32,7 +30,7 @@ def coefficients(plan: Any, options: Any, variables: Sequence[Any], workers: int
     Parameters
     ----------
     plan : Plan
-        The plan of the first pass, whose gradients are bound.
+        Whose gradients are bound.
     options : namespace
         Its `clipnorm` or `global_clipnorm` is the limit.
     variables : sequence of Variable
@@ -56,44 +54,36 @@ def _norms_scaled_down(plan: Any, variables: Sequence[Any], workers: int) -> Any
     """Return the norm of each gradient times `DOWN`: finite if the gradient is."""
     norms: Any = np.sqrt(plan.sums_of_squares(True, workers)) * DOWN
     huge = [v.dtype == np.float64 for v in variables] & ~np.isfinite(norms)
-    stages = plan.stages.copy()
-    try:
-        for field in ("scale", "l2", "l1"):
-            plan.stages[field][huge] *= DOWN
-        norms[huge] = np.sqrt(plan.sums_of_squares(True, workers))[huge]
-    finally:
-        plan.stages[...] = stages
+    norms[huge] = np.sqrt(plan.sums_of_squares(True, workers, DOWN))[huge]
     return norms
 
 
-def clip_units(clipping: float, w: Array, g: Array, out: Array) -> None:
-    """Write `g` into `out`, each unit's part scaled to at most `clipping` times the norm of its weights.
+def clip_units(plan: Any, clipping: float, workers: int) -> None:
+    """Set the factors that scale each unit's part of the gradient to at most `clipping` times its weights' norm.
 
     Brock et al., High-Performance Large-Scale Image Recognition Without Normalization, 2021 (arXiv:2102.06171),
-    equation 3. A unit is what one output depends on: kernels are (inputs, outputs), or (height, width, inputs,
-    outputs); a vector is one unit.
+    equation 3. A unit is what one output depends on, a column of the plan's first matrices (see `units`).
     """
-    rows, columns = units(w.shape)
-    if not g.size:
-        return
-    g_norms, w_norms = (unit_norms(x, rows, columns) for x in (g, w))
+    g_norms, w_norms = (_unit_norms(plan, weights, workers) for weights in (False, True))
     most = clipping * np.maximum(w_norms, SMALL_WEIGHTS)
-    scale = np.where(g_norms < most, 1.0, most / np.maximum(g_norms, SMALL_GRADIENT)).astype(g.dtype)
-    np.multiply(g.reshape(rows, columns), scale, out=out.reshape(rows, columns))
+    scale = np.where(g_norms < most, 1.0, most / np.maximum(g_norms, SMALL_GRADIENT))
+    plan.units[0].by_column[...] = scale
 
 
-def unit_norms(x: Array, rows: int, columns: int) -> Array:
-    """Return the norm of each column of a matrix."""
-    (squares,) = kernels.unit_sums(x, rows, columns)[1]
-    norms: Array = np.sqrt(squares)
-    if x.dtype == np.float64 and np.isinf(squares).any():
-        (small,) = kernels.unit_sums(np.asarray(x * DOWN), rows, columns)[1]
+def _unit_norms(plan: Any, weights: bool, workers: int) -> Any:
+    _, squares = plan.unit_sums(0, weights, workers)
+    norms = np.sqrt(squares)
+    if np.isinf(squares).any():
+        _, small = plan.unit_sums(0, weights, workers, DOWN)
         norms = np.where(np.isinf(squares), np.sqrt(small) / DOWN, norms)
     return norms
 
 
 def units(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return how many elements a unit of an array has, and how many units there are."""
+    """Return how many elements a unit of an array has, and how many units there are: the shape of a matrix.
+
+    Kernels are (inputs, outputs), or (height, width, inputs, outputs); a vector is one unit.
+    """
     if sum(n != 1 for n in shape) <= 1:
         return prod(shape), 1
     inputs = shape[:1] if len(shape) <= 3 else shape[:-1]

@@ -1,4 +1,4 @@
-"""Passes of a step, and what stands between them for rules that need norms or matrices."""
+"""The pass of a step over all variables, and what is measured before it where a rule needs norms."""
 
 from __future__ import annotations
 
@@ -7,94 +7,111 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastvar import buffers, kernels
 from fastvar.buffers import Array
-from fastvar.variable import Variable
+from fastvar.place import Place
 
 DOWN, UP = 2.0**-600, 2.0**600  # float64 numbers times these: their squares neither overflow nor vanish
 VANISHING = 2.0**-960  # a sum of squares below this may have lost some
 
 
 class Pass(NamedTuple):
-    """One pass over all variables: a rule, the slots it keeps, and what it takes at update number t.
+    """How variables of one kind are updated: a rule, the slots that it keeps, its scalars at update number t.
 
-    All but the last pass of a step write directions (what they would have added to the weights), which are the
-    gradients of the next.
+    What follows is for rules that need norms. They measure first, change nothing, and update then.
     """
 
     rule: Any
     slots: Sequence[str]
     scalars: Callable[[Any, int], Sequence[Any]]
+    sums: Sequence[tuple[str, ...]] = ()
+    """What is summed of each variable: products of two of "weights", "gradient", "direction" and slots, or
+    absolute values of one. Slots after those that the rule takes are only for sums."""
+    step: Callable[[Any], float] | None = None
+    """The rule makes a direction, and this part of it is added to the weights. None: the rule updates them."""
+    matrices: bool = False
+    """Whether the squares of rows and columns of the gradient are summed before, see `Rule.scale_matrices`."""
+    keeps_directions: bool = False
+    """Whether directions are kept, so that `Rule.adjust` can replace them."""
 
 
-def copying() -> Pass:
-    """Return the pass whose direction is the gradient itself, as the options have conditioned it."""
-    return Pass(kernels.RULES["gradient_descent"], (), _copying)
-
-
-def _copying(hyper: Any, t: int) -> tuple[float, ...]:
-    rate = -1.0
-    return (rate,)
-
-
-class Between:
-    """The directions that one pass has written, to be looked at, replaced and scaled before the next.
+class Measured:
+    """What a step has measured, and what it makes of that before it updates.
 
     Attributes
     ----------
-    number : int
-        How many passes of the optimizer have run.
     t : int
         Number of the update, from 1.
-    variables : list of Variable
+    variables : list of Place
         Those of the optimizer.
-    hyper : list
-        The hyperparameters of each.
     groups : list
-        The hyperparameters of each group, on which scalars of later passes may be left as attributes.
-    directions : list of (ndarray or None)
-        What the pass wrote, None where there was no gradient. May be replaced.
+        The hyperparameters of each group, on which attributes for `scalars` may be left.
+    group_of : ndarray
+        The group of each variable.
+    present : ndarray of bool
+        Which variables have a gradient.
+    sums : ndarray
+        What `Pass.sums` asks for, one row per variable.
     sizes : ndarray
-        What the next pass multiplies them with, at first 1.
+        What gradients (or directions, where the rule makes them) are multiplied with, at first 1.
+    directions : list of (ndarray or None)
+        Those that are kept, to be written in place.
+    units : Units
+        The matrices of `Pass.matrices`; their factors are to be set.
+    row_sums, column_sums : ndarray
+        The sums of squares of their rows and columns.
     commits : list of (ndarray, ndarray)
-        State, and what it becomes with the last pass.
+        State, and what it becomes with the update.
     """
+
+    units: Any
+    row_sums: Array
+    column_sums: Array
+    sums: Array
 
     def __init__(
         self,
-        number: int,
-        t: int,
-        variables: list[Variable],
-        hyper: list[Any],
+        plan: Any,
+        measuring: Any,
+        variables: list[Place],
         groups: list[Any],
-        directions: list[Any],
-        decays: Array,
-        threads: int,
+        group_of: Array,
+        present: Array,
+        t: int,
     ) -> None:
-        self.number, self.t = number, t
-        self.variables, self.hyper, self.groups, self.directions = variables, hyper, groups, directions
-        self.sizes = np.ones(len(variables))
+        self.t, self.variables, self.groups, self.group_of = t, variables, groups, group_of
+        self.present, self.sizes = present, np.ones(len(variables))
+        self.directions: list[Any] = measuring.directions
         self.commits: list[tuple[Array, Array]] = []
-        self._decays, self._threads = decays, threads
+        self._plan, self._wide = plan, measuring.largest > np.finfo(np.float32).max
+        self._scaled: dict[float, Array] = {}
 
-    def dot(self, x: Array, y: Array) -> float:
-        """Return the sum of products, in double precision, the same on any number of threads."""
-        return float(kernels.dot(x, y, self._threads))
+    def sum_matrices(self, workers: int) -> None:
+        """Sum the rows and columns of the plan's last matrices."""
+        k = len(self._plan.units) - 1
+        self.units = self._plan.units[k]
+        self.row_sums, self.column_sums = self._plan.unit_sums(k, False, workers)
 
-    def norm(self, x: Array) -> float:
-        """Return the L2 norm of an array."""
-        squares, scale = self.dot(x, x), 1.0
-        if x.dtype == np.float64 and not VANISHING <= squares < np.inf:
-            scale = UP if squares < VANISHING else DOWN
-            scaled = np.asarray(x * scale)  # NumPy returns scalars of arrays without axes
-            squares = self.dot(scaled, scaled)
-        return float(np.sqrt(squares)) / scale
+    def sum(self, sums: Callable[[float], Array]) -> None:
+        """Take the sums; `sums` returns them of all numbers times a scale."""
+        self.sums, self._sums = sums(1.0), sums
 
-    def weight_norm(self, i: int) -> float:
-        """Return the L2 norm that the weights of a variable will have once they have decayed."""
-        return self.norm(self.variables[i]._array) * abs(1 - float(self._decays[i]))
+    def norms(self, k: int) -> Array:
+        """Return the square roots of the sums of number k, also where squares overflow or vanish."""
+        squares = self.sums[:, k]
+        norms = np.sqrt(squares)
+        for scale, lost in ((UP, squares < VANISHING), (DOWN, squares == np.inf)):
+            if lost.any() and (lost := lost & self._wide & self.present).any():
+                if scale not in self._scaled:
+                    self._scaled[scale] = self._sums(scale)
+                norms[lost] = np.sqrt(self._scaled[scale][lost, k]) / scale
+        return norms
 
+    def weight_norms(self, k: int) -> Array:
+        """Return the norms of number k, of weights, once these have decayed."""
+        norms: Array = self.norms(k) * np.abs(1 - self._plan.stages["decay"])
+        return norms
 
-def scratch(variables: Sequence[Variable]) -> list[Array]:
-    """Return an array like each variable."""
-    return [buffers.empty(v.shape, v.dtype) for v in variables]
+    def of_variables(self, name: str) -> Array:
+        """Return a hyperparameter of each variable."""
+        values: Array = np.array([getattr(group, name) for group in self.groups])[self.group_of]
+        return values

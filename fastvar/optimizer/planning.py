@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import Any
 
 import numpy as np
 
-from fastvar import kernels, threads
-from fastvar.buffers import Array, Extents
+from fastvar import buffers, kernels, threads
+from fastvar.buffers import Array
 from fastvar.constraints import BUILTIN, NonNeg
 from fastvar.kernels import reference
-from fastvar.optimizer.clipping import by_norm, limit_of_values
+from fastvar.optimizer.clipping import by_norm, limit_of_values, units
 from fastvar.optimizer.cohorts import Cohorts
-from fastvar.optimizer.passes import copying, scratch
+from fastvar.optimizer.passes import Pass
 from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.state import State
 from fastvar.place import Place, Structure, label
@@ -48,39 +47,23 @@ class Accumulation:
         return (calls + 1) % self.steps == 0
 
 
-class Handed:
-    """What passes hand on: the directions that all but the last write.
+class Measuring:
+    """What it takes to sum something before an update.
 
     Attributes
     ----------
-    directions : list of list of ndarray
-        Of each pass but the last, like the variables.
-    clipped : list of ndarray
-        Room for adaptive clipping, like the variables.
+    directions : list of (ndarray or None)
+        Where directions are kept for the rule to replace.
     largest : ndarray
         The largest number of each variable's dtype.
-    early : list of ndarray
-        Slots that are written before the last pass.
-    extents : Extents
-        The memory of all that a step writes: later passes write what is not to be a gradient either.
     """
 
-    def __init__(self, rule: Rule, state: State, labels: list[str], passes: int) -> None:
-        variables = state.variables
-        self.directions = [scratch(variables) for _ in range(passes - 1)]
-        self.clipped = scratch(variables) if rule.adaptive_clipnorm is not None else []
+    def __init__(self, variables: list[Place], passes: list[Pass]) -> None:
+        self.directions = [
+            buffers.empty(v.shape, v.dtype) if one.keeps_directions else None
+            for v, one in zip(variables, passes, strict=True)
+        ]
         self.largest = np.array([np.finfo(v.dtype).max for v in variables])
-        self.early: list[Array] = []
-        places: dict[str, Any] = {
-            "": variables,
-            **{f"{name} of ": of_slot for name, of_slot in state.slots.items()},
-        }
-        self.extents = Extents(
-            (f"{rule._owner}: {what}{name}", place.value)
-            for what, of_label in places.items()
-            for name, place in zip(labels, of_label, strict=True)
-            if place is not None
-        )
 
 
 class StepPlan:
@@ -98,8 +81,12 @@ class StepPlan:
         Whether one run is all of the step: nothing to copy before, to fill in or to undo.
     fragile : bool
         Whether code of users runs among the updates, so that everything must be copied before.
-    plans, formulas : list
-        The compiled plan of each pass, and what gives its scalars, by group.
+    compiled : Plan
+        What runs: the plan of the kernels or, of a rule in NumPy, its twin.
+    passes, formulas : list
+        How variables are updated, and what gives the scalars of their rule, by group.
+    measuring : Measuring or None
+        What it takes to sum something before the update, if that is to be done.
     least : int
         With fewer gradients, a step looks at who has none.
     commits : list of (ndarray, ndarray) or None
@@ -121,7 +108,7 @@ class StepPlan:
         self.cohorts = Cohorts(rule, state)
         self.least = int(not self.frozen)  # gradients without which a step is looked at
         self.commits: Any = None
-        self._plan_passes()
+        self._plan_pass()
         self._set_stages_of_variables()
         self.read_hyperparameters()
         if self.cohorts.counting:
@@ -133,14 +120,9 @@ class StepPlan:
         return self.cohorts.number_of
 
     @property
-    def last(self) -> Any:
-        """The plan of the last pass, which updates the weights."""
-        return self.plans[-1]
-
-    @property
     def staged(self) -> bool:
         """Whether a step is more than one run, uninterrupted each; gradients are zeroed last."""
-        return self.handed is not None or self.fragile or self.accumulation is not None
+        return self.fragile or self.accumulation is not None
 
     @property
     def workers(self) -> int:
@@ -154,9 +136,8 @@ class StepPlan:
         if present != self.cohorts.present:
             self.least, self.cohorts.present = len(present) + 1, None  # until all is done
             cohort_of = self.cohorts.part(present)
-            for plan in self.plans:
-                plan.share_scalars(cohort_of)
-            self.taken = self.cohorts.formulas(self.formulas[0], self.hyper)
+            self.compiled.share_scalars(cohort_of)
+            self.taken = self.cohorts.formulas(self.formulas, self.hyper)
             self.cohorts.present = present
         missed = self.state.numbers["missed"]
         absent = ~np.array(present)
@@ -164,50 +145,51 @@ class StepPlan:
         self.commits = [(missed, missed + absent)] if some else None
         self.least = 0 if self.accumulation else len(present) + bool(some)
 
-    def _plan_passes(self) -> None:
+    def _plan_pass(self) -> None:
         rule, state = self.rule, self.state
-        adaptive = rule.adaptive_clipnorm is not None
-        of_group = [[copying()] * adaptive + [*rule.passes(kind)] for _, kind in self.cohorts.pairs]
-        passes = [*zip(*of_group, strict=True)]
-        self.formulas = [[one.scalars for one in of_pass] for of_pass in passes]
-        self.handed = Handed(rule, state, self.labels, len(passes)) if len(passes) > 1 else None
-        weights = [v.value for v in state.variables]
+        variables = state.variables
+        self.passes = [rule.pass_of(kind) for _, kind in self.cohorts.pairs]
+        self.formulas = [one.scalars for one in self.passes]
+        rules = [one.rule for one in self.passes]
         average: Any = state.slots["average"] if rule.use_ema else ()
-        averages = [v.value for v in average] or None
-        self.plans: list[Any] = []
-        for k, of_pass in enumerate(passes):
-            last = k == len(passes) - 1
-            slots = [self._slots_of(of_pass[group], i) for i, group in enumerate(self.group_of)]
-            if self.handed and not last:
-                self.handed.early += itertools.chain(*slots)
-            directions = self.handed.directions[k] if self.handed and not last else None
-            rules = [one.rule for one in of_pass]
-            plan = reference.Plan if isinstance(rules[0], reference.Rule) else kernels.Plan
-            self.plans.append(
-                plan(
-                    rule._owner,
-                    rules,
-                    self.labels,
-                    weights,
-                    slots,
-                    self.group_of,
-                    averages if last else None,
-                    directions,
-                )
-            )
-        self.first = self.plans[0]
+        slots: dict[str, Any] = state.slots
+        of_variable = [self.passes[group] for group in self.group_of]
+        matrices = self._matrices(of_variable)
+        plan = reference.Plan if isinstance(rules[0], reference.Rule) else kernels.Plan
+        measures = matrices or any(one.sums for one in self.passes)
+        self.measuring = Measuring(variables, of_variable) if measures else None
+        self.compiled: Any = plan(
+            rule._owner,
+            rules,
+            self.labels,
+            [v.value for v in variables],
+            [[slots[name][i].value for name in one.slots] for i, one in enumerate(of_variable)],
+            self.group_of,
+            [v.value for v in average] or None,
+            self.measuring.directions if self.measuring else None,
+            sums=[_numbered(one) for one in self.passes],
+            direct=[one.step is not None for one in self.passes],
+            matrices=matrices,
+        )
         self.fragile = isinstance(rules[0], reference.Rule)
 
-    def _slots_of(self, one: Any, i: int) -> list[Array]:
-        slots: dict[str, Any] = self.state.slots
-        return [slots[name][i].value for name in one.slots]
+    def _matrices(self, of_variable: list[Any]) -> list[tuple[list[Any], bool]]:
+        """Return the matrices that have factors: the units of adaptive clipping, and those of the rule."""
+        variables = self.state.variables
+        matrices: list[tuple[list[Any], bool]] = []
+        if self.rule.adaptive_clipnorm is not None:
+            matrices.append(([units(v.shape) for v in variables], False))
+        if any(one.matrices for one in of_variable):
+            pairs = zip(variables, of_variable, strict=True)
+            matrices.append(([v.shape[-2:] if one.matrices else None for v, one in pairs], True))
+        return matrices
 
     def _set_stages_of_variables(self) -> None:
         variables = self.state.variables
         penalties = [v.regularizer for v in variables]
-        self.first.stages["l1"] = [p.l1 if p else 0 for p in penalties]
+        self.compiled.stages["l1"] = [p.l1 if p else 0 for p in penalties]
         self.l2 = np.array([2 * p.l2 if p else 0 for p in penalties])
-        self.last.stages["nonneg"] = [type(v.constraint) is NonNeg for v in variables]
+        self.compiled.stages["nonneg"] = [type(v.constraint) is NonNeg for v in variables]
         self.constrained = [i for i, v in enumerate(variables) if v.constraint]
         for i in self.constrained:
             if type(variables[i].constraint) in BUILTIN:  # an axis that is not there shows here
@@ -219,7 +201,7 @@ class StepPlan:
     @property
     def constrained_after(self) -> list[int]:
         """The variables whose constraint runs behind the pass; NonNeg runs inside."""
-        return [i for i in self.constrained if not self.last.stages["nonneg"][i]]
+        return [i for i in self.constrained if not self.compiled.stages["nonneg"][i]]
 
     # Hyperparameters.
 
@@ -230,7 +212,7 @@ class StepPlan:
         self.own: Any = self._resolved(rule._parameters, "")
         owns = [group._own for group in self.state.groups]
         self.hyper = [self._resolved({**rule._parameters, **owns[k]}, kind) for k, kind in self.cohorts.pairs]
-        self.taken = self.cohorts.formulas(self.formulas[0], self.hyper)
+        self.taken = self.cohorts.formulas(self.formulas, self.hyper)
         self.guard = self.own.nonfinite != "ignore"
         self.changing = any(p.name not in RATES for _, p, _ in self.scheduled)
         decays = rule.overrides("decay_rate") or any(hyper.weight_decay for hyper in self.hyper)
@@ -238,12 +220,12 @@ class StepPlan:
         self.decay_varies = decays and bool(self.scheduled or rule.initial_numbers())
         self.unbegun = [i for i, begun in enumerate(numbers.get("begun", ())) if not begun]
         kept = self.guard and keeps_numbers  # which taking the scalars may change
-        special = self.decay_varies or by_norm(self.own) or self.own.use_ema or self.unbegun
+        special = self.measuring or self.decay_varies or by_norm(self.own) or self.own.use_ema or self.unbegun
         self.plain = not (special or self.staged or self.constrained or kept)
-        self.first.stages["clip"] = 1
+        self.compiled.stages["clip"] = self.compiled.stages["size"] = 1
         if not self.changing:
             self.set_conditions()
-        self.last.stages["decay"] = 0  # until the schedules are known, which the step needs
+        self.compiled.stages["decay"] = 0  # until the schedules are known, which the step needs
         if not self.scheduled:
             self.set_decay()
         self.stale = False
@@ -256,17 +238,23 @@ class StepPlan:
         return resolved
 
     def set_conditions(self) -> None:
-        """Set how the first pass conditions gradients."""
+        """Set how gradients are conditioned."""
         unscale = self.rule.gradient_sign() / (self.own.loss_scale_factor or 1)
         if self.accumulation:
             self.accumulation.plan.stages["scale"] = unscale
-        self.first.stages["scale"] = 1 / self.accumulation.steps if self.accumulation else unscale
-        self.first.stages["limit"] = limit_of_values(self.own)
-        self.first.stages["l2"] = self.l2 + self._of_variables(self.rule.l2_rate)
+        self.compiled.stages["scale"] = 1 / self.accumulation.steps if self.accumulation else unscale
+        self.compiled.stages["limit"] = limit_of_values(self.own)
+        self.compiled.stages["l2"] = self.l2 + self._of_variables(self.rule.l2_rate)
+
+    def steps(self) -> Array:
+        """Return what part of its direction each variable takes."""
+        parts = [one.step(hyper) if one.step else 1.0 for one, hyper in zip(self.passes, self.hyper, strict=True)]
+        of_variables: Array = np.array(parts)[self.group_of]
+        return of_variables
 
     def set_decay(self) -> None:
-        """Set how the last pass lets weights decay."""
-        self.last.stages["decay"] = self._of_variables(self.rule.decay_rate)
+        """Set how weights decay."""
+        self.compiled.stages["decay"] = self._of_variables(self.rule.decay_rate)
 
     def _of_variables(self, rate: Any) -> Array:
         rates: Array = np.array([rate(h) for h in self.hyper] or [0.0])[self.group_of] * self.decaying
@@ -276,17 +264,21 @@ class StepPlan:
 
     @functools.cached_property
     def room(self) -> tuple[list[Array], list[Array]]:
-        """What a step could leave half-done (the last pass is whole or nothing), and room for copies of it."""
+        """What a step could leave half-done (a run is whole or nothing), and room for copies of it."""
         state, accumulation = self.state, self.accumulation
-        places = [plan.stages for plan in self.plans] + [*state.numbers.values()]
+        places = [self.compiled.stages, *state.numbers.values()]
         if self.fragile:
             of_slots = [v for of_slot in state.slots.values() for v in of_slot if v is not None]
             places += [v.value for v in [*state.variables, *of_slots]]
         if accumulation:
             places += [accumulation.plan.stages] + ([] if self.fragile else accumulation.sums)
-        if self.handed and not self.fragile:
-            places += self.handed.early
         return places, [np.empty_like(place) for place in places]
+
+
+def _numbered(one: Pass) -> list[tuple[Any, ...]]:
+    """Return the sums of a pass with numbers in place of the names of slots."""
+    slots = [*one.slots]
+    return [tuple(slots.index(of) if of in slots else of for of in product) for product in one.sums]
 
 
 def projected(rule: Rule, variable: Place) -> Any:

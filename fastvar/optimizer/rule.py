@@ -10,7 +10,7 @@ from fastvar import buffers
 from fastvar.kernels.numpy_plan import Rule as NumpyRule
 from fastvar.optimizer.groups import Group
 from fastvar.optimizer.options import Options
-from fastvar.optimizer.passes import Between, Pass
+from fastvar.optimizer.passes import Measured, Pass
 from fastvar.place import Place
 
 MARKS = ("accumulated", "averaged", "begun")  # numbers of every optimizer, 1 where something has happened
@@ -112,18 +112,21 @@ class Rule(Options):
         """
         raise NotImplementedError
 
-    # Rules of several passes.
+    # Rules that treat some variables in another way than others, or that need norms.
 
     def kind_of(self, variable: Place) -> str:
-        """Return the kind of a variable, if `passes` treats some in another way than others."""
+        """Return the kind of a variable, if `pass_of` treats some in another way than others."""
         return ""
 
-    def passes(self, kind: str) -> Sequence[Pass]:
-        """Return the passes of a step: one, of `rule`, or several that hand directions on (see `between`)."""
-        return [Pass(self.rule(), self.slots, self.scalars)]
+    def pass_of(self, kind: str) -> Pass:
+        """Return how variables of a kind are updated, and what is measured before."""
+        return Pass(self.rule(), self.slots, self.scalars)
 
-    def between(self, step: Between) -> None:
-        """Look at the directions of a pass, and replace or scale them for the next, changing nothing else."""
+    def scale_matrices(self, step: Measured) -> None:
+        """Set the factors of the rows and columns of gradients, where `Pass.matrices` asks for it."""
+
+    def adjust(self, step: Measured) -> None:
+        """Look at the sums that `Pass.sums` asks for, and set the sizes of gradients or directions."""
 
     # What happens around it.
 

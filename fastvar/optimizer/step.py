@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from fastvar import kernels
-from fastvar.arraylike import Arraylike
 from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.numpy_plan import spoilt
 from fastvar.optimizer.clipping import by_norm, clip_units, coefficients
-from fastvar.optimizer.passes import Between
+from fastvar.optimizer.passes import Measured
 from fastvar.optimizer.planning import StepPlan, projected
 from fastvar.optimizer.slots import beginnings
 
@@ -33,7 +32,7 @@ def step(plan: StepPlan, given: list[Any], zero: bool) -> None:
     t, scalars = plan.count[0] + 1, []
     for formula, hyper in plan.taken:
         scalars.append(formula(hyper, t))
-    if found := plan.first.run(scalars, plan.workers, plan.count, plan.commits, plan.guard):
+    if found := plan.compiled.run(scalars, plan.workers, plan.count, plan.commits, plan.guard):
         _refuse(plan, found, _zeros(plan, grads) if zero else [])
 
 
@@ -43,7 +42,7 @@ def _bound(plan: StepPlan, grads: list[Any], zero: bool) -> list[Any]:
         grads = [None if i in plan.frozen else g for i, g in enumerate(grads)]
     if plan.scheduled:
         _follow_schedules(plan)
-    if (bound := plan.first.bind(grads, zero)) < plan.least:
+    if (bound := plan.compiled.bind(grads, zero)) < plan.least:
         if not bound and not plan.frozen:
             raise ValueError(f"{plan.rule._owner}: no variable has a gradient")
         if plan.cohorts.counting and not plan.accumulation:
@@ -59,7 +58,7 @@ def _whole_step(plan: StepPlan, given: list[Any], grads: list[Any], zero: bool) 
     """
     calls, workers = plan.count[0], plan.workers
     before: list[tuple[Any, Any]] = []
-    if plan.staged or plan.guard or by_norm(plan.own):
+    if plan.staged or plan.guard or plan.measuring or by_norm(plan.own):
         places, copies = plan.room
         kernels.copy(copies, places, workers)
         before = [*zip(places, copies, strict=True), (plan.count, [calls])]
@@ -74,7 +73,7 @@ def _whole_step(plan: StepPlan, given: list[Any], grads: list[Any], zero: bool) 
     after = [plan.state.variables[i]._zeroing(given[i]) for i in plan.frozen if given[i] is not None and zero]
     if zero and plan.staged:
         after = zeros
-        plan.first.bind(grads)
+        plan.compiled.bind(grads)
     after += plan.commits or []
     found = []
     try:
@@ -91,8 +90,6 @@ def _update(
 ) -> None:
     """Make the parts of a step, of which any may fail."""
     calls, accumulation = plan.count[0], plan.accumulation
-    if plan.handed:
-        _refuse_shared(plan, grads)
     present = _present(plan, grads, calls)
     for place, value in begun:
         place[...] = value
@@ -102,14 +99,13 @@ def _update(
     if plan.decay_varies:
         plan.set_decay()
     if by_norm(plan.own):
-        plan.first.stages["clip"] = coefficients(plan.first, plan.own, plan.state.variables, workers)
+        plan.compiled.stages["clip"] = coefficients(plan.compiled, plan.own, plan.state.variables, workers)
     if plan.own.use_ema:
         _set_average(plan, _updates(plan, calls))
-    if plan.handed:
-        _run(plan, plan.first, present, scalars, workers)
-        _run_later_passes(plan, present, _updates(plan, calls) + 1, workers)
-    else:
-        _run(plan, plan.first, present, scalars, workers, plan.count)
+    commits = None
+    if plan.measuring and any(present):
+        scalars, commits = _measure(plan, present, scalars, _updates(plan, calls) + 1, workers)
+    _run(plan, plan.compiled, present, scalars, workers, plan.count, commits)
     if plan.constrained:
         _constrain(plan, grads, present, calls)
 
@@ -133,7 +129,7 @@ def _zeros(plan: StepPlan, grads: list[Any]) -> list[tuple[Any, Any]]:
     return [v._zeroing(g) for v, g in zip(plan.state.variables, grads, strict=True) if g is not None]
 
 
-# What comes before the first pass.
+# What comes before the update.
 
 
 def _follow_schedules(plan: StepPlan) -> None:
@@ -143,22 +139,13 @@ def _follow_schedules(plan: StepPlan) -> None:
         plan.set_conditions()
 
 
-def _refuse_shared(plan: StepPlan, grads: list[Any]) -> None:
-    """Check that no gradient lies in memory that a later pass writes."""
-    for name, gradient in zip(plan.labels, grads, strict=True):
-        if isinstance(gradient, (np.ndarray, Arraylike)):
-            array = np.asarray(gradient)
-            if array.flags.c_contiguous:  # of others a copy was bound
-                plan.handed.extents.refuse(array, f"{plan.rule._owner}: gradient of {name}")  # type: ignore[union-attr]
-
-
 def _accumulate(plan: StepPlan, grads: list[Any], present: list[bool], calls: int, workers: int) -> None:
     """Add the gradients up; bind the sums at the call that updates, else nothing."""
     accumulation: Any = plan.accumulation
     accumulated = plan.state.numbers["accumulated"]
     accumulation.plan.bind(grads)
     _run(plan, accumulation.plan, present, accumulation.scalars, workers)
-    plan.first.bind([a if there else None for a, there in zip(accumulation.sums, present, strict=True)], True)
+    plan.compiled.bind([a if there else None for a, there in zip(accumulation.sums, present, strict=True)], True)
     if accumulation.updates(calls):
         accumulated[...] = 0
         for i in plan.frozen:
@@ -168,13 +155,35 @@ def _accumulate(plan: StepPlan, grads: list[Any], present: list[bool], calls: in
 
 
 def _set_average(plan: StepPlan, updates: int) -> None:
-    every, stages = plan.own.ema_overwrite_frequency, plan.last.stages
+    every, stages = plan.own.ema_overwrite_frequency, plan.compiled.stages
     stages["average"] = plan.own.ema_momentum if updates else 0  # first: a copy
     due = every is not None and (updates + 1) % every == 0
     stages["overwrite"] = [v.trainable for v in plan.state.variables] if due else 0
 
 
-# Passes.
+def _measure(
+    plan: StepPlan, present: list[bool], scalars: list[Any], t: int, workers: int
+) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    """Sum what the rule asks for, which changes nothing; return what it makes of that: scalars and commits."""
+    compiled, rule, measuring = plan.compiled, plan.rule, plan.measuring
+    compiled.stages["size"] = 1
+    compiled.stages["step"] = plan.steps()
+    step = Measured(compiled, measuring, plan.state.variables, plan.hyper, plan.group_of, np.array(present), t)
+    with np.errstate(all="ignore"):
+        if plan.own.adaptive_clipnorm is not None:
+            clip_units(compiled, plan.own.adaptive_clipnorm, workers)
+        if any(one.matrices for one in plan.passes):
+            step.sum_matrices(workers)
+            rule.scale_matrices(step)
+        if any(one.sums for one in plan.passes):
+            step.sum(lambda scale: compiled.sums(scalars, workers, scale))
+            rule.adjust(step)
+            scalars = [formula(hyper, t) for formula, hyper in plan.taken]
+    compiled.stages["size"] = np.minimum(step.sizes, measuring.largest)  # type: ignore[union-attr]  # NaN passes
+    return scalars, step.commits
+
+
+# The update.
 
 
 def _run(
@@ -186,47 +195,14 @@ def _run(
     count: Any = None,
     commits: Any = None,
 ) -> None:
-    """Run one pass; raise `Refused` if it would leave what `nonfinite` does not allow."""
+    """Run a compiled plan; raise `Refused` if it would leave what `nonfinite` does not allow."""
     if plan.guard and any(spoilt(place, value) for place, value in commits or ()):
         raise Refused([(i, False) for i, there in enumerate(present) if there])
     if found := one.run(scalars, workers, count, commits, plan.guard):
-        first = one not in plan.plans[1:]  # of the others, gradients are directions
-        raise Refused([(i, by_gradient and first) for i, by_gradient in found])
+        raise Refused(found)
 
 
-def _run_later_passes(plan: StepPlan, present: list[bool], t: int, workers: int) -> None:
-    for k, one in enumerate(plan.plans[1:], 1):
-        between = _between(plan, k, present, t, workers)
-        largest = plan.handed.largest  # type: ignore[union-attr]
-        one.stages["scale"] = np.minimum(between.sizes, largest)  # what its dtype holds; NaN passes
-        one.bind(between.directions)
-        scalars = [formula(hyper, t) for formula, hyper in plan.cohorts.formulas(plan.formulas[k], plan.hyper)]
-        if one is plan.last:
-            _run(plan, one, present, scalars, workers, plan.count, between.commits)
-        else:
-            _run(plan, one, present, scalars, workers)
-
-
-def _between(plan: StepPlan, k: int, present: list[bool], t: int, workers: int) -> Between:
-    """Return what the optimizer makes of the directions that pass k - 1 has written."""
-    handed: Any = plan.handed
-    directions = [d if there else None for d, there in zip(handed.directions[k - 1], present, strict=True)]
-    hyper, decay = [plan.hyper[g] for g in plan.group_of], plan.last.stages["decay"]
-    clipping, variables = plan.own.adaptive_clipnorm, plan.state.variables
-    adaptive = clipping is not None
-    between = Between(k - adaptive, t, variables, hyper, plan.hyper, directions, decay, workers)
-    with np.errstate(all="ignore"):
-        if adaptive and k == 1:
-            for i, gradient in enumerate(between.directions):
-                if gradient is not None:
-                    clip_units(clipping, variables[i].value, gradient, handed.clipped[i])
-                    between.directions[i] = handed.clipped[i]
-        elif any(present):
-            plan.rule.between(between)
-    return between
-
-
-# What comes behind the last.
+# What comes after the update.
 
 
 def _constrain(plan: StepPlan, grads: list[Any], present: list[bool], calls: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import sqrt
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from fastvar import kernels
 from fastvar.hyper import flag, number
 from fastvar.optimizer import Optimizer
-from fastvar.optimizer.passes import Between, Pass, copying
+from fastvar.optimizer.passes import Measured, Pass
 from fastvar.optimizers.shared import momentum_of_keras, unbiased_root
 
 
@@ -63,11 +63,17 @@ class Lamb(Optimizer):
     epsilon: float = number(default=1e-7, low=0)
     slots = ("momentum", "velocity")
 
-    def passes(self, kind: str) -> Sequence[Pass]:
-        return [
-            Pass(kernels.RULES["adam"], self.slots, self.scalars),
-            Pass(kernels.RULES["gradient_descent"], (), self._last),
-        ]
+    def rule(self) -> Any:
+        return kernels.RULES["adam"]
+
+    def pass_of(self, kind: str) -> Pass:
+        return Pass(
+            self.rule(),
+            self.slots,
+            self.scalars,
+            sums=[("weights", "weights"), ("direction", "direction")],
+            step=attrgetter("learning_rate"),
+        )
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         beta_1, beta_2 = hyper.beta_1, hyper.beta_2
@@ -75,14 +81,9 @@ class Lamb(Optimizer):
         scale_m, scale_g, scale_root = 1 / (1 - beta_1**t), 0.0, unbiased_root(beta_2, t)
         return take_1, keep_2, take_2, scale_m, scale_g, scale_root, hyper.epsilon
 
-    def _last(self, hyper: Any, t: int) -> tuple[float, ...]:
-        rate = -hyper.learning_rate
-        return (rate,)
-
-    def between(self, step: Between) -> None:
-        for i, direction in enumerate(step.directions):
-            if direction is not None:
-                step.sizes[i] = ratio(step.weight_norm(i), step.norm(direction))
+    def adjust(self, step: Measured) -> None:
+        w, r = step.weight_norms(0), step.norms(1)
+        step.sizes[:] = np.where((w > 0) & (r > 0), w / r, 1.0)  # 1 also if one is NaN, as in Keras
 
 
 class Lars(Optimizer):
@@ -137,18 +138,20 @@ class Lars(Optimizer):
     epsilon: float = number(default=0.0, low=0)
     slots = ("momentum",)
 
-    def passes(self, kind: str) -> Sequence[Pass]:
-        return [copying(), Pass(kernels.RULES["momentum"], self.slots, self.scalars)]
+    def rule(self) -> Any:
+        return kernels.RULES["momentum"]
+
+    def pass_of(self, kind: str) -> Pass:
+        sums = [("weights", "weights"), ("gradient", "gradient")]
+        return Pass(self.rule(), self.slots, self.scalars, sums)
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         return momentum_of_keras(hyper.learning_rate, hyper.momentum, hyper.nesterov)
 
-    def between(self, step: Between) -> None:
-        for i, gradient in enumerate(step.directions):
-            if gradient is not None:
-                w, g, hyper = step.weight_norm(i), step.norm(gradient), step.hyper[i]
-                scaled = hyper.trust_coefficient * w / (g + hyper.epsilon) if g != 0 else 0.0
-                step.sizes[i] = scaled if w != 0 and g != 0 else 1.0
+    def adjust(self, step: Measured) -> None:
+        w, g = step.weight_norms(0), step.norms(1)
+        coefficient, epsilon = step.of_variables("trust_coefficient"), step.of_variables("epsilon")
+        step.sizes[:] = np.where((w != 0) & (g != 0), coefficient * w / (g + epsilon), 1.0)
 
 
 class Prodigy(Optimizer):
@@ -229,11 +232,12 @@ class Prodigy(Optimizer):
     def valid_number(self, name: str, number: Any) -> bool:
         return not number <= 0 if name == "distance" else super().valid_number(name, number)  # NaN can be
 
-    def passes(self, kind: str) -> Sequence[Pass]:
-        return [
-            Pass(kernels.RULES["momentum"], ("gradient_sum",), self._summing),
-            Pass(kernels.RULES["adam"], ("momentum", "velocity"), self.scalars),
-        ]
+    def rule(self) -> Any:
+        return kernels.RULES["prodigy"]
+
+    def pass_of(self, kind: str) -> Pass:
+        sums = [("gradient", "start"), ("gradient", "weights"), ("gradient_sum",)]
+        return Pass(self.rule(), self.slots, self.scalars, sums)
 
     def decay_rate(self, hyper: Any) -> float:
         return super().decay_rate(hyper) * self.distance
@@ -244,51 +248,32 @@ class Prodigy(Optimizer):
     def _weight(self, hyper: Any, t: int) -> float:
         return self.distance / self.initial_distance * self._rate(hyper, t)
 
-    def _summing(self, hyper: Any, t: int) -> tuple[float, ...]:
-        keep, take = self._fading(hyper), self._weight(hyper, t)
-        scale_m, scale_g = 0.0, 1.0  # the direction is the gradient itself
-        return keep, take, scale_m, scale_g
-
     @staticmethod
     def _fading(hyper: Any) -> float:
         return sqrt(hyper.beta_2) if hyper.beta_3 is None else hyper.beta_3
 
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        distance = getattr(hyper, "distance", self.distance)  # `between` sets it if there is a gradient
-        beta_1, beta_2 = hyper.beta_1, hyper.beta_2
-        take_1, keep_2, take_2, epsilon = 1 - beta_1, beta_2, 1 - beta_2, hyper.epsilon * distance
-        scale_m, scale_g, scale_root = self._rate(hyper, t), 0.0, 1.0
-        return take_1, keep_2, take_2, scale_m, scale_g, scale_root, epsilon
+        distance, keep, take = self.distance, self._fading(hyper), self._weight(hyper, t)
+        next_distance = getattr(hyper, "distance", distance)  # which `adjust` sets
+        take_1, keep_2, take_2 = 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2
+        scale_m, epsilon = self._rate(hyper, t), hyper.epsilon * next_distance
+        return keep, take, distance, take_1, keep_2, take_2, scale_m, epsilon
 
-    def between(self, step: Between) -> None:
-        first = step.groups[0]
-        correlation = total = 0.0
-        for i, gradient in enumerate(step.directions):
-            variable = step.variables[i]
-            total += absolute_sum(step, self.slot(variable, "gradient_sum")._array)
-            if gradient is not None:
-                start = self.slot(variable, "start")._array
-                correlation += step.dot(gradient, start) - step.dot(gradient, variable._array)
-        numerator = (
-            self._fading(first) * float(self._state.numbers["numerator"])
-            + self._weight(first, step.t) * correlation
-        )
+    def adjust(self, step: Measured) -> None:
+        first, numbers = step.groups[0], self._state.numbers
+        to_start, to_weights, absolute = step.sums.T
+        correlation, total = in_order((to_start - to_weights)[step.present]), in_order(absolute)
+        numerator = self._fading(first) * float(numbers["numerator"]) + self._weight(first, step.t) * correlation
         estimate = self.distance_coefficient * numerator / total if total else 0.0
         distance = self.distance if self.distance >= estimate else estimate  # NaN passes
         for hyper in step.groups:
             hyper.distance = distance
-        step.sizes[:] = self.distance
         step.commits += [
-            (self._state.numbers["distance"], np.array(distance)),
-            (self._state.numbers["numerator"], np.array(numerator)),
+            (numbers["distance"], np.array(distance)),
+            (numbers["numerator"], np.array(numerator)),
         ]
 
 
-def ratio(w: float, r: float) -> float:
-    """Return w / r, or 1 if either is 0 or NaN, as in Keras."""
-    return w / r if w > 0 and r > 0 else 1.0
-
-
-def absolute_sum(step: Between, x: Any) -> float:
-    """Return the sum of absolute values."""
-    return step.dot(x, np.asarray(np.sign(x)))
+def in_order(values: Any) -> float:
+    """Return the sum of values, added in their order."""
+    return float(np.cumsum(values)[-1]) if len(values) else 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
@@ -13,7 +12,7 @@ from fastvar import kernels
 from fastvar.buffers import Array
 from fastvar.hyper import flag, integer, number, sequence, text
 from fastvar.optimizer import Optimizer
-from fastvar.optimizer.passes import Between, Pass, copying
+from fastvar.optimizer.passes import Measured, Pass
 from fastvar.place import Place
 
 MATRIX, OTHER = "matrix", "other"
@@ -91,53 +90,64 @@ class Adafactor(Optimizer):
         shape = variable.shape
         return {"row": shape[:-1], "column": shape[:-2] + shape[-1:]}.get(slot, shape)
 
-    def passes(self, kind: str) -> Sequence[Pass]:
-        scaled = Pass(kernels.RULES["rmsprop"], ("velocity",), self.scalars)
-        return [
-            copying() if kind == MATRIX else scaled,
-            Pass(kernels.RULES["gradient_descent"], (), self._last),
-        ]
+    def rule(self) -> Any:
+        return kernels.RULES["rmsprop"]
 
-    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
-        keep = 1 - t**hyper.beta_2_decay
-        take, rate = 1 - keep, -1.0  # the direction is the scaled gradient
-        epsilon_root, epsilon = hyper.epsilon_1, 0.0
-        return keep, take, rate, epsilon_root, epsilon
+    def pass_of(self, kind: str) -> Pass:
+        sums = [("weights", "weights"), ("direction", "direction")]
+        if kind == MATRIX:
+            return Pass(kernels.RULES["gradient_descent"], (), self._descent, sums, self._step, matrices=True)
+        return Pass(self.rule(), ("velocity",), self.scalars, sums, self._step)
 
-    def _last(self, hyper: Any, t: int) -> tuple[float, ...]:
+    @staticmethod
+    def _step(hyper: Any) -> float:
+        return 1.0
+
+    @staticmethod
+    def _descent(hyper: Any, t: int) -> tuple[float, ...]:
         rate = 1.0
         return (rate,)
 
-    def between(self, step: Between) -> None:
-        for i, gradient in enumerate(step.directions):
-            variable, hyper = step.variables[i], step.hyper[i]
-            if gradient is None or not gradient.size:
-                continue
-            direction = gradient
-            if hyper.kind == MATRIX:
-                direction = step.directions[i] = self._scaled(step, hyper, variable, gradient)
-            size = 1 / sqrt(variable.size)
-            rate = min(hyper.learning_rate, 1 / sqrt(step.t)) * max(hyper.epsilon_2, step.weight_norm(i) * size)
-            excess = step.norm(direction) * size / hyper.clip_threshold
-            step.sizes[i] = rate / excess if not excess <= 1 else rate  # NaN passes
+    def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
+        keep = 1 - t**hyper.beta_2_decay
+        take, rate = 1 - keep, 1.0
+        epsilon_root, epsilon = hyper.epsilon_1, 0.0
+        return keep, take, rate, epsilon_root, epsilon
 
-    def _scaled(self, step: Between, hyper: Any, variable: Place, gradient: Array) -> Array:
-        rows, columns = variable.shape[-2:]
-        of_rows, of_columns = kernels.unit_sums(gradient, rows, columns)
+    def scale_matrices(self, step: Measured) -> None:
+        units = step.units
+        for i, variable in enumerate(step.variables):
+            if step.present[i] and units.shapes[i] and variable.size:
+                hyper = step.groups[step.group_of[i]]
+                rows, columns = units.rows_of(step.row_sums, i), units.columns_of(step.column_sums, i)
+                by_row, by_column = self._scaling(step, hyper, variable, rows, columns)
+                units.rows_of(units.by_row, i)[:] = by_row.reshape(-1)
+                units.columns_of(units.by_column, i)[:] = by_column.reshape(-1)
+
+    def _scaling(
+        self, step: Measured, hyper: Any, variable: Place, of_rows: Array, of_columns: Array
+    ) -> tuple[Array, Array]:
+        """Return the factors of rows and columns, and commit the means that they come from."""
         keep = 1 - step.t**hyper.beta_2_decay
+        rows, columns = variable.shape[-2:]
         new = {}
         for slot, means in (("row", of_rows / columns), ("column", of_columns / rows)):
-            place = self.slot(variable, slot)._array
+            place = self.slot(variable, slot).value
             moved = keep * place + (1 - keep) * (means.reshape(place.shape) + hyper.epsilon_1)
             most = np.finfo(place.dtype).max / 2  # keeps their mean finite; NaN passes
             new[slot] = np.minimum(moved, most).astype(place.dtype)
             step.commits.append((place, new[slot]))
         row, column = (new[slot].astype(np.float64) for slot in ("row", "column"))
         mean = np.cumsum(row / rows, axis=-1)[..., -1:]  # in order: the same on every processor
-        by_row, by_column = np.sqrt(mean) / np.sqrt(row), 1 / np.sqrt(column)
-        scaled = gradient * by_row[..., None].astype(gradient.dtype)
-        scaled *= by_column[..., None, :].astype(gradient.dtype)
-        return np.ascontiguousarray(scaled)
+        return np.sqrt(mean) / np.sqrt(row), 1 / np.sqrt(column)
+
+    def adjust(self, step: Measured) -> None:
+        size = 1 / np.sqrt(np.maximum([v.size for v in step.variables], 1))
+        smallest, threshold = step.of_variables("epsilon_2"), step.of_variables("clip_threshold")
+        rate = np.minimum(step.of_variables("learning_rate"), 1 / sqrt(step.t))
+        rate = rate * np.maximum(smallest, step.weight_norms(0) * size)
+        excess = step.norms(1) * size / threshold
+        step.sizes[:] = np.where(excess <= 1, rate, rate / excess)  # NaN passes
 
 
 class Muon(Optimizer):
@@ -234,12 +244,20 @@ class Muon(Optimizer):
     def has_slot(self, slot: str, variable: Place) -> bool:
         return slot == "momentum" or self.kind_of(variable) == OTHER
 
-    def passes(self, kind: str) -> Sequence[Pass]:
-        if kind == MATRIX:
-            first = Pass(kernels.RULES["momentum"], ("momentum",), self._momentum)
-        else:
-            first = Pass(kernels.RULES["adam"], self.slots, self.scalars)
-        return [first, Pass(kernels.RULES["gradient_descent"], (), self._rate)]
+    def rule(self) -> Any:
+        return kernels.RULES["adam"]
+
+    def pass_of(self, kind: str) -> Pass:
+        if kind != MATRIX:
+            return Pass(self.rule(), self.slots, self.scalars)
+        return Pass(
+            kernels.RULES["momentum"],
+            ("momentum",),
+            self._momentum,
+            sums=[("direction", "direction")],
+            step=lambda hyper: -hyper.learning_rate,
+            keeps_directions=True,
+        )
 
     def decay_rate(self, hyper: Any) -> float:
         rate = hyper.weight_decay if hyper.kind == MATRIX else hyper.adam_weight_decay
@@ -257,23 +275,28 @@ class Muon(Optimizer):
         scale_g, scale_root = 0.0, 1.0
         return take_1, keep_2, take_2, scale_m, scale_g, scale_root, hyper.epsilon
 
-    def _rate(self, hyper: Any, t: int) -> tuple[float, ...]:
-        rate = hyper.learning_rate if hyper.kind == MATRIX else -1.0
-        return (rate,)
-
-    def between(self, step: Between) -> None:
+    def adjust(self, step: Measured) -> None:
+        norms = step.norms(0)
         for i, direction in enumerate(step.directions):
-            hyper = step.hyper[i]
-            if direction is None or hyper.kind != MATRIX or not direction.size:
+            if direction is None or not step.present[i] or not direction.size:
                 continue
-            step.directions[i] = self._orthogonal(direction, step.norm(direction), hyper)
+            hyper = step.groups[step.group_of[i]]
+            self._orthogonalize(direction, float(norms[i]), hyper)
             if hyper.rms_rate is not None:
                 step.sizes[i] = sqrt(max(direction.shape)) * hyper.rms_rate
 
-    def _orthogonal(self, x: Array, norm: float, hyper: Any) -> Array:
-        tall = x.shape[0] > x.shape[1]
-        x = (x.T if tall else x) / x.dtype.type(norm + 1e-7)
+    def _orthogonalize(self, x: Array, norm: float, hyper: Any) -> None:
+        """Write what the iteration makes of `x` into it."""
+        short = x.T if x.shape[0] > x.shape[1] else x
+        out, a, b, c = short, hyper.muon_a, hyper.muon_b, hyper.muon_c
+        short = np.ascontiguousarray(short / x.dtype.type(norm + 1e-7))
         for _ in range(self.ns_steps):
-            square = x @ x.T
-            x = hyper.muon_a * x + (hyper.muon_b * square + hyper.muon_c * square @ square) @ x
-        return np.ascontiguousarray(x.T if tall else x)
+            square = short @ short.T  # NumPy computes half of a symmetric product
+            cube = square @ square.T
+            cube *= x.dtype.type(c)
+            square *= x.dtype.type(b)
+            square += cube
+            following = square @ short
+            short *= x.dtype.type(a)
+            short += following
+        out[...] = short

@@ -70,6 +70,9 @@ def test_every_pattern_is_decoded_exactly(stored: str, wide: bool, isa: str) -> 
         assert_same_bits(merged.values, cast(given[::-1], dtype))
 
 
+SUMS = [("weights", "weights"), ("gradient", "direction")]
+
+
 class Scene:
     """A plan on float32 and float64 variables with the gradients `given`."""
 
@@ -83,9 +86,9 @@ class Scene:
         count = len(reference.RULES[rule].slots)
         slots = [[np.abs(rng.standard_normal(w.shape)).astype(w.dtype) for _ in range(count)] for w in made[0]]
         averages = made[1] if "average" in stages else None
-        directions = made[2] if directed else None
         names, groups = [str(i) for i in range(len(shapes))], [i % 2 for i in range(len(shapes))]
-        self.plan = module.Plan("test", module.RULES[rule], names, made[0], slots, groups, averages, directions)
+        more: Any = {"directions": made[2], "direct": [True, True], "sums": [SUMS, SUMS]} if directed else {}
+        self.plan = module.Plan("test", module.RULES[rule], names, made[0], slots, groups, averages, **more)
         for name, value in stages.items():
             self.plan.stages[name] = value
         self.scalars = [RULE_CASES[rule].scalars(t) for t in (2, 5)]
@@ -95,6 +98,7 @@ class Scene:
         """Take a step, and return all arrays that it changes."""
         self.plan.bind(given, zero)
         norms = [self.plan.sums_of_squares(each, threads) for each in (True, False)]
+        norms.append(self.plan.sums(self.scalars, threads))
         found = self.plan.run(self.scalars, threads, None, None, guard)
         return [*norms, np.array(found), *self.arrays]
 

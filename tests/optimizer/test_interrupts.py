@@ -32,15 +32,15 @@ def halves(array):
 
 
 class Flaky(optimizers.Lamb):
-    """Lamb that fails between its passes a given number of times."""
+    """Lamb that fails after measuring, a given number of times."""
 
     fails = 0
 
-    def between(self, step):
-        super().between(step)
+    def adjust(self, step):
+        super().adjust(step)
         if self.fails:
             self.fails -= 1
-            raise MemoryError("between")
+            raise MemoryError("measured")
 
 
 MAKERS = {
@@ -118,25 +118,25 @@ def test_a_skipped_step_is_whole_or_nothing(make) -> None:
     check_at_instants(stepping(make, OPTIONS["skipping"] | OPTIONS["accumulating"], 1, bad=True))
 
 
-def failing_between(monkeypatch, optimizer) -> None:
+def failing_once_measured(monkeypatch, optimizer) -> None:
     """Make the second product of Muon run out of memory, or make Flaky fail."""
     if isinstance(optimizer, Flaky):
         optimizer.fails = 1
         return
-    made, calls = optimizer._orthogonal, []
+    made, calls = optimizer._orthogonalize, []
 
     def orthogonal(*arguments):
         calls.append(arguments)
         if len(calls) == 2:
-            raise MemoryError("between")
+            raise MemoryError("measured")
         return made(*arguments)
 
-    monkeypatch.setattr(optimizer, "_orthogonal", orthogonal)
+    monkeypatch.setattr(optimizer, "_orthogonalize", orthogonal)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("make", [optimizers.Muon, Flaky], ids=["muon", "user's"])
-def test_what_fails_between_passes_changes_nothing_and_can_be_done_again(make, options, monkeypatch) -> None:
+def test_what_fails_before_the_update_changes_nothing_and_can_be_done_again(make, options, monkeypatch) -> None:
     def scene():
         variables = [fv.Variable(np.linspace(-1, 1, 12).reshape(3, 4), name=name) for name in "abc"]
         optimizer = make(0.125, **options)
@@ -149,9 +149,9 @@ def test_what_fails_between_passes_changes_nothing_and_can_be_done_again(make, o
         return optimizer, variables, lambda: contents(optimizer, variables) + [digest(v.grad) for v in variables]
 
     (optimizer, _, state), (twin, _, expected) = scene(), scene()
-    failing_between(monkeypatch, optimizer)
+    failing_once_measured(monkeypatch, optimizer)
     before = state()
-    with pytest.raises(MemoryError, match="between"):
+    with pytest.raises(MemoryError, match="measured"):
         optimizer.step(zero_grad=True)
     assert state() == before
     optimizer.step(zero_grad=True)

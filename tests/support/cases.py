@@ -18,12 +18,17 @@ class Case:
 
     id: str
     optimizer: str  # its name in fastvar.optimizers, and in keras.optimizers
-    rule: str | None  # its name in kernels.RULES, or None for steps in NumPy or in several passes
+    rule: str | None  # its name in kernels.RULES, or None for steps in NumPy or a rule of another case
     options: dict[str, Any] = field(default_factory=dict)
     oracle: str = "keras"  # compared with keras (test_keras.py), torch, optax (test_oracles.py) or none
 
     def make(self, **more: Any) -> fv.Optimizer:
         return getattr(fv.optimizers, self.optimizer)(**{**self.options, **more})
+
+    @property
+    def measures(self) -> bool:
+        """Whether it sums something before it updates; then gradients must be dense."""
+        return any(self.make().pass_of(kind).sums for kind in ("", "matrix"))
 
     def scalars(self, t: int) -> tuple[float, ...]:
         """Return the scalars of the compiled rule at update `t`."""
@@ -230,7 +235,7 @@ CASES = [
     Case("signum", "Signum", "sign_momentum", {"learning_rate": 0.03125}, "optax"),
     Case("signum-momentum", "Signum", "sign_momentum", {"learning_rate": 0.0625, "momentum": 0.5}, "optax"),
 ]
-# These take several passes, and so have no rule of their own.
+# These measure before they update.
 CASES += [
     Case("lamb", "Lamb", None, {"learning_rate": 0.0625}),
     Case("lamb-betas", "Lamb", None, {"learning_rate": 0.125, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-2}),
@@ -286,11 +291,11 @@ CASES += [
         },
         "optax",
     ),
-    Case("prodigy", "Prodigy", None, {"initial_distance": 0.0625}, "optax"),
+    Case("prodigy", "Prodigy", "prodigy", {"initial_distance": 0.0625}, "optax"),
     Case(
         "prodigy-settings",
         "Prodigy",
-        None,
+        "prodigy",
         {
             "learning_rate": 0.5,
             "beta_1": 0.5,

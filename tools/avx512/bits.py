@@ -4,17 +4,14 @@ import sys
 
 import tests.conftest  # noqa: F401  (its settings)
 from fastvar import kernels
-from tests.kernels import test_bits, test_plan
+from tests.kernels import test_bits, test_sums
 from tests.kernels.test_bits import SIZES, STAGES, Spec, every_stage_combination
 from tests.optimizer import test_sparse
 
 STAGED = {**STAGES, "average": 0.9}
 ONE_OF_EACH = {  # the code is the same for every rule
-    "dot": test_plan.test_dot_equals_reference_on_any_number_of_threads,
-    "unit_sums": test_plan.test_unit_sums_equal_reference,
-    "adam, directions": lambda: test_plan.test_directions_equal_reference_and_leave_the_weights(
-        "adam", test_plan.STAGES, "f4"
-    ),
+    "adam, sums": lambda: test_sums.test_sums_equal_reference("adam", "f4"),
+    "rows and columns": test_sums.test_sums_of_rows_and_columns_equal_reference,
     "adam, rows": lambda: test_sparse.test_rows_equal_reference_bit_for_bit("adam", test_sparse.AVERAGED),
 }
 
@@ -41,8 +38,8 @@ def comparisons():
 
 
 assert kernels.isa == "avx512", kernels.isa
-test_bits.MODULES = test_plan.MODULES = test_sparse.MODULES = {"avx512": kernels.active}
-test_plan.COMPARED = [(kernels.active, 1), (kernels.active, 3)]
+test_bits.MODULES = test_sums.MODULES = test_sparse.MODULES = {"avx512": kernels.active}
+test_sums.COMPARED = [(kernels.active, 1), (kernels.active, 3)]
 passed = failed = 0
 for name, compare in comparisons():
     try:

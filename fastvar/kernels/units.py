@@ -1,0 +1,137 @@
+"""Gradients as matrices, whose rows and columns are summed and have factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastvar.kernels.stages import LANES, STRIP, patch_rows
+
+PATCH = np.dtype(
+    [
+        (name, np.intp)
+        for name in ("variable", "row", "row_end", "column", "column_end", "of_row", "of_column", "at")
+    ]
+)
+
+
+MOST = 2  # kinds of matrices of one plan
+
+
+class Units:
+    """The matrices that gradients are seen as, and factors of their rows and columns.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Elements of each variable.
+    shapes : sequence of (int, int) or None
+        Rows and columns of the matrices that each variable is a stack of; None: it is none.
+    rows : bool
+        Whether rows have factors, too, and are summed.
+
+    Attributes
+    ----------
+    by_row, by_column : ndarray
+        The factors, of all variables one behind the other, at first 1; without `rows`, `by_row` has none.
+    row_starts, column_starts : list of int
+        Where those of each variable begin, and at last their number.
+    patches : ndarray
+        What is summed at a time, records of `PATCH`.
+    length : int
+        Elements of all sums of patches.
+    """
+
+    def __init__(self, sizes: Sequence[int], shapes: Sequence[tuple[int, int] | None], rows: bool) -> None:
+        self.shapes, self.rows = [*shapes], rows
+        self.row_starts, self.column_starts, self.length = [0], [0], 0
+        patches: list[tuple[int, ...]] = []
+        for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True)):
+            count = size // shape[1] if shape and size else 0  # of rows, of all matrices
+            if shape and count:
+                patches += self._patches(i, count, *shape)
+            columns = count // shape[0] * shape[1] if shape and count else 0
+            self.row_starts.append(self.row_starts[-1] + count)
+            self.column_starts.append(self.column_starts[-1] + columns)
+        self.patches = np.array(patches, PATCH)
+        self.patches.flags.writeable = False  # compiled code trusts them
+        self.by_row = np.ones(self.row_starts[-1] if rows else 0)
+        self.by_column = np.ones(self.column_starts[-1])
+
+    def _patches(self, i: int, count: int, rows: int, columns: int) -> list[tuple[int, ...]]:
+        """Return the patches of one variable, in the order in which they are added."""
+        patches: list[tuple[int, ...]] = []
+        for top in range(0, count, rows):
+            for row in range(top, top + rows, patch_rows(columns)):
+                row_end = min(row + patch_rows(columns), top + rows)
+                for column in range(0, columns, STRIP):
+                    column_end = min(column + STRIP, columns)
+                    of_row = self.row_starts[i] + row
+                    of_column = self.column_starts[i] + top // rows * columns + column
+                    patches.append((i, row, row_end, column, column_end, of_row, of_column, self.length))
+                    self.length += column_end - column + (row_end - row if self.rows else 0)
+        return patches
+
+    def rows_of(self, values: npt.NDArray[Any], i: int) -> npt.NDArray[Any]:
+        """Return what belongs to the rows of a variable."""
+        return values[self.row_starts[i] : self.row_starts[i + 1]]
+
+    def columns_of(self, values: npt.NDArray[Any], i: int) -> npt.NDArray[Any]:
+        """Return what belongs to the columns of a variable."""
+        return values[self.column_starts[i] : self.column_starts[i + 1]]
+
+    def scaled(self, x: npt.NDArray[Any], i: int) -> npt.NDArray[Any]:
+        """Return the gradient of a variable with its factors."""
+        shape = self.shapes[i]
+        if shape is None or not x.size:
+            return x
+        matrices = x.reshape(-1, *shape)
+        if self.rows:
+            matrices = matrices * self.rows_of(self.by_row, i).astype(x.dtype).reshape(-1, shape[0], 1)
+        by_column = self.columns_of(self.by_column, i).astype(x.dtype)
+        scaled: npt.NDArray[Any] = (matrices * by_column.reshape(-1, 1, shape[1])).reshape(x.shape)
+        return scaled
+
+    def add(
+        self, patch: Any, squares: npt.NDArray[Any], of_rows: npt.NDArray[Any], of_columns: npt.NDArray[Any]
+    ) -> None:
+        """Add the sums of a patch to those of its rows and columns."""
+        columns = self.shapes[patch["variable"]][1]
+        row, end, column, column_end = (patch[name] for name in ("row", "row_end", "column", "column_end"))
+        part = squares.reshape(-1, columns)[row:end, column:column_end]
+        by_row = in_lanes(part) if columns > 1 else part[:, 0]
+        by_column = sum_in_order(part) if columns > 1 else in_lanes(part.T)
+        of_columns[patch["of_column"] : patch["of_column"] + len(by_column)] += by_column
+        if self.rows:
+            of_rows[patch["of_row"] : patch["of_row"] + len(by_row)] += by_row
+
+
+def checked(owner: str, sizes: Sequence[int], matrices: Sequence[Any]) -> tuple[Units, ...]:
+    """Return the units of `matrices`, pairs of shapes and whether rows count, for variables of these sizes."""
+    if len(matrices) > MOST:
+        raise ValueError(f"{owner}: at most {MOST} kinds of matrices can have factors, got {len(matrices)}")
+    for shapes, _ in matrices:
+        if len(shapes) != len(sizes):
+            raise ValueError(f"{owner}: matrices must be given for {len(sizes)} variables, got {len(shapes)}")
+        for size, shape in zip(sizes, shapes, strict=True):
+            if shape and size and not (min(shape) > 0 and size % (shape[0] * shape[1]) == 0):
+                raise ValueError(f"{owner}: {size} elements must be matrices of {shape[0]} x {shape[1]}")
+    return tuple(Units(sizes, shapes, bool(rows)) for shapes, rows in matrices)
+
+
+def in_lanes(rows: npt.NDArray[Any]) -> Any:
+    """Return the sum of each row: number i is in lane i % LANES, and the lanes are added in order."""
+    padded = np.concatenate([rows, np.zeros((len(rows), -rows.shape[1] % LANES))], axis=1)
+    lanes = sum_in_order(padded.reshape(len(rows), -1, LANES).transpose(1, 0, 2))
+    return sum_in_order(lanes.T)
+
+
+def sum_in_order(rows: npt.NDArray[Any]) -> Any:
+    """Sum along the first axis strictly from first to last."""
+    total = np.zeros(rows.shape[1:])
+    for row in rows:
+        total = total + row
+    return total
