@@ -1,5 +1,5 @@
-# Applies any rule to any list of variables: one call, one parallel region, the GIL released. Compiled once per
-# instruction set (baseline.pyx, avx2.pyx, avx512.pyx), each with its own flags. Here: types, the table of rules.
+# Types, constants and the table of rules, which the other files share, and the includes of those files. Compiled
+# once per instruction set (baseline.pyx, avx2.pyx, avx512.pyx), with different flags.
 
 cimport cython
 from cython.parallel cimport prange
@@ -38,7 +38,7 @@ cdef extern from *:
     #define FV_OPENMP 0
     #endif
     #ifdef __GNUC__
-    #define prefetch(address) __builtin_prefetch(address, 1)  /* to be written */
+    #define prefetch(address) __builtin_prefetch(address, 1)  /* to write it */
     #define prefetch_read(address) __builtin_prefetch(address, 0)
     #else
     #define prefetch(address) ((void)(address))
@@ -73,24 +73,24 @@ cdef extern from *:
     void stream_fence() nogil
 
 cdef enum:
-    TILE = 256  # elements that are read, updated and finished in L1: so few that memory and arithmetic overlap
+    TILE = 256  # elements that are updated together in L1: so few that memory and arithmetic overlap
     BLOCK = 1024  # elements of a partial sum
     LANES = 16
-    TASK = 16 * BLOCK  # what a thread takes at a time: large enough to hide the taking, small enough to balance
-    SERIAL = 2 * TASK  # below this many elements a parallel region costs more than it saves
+    TASK = 16 * BLOCK  # elements that a thread takes at a time: enough to hide the overhead, few enough to balance
+    SERIAL = 2 * TASK  # with fewer elements, a parallel region costs more than it saves
     MAX_SLOTS = 8
     MAX_SUMS = 4
     MAX_UNITS = 2
     MOST_THREADS = 1024
     PAGE = 4096
-    ROOM = 8 * TILE + 64  # bytes of a tile of doubles, however it is aligned
+    ROOM = 8 * TILE + 64  # bytes of a tile of doubles, at any alignment
     COPY = 8 * TILE
     COPIES = (1 + MAX_SLOTS) * COPY + 64  # bytes of a direction and all slots of a tile
     LINE = 64  # bytes of a cache line
-    AHEAD = 8  # rows of a sparse gradient that are fetched ahead of the one that is updated
-    FETCHED = 512  # bytes of a row that are fetched; the rest follows in order
+    AHEAD = 8  # how many rows of a sparse gradient ahead to prefetch
+    FETCHED = 512  # bytes of a row to prefetch; the processor fetches the rest
 
-ctypedef fused real:  # what rules compute in
+ctypedef fused real:  # the types that rules compute in
     float
     double
 
@@ -107,7 +107,7 @@ cdef dict _rules = {}
 
 cdef register(str name, Rule32 f32, Rule64 f64):
     cdef CompiledRule rule = CompiledRule.__new__(CompiledRule)
-    twin = _reference.RULES[name]  # which declares the names
+    twin = _reference.RULES[name]  # it declares the names
     rule.slots, rule.scalars = twin.slots, twin.scalars
     rule.rule = Rule(f32, f64, len(rule.slots))
     _rules[name] = rule

@@ -1,5 +1,5 @@
-# Storage formats. A format is a width and one function that decodes a tile of numbers to what the rules
-# compute in; formats.py holds its name. The first two are native: rules run on them in place.
+# Storage formats. A format is a width and a function that decodes a tile of numbers to the type that rules compute
+# in; formats.py holds its name. The first two are native: rules run on them in place.
 
 cdef enum:
     F32 = 0
@@ -80,7 +80,7 @@ formats[F32].kind, formats[F64].kind = cnp.NPY_FLOAT, cnp.NPY_DOUBLE
 
 
 cdef inline int format_of(cnp.ndarray array) noexcept:
-    # The format of an array, -1 if it has none or NumPy's number of it is not known yet.
+    # Return the format of an array, or -1 if it has none or NumPy's number of it is not known yet.
     cdef int f, kind = cnp.PyArray_TYPE(array)
     for f in range(known_formats):
         if formats[f].kind == kind:
@@ -89,7 +89,7 @@ cdef inline int format_of(cnp.ndarray array) noexcept:
 
 
 cdef int learn_format(cnp.ndarray array) except -1:
-    # The format of an array that the gate has accepted. NumPy numbers the dtypes of other packages at import.
+    # Return the format of an array that the gate has accepted. NumPy numbers dtypes of other packages at import.
     cdef int f = format_of(array)
     if f < 0:
         f = list(_formats).index(array.dtype.name)

@@ -1,16 +1,16 @@
-# Guarded runs: what a step writes is saved and looked at tile by tile, and put back if a gradient was not finite,
-# or anything finite is so no more. Nothing is read twice from memory, as by trying the step first.
+# Guarded runs: save what a step writes and check the result, tile by tile. Restore everything if a gradient was
+# not finite, or if something finite became infinite or NaN. Unlike with a trial step, memory is read only once.
 
 cdef enum:
     MAX_WRITTEN = MAX_SLOTS + 2
-    STAGGER = 5 * LINE  # what sets saved arrays off, which would begin in the same place of pages
-    IN_CACHE = 1 << 22  # bytes up to which what is saved had better stay in the cache
+    STAGGER = 5 * LINE  # offset between saved arrays, which would otherwise begin at the same offset in a page
+    IN_CACHE = 1 << 22  # up to this many bytes, saved arrays should stay in the cache
     BAD_GRADIENT = 1  # not finite
-    BAD_STATE = 2  # finite before, and not after
+    BAD_STATE = 2  # finite before, but not after
 
 
 cdef inline int written(char** places, const Span* s) noexcept nogil:
-    # Find what a step writes of a span: weights, slots, average; return how many arrays.
+    # Find the arrays of a span that a step writes: weights, slots, average. Return their number.
     cdef int k, count = 1 + s.rule.slots
     places[0] = s.w
     for k in range(s.rule.slots):
@@ -30,7 +30,7 @@ cdef inline bint is_finite(real x) noexcept nogil:
 
 cdef bint sums_finite(
         const real* a, const real* b, const real* c, const real* d, Py_ssize_t n) noexcept nogil:
-    # Whether all sums of four are finite; then all the numbers are.
+    # Return whether all sums of four numbers are finite; then all numbers are.
     cdef Py_ssize_t i
     cdef int bad = 0
     for i in range(n):
@@ -39,7 +39,7 @@ cdef bint sums_finite(
 
 
 cdef bint spoilt(const real* now, const real* before, Py_ssize_t n) noexcept nogil:
-    # Whether anything that was finite is so no more; before is NULL where all was.
+    # Return whether something finite became infinite or NaN; `before` is NULL if all was finite.
     cdef Py_ssize_t i
     for i in range(n):
         if not is_finite(now[i]) and (before == NULL or is_finite(before[i])):
@@ -48,7 +48,7 @@ cdef bint spoilt(const real* now, const real* before, Py_ssize_t n) noexcept nog
 
 
 cdef int spoils(real** now, real** before, const real* g, int count, Py_ssize_t n) noexcept nogil:
-    # What is wrong with a tile; g is NULL where there is no gradient.
+    # Return what is wrong with a tile; g is NULL if there is no gradient.
     cdef int k = 0, bad = 0
     cdef const real* first = g if g != NULL else now[0]
     while k < count and sums_finite(first, now[k], now[min(k + 1, count - 1)], now[min(k + 2, count - 1)], n):
@@ -64,7 +64,7 @@ cdef int spoils(real** now, real** before, const real* g, int count, Py_ssize_t 
 
 
 cdef void save(char* to, const char* origin, Py_ssize_t n, bint past_cache) noexcept nogil:
-    # Copy n bytes, and fetch the next n, which the processor does not foresee.
+    # Copy n bytes, and prefetch the next n, which the processor does not.
     cdef Py_ssize_t line = 0
     if past_cache:
         stream(to, origin, n)
@@ -76,7 +76,7 @@ cdef void save(char* to, const char* origin, Py_ssize_t n, bint past_cache) noex
 
 
 cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
-    # Elements lo to hi of a variable: save, update, look.
+    # Save, update and check elements lo to hi of a variable.
     cdef char room[ROOM]
     cdef real* x = <real*> aligned(room)
     cdef const real* g = NULL
@@ -171,7 +171,7 @@ cdef int on_span(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Part part) noexcep
 
 
 cdef int on_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, Part part) noexcept nogil:
-    # Elements lo to lo + TASK of the concatenation.
+    # Run elements lo to lo + TASK of the concatenation.
     cdef Py_ssize_t i = find(spans, n, lo), hi = lo + TASK
     cdef int found = 0
     while i < n and spans[i].start < hi:
@@ -181,7 +181,7 @@ cdef int on_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, Part part) noex
 
 
 cdef int on_all(const Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, Part part) noexcept nogil:
-    # Do `part` to all spans; what it returns of each, or'ed.
+    # Run `part` on all spans. Return the bitwise or of its results.
     cdef Py_ssize_t i
     cdef int found = 0
     if workers <= 1:
@@ -194,7 +194,7 @@ cdef int on_all(const Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, 
 
 
 cdef bint run_guarded(Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, bint zero) noexcept nogil:
-    # Return whether the step was good; if not, it is undone, and every span knows what was `found`.
+    # Return whether the step was good. If not, undo it, and set `found` of every span.
     cdef Py_ssize_t i
     if on_all(spans, n, tasks, workers, guarded_part) == 0:
         if zero:
@@ -203,6 +203,6 @@ cdef bint run_guarded(Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, 
     for i in range(n):
         spans[i].found = on_span(&spans[i], 0, spans[i].length, look_at_part)
     on_all(spans, n, tasks, workers, put_back_part)
-    for i in range(n):  # which the weights as they were have a part in
+    for i in range(n):  # which depend on the weights before the step
         spans[i].found |= on_span(&spans[i], 0, spans[i].length, look_at_gradient_part)
     return False

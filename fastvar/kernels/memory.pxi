@@ -15,7 +15,7 @@ cdef inline bint is_memory(object gradients) noexcept:
 
 
 cdef inline bint readable_memory(const Memory* m, const Span* s, bint zero) noexcept:
-    # Whether kernels can read it in place; otherwise buffers.gradient_at says what is wrong.
+    # Return whether kernels can read it in place; otherwise buffers.gradient_at says what is wrong.
     return (
         0 <= m.format < known_formats
         and m.size == s.n

@@ -1,7 +1,7 @@
-"""Plans, stages and sums in plain typed NumPy: the specification, and the oracle of the compiled ones.
+"""Plans, stages and sums in plain NumPy: the specification, and the oracle of the compiled ones.
 
 `Plan` here and the compiled `Plan` are interchangeable and agree bit for bit. A rule that a user writes in
-NumPy runs here too, with every stage around it.
+NumPy also runs here, with every stage.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Rule(NamedTuple):
     block: Block
     slots: tuple[str, ...]  # names
     scalars: tuple[str, ...]
-    whole: bool = False  # it takes the scalars as they are, not in the arithmetic type
+    whole: bool = False  # it takes the scalars in double, not in the arithmetic type
 
     def apply(self, w: Array, g: Array, slots: Sequence[Array], scalars: Sequence[Any]) -> None:
         """Run the rule with scalars in the order of their names."""
@@ -74,7 +74,7 @@ class Plan:
     Parameters
     ----------
     owner : str
-        Begins every error message.
+        The beginning of error messages.
     rule : Rule or sequence of Rule
         From `RULES`, or a user's own; one for all, or one per group.
     names : sequence of str
@@ -86,7 +86,7 @@ class Plan:
     groups : sequence of int
         The group of each variable, whose scalars it takes.
     averages : sequence of (ndarray or None), optional
-        Where the moving averages of the weights are kept.
+        The moving averages of the weights.
     directions : sequence of (ndarray or None), optional
         `sums` keeps the directions here, and `run` takes what is here in their place; see `direct`.
     rows : bool
@@ -147,15 +147,15 @@ class Plan:
         self._cohort_of = cohorts
 
     def bind(self, gradients: Iterable[Any], zero: bool = False) -> int:
-        """Check the gradients of the next step, hold them, and return how many are not None (no update).
+        """Check and hold the gradients of the next step. Return how many are not None (no update).
 
         Gradients are whatever `buffers.as_gradient` reads, or an array of `buffers.MEMORY`: raw memory, which the
-        caller keeps alive until the step has run. With `zero` they are zeroed once they are read.
+        caller keeps alive until the step has run. With `zero` they are zeroed after they are read.
 
         Raises
         ------
         TypeError, ValueError
-            Naming the variable, if a gradient cannot be used; nothing has been written then.
+            If a gradient cannot be used. The message names the variable, and nothing has been written.
         """
         self._held = None
         given = list(gradients)
@@ -177,7 +177,7 @@ class Plan:
         for array, like, label in zip(held, self._table.weights, labels, strict=True):
             values = array.values if isinstance(array, Rows) else array
             shape = (len(array.rows), *like.shape[1:]) if isinstance(array, Rows) else like.shape
-            if values is not None and values.shape != shape:  # resized by foreign code that read a later one
+            if values is not None and values.shape != shape:  # foreign code resized it while a later one was read
                 buffers.refuse_changed(label)
         if zero:
             buffers.check_disjoint(zip(labels, held, strict=True))
@@ -208,9 +208,9 @@ class Plan:
         return block_sums(x, x)
 
     def sums(self, scalars: Sequence[Sequence[float]], threads: int = 1, scale: float = 1.0) -> Array:
-        """Return the sums that each variable is to have; nothing changes but the kept directions.
+        """Return the requested sums of each variable. Only the kept directions change.
 
-        Where there is no gradient, sums are of slots alone. Products are of `scale` times each array.
+        Without a gradient, only sums of slots are computed. Products are of `scale` times each array.
         """
         self._check_scalars(scalars)
         totals = np.zeros((len(self._table.weights), max(map(len, self._table.sums), default=0)))
@@ -227,7 +227,7 @@ class Plan:
         return totals
 
     def _arrays_of(self, i: int, g: Any, scalars: Sequence[float]) -> dict[str | int, Array]:
-        """Return what can be summed of a variable, in double precision."""
+        """Return the arrays of a variable that can be summed, in double precision."""
         rule = self._table.rules[self._table.group_of[i]]
         w, _, direction, *slots = self._table.arrays[i]
         copies = [slot.copy() for slot in slots]
@@ -242,7 +242,7 @@ class Plan:
         return {name: array.astype(np.float64) for name, array in of.items()}
 
     def _clipped(self, i: int, g: Array | Rows, matrices: int = 0) -> Array:
-        """Return the gradient with the factors of so many of its matrices."""
+        """Return the gradient with the factors of a number of its matrices."""
         w, s = self._table.weights[i], self.stages[i]
         x = conditioned(g.values, w[g.rows], s) if isinstance(g, Rows) else conditioned(g, w, s)
         for units in self.units[:matrices]:
@@ -250,7 +250,7 @@ class Plan:
         return x
 
     def _taken(self, i: int, g: Array | Rows) -> Array:
-        """Return the gradient as the rule takes it."""
+        """Return the gradient for the rule."""
         x = self._clipped(i, g, len(self.units))
         size = x.dtype.type(self.stages[i]["size"])
         return x if self._table.direct[self._table.group_of[i]] or size == 1 else x * size
@@ -287,14 +287,14 @@ class Plan:
         commits: Sequence[tuple[Array, Array]] | None = None,
         guard: bool = False,
     ) -> list[tuple[int, bool]]:
-        """Apply the rules with the scalars of each group or cohort, and every stage; release the gradients.
+        """Apply the rules with the scalars of each group or cohort, and every stage. Then release the gradients.
 
-        Each of `commits` is an array and what it becomes, and `count[0]` is counted up, in the same breath: no
-        signal can come between in the compiled twin.
+        Each of `commits` is an array and its new value. They are written, and `count[0]` increases, in the update:
+        in the compiled twin no signal is handled in between.
 
-        With `guard` nothing changes if a gradient is not finite before it is clipped, or if anything that was
-        finite would be so no more. Returned are pairs of what is wrong: the number of a variable, and whether it
-        is the gradient.
+        With `guard`, nothing changes if a gradient is not finite before it is clipped, or if something finite
+        would become infinite or NaN. Then the result is a list of pairs: the number of a bad variable, and whether
+        its gradient is bad.
         """
         held = self._bound()
         self._check_scalars(scalars)
@@ -327,7 +327,7 @@ class Plan:
                 buffers.refuse_scalars(self.owner, rule, row)
 
     def _spoilt(self, held: list[Array | Rows | None], before: list[list[Any]]) -> list[tuple[int, bool]]:
-        """Put everything back if something is spoilt, and return what."""
+        """Restore everything if something is bad, and return what is."""
         table = self._table
         bad = {i: False for i, of in enumerate(before) if any(map(spoilt, table.arrays[i], of))}
         for i, (g, old, s) in enumerate(zip(held, before, self.stages, strict=True)):
@@ -372,7 +372,7 @@ def update(
 
 
 def decay(w: Array, s: Any) -> None:
-    """Let the weights decay."""
+    """Apply weight decay."""
     if s["decay"] != 0:
         w[...] = w - w.dtype.type(s["decay"]) * w
 
@@ -380,7 +380,7 @@ def decay(w: Array, s: Any) -> None:
 def follow(
     rule: Rule, x: Array, w: Array, kept: Array | None, slots: Sequence[Any], s: Any, scalars: Sequence[float]
 ) -> None:
-    """Make a direction, and let the weights take a part of it, or of the one that is kept."""
+    """Make a direction, and add a multiple of it, or of the kept one, to the weights."""
     direction = np.zeros_like(w)
     rule.apply(direction, x, slots, scalars)
     direction = direction if kept is None else kept
@@ -388,9 +388,9 @@ def follow(
 
 
 def merge(gradient: Rows, wide: bool) -> Rows:
-    """Return a sparse gradient with every row once, in rising order; values of one row are summed in theirs.
+    """Return a sparse gradient with each row once, in rising order. Values of a row are summed in their order.
 
-    Values of no native format are summed in float64 if `wide`, and in float32 otherwise.
+    Values in other than native formats are summed in float64 if `wide`, else in float32.
     """
     rows, values = gradient
     buffers.check_rows("merge", rows, values)
@@ -408,7 +408,7 @@ def merge(gradient: Rows, wide: bool) -> Rows:
 
 
 def spoilt(now: Any, before: Any) -> bool:
-    """Return whether anything that was finite is so no more."""
+    """Return whether something finite became infinite or NaN."""
     return now is not None and bool((np.isfinite(before) & ~np.isfinite(now)).any())
 
 

@@ -1,4 +1,4 @@
-# A plan: what a step works on, checked once; each step binds its gradients and runs.
+# A plan: the arrays of a step, checked once. Each step binds gradients and runs.
 
 cdef class Plan:
     """All variables of a step and their rules; see numpy_plan.Plan for what each method means."""
@@ -15,14 +15,14 @@ cdef class Plan:
     cdef int* widths  # scalars that the rule of each group, or cohort, takes
     cdef Sums* sums_of_group
     cdef int most_sums  # of a variable
-    cdef Py_ssize_t blocks, elements  # of the concatenation, and those of its spans
+    cdef Py_ssize_t blocks, elements  # of the concatenation, and of its spans
     cdef readonly tuple units
     cdef list patch_rooms
     cdef bint bound, zero, disjoint, running, sparse
     cdef const uintptr_t* starts
     cdef const uintptr_t* ends
     cdef Py_ssize_t written
-    cdef object saved  # room for what a guarded run writes over
+    cdef object saved  # copies of what a guarded run overwrites
 
     def __cinit__(self, str owner, rule not None, names, weights, slots, groups, averages=None, directions=None,
                   bint rows=True, sums=None, direct=None, matrices=()):
@@ -50,7 +50,7 @@ cdef class Plan:
         self.rule_of = [self.rules[group] for group in table.group_of]
 
     cdef int set_rules(self, sums) except -1:
-        # What the variables of each group share.
+        # Set what the variables of each group share.
         cdef Py_ssize_t i, width = 0
         self.widths = <int*> calloc(max(self.groups, 1), sizeof(int))
         self.sums_of_group = <Sums*> calloc(max(self.groups, 1), sizeof(Sums))
@@ -145,7 +145,7 @@ cdef class Plan:
         held = list(gradients)
         if len(held) != self.n:
             raise ValueError(f"{self.owner}: must be given {self.n} gradients, got {len(held)}")
-        for i in range(self.n):  # may run foreign code (__array__), so no pointer is taken yet
+        for i in range(self.n):  # this may run foreign code (__array__), so take no pointers yet
             gradient = held[i]
             if gradient is None:
                 continue
@@ -160,7 +160,7 @@ cdef class Plan:
         if self.running:
             raise RuntimeError(f"{self.owner}: another thread is in a step with it")
         self.bound = False
-        for i in range(self.n):  # foreign code may have resized what was read before it
+        for i in range(self.n):  # foreign code may have resized an array that was read before
             gradient = held[i]
             if gradient is not None and not (
                     readable(gradient, <cnp.ndarray> self.weights[i]) if type(gradient) is not Rows
@@ -187,7 +187,7 @@ cdef class Plan:
         return bound
 
     cdef Py_ssize_t bind_memory(self, cnp.ndarray memory, bint zero) except -1:
-        # `bind` for gradients given as raw memory: no array is made unless one must be refused.
+        # `bind` for gradients given as raw memory. It makes an array only to refuse a gradient.
         cdef Py_ssize_t i, bound = 0
         cdef const Memory* m
         if cnp.PyArray_SIZE(memory) != self.n:
@@ -213,14 +213,14 @@ cdef class Plan:
         return bound
 
     cdef int point(self, Py_ssize_t i, char* g, int format) except -1:
-        # Let a span read its gradient at `g`, which no memory that the plan writes may overlap.
+        # Set the gradient of a span. It must not overlap memory that the plan writes.
         cdef Span* s = &self.spans[i]
         cdef Py_ssize_t nbytes
         if g != s.clear or format != s.clear_format or s.rows != NULL:
             nbytes = s.length * formats[format].width
             if self.overlaps(<uintptr_t> g, nbytes):
                 self.extents.refuse_at(<uintptr_t> g, nbytes, self.label(i))
-            # Of rows, the next gradient there may be longer.
+            # The next sparse gradient at this address may be longer.
             s.clear, s.clear_format = NULL if s.rows != NULL else g, format
         if g != s.g or format != s.format:
             self.disjoint = False
@@ -266,7 +266,7 @@ cdef class Plan:
         return self.block_sums(False, self.most_sums, True, threads, scale)
 
     cdef block_sums(self, bint squares, int count, bint each, int threads, double scale):
-        # The sums of each variable or, of squares, the sum over all blocks; in the order of the blocks.
+        # Return the sums of each variable or, for squares, of all; added in the order of the blocks.
         cdef Py_ssize_t b, i = 0, n = self.blocks
         cdef int k, workers = 1 if self.elements < SERIAL else min(threads, n, MOST_THREADS)
         partials, totals = np.zeros((n, count)), np.zeros((self.n if each else 1, count))
@@ -345,7 +345,7 @@ cdef class Plan:
                 for kept, value in commits:
                     cnp.PyArray_CopyInto(kept, value)
             if count is not None:
-                count[0] += 1  # here, where no signal can come between the update and its count
+                count[0] += 1  # here no signal can be handled between the update and its count
             return []
         finally:
             self.running = False
@@ -353,7 +353,7 @@ cdef class Plan:
             self.held = None
 
     cdef int make_room(self) except -1:
-        # Make room for what guarded runs save.
+        # Allocate memory for what guarded runs save.
         cdef Py_ssize_t i, room = LINE
         cdef char* places[MAX_WRITTEN]
         cdef char* at
@@ -364,7 +364,7 @@ cdef class Plan:
             s.stride += STAGGER if s.stride >= PAGE else 0
             room += written(places, s) * s.stride
         try:
-            saved = np.empty(room, np.uint8)  # of NumPy, which asks for huge pages: fewer addresses to look up
+            saved = np.empty(room, np.uint8)  # NumPy uses huge pages, which need fewer address translations
         except MemoryError:
             raise MemoryError(f"{self.owner}: no room for a copy of what a guarded step writes") from None
         at = <char*> aligned(cnp.PyArray_BYTES(saved))
@@ -385,7 +385,7 @@ cdef class Plan:
 
 
 cdef inline bint readable(object gradient, cnp.ndarray like) noexcept:
-    # Whether kernels can read it in place; otherwise buffers.as_gradient converts or refuses it.
+    # Return whether kernels can read it in place; otherwise buffers.as_gradient converts or refuses it.
     return (
         cnp.PyArray_CheckExact(gradient)
         and format_of(<cnp.ndarray> gradient) >= 0
@@ -397,6 +397,6 @@ cdef inline bint readable(object gradient, cnp.ndarray like) noexcept:
 
 
 cdef inline bint readable_rows(object gradient, Py_ssize_t width) noexcept:
-    # Whether the values of a sparse gradient are still what was checked.
+    # Return whether the values of a sparse gradient are still those that were checked.
     return (format_of(gradient.values) >= 0 and cnp.PyArray_ISCARRAY_RO(gradient.values)
             and cnp.PyArray_SIZE(gradient.values) == cnp.PyArray_SIZE(gradient.rows) * width)

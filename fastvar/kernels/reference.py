@@ -1,10 +1,10 @@
-"""The rules in plain typed NumPy: the specification, and the oracle of the compiled kernels.
+"""The rules in plain NumPy: the specification, and the oracle of the compiled kernels.
 
 Together with `numpy_plan`, this module can replace a compiled one: the rules of both agree bit for bit. All NaNs
-count as equal, since processors differ in their sign and payload.
+count as equal, because processors differ in their sign and payload.
 
-Each rule declares its names here, once: the slots are its parameters after `c`, the scalars are attributes of `c`.
-The compiled rules take the names from here.
+Each rule declares its names here: the slots are its parameters after `c`, the scalars are attributes of `c`. The
+compiled rules take the names from here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(scalars: str) -> Callable[[Block], Block]:
-    """Enter a function `name(w, g, c, *slots)` into `RULES`; `scalars` are names, separated by spaces."""
+    """Add a function `name(w, g, c, *slots)` to `RULES`; `scalars` are names separated by spaces."""
 
     def enter(block: Block) -> Block:
         _, _, _, *slots = inspect.signature(block).parameters
@@ -239,7 +239,7 @@ def ftrl(w: Array, g: Array, c: Any, accumulator: Array, linear: Array) -> None:
 
 
 def ftrl_of_any_power(w: Array, g: Array, c: Any, accumulator: Array, linear: Array) -> None:
-    """`ftrl` with a further scalar, the `power` of the accumulator in place of 1/2. It has no compiled twin."""
+    """`ftrl` with another scalar, the `power` of the accumulator instead of 1/2. It has no compiled twin."""
 
     def power(x: Array) -> Array:
         raised: Array = np.power(x, c.power, dtype=np.float64).astype(w.dtype)

@@ -34,8 +34,8 @@ cdef inline real flush(real x) noexcept nogil:
 
 
 cdef inline real sign(real x) noexcept nogil:
-    cdef real up_to_0 = -1 if x < 0 else x  # two selects in turn: of nested ones GCC makes twice the comparisons
-    return 1 if x > 0 else up_to_0  # NaN passes, here and below
+    cdef real up_to_0 = -1 if x < 0 else x  # two selects in turn: nested, GCC makes twice the comparisons
+    return 1 if x > 0 else up_to_0  # NaN stays NaN, here and below
 
 
 cdef inline real maximum(real x, real other) noexcept nogil:

@@ -1,46 +1,46 @@
-# How a rule runs over one span: a variable, or the rows of it that a sparse gradient touches.
+# Run a rule on one span: a variable, or the rows of it in a sparse gradient.
 
-cdef struct Units:  # factors of a gradient that is seen as matrices, see units.pxi
+cdef struct Units:  # factors of a gradient that is treated as matrices, see units.pxi
     Py_ssize_t rows
     Py_ssize_t columns  # 0: it is not
     double* by_row  # NULL: none
     double* by_column
 
 
-cdef struct Sums:  # what is summed of a span, see sums.pxi
+cdef struct Sums:  # the sums of a span, see sums.pxi
     int count
     bint of_rule  # something that the rule makes
     int a[MAX_SUMS]
     int b[MAX_SUMS]
 
 
-cdef struct Span:  # what every step reads of it comes first, on as few cache lines as it fits
+cdef struct Span:  # fields that every step reads come first, on few cache lines
     char* w
     char* g  # NULL: no gradient in this step
-    char* clear  # the last gradient address found to overlap nothing, and its format in clear_format
+    char* clear  # the last gradient address that overlaps nothing; clear_format is its format
     bint wide  # float64 rather than float32
     int format  # of the gradient, in `formats`
     int clear_format
     Py_ssize_t n  # elements of the variable
-    Py_ssize_t length  # elements of the gradient: n, or those of the touched rows
-    const cnp.npy_intp* rows  # the touched rows in rising order; NULL: all
+    Py_ssize_t length  # elements of the gradient: n, or those of its rows
+    const cnp.npy_intp* rows  # the rows of a sparse gradient, in rising order; NULL: dense
     Py_ssize_t width  # elements of a row
     const Rule* rule
     const Stages* stages
     const float* c32
     const double* c64
     char* average  # NULL: no moving average
-    bint direct  # the rule makes a direction, of which w takes a part; otherwise it updates w
-    char* direction  # where directions are kept when they are summed, and what w takes instead; NULL: they are not
-    int matrices  # how many of `units` there are
+    bint direct  # the rule makes a direction, and w takes a multiple of it; otherwise it updates w
+    char* direction  # kept directions, which w takes instead; NULL: none are kept
+    int matrices  # the number of `units`
     Units units[MAX_UNITS]
     Sums* sums
-    char* slots[MAX_SLOTS]  # the rule's, and then those that are only summed
-    char* saved  # where guarded runs save what they write (guard.pxi): arrays that are `stride` bytes apart
+    char* slots[MAX_SLOTS]  # those of the rule, and then those that are only summed
+    char* saved  # copies of what guarded runs write (guard.pxi): arrays `stride` bytes apart
     Py_ssize_t stride
-    bint past_cache  # more than the cache holds is saved
-    int found  # what was bad
-    Py_ssize_t start  # its place in the concatenation of all spans, each of which starts a block
+    bint past_cache  # the copies are larger than the cache
+    int found  # what was wrong
+    Py_ssize_t start  # its position in the concatenation of all spans, each of which begins a block
 
 
 cdef inline void* aligned(char* room) noexcept nogil:
@@ -61,7 +61,7 @@ cdef void read_raw_gradient(
 
 
 cdef inline bint in_place(const Span* s) noexcept nogil:
-    # Whether the gradient as it lies is what the rule takes.
+    # Return whether the rule can use the gradient in place.
     return (s.format == (F64 if s.wide else F32) and raw_gradient(s.stages) and s.matrices == 0
             and (s.direct or s.stages.size == 1))
 
@@ -111,7 +111,7 @@ cdef void apply_direction(
 cdef void update(
         real* w, real* average, real** slots, const real* g, Py_ssize_t at, Py_ssize_t n,
         const Span* s) noexcept nogil:
-    # The rule on at most a tile, and all stages behind the gradient's; g is NULL where there is none.
+    # Run the rule on at most a tile, and all stages after those of the gradient; g is NULL if there is none.
     if g != NULL:
         if s.stages.decay != 0:
             shrink(w, n, <real> s.stages.decay)
@@ -128,7 +128,7 @@ cdef void clear_gradient(const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept no
 
 
 cdef inline void fetch(const void* tile, Py_ssize_t nbytes) noexcept nogil:
-    # Fetch the tile behind this one: processors foresee long streams, but not that many take turns.
+    # Prefetch the next tile: processors prefetch long streams, but not so many in turn.
     cdef Py_ssize_t line = 0
     while line < nbytes:
         prefetch_read(<const char*> tile + nbytes + line)
@@ -149,7 +149,7 @@ cdef void fetch_next(
 
 cdef void advance(
         real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift, bint zero) noexcept nogil:
-    # Elements lo to hi of a variable: straight on the user's memory, or tile by tile through the stages.
+    # Run elements lo to hi of a variable: in place, or tile by tile through the stages.
     cdef char room[ROOM]
     cdef real* x = <real*> aligned(room)
     cdef real* average = <real*> s.average
@@ -196,7 +196,7 @@ cdef int advance_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t sh
 
 
 cdef int over_rows(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Part part) noexcept nogil:
-    # Elements lo to hi of a sparse gradient, row by row; what `part` returns of each, or'ed.
+    # Run elements lo to hi of a sparse gradient, row by row. Return the bitwise or of the results of `part`.
     cdef Py_ssize_t k, count, end, at
     cdef int found = 0
     if lo >= hi:  # rows may have no elements
@@ -214,7 +214,7 @@ cdef int over_rows(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Part part) noexc
 
 
 cdef inline void prefetch_row(const Span* s, Py_ssize_t row) noexcept nogil:
-    # Rows are scattered: the processor does not foresee where the next ones lie.
+    # Rows are scattered, and the processor cannot predict the next ones.
     cdef Py_ssize_t width = s.width * <Py_ssize_t> (sizeof(double) if s.wide else sizeof(float)), line = 0
     cdef int k
     while line < width and line < FETCHED:
@@ -225,7 +225,7 @@ cdef inline void prefetch_row(const Span* s, Py_ssize_t row) noexcept nogil:
 
 
 cdef Py_ssize_t find(const Span* spans, Py_ssize_t n, Py_ssize_t at) noexcept nogil:
-    # The last span that starts at or before `at` of the concatenation.
+    # Return the last span that starts at or before `at` in the concatenation.
     cdef Py_ssize_t low = 0, high = n, middle
     while high - low > 1:
         middle = (low + high) // 2
@@ -237,7 +237,7 @@ cdef Py_ssize_t find(const Span* spans, Py_ssize_t n, Py_ssize_t at) noexcept no
 
 
 cdef void run_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint zero) noexcept nogil:
-    # Elements lo to lo + TASK of the concatenation.
+    # Run elements lo to lo + TASK of the concatenation.
     cdef Py_ssize_t i = find(spans, n, lo), hi = lo + TASK
     while i < n and spans[i].start < hi:
         run_span(&spans[i], max(lo - spans[i].start, 0), min(hi - spans[i].start, spans[i].length), zero)
@@ -245,7 +245,7 @@ cdef void run_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint zero) no
 
 
 cdef Py_ssize_t place(Span* spans, Py_ssize_t n) noexcept nogil:
-    # Put the spans one behind the other, each on whole blocks; return how many blocks there are.
+    # Set the positions of the spans in the concatenation, each on whole blocks. Return the number of blocks.
     cdef Py_ssize_t i, blocks = 0
     for i in range(n):
         spans[i].start = blocks * BLOCK

@@ -1,5 +1,5 @@
-# What happens around a rule, on one tile that fits in L1. A stage is written once and works with every rule and
-# every storage format. Order of a tile:
+# The stages around a rule, on one tile that fits in L1. A stage is written once, and works with every rule and
+# storage format. The order for a tile:
 #
 #     load      x = g * scale                        from any format (formats.pxi) to the arithmetic type
 #     regularize x = x + l2*w + l1*sign(w)           clip      x = x * clip      limit   -limit <= x <= limit
@@ -9,7 +9,7 @@
 #     average   a = average*a + (1 - average)*w      overwrite w = a
 #     nonneg    w = 0 where w < 0
 #
-# Where the rule makes a direction d (Span.direct), it runs on (d, x, slots) with d = 0 and x without `size`. Then
+# If the rule makes a direction d (Span.direct), it runs on (d, x, slots) with d = 0 and x without `size`. Then
 # w = w + step * (size * d).
 #
 # A stage whose field has its neutral value (stages.py) is skipped. numpy_plan.py holds the twin of each stage.

@@ -1,7 +1,7 @@
 """The stages around a rule: one record per variable, whose layout `stages.pxi` shares.
 
-A plan owns an array of these records (`Plan.stages`), which the optimizer fills. Every field begins with its
-neutral value, for which the stage is skipped.
+A plan owns an array of these records (`Plan.stages`), which the optimizer fills in. Every field starts at its
+neutral value, with which the stage is skipped.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ NEUTRAL = {
     "l1": 0.0,  # gradient += l1 * sign(w)
     "clip": 1.0,  # gradient *= clip, the coefficient of clipping by norm
     "limit": np.inf,  # gradient is clipped to [-limit, limit]
-    "size": 1.0,  # gradient *= size, or direction *= size where the rule makes one, after everything else
+    "size": 1.0,  # gradient *= size, or direction *= size if the rule makes one, after everything else
     "decay": 0.0,  # w -= decay * w, decoupled weight decay times the learning rate
-    "step": 1.0,  # w += step * direction, where the rule makes one
-    "average": 0.0,  # momentum of the moving average of w, where the plan has one
+    "step": 1.0,  # w += step * direction, if the rule makes one
+    "average": 0.0,  # momentum of the moving average of w, if the plan has one
     "overwrite": 0.0,  # 1: w = average
     "nonneg": 0.0,  # 1: w = 0 where w < 0
 }
@@ -32,7 +32,7 @@ TINY = {np.dtype(t): float(2**14 * np.finfo(t).tiny) for t in (np.float32, np.fl
 
 
 def patch_rows(columns: int) -> int:
-    """Return how many rows of a matrix are summed at a time."""
+    """Return how many rows of a matrix are summed together."""
     return max(PATCH, 16 * BLOCK // columns)
 
 

@@ -1,9 +1,9 @@
 # Sums over a variable: in double precision, in fixed lanes and blocks and in a fixed order. So they are the same
 # on every instruction set and any number of threads.
 #
-# A sum is of products of two arrays, or of absolute values of one: the weights, the gradient that the rule takes,
-# the direction that it makes, or a slot, if it is the rule's as it leaves it. The rule runs on copies in L1:
-# nothing is written but `directions`.
+# A sum is of products of two arrays, or of absolute values of one. An array is the weights, the gradient for the
+# rule, the direction from the rule, or a slot (a slot of the rule after its update). The rule runs on copies in
+# L1: only `directions` are written.
 
 cdef enum:
     NOTHING = -1
@@ -15,12 +15,12 @@ cdef enum:
 
 _NAMES = {"weights": WEIGHTS, "gradient": GRADIENT, "direction": DIRECTION}
 
-cdef Sums _squares  # of the gradient before it has factors and a size
+cdef Sums _squares  # of the gradient before its factors and size
 _squares.count, _squares.of_rule, _squares.a[0], _squares.b[0] = 1, False, GRADIENT, GRADIENT
 
 
 cdef Sums sums_of(products, int slots) except *:
-    # What is asked for as tuples of names and numbers of slots, of which the rule takes the first `slots`.
+    # Read the requested sums: tuples of names and numbers of slots; the first `slots` are the rule's.
     cdef Sums sums
     cdef int k
     sums.count, sums.of_rule = len(products), False
@@ -33,7 +33,7 @@ cdef Sums sums_of(products, int slots) except *:
 
 
 cdef void add_products(double* sums, const real* a, const real* b, Py_ssize_t n, double scale) noexcept nogil:
-    # Add a * b of at most a block, or |a| where there is no b, to LANES running sums.
+    # Add a * b of at most a block, or |a| if there is no b, to LANES running sums.
     cdef double lanes[LANES]
     cdef Py_ssize_t i, j, whole = n // LANES * LANES
     memcpy(lanes, sums, sizeof(lanes))
@@ -70,7 +70,7 @@ cdef double in_order(const double* lanes) noexcept nogil:
 
 
 cdef void read_rows(real* x, const real* w, const Span* s, Py_ssize_t lo, Py_ssize_t n) noexcept nogil:
-    # Elements lo to lo + n of a sparse gradient, row by row.
+    # Sum elements lo to lo + n of a sparse gradient, row by row.
     cdef Py_ssize_t row, at, m
     check(n <= TILE)
     while n > 0:
@@ -83,7 +83,7 @@ cdef void read_rows(real* x, const real* w, const Span* s, Py_ssize_t lo, Py_ssi
 
 cdef void run_on_copies(
         real** arrays, char* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
-    # Run the rule from `at` on without changing anything: find the direction, and the slots as it leaves them.
+    # Run the rule on copies from `at` on, for its direction and its new slots.
     cdef real* slots[MAX_SLOTS]
     cdef Py_ssize_t i
     cdef int k
@@ -100,7 +100,7 @@ cdef void run_on_copies(
 
 cdef void block_sums(
         double* out, const real* w, const Span* s, const Sums* sums, Py_ssize_t lo, double scale) noexcept nogil:
-    # The sums of one block of a span. Where it has no gradient: of its slots alone.
+    # Compute the sums of one block of a span; without a gradient, those of slots alone.
     cdef char gradients[ROOM]
     cdef char copies[COPIES]
     cdef char* room = <char*> aligned(copies)
@@ -143,7 +143,7 @@ cdef void block_sums(
 
 cdef void nth_block_sums(
         double* out, const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint squares, double scale) noexcept nogil:
-    # The sums of the block that begins at `lo` of the concatenation.
+    # Compute the sums of the block that begins at `lo` in the concatenation.
     cdef const Span* s = &spans[find(spans, n, lo)]
     cdef const Sums* sums = &_squares if squares else s.sums
     if s.wide:

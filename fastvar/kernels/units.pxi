@@ -1,18 +1,18 @@
-# Gradients as matrices: sums of squares of rows and columns, and factors of them. units.py says which matrices.
+# Gradients as matrices (see units.py): sums of squares of rows and columns, and factors for them.
 
 cdef struct Patch:  # of a matrix; the order of the fields is that of units.PATCH
     Py_ssize_t variable
-    Py_ssize_t row  # of all matrices of the variable, one below the other
+    Py_ssize_t row  # in all matrices of the variable, one below the other
     Py_ssize_t row_end
     Py_ssize_t column
     Py_ssize_t column_end
-    Py_ssize_t of_row  # where the sums of its rows and columns go
+    Py_ssize_t of_row  # the positions of the sums of its rows and columns
     Py_ssize_t of_column
-    Py_ssize_t at  # where its own are until then
+    Py_ssize_t at  # the position of its own sums
 
 
 cdef void rescale(real* x, Py_ssize_t at, Py_ssize_t n, const Units* u) noexcept nogil:
-    # Multiply elements `at` to `at + n` with the factors of their rows, then with those of their columns.
+    # Multiply elements `at` to `at + n` by the factors of their rows, and then by those of their columns.
     cdef Py_ssize_t row, column, i, m
     cdef real factor
     cdef const double* factors
@@ -44,7 +44,7 @@ cdef void rescale(real* x, Py_ssize_t at, Py_ssize_t n, const Units* u) noexcept
 cdef const real* loaded(
         real* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n, int matrices,
         bint weights) noexcept nogil:
-    # The weights, or the gradient with the factors of so many of its units.
+    # Load the weights, or the gradient with the factors of a number of its units.
     if weights:
         return w + at
     if matrices == 0 and s.format == (F64 if s.wide else F32) and raw_gradient(s.stages):
@@ -54,7 +54,7 @@ cdef const real* loaded(
 
 
 cdef void add_squares(double* lanes, double* each, const real* x, Py_ssize_t n, double scale) noexcept nogil:
-    # Add the squares of at most a tile to LANES running sums, and each to that of its column; NULL: not.
+    # Add the squares of at most a tile to LANES running sums, and to the sums of their columns (unless NULL).
     cdef double squares[TILE]
     cdef Py_ssize_t i, j, whole = n // LANES * LANES
     for i in range(n):
@@ -73,7 +73,7 @@ cdef void add_squares(double* lanes, double* each, const real* x, Py_ssize_t n, 
 cdef void column_patch(
         double* rows, double* columns, const real* w, const Span* s, const Patch* p, int matrices, bint weights,
         double scale) noexcept nogil:
-    # A patch of one column, which is summed like a row.
+    # Sum a patch of one column like a row.
     cdef char room[ROOM]
     cdef double lanes[LANES]
     cdef Py_ssize_t at = p.row, n
@@ -113,7 +113,7 @@ cdef void matrix_patch(
 
 cdef void patch_sums(
         double* rooms, const Span* spans, const Patch* p, int matrices, bint weights, double scale) noexcept nogil:
-    # The sums of the columns of a patch and then, if there are factors of rows, of its rows.
+    # Sum the columns of a patch and, if rows have factors, its rows.
     cdef double* room = rooms + p.at
     cdef const Span* s = &spans[p.variable]
     cdef const Units* u = &s.units[matrices]

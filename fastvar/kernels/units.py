@@ -1,4 +1,4 @@
-"""Gradients as matrices, whose rows and columns are summed and have factors."""
+"""Gradients as matrices: sums of their rows and columns, and factors for these."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ MOST = 2  # kinds of matrices of one plan
 
 
 class Units:
-    """The matrices that gradients are seen as, and factors of their rows and columns.
+    """Matrices as which gradients are treated, and factors for their rows and columns.
 
     Parameters
     ----------
     sizes : sequence of int
         Elements of each variable.
     shapes : sequence of (int, int) or None
-        Rows and columns of the matrices that each variable is a stack of; None: it is none.
+        Rows and columns of the matrices in each variable, a stack of them; None: it has none.
     rows : bool
-        Whether rows have factors, too, and are summed.
+        Whether rows, too, are summed and have factors.
 
     Attributes
     ----------
     by_row, by_column : ndarray
-        The factors, of all variables one behind the other, at first 1; without `rows`, `by_row` has none.
+        The factors of all variables in sequence, initially 1; without `rows`, `by_row` is empty.
     row_starts, column_starts : list of int
-        Where those of each variable begin, and at last their number.
+        The position of the first factor of each variable, and the number of all.
     patches : ndarray
-        What is summed at a time, records of `PATCH`.
+        The parts of matrices that are summed together, records of `PATCH`.
     length : int
         Elements of all sums of patches.
     """
@@ -76,11 +76,11 @@ class Units:
         return patches
 
     def rows_of(self, values: npt.NDArray[Any], i: int) -> npt.NDArray[Any]:
-        """Return what belongs to the rows of a variable."""
+        """Return the part for the rows of a variable."""
         return values[self.row_starts[i] : self.row_starts[i + 1]]
 
     def columns_of(self, values: npt.NDArray[Any], i: int) -> npt.NDArray[Any]:
-        """Return what belongs to the columns of a variable."""
+        """Return the part for the columns of a variable."""
         return values[self.column_starts[i] : self.column_starts[i + 1]]
 
     def scaled(self, x: npt.NDArray[Any], i: int) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Clipping: by value, by the norm of each gradient or of all, and by the norms of units of weights."""
+"""Clipping by value, by the norm of each gradient or of all, and by the norms of units of weights."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import numpy as np
 
 from fastvar.optimizer.passes import DOWN
 
-SMALL_WEIGHTS = 1e-3  # adaptive clipping takes the norm of a unit's weights to be at least this, as in the paper
+SMALL_WEIGHTS = 1e-3  # the least norm of a unit's weights in adaptive clipping, as in the paper
 SMALL_GRADIENT = 1e-6
 
 
 def limit_of_values(options: Any) -> float:
-    """Return what the elements of gradients are clipped to."""
+    """Return the limit of the elements of gradients."""
     return inf if options.clipvalue is None else options.clipvalue
 
 
 def by_norm(options: Any) -> bool:
-    """Return whether gradients are scaled to a norm of theirs."""
+    """Return whether gradients are clipped by norm."""
     return options.clipnorm is not None or options.global_clipnorm is not None
 
 
 def coefficients(plan: Any, options: Any, variables: Sequence[Any], workers: int) -> Any:
-    """Return what clipping by norm multiplies the bound gradients with, of each variable or of all.
+    """Return the factor by which clipping by norm scales the bound gradients, of each variable or of all.
 
     Parameters
     ----------
     plan : Plan
-        Whose gradients are bound.
+        The plan to which the gradients are bound.
     options : namespace
         Its `clipnorm` or `global_clipnorm` is the limit.
     variables : sequence of Variable
-        Those of the plan.
+        The variables of the plan.
     workers : int
         Threads.
     """
@@ -46,7 +46,7 @@ def coefficients(plan: Any, options: Any, variables: Sequence[Any], workers: int
         norms, limit = _norms_scaled_down(plan, variables, workers), limit * DOWN
         norms = norms if each else np.array([hypot(*norms)])
     if not each and not np.isfinite(norms[0]):
-        return nan  # as in Keras: nothing may pass for clipped
+        return nan  # as in Keras, so that it does not look clipped
     return limit / np.maximum(norms, limit)
 
 

@@ -1,4 +1,4 @@
-"""The pass of a step over all variables, and what is measured before it where a rule needs norms."""
+"""The pass of a step over all variables, and the sums before it for rules that need norms."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import numpy as np
 from fastvar.buffers import Array
 from fastvar.place import Place
 
-DOWN, UP = 2.0**-600, 2.0**600  # float64 numbers times these: their squares neither overflow nor vanish
-VANISHING = 2.0**-960  # a sum of squares below this may have lost some
+DOWN, UP = 2.0**-600, 2.0**600  # squares of float64 numbers times these neither overflow nor vanish
+VANISHING = 2.0**-960  # a smaller sum of squares may have lost some of them
 
 
 class Pass(NamedTuple):
-    """How variables of one kind are updated: a rule, the slots that it keeps, its scalars at update number t.
+    """The update of variables of one kind: a rule, its slots, and its scalars at update number t.
 
-    What follows is for rules that need norms. They measure first, change nothing, and update then.
+    The other attributes are for rules that need norms. These first compute sums, which changes nothing, and then
+    update.
     """
 
     rule: Any
@@ -27,15 +28,15 @@ class Pass(NamedTuple):
     """What is summed of each variable: products of two of "weights", "gradient", "direction" and slots, or
     absolute values of one. Slots after those that the rule takes are only for sums."""
     step: Callable[[Any], float] | None = None
-    """The rule makes a direction, and this part of it is added to the weights. None: the rule updates them."""
+    """The multiple of the rule's direction to add to the weights, or None if the rule updates them."""
     matrices: bool = False
-    """Whether the squares of rows and columns of the gradient are summed before, see `Rule.scale_matrices`."""
+    """Whether to sum the squares of rows and columns of the gradient first, see `Rule.scale_matrices`."""
     keeps_directions: bool = False
-    """Whether directions are kept, so that `Rule.adjust` can replace them."""
+    """Whether to keep directions, so that `Rule.adjust` can replace them."""
 
 
 class Measured:
-    """What a step has measured, and what it makes of that before it updates.
+    """The sums of a step, and what the rule derives from them before the update.
 
     Attributes
     ----------
@@ -92,11 +93,11 @@ class Measured:
         self.row_sums, self.column_sums = self._plan.unit_sums(k, False, workers)
 
     def sum(self, sums: Callable[[float], Array]) -> None:
-        """Take the sums; `sums` returns them of all numbers times a scale."""
+        """Set the sums. `sums` computes them with all numbers times a scale."""
         self.sums, self._sums = sums(1.0), sums
 
     def norms(self, k: int) -> Array:
-        """Return the square roots of the sums of number k, also where squares overflow or vanish."""
+        """Return the square roots of sum number k, also where squares overflow or vanish."""
         squares = self.sums[:, k]
         norms = np.sqrt(squares)
         for scale, lost in ((UP, squares < VANISHING), (DOWN, squares == np.inf)):
@@ -107,7 +108,7 @@ class Measured:
         return norms
 
     def weight_norms(self, k: int) -> Array:
-        """Return the norms of number k, of weights, once these have decayed."""
+        """Return the norms of sum number k, which is of weights, after decay."""
         norms: Array = self.norms(k) * np.abs(1 - self._plan.stages["decay"])
         return norms
 

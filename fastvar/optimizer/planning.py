@@ -1,4 +1,4 @@
-"""What stays true of a step until the optimizer, its groups or its variables change."""
+"""The parts of a step that stay the same until the optimizer, its groups or its variables change."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.state import State
 from fastvar.place import Place, Structure, label
 
-PARALLEL = 2**15  # elements below which a step is serial anyway, so that threads need not be asked for
-RATES = ("learning_rate", "lr")  # what may change without changing how gradients are conditioned
+PARALLEL = 2**15  # with fewer elements, a step runs on one thread, and does not ask for their number
+RATES = ("learning_rate", "lr")  # these may change without a change of how gradients are conditioned
 
 
 class Resolved:
-    """The hyperparameters of a group as plain attributes, four times as quick to read as in a namespace."""
+    """The hyperparameters of a group as plain attributes, four times as fast to read as in a namespace."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -31,7 +31,7 @@ class Resolved:
 
 
 class Accumulation:
-    """Where gradients are added up: gradient descent with a learning rate of -1."""
+    """The sums of accumulated gradients, computed as gradient descent with a learning rate of -1."""
 
     scalars = ((-1.0,),)
 
@@ -43,17 +43,17 @@ class Accumulation:
         self.plan = kernels.Plan(rule._owner, kernels.RULES["gradient_descent"], labels, self.sums, none, group)
 
     def updates(self, calls: int) -> bool:
-        """Return whether the call after so many is one that updates."""
+        """Return whether the next call updates, after this many calls."""
         return (calls + 1) % self.steps == 0
 
 
 class Measuring:
-    """What it takes to sum something before an update.
+    """Memory for the sums before an update.
 
     Attributes
     ----------
     directions : list of (ndarray or None)
-        Where directions are kept for the rule to replace.
+        Kept directions, which the rule may replace.
     largest : ndarray
         The largest number of each variable's dtype.
     """
@@ -67,20 +67,20 @@ class Measuring:
 
 
 class StepPlan:
-    """Everything about a step that is true until something changes.
+    """Everything about a step that stays the same until something changes.
 
-    Without special options it has at most 29 attributes: of an object with more, CPython reads all more slowly.
+    Without special options it has at most 29 attributes: CPython reads those of larger objects more slowly.
 
     Attributes
     ----------
     version : int
-        The `Structure.version` that it was made for.
+        The `Structure.version` at which it was made.
     stale : bool
         Whether hyperparameters have changed since they were read.
     plain : bool
-        Whether one run is all of the step: nothing to copy before, to fill in or to undo.
+        Whether the step is a single run, with nothing to copy before, to fill in or to undo.
     fragile : bool
-        Whether code of users runs among the updates, so that everything must be copied before.
+        Whether users' code runs during the updates, so that everything must be copied before.
     compiled : Plan
         What runs: the plan of the kernels or, of a rule in NumPy, its twin.
     passes, formulas : list
@@ -88,11 +88,11 @@ class StepPlan:
     measuring : Measuring or None
         What it takes to sum something before the update, if that is to be done.
     least : int
-        With fewer gradients, a step looks at who has none.
+        With fewer gradients, a step checks which are missing.
     commits : list of (ndarray, ndarray) or None
-        State of the cohorts, and what it becomes with the update.
+        State of the cohorts, and its values after the update.
     scheduled : list
-        What schedules set: the hyperparameters of a group, a parameter, its schedule.
+        For each schedule: the hyperparameters of a group, the parameter, the schedule.
     """
 
     def __init__(self, rule: Rule, state: State) -> None:
@@ -106,7 +106,7 @@ class StepPlan:
         if rule.gradient_accumulation_steps:
             self.accumulation = Accumulation(rule, state, self.labels)
         self.cohorts = Cohorts(rule, state)
-        self.least = int(not self.frozen)  # gradients without which a step is looked at
+        self.least = int(not self.frozen)  # with fewer gradients, a step checks which are missing
         self.commits: Any = None
         self._plan_pass()
         self._set_stages_of_variables()
@@ -121,20 +121,20 @@ class StepPlan:
 
     @property
     def staged(self) -> bool:
-        """Whether a step is more than one run, uninterrupted each; gradients are zeroed last."""
+        """Whether a step has several runs. Each is uninterrupted, and gradients are zeroed last."""
         return self.fragile or self.accumulation is not None
 
     @property
     def workers(self) -> int:
-        """How many threads a run takes."""
+        """The number of threads of a run."""
         return threads.get_num_threads() if self.parallel else 1
 
     # Plans.
 
     def set_present(self, present: list[bool]) -> None:
-        """Make the cohorts of those variables that have a gradient; the others miss the update."""
+        """Make the cohorts of the variables with a gradient. The others miss the update."""
         if present != self.cohorts.present:
-            self.least, self.cohorts.present = len(present) + 1, None  # until all is done
+            self.least, self.cohorts.present = len(present) + 1, None  # until everything is done
             cohort_of = self.cohorts.part(present)
             self.compiled.share_scalars(cohort_of)
             self.taken = self.cohorts.formulas(self.formulas, self.hyper)
@@ -174,7 +174,7 @@ class StepPlan:
         self.fragile = isinstance(rules[0], reference.Rule)
 
     def _matrices(self, of_variable: list[Any]) -> list[tuple[list[Any], bool]]:
-        """Return the matrices that have factors: the units of adaptive clipping, and those of the rule."""
+        """Return the matrices with factors: the units of adaptive clipping, and those of the rule."""
         variables = self.state.variables
         matrices: list[tuple[list[Any], bool]] = []
         if self.rule.adaptive_clipnorm is not None:
@@ -192,7 +192,7 @@ class StepPlan:
         self.compiled.stages["nonneg"] = [type(v.constraint) is NonNeg for v in variables]
         self.constrained = [i for i, v in enumerate(variables) if v.constraint]
         for i in self.constrained:
-            if type(variables[i].constraint) in BUILTIN:  # an axis that is not there shows here
+            if type(variables[i].constraint) in BUILTIN:  # a missing axis raises an error here
                 projected(self.rule, variables[i])
         by_call = bool(self.constrained) and self.accumulation is not None
         self.fragile = self.fragile or by_call or bool(self.constrained_after)
@@ -200,13 +200,13 @@ class StepPlan:
 
     @property
     def constrained_after(self) -> list[int]:
-        """The variables whose constraint runs behind the pass; NonNeg runs inside."""
+        """The variables whose constraint runs after the pass; NonNeg runs inside it."""
         return [i for i in self.constrained if not self.compiled.stages["nonneg"][i]]
 
     # Hyperparameters.
 
     def read_hyperparameters(self) -> None:
-        """Resolve the hyperparameters of each group; note the scheduled ones."""
+        """Read the hyperparameters of each group, and list the scheduled ones."""
         rule, numbers = self.rule, self.state.numbers
         self.scheduled: list[tuple[Any, Any, Any]] = []
         self.own: Any = self._resolved(rule._parameters, "")
@@ -219,13 +219,13 @@ class StepPlan:
         keeps_numbers = bool(rule.initial_numbers() or rule.initial_numbers_per_variable())
         self.decay_varies = decays and bool(self.scheduled or rule.initial_numbers())
         self.unbegun = [i for i, begun in enumerate(numbers.get("begun", ())) if not begun]
-        kept = self.guard and keeps_numbers  # which taking the scalars may change
+        kept = self.guard and keeps_numbers  # computing the scalars may change them
         special = self.measuring or self.decay_varies or by_norm(self.own) or self.own.use_ema or self.unbegun
         self.plain = not (special or self.staged or self.constrained or kept)
         self.compiled.stages["clip"] = self.compiled.stages["size"] = 1
         if not self.changing:
             self.set_conditions()
-        self.compiled.stages["decay"] = 0  # until the schedules are known, which the step needs
+        self.compiled.stages["decay"] = 0  # until the schedules are evaluated, as the step does
         if not self.scheduled:
             self.set_decay()
         self.stale = False
@@ -238,7 +238,7 @@ class StepPlan:
         return resolved
 
     def set_conditions(self) -> None:
-        """Set how gradients are conditioned."""
+        """Set the stages that condition gradients."""
         unscale = self.rule.gradient_sign() / (self.own.loss_scale_factor or 1)
         if self.accumulation:
             self.accumulation.plan.stages["scale"] = unscale
@@ -247,24 +247,24 @@ class StepPlan:
         self.compiled.stages["l2"] = self.l2 + self._of_variables(self.rule.l2_rate)
 
     def steps(self) -> Array:
-        """Return what part of its direction each variable takes."""
+        """Return the factor of the direction of each variable."""
         parts = [one.step(hyper) if one.step else 1.0 for one, hyper in zip(self.passes, self.hyper, strict=True)]
         of_variables: Array = np.array(parts)[self.group_of]
         return of_variables
 
     def set_decay(self) -> None:
-        """Set how weights decay."""
+        """Set the weight decay."""
         self.compiled.stages["decay"] = self._of_variables(self.rule.decay_rate)
 
     def _of_variables(self, rate: Any) -> Array:
         rates: Array = np.array([rate(h) for h in self.hyper] or [0.0])[self.group_of] * self.decaying
         return rates
 
-    # What must be put back.
+    # State to restore after an error.
 
     @functools.cached_property
     def room(self) -> tuple[list[Array], list[Array]]:
-        """What a step could leave half-done (a run is whole or nothing), and room for copies of it."""
+        """The state that an interrupt could leave half-done (runs are whole), and buffers for copies."""
         state, accumulation = self.state, self.accumulation
         places = [self.compiled.stages, *state.numbers.values()]
         if self.fragile:
@@ -276,13 +276,13 @@ class StepPlan:
 
 
 def _numbered(one: Pass) -> list[tuple[Any, ...]]:
-    """Return the sums of a pass with numbers in place of the names of slots."""
+    """Return the sums of a pass, with numbers for the names of slots."""
     slots = [*one.slots]
     return [tuple(slots.index(of) if of in slots else of for of in product) for product in one.sums]
 
 
 def projected(rule: Rule, variable: Place) -> Any:
-    """Return what a variable's constraint makes of it."""
+    """Return the projection of a variable by its constraint."""
     values = np.asarray(variable.constraint(variable.value))  # type: ignore[misc]
     if values.shape != variable.shape or values.dtype.kind not in "fiub":
         raise ValueError(

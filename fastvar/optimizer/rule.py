@@ -1,4 +1,4 @@
-"""The contract of a rule: what an optimizer class says of its update, and all that a step asks of it."""
+"""The contract of a rule: what an optimizer class declares about its update, and all that a step uses."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from fastvar.optimizer.options import Options
 from fastvar.optimizer.passes import Measured, Pass
 from fastvar.place import Place
 
-MARKS = ("accumulated", "averaged", "begun")  # numbers of every optimizer, 1 where something has happened
+MARKS = ("accumulated", "averaged", "begun")  # numbers of every optimizer, which are 1 if something has happened
 
 
 class Rule(Options):
-    """What a subclass says; it overrides what differs from the defaults here.
+    """The contract of a rule, with defaults for a subclass to override.
 
-    Most say `slots`, `rule` and `scalars`, or `slots` and `update`. In `hyper` are the hyperparameters of a group
-    as numbers.
+    Most subclasses define `slots`, `rule` and `scalars`, or `slots` and `update`. `hyper` holds the
+    hyperparameters of a group as numbers.
     """
 
-    # The arrays that a rule keeps.
+    # State.
 
     slots: ClassVar[Sequence[str]] = ()
-    """Names of the state arrays that the rule keeps for every variable."""
+    """Names of the state arrays of each variable."""
 
     weight_copies: ClassVar[Sequence[str]] = ()
-    """Those of them that hold the weights at first: as these are when a variable gets its first gradient."""
+    """Slots that start as a copy of the weights, taken when the variable gets its first gradient."""
 
     def has_slot(self, slot: str, variable: Place) -> bool:
-        """Return whether there is such a slot for the variable."""
+        """Return whether the variable has this slot."""
         return True
 
     def slot_shape(self, slot: str, variable: Place) -> tuple[int, ...]:
-        """Return the shape of a slot that no pass takes; those of passes are like the variable."""
+        """Return the shape of a slot that no pass uses. Slots of passes have the shape of the variable."""
         return variable.shape
 
     def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
-        """Return what a slot of a variable holds at first: by default zeros."""
+        """Return the initial value of a slot, by default 0."""
         return variable.value if slot in self.weight_copies else 0
 
     def initial_numbers(self) -> dict[str, float]:
-        """Return the numbers that the rule keeps for all variables together, and their first values."""
+        """Return the names and initial values of numbers that the rule keeps for all variables together."""
         return {}
 
     def valid_number(self, name: str, number: buffers.Array) -> bool:
-        """Return whether a number, the rule's or one of every optimizer, can have this value."""
+        """Return whether a number, of the rule or of every optimizer, can have this value."""
         if name in MARKS:
             return bool(((number == 0) | (number == 1)).all())
         return name not in ("skipped", "missed") or buffers.are_counts(number)
 
     counts_per_variable: ClassVar[bool] = False
-    """Whether `t` counts the updates of each variable, those in which it had a gradient, in place of all updates.
+    """Whether `t` counts the updates of each variable, in which it had a gradient, instead of all updates.
 
-    Then `hyper.places` are the positions of those variables that the scalars are for.
+    Then `hyper.places` holds the positions of the variables that the scalars are for.
     """
 
     def initial_numbers_per_variable(self) -> dict[str, float]:
-        """Return the numbers that the rule keeps for each variable, and their first values.
+        """Return the names and initial values of numbers that the rule keeps for each variable.
 
-        A rule that keeps any must count per variable.
+        A rule with such numbers must count per variable.
         """
         return {}
 
@@ -73,7 +73,7 @@ class Rule(Options):
     # The update.
 
     def rule(self) -> Any:
-        """Return the update rule: a compiled one, or by default `update` of the subclass."""
+        """Return the update rule: a compiled one, or by default the `update` of the subclass."""
         if not self.overrides("update"):
             raise NotImplementedError(f"{type(self).__name__}: write update(variable, gradient, slots, hyper)")
 
@@ -81,7 +81,7 @@ class Rule(Options):
             places = dict(zip(self.slots, slots, strict=True))
             namespace = SimpleNamespace(**places)
             self.update(w, g, namespace, c.hyper)
-            for name, place in places.items():  # `slots.velocity = ...` is as good as writing into it
+            for name, place in places.items():  # `slots.velocity = ...` also writes into it
                 if (value := getattr(namespace, name)) is not place:
                     place[...] = value
 
@@ -97,16 +97,16 @@ class Rule(Options):
         return (hyper,)
 
     def update(self, variable: buffers.Array, gradient: buffers.Array, slots: Any, hyper: Any) -> None:
-        """Update one variable in place, in NumPy; to be written by a subclass with a rule of its own.
+        """Update one variable in place, in NumPy. A subclass with its own rule defines it.
 
         Parameters
         ----------
         variable : ndarray
-            The weights, to be written in place.
+            The weights, to write in place.
         gradient : ndarray
-            Its gradient, after scaling, regularisation and clipping.
+            The gradient, after scaling, regularisation and clipping.
         slots : namespace
-            The slots by name, to be written in place or assigned.
+            The slots by name, to write in place or assign.
         hyper : namespace
             The hyperparameters of the variable's group as numbers, and `t`, the number of the update, from 1.
         """
@@ -128,32 +128,32 @@ class Rule(Options):
     def adjust(self, step: Measured) -> None:
         """Look at the sums that `Pass.sums` asks for, and set the sizes of gradients or directions."""
 
-    # What happens around it.
+    # Stages around the rule.
 
     def gradient_sign(self) -> float:
-        """Return -1 for an optimizer that maximizes."""
+        """Return 1, or -1 for an optimizer that maximizes."""
         return 1.0
 
     def decay_rate(self, hyper: Any) -> float:
-        """Return what part of the weights decays before the update."""
+        """Return the fraction of the weights that decays before the update."""
         return hyper.learning_rate * (hyper.weight_decay or 0.0)  # type: ignore[no-any-return]
 
     def l2_rate(self, hyper: Any) -> float:
-        """Return what multiple of the weights is added to their gradients."""
+        """Return the multiple of the weights that is added to their gradients."""
         return 0.0
 
-    # What the optimizer says of itself.
+    # Properties of the optimizer.
 
     @property
     def groups(self) -> list[Group[Any]]:
-        """The groups, in the order of `build`: their hyperparameters can be set."""
+        """The groups, in the order of `build`. Their hyperparameters can be set."""
         raise NotImplementedError
 
     def decays(self, variable: Place) -> bool:
-        """Return whether `weight_decay` concerns the variable."""
+        """Return whether `weight_decay` applies to the variable."""
         return True
 
     @classmethod
     def overrides(cls, method: str) -> bool:
-        """Return whether the class has a method of its own in place of that of `Rule`."""
+        """Return whether the class overrides a method of `Rule`."""
         return getattr(cls, method) is not getattr(Rule, method)

@@ -1,4 +1,4 @@
-"""How a step runs: the plain one, which is a single run of compiled code, and every other."""
+"""Run a step: the plain one, which is a single run of compiled code, and all others."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fastvar.optimizer.slots import beginnings
 
 
 class Refused(Exception):
-    """A step that `nonfinite` refuses, with the numbers of spoilt variables, and whether by their gradients."""
+    """`nonfinite` refuses a step. It has the numbers of bad variables, and whether their gradients are bad."""
 
 
 def step(plan: StepPlan, given: list[Any], zero: bool) -> None:
-    """Check everything, then update; with `zero`, zero the gradients.
+    """Check everything, and then update. With `zero`, zero the gradients.
 
-    A plain step is one run of compiled code, which updates and counts: no signal interrupts it. This is the hot
+    A plain step is one run of compiled code, which updates and counts, so no signal interrupts it. This is the hot
     path of small models.
     """
     grads = _bound(plan, given, zero)
@@ -37,7 +37,7 @@ def step(plan: StepPlan, given: list[Any], zero: bool) -> None:
 
 
 def _bound(plan: StepPlan, grads: list[Any], zero: bool) -> list[Any]:
-    """Hand the gradients to the first pass, which checks them; return them without those of frozen variables."""
+    """Bind the gradients to the plan, which checks them. Return them without those of frozen variables."""
     if plan.frozen and len(grads) == len(plan.group_of):
         grads = [None if i in plan.frozen else g for i, g in enumerate(grads)]
     if plan.scheduled:
@@ -51,10 +51,10 @@ def _bound(plan: StepPlan, grads: list[Any], zero: bool) -> list[Any]:
 
 
 def _whole_step(plan: StepPlan, given: list[Any], grads: list[Any], zero: bool) -> None:
-    """Make a step of several parts: if one fails, what they wrote is put back.
+    """Run a step of several parts. If one fails, restore everything that they wrote.
 
-    What it could leave half-done is copied before. Only what runs uninterrupted, and last, counts the step: an
-    error that comes after that does not undo it.
+    The state that an interrupt could leave half-done is copied first. The last part, which is uninterrupted,
+    counts the step. An error after that does not undo the step.
     """
     calls, workers = plan.count[0], plan.workers
     before: list[tuple[Any, Any]] = []
@@ -69,7 +69,7 @@ def _whole_step(plan: StepPlan, given: list[Any], grads: list[Any], zero: bool) 
     scalars = [formula(hyper, _updates(plan, calls) + 1) for formula, hyper in plan.taken]
     begun = beginnings(plan.rule, plan.state, plan.unbegun, grads)
     before += [(place, place.copy()) for place, _ in begun]
-    zeros = _zeros(plan, given) if zero else []  # those of frozen variables, too
+    zeros = _zeros(plan, given) if zero else []  # also those of frozen variables
     after = [plan.state.variables[i]._zeroing(given[i]) for i in plan.frozen if given[i] is not None and zero]
     if zero and plan.staged:
         after = zeros
@@ -88,12 +88,12 @@ def _whole_step(plan: StepPlan, given: list[Any], grads: list[Any], zero: bool) 
 def _update(
     plan: StepPlan, grads: list[Any], scalars: list[Any], begun: list[tuple[Any, Any]], workers: int
 ) -> None:
-    """Make the parts of a step, of which any may fail."""
+    """Run the parts of a step. Any of them may fail."""
     calls, accumulation = plan.count[0], plan.accumulation
     present = _present(plan, grads, calls)
     for place, value in begun:
         place[...] = value
-        plan.stale = True  # the next step looks anew for what has not begun
+        plan.stale = True  # the next step checks again which have not begun
     if accumulation:
         _accumulate(plan, grads, present, calls, workers)
     if plan.decay_varies:
@@ -111,12 +111,12 @@ def _update(
 
 
 def _updates(plan: StepPlan, calls: int) -> int:
-    """Return how many updates so many calls have made."""
+    """Return the number of updates in a number of calls."""
     return calls // plan.accumulation.steps if plan.accumulation else calls
 
 
 def _present(plan: StepPlan, grads: list[Any], calls: int) -> list[bool]:
-    """Return which variables this call updates; in accumulation, those that got gradients since the last."""
+    """Return which variables this call updates. With accumulation: those with a gradient since the last update."""
     if plan.accumulation is None:
         return [g is not None for g in grads]
     if not plan.accumulation.updates(calls):
@@ -129,7 +129,7 @@ def _zeros(plan: StepPlan, grads: list[Any]) -> list[tuple[Any, Any]]:
     return [v._zeroing(g) for v, g in zip(plan.state.variables, grads, strict=True) if g is not None]
 
 
-# What comes before the update.
+# Before the update.
 
 
 def _follow_schedules(plan: StepPlan) -> None:
@@ -140,7 +140,7 @@ def _follow_schedules(plan: StepPlan) -> None:
 
 
 def _accumulate(plan: StepPlan, grads: list[Any], present: list[bool], calls: int, workers: int) -> None:
-    """Add the gradients up; bind the sums at the call that updates, else nothing."""
+    """Add up the gradients. Bind the sums if this call updates, and else nothing."""
     accumulation: Any = plan.accumulation
     accumulated = plan.state.numbers["accumulated"]
     accumulation.plan.bind(grads)
@@ -164,7 +164,7 @@ def _set_average(plan: StepPlan, updates: int) -> None:
 def _measure(
     plan: StepPlan, present: list[bool], scalars: list[Any], t: int, workers: int
 ) -> tuple[list[Any], list[tuple[Any, Any]]]:
-    """Sum what the rule asks for, which changes nothing; return what it makes of that: scalars and commits."""
+    """Compute the sums that the rule needs, which changes nothing. Return its scalars and commits."""
     compiled, rule, measuring = plan.compiled, plan.rule, plan.measuring
     compiled.stages["size"] = 1
     compiled.stages["step"] = plan.steps()
@@ -195,22 +195,22 @@ def _run(
     count: Any = None,
     commits: Any = None,
 ) -> None:
-    """Run a compiled plan; raise `Refused` if it would leave what `nonfinite` does not allow."""
+    """Run a compiled plan. Raise `Refused` if `nonfinite` does not allow the result."""
     if plan.guard and any(spoilt(place, value) for place, value in commits or ()):
         raise Refused([(i, False) for i, there in enumerate(present) if there])
     if found := one.run(scalars, workers, count, commits, plan.guard):
         raise Refused(found)
 
 
-# What comes after the update.
+# After the update.
 
 
 def _constrain(plan: StepPlan, grads: list[Any], present: list[bool], calls: int) -> None:
-    """Project the variables that had a gradient; NonNeg has run inside the pass, if that was an update."""
+    """Project the variables that had a gradient. In an update, NonNeg has already run inside the pass."""
     updates = plan.accumulation is None or plan.accumulation.updates(calls)
     concerned = present if updates else [g is not None for g in grads]
     for i in plan.constrained_after if updates else plan.constrained:
-        if concerned[i]:  # as in Keras, which constrains at every call
+        if concerned[i]:  # as in Keras, which applies constraints at every call
             variable = plan.state.variables[i]
             values = projected(plan.rule, variable)
             if plan.guard and spoilt(values, variable.value):
@@ -219,7 +219,7 @@ def _constrain(plan: StepPlan, grads: list[Any], present: list[bool], calls: int
 
 
 def _refuse(plan: StepPlan, found: list[tuple[int, bool]], zeros: list[Any]) -> None:
-    """Raise an error that says what a step would spoil; or zero the gradients, and count it as skipped."""
+    """Raise an error that names the bad variables; or zero the gradients, and count the step as skipped."""
     if plan.own.nonfinite == "raise":
         names = [plan.labels[i] for i, by_gradient in found if by_gradient]
         what = "gradient of" if names else "what the step makes of"
