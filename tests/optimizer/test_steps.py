@@ -125,9 +125,9 @@ def handwritten(case: Case) -> type[fv.Optimizer]:
 
         def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> None:
             assert variable.shape == gradient.shape
-            places = [getattr(slots, name) for name in self.slots]
-            scalars = compiled.scalars(self, hyper, hyper.t)
-            reference.RULES[str(case.rule)].apply(variable, gradient, places, scalars)
+            rule = reference.RULES[str(case.rule)]
+            places = [getattr(slots, name) for name in self.slots[: len(rule.slots)]]  # later ones are only summed
+            rule.apply(variable, gradient, places, compiled.scalars(self, hyper, hyper.t))
 
     return Handwritten
 
