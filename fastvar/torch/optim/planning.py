@@ -35,8 +35,8 @@ class Carrying:
 
 @functools.cache
 def carrying(rule_class: Any) -> Any:
-    """Return a class like that of `fastvar.torch`, but `Carrying`."""
-    return type(rule_class.__name__, (Carrying, rule_class), {})
+    """Return a class like that of `fastvar.torch`, but `Carrying`, and stored under a name of its own."""
+    return type(rule_class.__name__, (Carrying, rule_class), {"namespace": "torch.optim."})
 
 
 class Part:

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import fastvar.torch
 import fastvar.torch.optim as ours
+from fastvar.hyper import deserialize
 from tests.support.torch_tensors import NAMES, assert_same, give_gradients, parameters
 
 
@@ -35,6 +37,19 @@ def test_classes_are_those_of_pytorch(name: str) -> None:
     assert issubclass(mine, other)
     assert mine.__init__ is other.__init__
     assert mine.load_state_dict is torch.optim.Optimizer.load_state_dict
+
+
+@every_class
+def test_stored_optimizers_keep_their_class(name: str) -> None:
+    """A checkpoint of `fastvar.torch.Adam` is read as that class, also after steps on tensors."""
+    ps = parameters()
+    optimizer = getattr(ours, name)(ps)
+    give_gradients(ps, 0)
+    optimizer.step()
+    assert optimizer.kernel_steps == 1
+    stored = fastvar.torch.__dict__[name](lr=0.25)
+    config = {"class_name": f"torch.{name}", "config": stored.get_config()}
+    assert type(deserialize(config)) is type(stored)
 
 
 def test_what_is_not_there_is_named() -> None:
