@@ -163,7 +163,6 @@ cdef void advance(
         return
     while at < hi:
         n = min(<Py_ssize_t> TILE, hi - at)
-        fetch_next(s, at, shift, n, sizeof(real))
         if s.g != NULL:
             read_gradient(x, w, s, at, shift, n)
         find_slots(slots, s, at)
