@@ -127,26 +127,6 @@ cdef void clear_gradient(const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept no
     memset(s.g + at * width, 0, n * width)  # zero in every format
 
 
-cdef inline void fetch(const void* tile, Py_ssize_t nbytes) noexcept nogil:
-    # Prefetch the next tile: processors prefetch long streams, but not so many in turn.
-    cdef Py_ssize_t line = 0
-    while line < nbytes:
-        prefetch_read(<const char*> tile + nbytes + line)
-        line += LINE
-
-
-cdef void fetch_next(
-        const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n, Py_ssize_t width) noexcept nogil:
-    cdef int k
-    fetch(s.w + at * width, n * width)
-    for k in range(s.rule.slots):
-        fetch(s.slots[k] + at * width, n * width)
-    if s.g != NULL:
-        fetch(s.g + (at + shift) * formats[s.format].width, n * formats[s.format].width)
-    if s.average != NULL:
-        fetch(s.average + at * width, n * width)
-
-
 cdef void advance(
         real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift, bint zero) noexcept nogil:
     # Run elements lo to hi of a variable: in place, or tile by tile through the stages.

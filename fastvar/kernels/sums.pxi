@@ -81,6 +81,24 @@ cdef void read_rows(real* x, const real* w, const Span* s, Py_ssize_t lo, Py_ssi
         x, lo, n = x + m, lo + m, n - m
 
 
+cdef inline void fetch(const void* tile, Py_ssize_t nbytes) noexcept nogil:
+    # Prefetch the next tile: processors prefetch long streams, but not so many in turn.
+    cdef Py_ssize_t line = 0
+    while line < nbytes:
+        prefetch_read(<const char*> tile + nbytes + line)
+        line += LINE
+
+
+cdef void fetch_next(const Span* s, Py_ssize_t at, Py_ssize_t n, Py_ssize_t width) noexcept nogil:
+    # Prefetch what the rule reads of the next tile.
+    cdef int k
+    fetch(s.w + at * width, n * width)
+    for k in range(s.rule.slots):
+        fetch(s.slots[k] + at * width, n * width)
+    if s.g != NULL:
+        fetch(s.g + at * formats[s.format].width, n * formats[s.format].width)
+
+
 cdef void run_on_copies(
         real** arrays, char* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
     # Run the rule on copies from `at` on, for its direction and its new slots.
@@ -116,7 +134,7 @@ cdef void block_sums(
     while at < hi:
         n = min(most, hi - at)
         if sums.of_rule and s.rows == NULL:
-            fetch_next(s, at, 0, n, sizeof(real))
+            fetch_next(s, at, n, sizeof(real))
         arrays[WEIGHTS], arrays[GRADIENT] = <real*> w + at, <real*> aligned(gradients)
         for k in range(MAX_SLOTS):
             arrays[FIRST_SLOT + k] = NULL if s.slots[k] == NULL else <real*> s.slots[k] + at
