@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import sys
+from collections.abc import Container, Iterable, Mapping
 from operator import is_
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastvar.variable import Variable
 
 def parsed(owner: str, variables: Any, keys: tuple[str, ...]) -> tuple[Tree, list[dict[str, Any]]]:
     """Return the tree given to `Optimizer.build`, and its groups; first the variables outside groups."""
+    refuse_tensors(owner, [variables])
     root = as_tree(variables, f"{owner}: variables")
     if isinstance(root, Module):
         root.named_variables()  # this names them
@@ -51,6 +53,7 @@ def tree_of(owner: str, variables: Any, keys: tuple[str, ...]) -> Tree:
 def tree_among(owner: str, variables: Any, keys: tuple[str, ...], known: Container[int]) -> Tree:
     """Return a tree of variables that must be among those of an optimizer, given by their `id`."""
     tree = tree_of(owner, variables, keys)
+    refuse_tensors(owner, [thing for _, thing in tree.strangers])
     others = [v for v in tree.variables if id(v) not in known]
     for v in [*(thing for _, thing in tree.strangers), *others]:
         raise ValueError(f"{owner}: unknown variable {v!r}; it was built on others")
@@ -59,6 +62,7 @@ def tree_among(owner: str, variables: Any, keys: tuple[str, ...], known: Contain
 
 def variables_of(owner: str, var_list: Any) -> list[Variable]:
     """Return the variables of a tree or of another iterable."""
+    refuse_tensors(owner, [var_list])
     tree = Tree(as_tree(var_list, f"{owner}: var_list"))
     check_strangers(owner, tree)
     return tree.variables
@@ -90,9 +94,24 @@ def arranged(
 
 def check_strangers(owner: str, tree: Tree, hint: str = "") -> None:
     """Check that a tree holds only variables. Add the hint to errors below the top level."""
+    refuse_tensors(owner, [thing for _, thing in tree.strangers])
     for path, thing in tree.strangers:
         got = f"{type(thing).__name__} at {path!r}{hint if not path.isdigit() else ''}"
         raise TypeError(f"{owner}: variables must be fastvar.Variable, got {got}")
+
+
+def refuse_tensors(owner: str, things: Iterable[Any]) -> None:
+    """Raise TypeError if there is a tensor or module of PyTorch; `fastvar.torch.optim` is for these."""
+    torch = sys.modules.get("torch")  # whoever has a tensor has loaded it
+    if torch is None:
+        return
+    for thing in things:
+        if isinstance(thing, (torch.Tensor, torch.nn.Module)):
+            there = f"fastvar.torch.optim{f'.{owner}' if hasattr(torch.optim, owner) else ''}"
+            raise TypeError(
+                f"{owner}: variables must be fastvar.Variable, got {type(thing).__name__} of PyTorch; "
+                f"use {there} for torch tensors"
+            )
 
 
 def ungrouped(owner: str, root: Any, keys: tuple[str, ...]) -> Any:

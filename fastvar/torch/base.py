@@ -13,6 +13,7 @@ from fastvar.module import as_tree, children
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.groups import Group
 from fastvar.optimizer.options import Options
+from fastvar.optimizer.trees import refuse_tensors
 from fastvar.variable import Variable
 
 
@@ -76,6 +77,7 @@ class TorchOptimizer(Optimizer):
         super().__init__(*args, **kwargs)
         if params is None:
             return
+        refuse_tensors(self._owner, [params])
         if isinstance(params, Variable) or (children(params) is None and not isinstance(params, Iterable)):
             raise TypeError(f"{self._owner}: params must be a list of variables or of groups, got {params!r}")
         params = as_tree(params, f"{self._owner}: params")

@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 from torch.optim import LBFGS, Optimizer, lr_scheduler, swa_utils
 
+from fastvar.torch.optim import versions  # noqa: F401  # checks the release, before anything depends on it
 from fastvar.torch.optim.classes import (
     ASGD,
     SGD,

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch.optim import optimizer as of_torch
 
+from fastvar.module import holds_variables
 from fastvar.torch import TorchOptimizer
 from fastvar.torch.optim.planning import TensorPlan
 
@@ -34,6 +35,21 @@ class KernelStep(torch.optim.Optimizer):
     carries: ClassVar[tuple[str, ...]] = ()
     kernel_steps = 0
     _plan: TensorPlan | None = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as PyTorch does.
+
+        Raises
+        ------
+        TypeError
+            If it holds variables of fastvar; `fastvar.torch` has optimizers for these.
+        """
+        if holds_variables(param_group):
+            there = f"fastvar.torch.{self.rule_class.__name__}"
+            raise TypeError(
+                f"{type(self).__name__}: parameters must be torch tensors; use {there} for fastvar.Variable"
+            )
+        super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters once from their gradients, and return the loss.

@@ -59,13 +59,6 @@ def test_what_is_not_there_is_named() -> None:
         _ = ours.Adan
 
 
-def test_fastvars_variables_are_refused() -> None:
-    import fastvar as fv
-
-    with pytest.raises(TypeError, match="optimizer can only optimize Tensors, but one of the params is"):
-        ours.Adam([fv.Variable([1.0])])
-
-
 @every_class
 def test_no_gradient_at_all_changes_nothing(name: str) -> None:
     params = parameters()
