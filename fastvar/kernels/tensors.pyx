@@ -1,6 +1,7 @@
 """The memory of PyTorch's tensors, read at every step without making an object for any.
 
 It is read through DLPack's C exchange API where torch.Tensor has it, otherwise through the methods of tensors.
+Gradients and signs, which DLPack lacks, are read by the C functions behind `grad` and `is_neg`.
 """
 
 from cpython.object cimport PyObject
@@ -11,6 +12,8 @@ from libc.stdlib cimport calloc, free
 cimport cython
 cimport numpy as cnp
 
+from types import GetSetDescriptorType, MethodDescriptorType
+
 import numpy as np
 
 from fastvar import buffers
@@ -19,9 +22,31 @@ from fastvar import formats as _declared
 cnp.import_array()
 
 cdef extern from "Python.h":
-    object PyObject_CallOneArg(object, object)
+    ctypedef object (*getter)(PyObject*, void*)
+    ctypedef object (*PyCFunction)(PyObject*, PyObject*)
+    ctypedef struct PyGetSetDef:
+        getter get
+        void* closure
+    ctypedef struct PyGetSetDescrObject:
+        PyGetSetDef* d_getset
+    ctypedef struct PyMethodDef:
+        PyCFunction ml_meth
+        int ml_flags
+    ctypedef struct PyMethodDescrObject:
+        PyMethodDef* d_method
+    int METH_NOARGS
     void PyErr_Clear()
     int PyDict_Next(object, Py_ssize_t*, PyObject**, PyObject**)
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__)
+    #define prefetch_read(address) __builtin_prefetch(address, 0)
+    #else
+    #define prefetch_read(address) ((void)(address))
+    #endif
+    """
+    void prefetch_read(const void*) nogil
 
 cdef enum:
     MAX_AXES = 64  # PyTorch's own limit
@@ -29,6 +54,7 @@ cdef enum:
     CPU = 1  # kDLCPU
     FLOAT = 2  # kDLFloat
     BFLOAT = 4  # kDLBfloat
+    AHEAD = 6  # how many parameters ahead to prefetch
 
 # As in dlpack.h 1.x.
 
@@ -66,18 +92,20 @@ cdef struct ExchangeAPI:
     int (*read)(void*, DLTensor*) noexcept
     void* stream
 
-cdef struct Seen:  # what was read of a tensor
+cdef struct Seen:  # what was read of a tensor, until other code runs
     uintptr_t address
     Py_ssize_t size  # elements
     int format  # in formats.FORMATS, -1: none of them
     int ndim
-    int64_t shape[MAX_AXES]
-    int64_t strides[MAX_AXES]
+    const int64_t* shape
+    const int64_t* strides
+    int64_t axes[2 * MAX_AXES]  # shape and strides, if the tensor has no array of them
 
 cdef struct Kept:  # where a tensor was when the plan was made
     uintptr_t address
     Py_ssize_t size
     int format
+    const void* inside  # of the tensor itself, to prefetch it
 
 cdef struct Memory:  # buffers.MEMORY
     uintptr_t address
@@ -101,12 +129,22 @@ cdef class Reader:
     """
 
     cdef tuple classes
-    cdef object is_negative, layout
+    cdef object layout
+    cdef object of_gradient, of_sign  # the descriptors of these two, which keep them alive
+    cdef PyGetSetDef* gradient
+    cdef PyCFunction is_negative
     cdef const ExchangeAPI* api
 
     def __init__(self, tuple classes not None, layout, bint exchange=True):
         self.classes, self.layout = classes, layout
-        self.is_negative = classes[0].is_neg
+        self.of_gradient, self.of_sign = classes[0].grad, classes[0].is_neg
+        if type(self.of_gradient) is not GetSetDescriptorType or type(self.of_sign) is not MethodDescriptorType:
+            raise TypeError("Reader: grad and is_neg must be built into the class of tensors")
+        method = (<PyMethodDescrObject*> <PyObject*> self.of_sign).d_method
+        if method.ml_flags != METH_NOARGS:
+            raise TypeError("Reader: is_neg must take no arguments")
+        self.gradient = (<PyGetSetDescrObject*> <PyObject*> self.of_gradient).d_getset
+        self.is_negative = method.ml_meth
         capsule = getattr(classes[0], "__dlpack_c_exchange_api__", None)
         if exchange and capsule is not None:
             self.api = <const ExchangeAPI*> PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
@@ -133,8 +171,15 @@ cdef class Reader:
 
     cdef bint read(self, object tensor, Seen* seen) except -1:
         # Whether it could be read: numbers as they are, in a storage format, in the memory of the CPU.
-        return (type(tensor) in self.classes and PyObject_CallOneArg(self.is_negative, tensor) is False
-                and self.read_known(tensor, seen))
+        return self.plain(tensor) and self.read_known(tensor, seen)
+
+    cdef bint plain(self, object tensor) except -1:
+        # Whether it is of one of the classes, and no negative view. This lets other threads run.
+        return type(tensor) in self.classes and self.is_negative(<PyObject*> tensor, NULL) is False
+
+    cdef object gradient_of(self, object tensor):
+        # The `grad` of a tensor of one of the classes.
+        return self.gradient.get(<PyObject*> tensor, self.gradient.closure)
 
     cdef bint read_known(self, object tensor, Seen* seen) except -1:
         # The same of a tensor of the right class that is known not to be a negative view.
@@ -149,8 +194,8 @@ cdef class Reader:
             return False
         seen.format = format_of(x.dtype.code, x.dtype.bits)
         seen.address, seen.ndim, seen.size = <uintptr_t> x.data + x.byte_offset, x.ndim, 1
+        seen.shape, seen.strides = x.shape, x.strides
         for axis in range(x.ndim):
-            seen.shape[axis], seen.strides[axis] = x.shape[axis], x.strides[axis]
             seen.size *= x.shape[axis]
         return seen.format >= 0 and (seen.address != 0 or seen.size == 0)
 
@@ -162,8 +207,9 @@ cdef class Reader:
         shape, strides = tensor.shape, tensor.stride()
         seen.format, seen.ndim, seen.size = NAMES.index(name), len(shape), tensor.numel()
         seen.address = tensor.data_ptr()
+        seen.shape, seen.strides = seen.axes, seen.axes + MAX_AXES
         for axis in range(seen.ndim):
-            seen.shape[axis], seen.strides[axis] = shape[axis], strides[axis]
+            seen.axes[axis], seen.axes[MAX_AXES + axis] = shape[axis], strides[axis]
         return seen.address != 0 or seen.size == 0
 
 
@@ -259,7 +305,9 @@ cdef class Watch:
         cdef Seen seen
         if not self.reader.read(tensor, &seen):
             raise ValueError("Watch: must be given tensors that can be read")
-        self.kept[at] = Kept(seen.address, seen.size, seen.format)
+        self.kept[at] = Kept(seen.address, seen.size, seen.format, NULL)
+        if self.reader.api != NULL:
+            self.kept[at].inside = seen.shape
         return 0
 
     def remember(self, state):
@@ -278,7 +326,7 @@ cdef class Watch:
         It is stale when a parameter, a slot (of `state`, once it is remembered) or its memory is another one, and
         when a parameter that is no member has a gradient.
         """
-        cdef Py_ssize_t i = 0, total = len(self.params), number
+        cdef Py_ssize_t i = 0, total = len(self.params), number, ahead = 0
         cdef list odd = []
         if self.seen is not None and not same(self.seen, state):
             return None
@@ -286,17 +334,32 @@ cdef class Watch:
             for p in <list?> params:
                 if i >= total or p is not <object> self.params[i]:
                     return None
-                gradient = p.grad
                 number = self.number_of[i]
                 i += 1
                 if number < 0:
-                    if gradient is not None:
+                    if p.grad is not None:
                         return None
                     continue
+                while ahead < min(number + AHEAD, self.n):
+                    self.prefetch(ahead)
+                    ahead += 1
+                gradient = self.reader.gradient_of(p)
                 self.gradients[number] = gradient
                 if not self.look_at(number, gradient, odd):
                     return None
         return odd if i == total else None
+
+    cdef void prefetch(self, Py_ssize_t i) noexcept:
+        # Let the processor fetch the tensors of a member: their objects, and about 200 bytes inside.
+        cdef Py_ssize_t k, width = len(<tuple> self.tensors[i])
+        cdef const char* inside
+        for k in range(width):
+            inside = <const char*> self.kept[i * self.width + k].inside
+            prefetch_read(<const void*> <PyObject*> (<tuple> self.tensors[i])[k])
+            if inside != NULL:
+                prefetch_read(inside - 64)
+                prefetch_read(inside)
+                prefetch_read(inside + 64)
 
     cdef bint look_at(self, Py_ssize_t i, object gradient, list odd) except -1:
         # Fill in the record of a gradient; return whether the tensors of its parameter are where they were.
@@ -304,6 +367,7 @@ cdef class Watch:
         cdef Seen weight, seen
         cdef Py_ssize_t k
         cdef tuple tensors = <tuple> self.tensors[i]
+        cdef bint plain = gradient is not None and self.reader.plain(gradient)  # first: it lets other threads run
         if not self.reader.read_known(tensors[0], &weight) or not is_kept(&self.kept[i * self.width], &weight):
             return False
         if not dense(&weight):
@@ -314,7 +378,7 @@ cdef class Watch:
                 return False
         m.format, m.writable = -1, 1
         if gradient is not None:
-            if self.reader.read(gradient, &seen) and alike(&seen, &weight) and aligned(&seen):
+            if plain and self.reader.read_known(gradient, &seen) and alike(&seen, &weight) and aligned(&seen):
                 m.address, m.size, m.format = seen.address, seen.size, seen.format
             else:
                 odd.append(i)

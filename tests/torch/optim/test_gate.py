@@ -45,6 +45,17 @@ def reader(request: Any, monkeypatch: Any) -> Any:
     return made
 
 
+def test_readers_refuse_classes_without_compiled_attributes() -> None:
+    class Slow:
+        grad = property(lambda self: None)
+
+        def is_neg(self) -> bool:
+            return False
+
+    with pytest.raises(TypeError, match="Reader: grad and is_neg must be built into the class of tensors"):
+        Reader((Slow,), None)
+
+
 BAD_PARAMETERS: dict[str, Any] = {
     "half": lambda: torch.zeros(3, dtype=torch.float16),
     "bfloat16": lambda: torch.zeros(3, dtype=torch.bfloat16),
