@@ -101,15 +101,18 @@ cdef struct Rule:
     Rule32 f32
     Rule64 f64
     int slots
+    Rule32 measure32  # what sums run in its place: it writes w alone; NULL: the rule, on copies of the slots
+    Rule64 measure64
+    int measured  # how many slots are read for the sums
 
 cdef dict _rules = {}
 
 
-cdef register(str name, Rule32 f32, Rule64 f64):
+cdef register(str name, Rule32 f32, Rule64 f64, Rule32 measure32=NULL, Rule64 measure64=NULL):
     cdef CompiledRule rule = CompiledRule.__new__(CompiledRule)
     twin = _reference.RULES[name]  # it declares the names
     rule.slots, rule.scalars = twin.slots, twin.scalars
-    rule.rule = Rule(f32, f64, len(rule.slots))
+    rule.rule = Rule(f32, f64, len(rule.slots), measure32, measure64, twin.measured)
     _rules[name] = rule
 
 

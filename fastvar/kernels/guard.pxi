@@ -78,7 +78,6 @@ cdef void save(char* to, const char* origin, Py_ssize_t n, bint past_cache) noex
 cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
     # Save, update and check elements lo to hi of a variable.
     cdef char room[ROOM]
-    cdef real* x = <real*> aligned(room)
     cdef const real* g = NULL
     cdef real* now[MAX_WRITTEN]
     cdef real* before[MAX_WRITTEN]
@@ -91,11 +90,7 @@ cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_
             now[k], before[k] = <real*> places[k] + at, <real*> (s.saved + k * s.stride) + at
             save(<char*> before[k], <const char*> now[k], n * sizeof(real), s.past_cache and s.rows == NULL)
         if s.g != NULL:
-            g = x
-            if in_place(s):
-                g = <const real*> s.g + at + shift
-            else:
-                read_raw_gradient(x, w, s, at, shift, n)
+            g = read_raw_gradient(<real*> aligned(room), w, s, at, shift, n)
         advance(w, s, at, at + n, shift, False)
         bad |= spoils(now, before, g, count, n)
         at += n
@@ -132,12 +127,12 @@ cdef int look_at_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t sh
 
 cdef int look_at_gradient(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
     cdef char room[ROOM]
-    cdef real* x = <real*> aligned(room)
+    cdef const real* x
     cdef Py_ssize_t n
     while lo < hi and s.g != NULL:
         n = min(<Py_ssize_t> TILE, hi - lo)
-        read_raw_gradient(x, w, s, lo, shift, n)
-        if spoilt(<const real*> x, <const real*> NULL, n):
+        x = read_raw_gradient(<real*> aligned(room), w, s, lo, shift, n)
+        if spoilt(x, <const real*> NULL, n):
             return BAD_GRADIENT
         lo += n
     return 0

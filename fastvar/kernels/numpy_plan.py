@@ -6,6 +6,7 @@ NumPy also runs here, with every stage.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -22,17 +23,34 @@ Block = Callable[..., None]
 
 
 class Rule(NamedTuple):
-    """An update rule: `block(w, g, c, *slots)` writes `w` and the slots in place, and reads scalars from `c`."""
+    """An update rule: `block(w, g, c, *slots)` writes `w` and the slots in place, and reads scalars from `c`.
+
+    For the sums before the update, `measure` may take its place. It takes the first slots, and writes `w` alone,
+    the direction.
+    """
 
     block: Block
     slots: tuple[str, ...]  # names
     scalars: tuple[str, ...]
     whole: bool = False  # it takes the scalars in double, not in the arithmetic type
+    measure: Block | None = None
 
     def apply(self, w: Array, g: Array, slots: Sequence[Array], scalars: Sequence[Any]) -> None:
         """Run the rule with scalars in the order of their names."""
-        numbers = scalars if self.whole else [w.dtype.type(scalar) for scalar in scalars]
-        self.block(w, g, SimpleNamespace(**dict(zip(self.scalars, numbers, strict=True))), *slots)
+        self.block(w, g, self._named(scalars, w.dtype.type), *slots)
+
+    def apply_measure(self, w: Array, g: Array, slots: Sequence[Array], scalars: Sequence[Any]) -> None:
+        """Run `measure` in place of the rule if there is one."""
+        (self.measure or self.block)(w, g, self._named(scalars, w.dtype.type), *slots[: self.measured])
+
+    @property
+    def measured(self) -> int:
+        """How many slots are read for the sums."""
+        return len(inspect.signature(self.measure).parameters) - 3 if self.measure else len(self.slots)
+
+    def _named(self, scalars: Sequence[Any], real: Any) -> SimpleNamespace:
+        numbers = scalars if self.whole else [real(scalar) for scalar in scalars]
+        return SimpleNamespace(**dict(zip(self.scalars, numbers, strict=True)))
 
 
 def conditioned(g: Array, w: Array, s: Any) -> Array:
@@ -94,7 +112,8 @@ class Plan:
     sums : sequence of sequences of tuples of str, optional
         What `sums` returns, for each group: sums of products of two arrays, or of the absolute values of one.
         An array is "weights", "gradient" (as the rule takes it), "direction" or the number of a slot (as the rule
-        leaves it). A variable may have slots after those of the rule, which are only summed.
+        leaves it, unless `Rule.measure` runs in its place). A variable may have slots after those of the rule,
+        which are only summed.
     direct : sequence of bool, optional
         For each group, whether the rule makes a direction, starting from zeros in place of the weights. The
         weights then become `w + step * (size * direction)`.
@@ -234,7 +253,7 @@ class Plan:
         of: dict[str | int, Array] = {}
         if g is not None:
             x, d = self._taken(i, g), np.zeros_like(w)
-            rule.apply(d, x, copies[: len(rule.slots)], scalars)
+            rule.apply_measure(d, x, copies[: len(rule.slots)], scalars)
             if direction is not None:
                 direction[...] = d
             of = {"weights": w, "gradient": x, "direction": d}

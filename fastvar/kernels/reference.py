@@ -26,12 +26,15 @@ __all__ = ["RULES", "Plan", "Rule", "copy", "max_threads", "merge", "openmp"]
 RULES: dict[str, Rule] = {}
 
 
-def rule(scalars: str) -> Callable[[Block], Block]:
-    """Add a function `name(w, g, c, *slots)` to `RULES`; `scalars` are names separated by spaces."""
+def rule(scalars: str, measure: Block | None = None) -> Callable[[Block], Block]:
+    """Add a function `name(w, g, c, *slots)` to `RULES`; `scalars` are names separated by spaces.
+
+    `measure` is what sums before the update run in its place, see `Rule`.
+    """
 
     def enter(block: Block) -> Block:
         _, _, _, *slots = inspect.signature(block).parameters
-        RULES[block.__name__] = Rule(block, tuple(slots), tuple(scalars.split()))
+        RULES[block.__name__] = Rule(block, tuple(slots), tuple(scalars.split()), measure=measure)
         return block
 
     return enter
@@ -106,8 +109,12 @@ def adam(w: Array, g: Array, c: Any, m: Array, v: Array) -> None:
     w[...] = w - over_root(axpby(c.scale_m, first, c.scale_g, g), second, c.scale_root, c.epsilon)
 
 
-@rule("keep take distance take_1 keep_2 take_2 scale_m epsilon")
-def prodigy(w: Array, g: Array, c: Any, m: Array, v: Array, total: Array) -> None:
+def prodigy_total(w: Array, g: Array, c: Any, total: Array) -> None:
+    w[...] = flush(axpby(c.keep, total, c.take, g))
+
+
+@rule("keep take distance take_1 keep_2 take_2 scale_m epsilon", measure=prodigy_total)
+def prodigy(w: Array, g: Array, c: Any, total: Array, m: Array, v: Array) -> None:
     total[...] = flush(axpby(c.keep, total, c.take, g))
     x = c.distance * g
     first, second = lerp(m, x, c.take_1), mean_square(c.keep_2, v, c.take_2, x)

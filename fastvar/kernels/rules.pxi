@@ -113,12 +113,20 @@ cdef void adam(real* w, const real* g, real** slots, Py_ssize_t n, const real* c
         w[i] = w[i] - over_root(axpby(scale_m, first, scale_g, g[i]), second, scale_root, epsilon)
 
 
+cdef void prodigy_total(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
+    cdef real keep = c[0], take = c[1]
+    cdef const real* total = slots[0]
+    cdef Py_ssize_t i
+    for i in range(n):
+        w[i] = flush(axpby(keep, total[i], take, g[i]))
+
+
 cdef void prodigy(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef real keep = c[0], take = c[1], distance = c[2], take_1 = c[3], keep_2 = c[4], take_2 = c[5]
     cdef real scale_m = c[6], epsilon = c[7]
-    cdef real* m = slots[0]
-    cdef real* v = slots[1]
-    cdef real* total = slots[2]
+    cdef real* total = slots[0]
+    cdef real* m = slots[1]
+    cdef real* v = slots[2]
     cdef real x, first, second
     cdef Py_ssize_t i
     for i in range(n):
@@ -382,7 +390,7 @@ register("gradient_descent", gradient_descent[float], gradient_descent[double])
 register("momentum", momentum[float], momentum[double])
 register("sign_momentum", sign_momentum[float], sign_momentum[double])
 register("adam", adam[float], adam[double])
-register("prodigy", prodigy[float], prodigy[double])
+register("prodigy", prodigy[float], prodigy[double], prodigy_total[float], prodigy_total[double])
 register("radam", radam[float], radam[double])
 register("amsgrad", amsgrad[float], amsgrad[double])
 register("adabelief", adabelief[float], adabelief[double])

@@ -47,41 +47,44 @@ cdef inline void* aligned(char* room) noexcept nogil:
     return <void*> ((<uintptr_t> room + 63) & ~ <uintptr_t> 63)
 
 
-cdef void read_raw_gradient(
-        real* x, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
-    # Elements `at` to `at + n` of the variable, whose gradient lies `shift` elements further on.
+cdef const real* read_raw_gradient(
+        real* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
+    # Elements `at` to `at + n` of the variable, whose gradient lies `shift` elements further on. They are in
+    # `room`, or in place if they are used as they are; here and below.
     cdef const Format* format = &formats[s.format]
     cdef const char* g = s.g + (at + shift) * format.width
+    cdef const real* x = room
     check(0 <= at and 0 < n <= TILE and at + n <= s.n and 0 <= at + shift and at + shift + n <= s.length)
-    if real is float:
-        format.f32(x, g, n, <float> s.stages.scale)
+    if s.format == (F64 if s.wide else F32) and s.stages.scale == 1:
+        x = <const real*> g
+    elif real is float:
+        format.f32(room, g, n, <float> s.stages.scale)
     else:
-        format.f64(x, g, n, s.stages.scale)
-    penalize(x, w + at, n, s.stages)
+        format.f64(room, g, n, s.stages.scale)
+    return penalize(room, x, w + at, n, s.stages)
 
 
 cdef inline bint in_place(const Span* s) noexcept nogil:
-    # Return whether the rule can use the gradient in place.
+    # Return whether the rule can use the whole gradient in place.
     return (s.format == (F64 if s.wide else F32) and raw_gradient(s.stages) and s.matrices == 0
             and (s.direct or s.stages.size == 1))
 
 
-cdef void read_clipped(
-        real* x, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n,
+cdef const real* read_clipped(
+        real* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n,
         int matrices) noexcept nogil:
     # The gradient with the factors of so many of its units.
+    cdef const real* x = clip(room, read_raw_gradient(room, w, s, at, shift, n), n, s.stages)
     cdef int k
-    read_raw_gradient(x, w, s, at, shift, n)
-    clip(x, n, s.stages)
     for k in range(matrices):
-        rescale(x, at, n, &s.units[k])
+        x = rescale(room, x, at, n, &s.units[k])
+    return x
 
 
-cdef void read_gradient(
-        real* x, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
-    read_clipped(x, w, s, at, shift, n, s.matrices)
-    if not s.direct:
-        enlarge(x, n, <real> s.stages.size)
+cdef const real* read_gradient(
+        real* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
+    cdef const real* x = read_clipped(room, w, s, at, shift, n, s.matrices)
+    return x if s.direct else enlarge(room, x, n, <real> s.stages.size)
 
 
 cdef inline void find_slots(real** slots, const Span* s, Py_ssize_t at) noexcept nogil:
@@ -131,7 +134,7 @@ cdef void advance(
         real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift, bint zero) noexcept nogil:
     # Run elements lo to hi of a variable: in place, or tile by tile through the stages.
     cdef char room[ROOM]
-    cdef real* x = <real*> aligned(room)
+    cdef const real* x = NULL
     cdef real* average = <real*> s.average
     cdef real* slots[MAX_SLOTS]
     cdef Py_ssize_t at = lo, n
@@ -144,10 +147,9 @@ cdef void advance(
     while at < hi:
         n = min(<Py_ssize_t> TILE, hi - at)
         if s.g != NULL:
-            read_gradient(x, w, s, at, shift, n)
+            x = read_gradient(<real*> aligned(room), w, s, at, shift, n)
         find_slots(slots, s, at)
-        update(w + at, NULL if average == NULL else average + at, slots,
-               <const real*> (NULL if s.g == NULL else x), at, n, s)
+        update(w + at, NULL if average == NULL else average + at, slots, x, at, n, s)
         if zero and s.g != NULL:
             clear_gradient(s, at, n)
         at += n

@@ -13,6 +13,8 @@
 # w = w + step * (size * d).
 #
 # A stage whose field has its neutral value (stages.py) is skipped. numpy_plan.py holds the twin of each stage.
+# A stage of the gradient reads x, which may be the user's memory, and writes `room`. It returns the one that holds
+# its result.
 
 cdef struct Stages:  # the order of the fields is that of stages.STAGES, checked at import
     double scale
@@ -32,33 +34,39 @@ cdef inline bint raw_gradient(const Stages* s) noexcept nogil:
     return s.scale == 1 and s.l2 == 0 and s.l1 == 0 and s.clip == 1 and s.limit == INFINITY
 
 
-cdef void penalize(real* x, const real* w, Py_ssize_t n, const Stages* s) noexcept nogil:
+cdef const real* penalize(
+        real* room, const real* x, const real* w, Py_ssize_t n, const Stages* s) noexcept nogil:
     cdef Py_ssize_t i
     cdef real l2 = s.l2, l1 = s.l1
     if l2 != 0:
         for i in range(n):
-            x[i] = x[i] + l2 * w[i]
+            room[i] = x[i] + l2 * w[i]
+        x = room
     if l1 != 0:
         for i in range(n):
-            x[i] = x[i] + (l1 if w[i] > 0 else -l1 if w[i] < 0 else 0)
+            room[i] = x[i] + (l1 if w[i] > 0 else -l1 if w[i] < 0 else 0)
+        x = room
+    return x
 
 
-cdef void clip(real* x, Py_ssize_t n, const Stages* s) noexcept nogil:
+cdef const real* clip(real* room, const real* x, Py_ssize_t n, const Stages* s) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real factor = s.clip, limit = s.limit
-    if factor != 1:
-        for i in range(n):
-            x[i] = x[i] * factor
+    cdef real limit = s.limit
+    x = enlarge(room, x, n, <real> s.clip)
     if limit != INFINITY:
         for i in range(n):
-            x[i] = clamp(x[i], -limit, limit)
+            room[i] = clamp(x[i], -limit, limit)
+        x = room
+    return x
 
 
-cdef void enlarge(real* x, Py_ssize_t n, real size) noexcept nogil:
+cdef const real* enlarge(real* room, const real* x, Py_ssize_t n, real factor) noexcept nogil:
     cdef Py_ssize_t i
-    if size != 1:
-        for i in range(n):
-            x[i] = x[i] * size
+    if factor == 1:
+        return x
+    for i in range(n):
+        room[i] = x[i] * factor
+    return room
 
 
 cdef void follow(real* w, const real* direction, Py_ssize_t n, real size, real step) noexcept nogil:

@@ -3,7 +3,7 @@
 #
 # A sum is of products of two arrays, or of absolute values of one. An array is the weights, the gradient for the
 # rule, the direction from the rule, or a slot (a slot of the rule after its update). The rule runs on copies in
-# L1: only `directions` are written.
+# L1, unless it has a `measure`: only `directions` are written.
 
 cdef enum:
     NOTHING = -1
@@ -32,6 +32,13 @@ cdef Sums sums_of(products, int slots) except *:
     return sums
 
 
+cdef inline void fetch_later(const real* x) noexcept nogil:
+    # Prefetch LANES elements a block ahead: processors fetch no further than to the end of a page.
+    prefetch_read(x + BLOCK)
+    if sizeof(real) * LANES > LINE:
+        prefetch_read(x + BLOCK + LANES // 2)
+
+
 cdef void add_products(double* sums, const real* a, const real* b, Py_ssize_t n, double scale) noexcept nogil:
     # Add a * b of at most a block, or |a| if there is no b, to LANES running sums.
     cdef double lanes[LANES]
@@ -45,12 +52,14 @@ cdef void add_products(double* sums, const real* a, const real* b, Py_ssize_t n,
             lanes[j] += <double> absolute(a[whole + j])
     elif scale == 1 and a == b:  # converted once
         for i in range(n // LANES):
+            fetch_later(a + i * LANES)
             for j in range(LANES):
                 lanes[j] += <double> a[i * LANES + j] * <double> a[i * LANES + j]
         for j in range(n - whole):
             lanes[j] += <double> a[whole + j] * <double> a[whole + j]
     elif scale == 1:
         for i in range(n // LANES):
+            fetch_later(b + i * LANES)
             for j in range(LANES):
                 lanes[j] += <double> a[i * LANES + j] * <double> b[i * LANES + j]
         for j in range(n - whole):
@@ -72,12 +81,15 @@ cdef double in_order(const double* lanes) noexcept nogil:
 cdef void read_rows(real* x, const real* w, const Span* s, Py_ssize_t lo, Py_ssize_t n) noexcept nogil:
     # Sum elements lo to lo + n of a sparse gradient, row by row.
     cdef Py_ssize_t row, at, m
+    cdef const real* g
     check(n <= TILE)
     while n > 0:
         row = lo // s.width
         m = min(n, (row + 1) * s.width - lo)
         at = s.rows[row] * s.width + (lo - row * s.width)
-        read_gradient(x, w, s, at, lo - at, m)
+        g = read_gradient(x, w, s, at, lo - at, m)
+        if g != x:
+            memcpy(x, g, m * sizeof(real))
         x, lo, n = x + m, lo + m, n - m
 
 
@@ -93,7 +105,7 @@ cdef void fetch_next(const Span* s, Py_ssize_t at, Py_ssize_t n, Py_ssize_t widt
     # Prefetch what the rule reads of the next tile.
     cdef int k
     fetch(s.w + at * width, n * width)
-    for k in range(s.rule.slots):
+    for k in range(s.rule.measured):
         fetch(s.slots[k] + at * width, n * width)
     if s.g != NULL:
         fetch(s.g + at * formats[s.format].width, n * formats[s.format].width)
@@ -102,18 +114,28 @@ cdef void fetch_next(const Span* s, Py_ssize_t at, Py_ssize_t n, Py_ssize_t widt
 cdef void run_on_copies(
         real** arrays, char* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
     # Run the rule on copies from `at` on, for its direction and its new slots.
-    cdef real* slots[MAX_SLOTS]
+    cdef real** slots = arrays + FIRST_SLOT
     cdef Py_ssize_t i
     cdef int k
-    for k in range(s.rule.slots):
-        slots[k] = arrays[FIRST_SLOT + k] = <real*> (room + (1 + k) * COPY)
-        for i in range(n):
-            slots[k][i] = (<const real*> s.slots[k])[at + i]
     arrays[DIRECTION] = <real*> room
     memset(room, 0, n * sizeof(real))
-    apply_rule(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
+    if s.rule.measure32 != NULL:
+        measure(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
+    else:
+        for k in range(s.rule.slots):
+            slots[k] = <real*> (room + (1 + k) * COPY)
+            for i in range(n):
+                slots[k][i] = (<const real*> s.slots[k])[at + i]
+        apply_rule(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
     if s.direction != NULL:
         memcpy(<real*> s.direction + at, room, n * sizeof(real))
+
+
+cdef void measure(real* w, const real* g, real** slots, Py_ssize_t n, const Span* s) noexcept nogil:
+    if real is float:
+        s.rule.measure32(w, g, slots, n, s.c32)
+    else:
+        s.rule.measure64(w, g, slots, n, s.c64)
 
 
 cdef void block_sums(
@@ -130,10 +152,10 @@ cdef void block_sums(
         return
     # Longer tiles, where nothing is copied.
     cdef Py_ssize_t most = TILE if sums.of_rule or s.rows != NULL or not in_place(s) else BLOCK
-    memset(lanes, 0, sizeof(lanes))
+    memset(lanes, 0, sums.count * sizeof(lanes[0]))
     while at < hi:
         n = min(most, hi - at)
-        if sums.of_rule and s.rows == NULL:
+        if sums.of_rule and s.rows == NULL and at + n < s.length:
             fetch_next(s, at, n, sizeof(real))
         arrays[WEIGHTS], arrays[GRADIENT] = <real*> w + at, <real*> aligned(gradients)
         for k in range(MAX_SLOTS):
@@ -141,12 +163,12 @@ cdef void block_sums(
         if s.g != NULL:
             if s.rows != NULL:
                 read_rows(arrays[GRADIENT], w, s, at, n)
-            elif sums == &_squares:
-                arrays[GRADIENT] = <real*> loaded(arrays[GRADIENT], w, s, at, n, 0, False)
             elif in_place(s):
                 arrays[GRADIENT] = <real*> s.g + at
+            elif sums == &_squares:
+                arrays[GRADIENT] = <real*> loaded(arrays[GRADIENT], w, s, at, n, 0, False)
             else:
-                read_gradient(arrays[GRADIENT], w, s, at, 0, n)
+                arrays[GRADIENT] = <real*> read_gradient(arrays[GRADIENT], w, s, at, 0, n)
             if sums.of_rule:
                 run_on_copies(arrays, room, w, s, at, n)
         for k in range(sums.count):

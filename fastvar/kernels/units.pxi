@@ -1,5 +1,9 @@
 # Gradients as matrices (see units.py): sums of squares of rows and columns, and factors for them.
 
+cdef enum:
+    ROWS = 4  # that are added to the sums of columns together
+
+
 cdef struct Patch:  # of a matrix; the order of the fields is that of units.PATCH
     Py_ssize_t variable
     Py_ssize_t row  # in all matrices of the variable, one below the other
@@ -11,63 +15,65 @@ cdef struct Patch:  # of a matrix; the order of the fields is that of units.PATC
     Py_ssize_t at  # the position of its own sums
 
 
-cdef void rescale(real* x, Py_ssize_t at, Py_ssize_t n, const Units* u) noexcept nogil:
+cdef const real* rescale(
+        real* room, const real* x, Py_ssize_t at, Py_ssize_t n, const Units* u) noexcept nogil:
     # Multiply elements `at` to `at + n` by the factors of their rows, and then by those of their columns.
     cdef Py_ssize_t row, column, i, m
+    cdef real* to = room
     cdef real factor
     cdef const double* factors
     if u.columns == 0:  # no matrices
-        return
+        return x
     row, column = at // u.columns, at % u.columns
     while n > 0:
         factors = u.by_column + row // u.rows * u.columns + column
         m = min(n, u.columns - column if u.columns > 1 else u.rows - row % u.rows)
-        if u.by_row != NULL and u.columns > 1:
-            factor = <real> u.by_row[row]
-            for i in range(m):
-                x[i] = x[i] * factor
-        elif u.by_row != NULL:
-            for i in range(m):
-                x[i] = x[i] * <real> u.by_row[row + i]
-        if u.columns > 1:
-            for i in range(m):
-                x[i] = x[i] * <real> factors[i]
-            row, column = row + 1, 0
-        else:
+        if u.columns == 1:
             factor = <real> factors[0]
             for i in range(m):
-                x[i] = x[i] * factor
+                to[i] = (x[i] if u.by_row == NULL else x[i] * <real> u.by_row[row + i]) * factor
             row += m
-        x, n = x + m, n - m
+        elif u.by_row != NULL:
+            factor = <real> u.by_row[row]
+            for i in range(m):
+                to[i] = x[i] * factor * <real> factors[i]
+            row, column = row + 1, 0
+        else:
+            for i in range(m):
+                to[i] = x[i] * <real> factors[i]
+            row, column = row + 1, 0
+        to, x, n = to + m, x + m, n - m
+    return room
 
 
 cdef const real* loaded(
         real* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n, int matrices,
         bint weights) noexcept nogil:
-    # Load the weights, or the gradient with the factors of a number of its units.
-    if weights:
-        return w + at
-    if matrices == 0 and s.format == (F64 if s.wide else F32) and raw_gradient(s.stages):
-        return <const real*> s.g + at
-    read_clipped(room, w, s, at, 0, n, matrices)
-    return room
+    # The weights, or the gradient with the factors of a number of its units.
+    return w + at if weights else read_clipped(room, w, s, at, 0, n, matrices)
 
 
-cdef void add_squares(double* lanes, double* each, const real* x, Py_ssize_t n, double scale) noexcept nogil:
-    # Add the squares of at most a tile to LANES running sums, and to the sums of their columns (unless NULL).
-    cdef double squares[TILE]
-    cdef Py_ssize_t i, j, whole = n // LANES * LANES
-    for i in range(n):
-        squares[i] = (<double> x[i] * scale) * (<double> x[i] * scale)
-    if each != NULL:
+cdef void add_columns(double* sums, const real** x, int rows, Py_ssize_t n, double scale) noexcept nogil:
+    # Add the squares of at most a tile of some rows to the sums of their columns, row by row.
+    cdef const real* first = x[0]
+    cdef const real* second
+    cdef const real* third
+    cdef const real* fourth
+    cdef Py_ssize_t i
+    cdef int k
+    if rows == ROWS:
+        second, third, fourth = x[1], x[2], x[3]
         for i in range(n):
-            each[i] += squares[i]
-    if lanes != NULL:
-        for i in range(n // LANES):
-            for j in range(LANES):
-                lanes[j] += squares[i * LANES + j]
-        for j in range(n - whole):
-            lanes[j] += squares[whole + j]
+            sums[i] = (sums[i] + square(first[i], scale) + square(second[i], scale) + square(third[i], scale)
+                       + square(fourth[i], scale))
+    else:
+        for k in range(rows):
+            for i in range(n):
+                sums[i] += square(x[k][i], scale)
+
+
+cdef inline double square(real x, double scale) noexcept nogil:
+    return (<double> x * scale) * (<double> x * scale)
 
 
 cdef void column_patch(
@@ -76,12 +82,15 @@ cdef void column_patch(
     # Sum a patch of one column like a row.
     cdef char room[ROOM]
     cdef double lanes[LANES]
+    cdef const real* x
     cdef Py_ssize_t at = p.row, n
     memset(lanes, 0, sizeof(lanes))
     while at < p.row_end:
         n = min(<Py_ssize_t> TILE, p.row_end - at)
-        add_squares(lanes, NULL if rows == NULL else rows + (at - p.row),
-                    loaded(<real*> aligned(room), w, s, at, n, matrices, weights), n, scale)
+        x = loaded(<real*> aligned(room), w, s, at, n, matrices, weights)
+        add_products(lanes, x, x, n, scale)
+        if rows != NULL:
+            add_columns(rows + (at - p.row), &x, 1, n, scale)
         at += n
     columns[0] = in_order(lanes)
 
@@ -89,25 +98,27 @@ cdef void column_patch(
 cdef void matrix_patch(
         double* rows, double* columns, const real* w, const Span* s, const Patch* p, Py_ssize_t row_length,
         int matrices, bint weights, double scale) noexcept nogil:
-    cdef char room[ROOM]
-    cdef double lanes[LANES]
-    cdef const real* x
-    cdef Py_ssize_t width = p.column_end - p.column, row = p.row, at, n, m, i
-    while row < p.row_end:  # several short rows at a time
-        m = max(TILE // width, 1) if width == row_length else 1
-        m = min(m, p.row_end - row)
+    cdef char rooms[ROWS][ROOM]
+    cdef double lanes[ROWS][LANES]
+    cdef const real* x[ROWS]
+    cdef Py_ssize_t width = p.column_end - p.column, row = p.row, at, n
+    cdef int k, m
+    while row < p.row_end:
+        m = <int> min(<Py_ssize_t> ROWS, p.row_end - row)
         at = 0
         memset(lanes, 0, sizeof(lanes))
         while at < width:
             n = min(<Py_ssize_t> TILE, width - at)
-            x = loaded(<real*> aligned(room), w, s, row * row_length + p.column + at, m * n, matrices, weights)
-            for i in range(m):
-                if i > 0:
-                    memset(lanes, 0, sizeof(lanes))
-                add_squares(NULL if rows == NULL else lanes, columns + at, x + i * n, n, scale)
-                if rows != NULL and at + n == width:
-                    rows[row - p.row + i] = in_order(lanes)
+            for k in range(m):
+                x[k] = loaded(<real*> aligned(rooms[k]), w, s, (row + k) * row_length + p.column + at, n, matrices,
+                              weights)
+                if rows != NULL:
+                    add_products(lanes[k], x[k], x[k], n, scale)
+            add_columns(columns + at, x, m, n, scale)
             at += n
+        for k in range(m):
+            if rows != NULL:
+                rows[row - p.row + k] = in_order(lanes[k])
         row += m
 
 

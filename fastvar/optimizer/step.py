@@ -168,7 +168,8 @@ def _measure(
     compiled, rule, measuring = plan.compiled, plan.rule, plan.measuring
     compiled.stages["size"] = 1
     compiled.stages["step"] = plan.steps()
-    step = Measured(compiled, measuring, plan.state.variables, plan.hyper, plan.group_of, np.array(present), t)
+    there = np.ones(len(present), bool) if all(present) else np.array(present)  # the first is ten times as fast
+    step = Measured(compiled, measuring, plan.state.variables, plan.hyper, plan.group_of, there, t)
     with np.errstate(all="ignore"):
         if plan.own.adaptive_clipnorm is not None:
             clip_units(compiled, plan.own.adaptive_clipnorm, workers)

@@ -236,8 +236,9 @@ class Prodigy(Optimizer):
         return kernels.RULES["prodigy"]
 
     def pass_of(self, kind: str) -> Pass:
-        sums = [("gradient", "start"), ("gradient", "weights"), ("gradient_sum",)]
-        return Pass(self.rule(), self.slots, self.scalars, sums)
+        sums = [("gradient", "start"), ("gradient", "weights"), ("direction",)]  # which is the new gradient_sum
+        slots = ("gradient_sum", "momentum", "velocity", "start")  # in the order of the rule
+        return Pass(self.rule(), slots, self.scalars, sums)
 
     def decay_rate(self, hyper: Any) -> float:
         return super().decay_rate(hyper) * self.distance

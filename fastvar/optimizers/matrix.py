@@ -94,9 +94,10 @@ class Adafactor(Optimizer):
         return kernels.RULES["rmsprop"]
 
     def pass_of(self, kind: str) -> Pass:
-        sums = [("weights", "weights"), ("direction", "direction")]
         if kind == MATRIX:
-            return Pass(kernels.RULES["gradient_descent"], (), self._descent, sums, self._step, matrices=True)
+            sums = [("weights", "weights"), ("gradient", "gradient")]
+            return Pass(kernels.RULES["gradient_descent"], (), self._descent, sums, matrices=True)
+        sums = [("weights", "weights"), ("direction", "direction")]
         return Pass(self.rule(), ("velocity",), self.scalars, sums, self._step)
 
     @staticmethod

@@ -93,6 +93,18 @@ def test_sums_equal_reference(rule: str, dtype: str) -> None:
 
 
 @every_dtype
+def test_prodigy_measures_the_sum_of_gradients_that_it_then_keeps(dtype: str) -> None:
+    for module in (reference, *MODULES.values()):
+        scene = Scene(module, "prodigy", dtype)
+        scene.bind({"scale": 0.5})
+        of_directions = scene.plan.sums(scene.scalars)[:, 2]
+        scene.plan.run(scene.scalars)
+        for i, (total, *_) in enumerate(scene.slots):
+            wanted = np.square(total.astype("f8")).sum() if i % 2 == 0 and i != ABSENT else 0.0
+            np.testing.assert_allclose(of_directions[i], wanted, rtol=1e-12)
+
+
+@every_dtype
 def test_sums_are_sums(dtype: str) -> None:
     for module in (reference, *MODULES.values()):
         scene = Scene(module, "momentum", dtype)
