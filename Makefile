@@ -19,6 +19,7 @@ bench: $(VENV)/.bench
 	$(PY) bench/overhead.py
 	$(PY) bench/small.py
 	$(PY) bench/torch_optim.py
+	$(PY) bench/keras_optim.py
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .

@@ -46,8 +46,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import checkpoint and torch on first use: importing h5py takes time."""
-    if name in ("checkpoint", "torch"):
+    """Import checkpoint, keras and torch on first use: importing h5py and Keras takes time."""
+    if name in ("checkpoint", "keras", "torch"):
         return importlib.import_module(f"fastvar.{name}")
     if name in __all__:
         return getattr(importlib.import_module("fastvar.checkpoint"), name)

@@ -5,7 +5,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-os.environ["KERAS_BACKEND"] = "numpy"  # before anything imports Keras
+# Before anything imports Keras. tests/keras/test_backends.py runs tests on another backend.
+os.environ["KERAS_BACKEND"] = os.environ.get("FASTVAR_KERAS_BACKEND", "numpy")
 
 settings.register_profile(
     "fastvar",

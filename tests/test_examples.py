@@ -103,6 +103,13 @@ def test_pytorch_trains_the_same_with_both() -> None:
     assert abs(theirs - ours) < 2
 
 
+def test_keras_trains_the_same_with_both() -> None:
+    out = run("digits_keras.py", "--epochs", "6")
+    theirs, ours = map(float, re.findall(r"accuracy ([\d.]+)%", out))
+    assert min(theirs, ours) > 85
+    assert abs(theirs - ours) < 2
+
+
 @pytest.mark.parametrize("page", sorted(name for name, blocks in BLOCKS.items() if blocks))
 def test_the_code_of_a_page_runs_and_runs_again(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,9 +122,15 @@ def test_the_code_of_a_page_runs_and_runs_again(
 
 
 def test_the_pages_with_code_are_found() -> None:
-    assert {"README.md", "variables.md", "optimizers.md", "checkpoints.md", "fine-tuning.md", "pytorch.md"} <= set(
-        PAGES
-    )
+    assert {
+        "README.md",
+        "variables.md",
+        "optimizers.md",
+        "checkpoints.md",
+        "fine-tuning.md",
+        "pytorch.md",
+        "keras.md",
+    } <= set(PAGES)
     assert len(PAGES["README.md"].read_text().splitlines()) <= 120
 
 

@@ -10,7 +10,7 @@ import pytest
 import fastvar
 
 LAYERS = [
-    {"formats", "hyper", "slices"},
+    {"formats", "hyper", "slices", "versions"},
     {"buffers", "hyper_json"},
     {"kernels"},
     {"arraylike", "constraints", "regularizers", "schedules", "threads"},
@@ -21,13 +21,13 @@ LAYERS = [
     {"optimizer.clipping", "optimizer.groups"},
     {"optimizer.rule", "optimizer.state"},
     {"optimizer.cohorts", "optimizer.slots"},
-    {"optimizer.planning", "optimizer.trees"},
+    {"optimizer.given", "optimizer.planning", "optimizer.trees"},
     {"optimizer.step"},
     {"optimizer.base"},
     {"optimizer"},
     {"optimizers", "optimizer.saved"},
     {"checkpoint", "torch"},
-    {"cli", "torch.optim"},
+    {"cli", "keras", "torch.optim"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -66,7 +66,9 @@ def test_imports_only_lower_layers(path: Path) -> None:
             assert LEVEL[other] < LEVEL[own], f"{path} imports {name}"
         assert library not in {"tests", "bench", "examples"}
         if library == "torch":
-            assert own == "torch.optim"
+            assert own == "torch.optim" or path.name == "on_torch.py"
+        if library == "keras":
+            assert own == "keras"
         if library == "h5py":
             assert own == "checkpoint"
 

@@ -81,12 +81,15 @@ class Nadam(Optimizer):
     def rule(self) -> Any:
         return kernels.RULES["adam"]
 
+    @staticmethod
+    def product(beta_1: float, t: int) -> float:
+        r"""Return the product of :math:`\mu_1` to :math:`\mu_t`."""
+        products = _warm_products()
+        return beta_1**t * products[min(t, len(products) - 1)]
+
     def scalars(self, hyper: Any, t: int) -> tuple[float, ...]:
         rate, beta_1, beta_2 = hyper.learning_rate, hyper.beta_1, hyper.beta_2
-        products = _warm_products()
-        last = len(products) - 1
-        product = beta_1**t * products[min(t, last)]
-        following = beta_1 ** (t + 1) * products[min(t + 1, last)]
+        product, following = self.product(beta_1, t), self.product(beta_1, t + 1)
         scale_m = rate * beta_1 * _warm(t + 1) / (1 - following)
         scale_g = rate * (1 - beta_1 * _warm(t)) / (1 - product)
         take_1, keep_2, take_2, scale_root = 1 - beta_1, beta_2, 1 - beta_2, unbiased_root(beta_2, t)

@@ -1,0 +1,153 @@
+"""Keras's optimizers with steps in compiled code: which rule each runs, and where Keras keeps its slots."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import keras
+
+from fastvar import optimizers as ours
+from fastvar.keras.optimizers.stepping import KernelStep
+
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Ftrl",
+    "Lamb",
+    "Lion",
+    "Muon",
+    "Nadam",
+    "RMSprop",
+]
+
+registered = keras.saving.register_keras_serializable(package="fastvar")
+
+
+@registered
+class SGD(KernelStep, keras.optimizers.SGD):
+    """`keras.optimizers.SGD`."""
+
+    rule_class = ours.SGD
+    slot_lists: ClassVar = {"momentum": "momentums"}
+
+
+@registered
+class Adam(KernelStep, keras.optimizers.Adam):
+    """`keras.optimizers.Adam`."""
+
+    rule_class = ours.Adam
+    slot_lists: ClassVar = {"momentum": "_momentums", "velocity": "_velocities", "velocity_hat": "_velocity_hats"}
+
+
+@registered
+class AdamW(KernelStep, keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW`."""
+
+    rule_class = ours.AdamW
+    slot_lists: ClassVar = Adam.slot_lists
+
+
+@registered
+class Nadam(KernelStep, keras.optimizers.Nadam):
+    """`keras.optimizers.Nadam`."""
+
+    rule_class = ours.Nadam
+    slot_lists: ClassVar = {"momentum": "_momentums", "velocity": "_velocities"}
+
+    def _after_update(self, rule: Any) -> None:
+        self._u_product.assign(ours.Nadam.product(rule.beta_1, rule.iterations))
+
+
+@registered
+class Adamax(KernelStep, keras.optimizers.Adamax):
+    """`keras.optimizers.Adamax`."""
+
+    rule_class = ours.Adamax
+    slot_lists: ClassVar = {"momentum": "_m", "norm": "_u"}
+
+
+@registered
+class RMSprop(KernelStep, keras.optimizers.RMSprop):
+    """`keras.optimizers.RMSprop`."""
+
+    rule_class = ours.RMSprop
+    slot_lists: ClassVar = {
+        "velocity": "_velocities",
+        "momentum": "_momentums",
+        "average_gradient": "_average_gradients",
+    }
+
+
+@registered
+class Adagrad(KernelStep, keras.optimizers.Adagrad):
+    """`keras.optimizers.Adagrad`."""
+
+    rule_class = ours.Adagrad
+    slot_lists: ClassVar = {"accumulator": "_accumulators"}
+
+
+@registered
+class Adadelta(KernelStep, keras.optimizers.Adadelta):
+    """`keras.optimizers.Adadelta`."""
+
+    rule_class = ours.Adadelta
+    slot_lists: ClassVar = {
+        "accumulated_grad": "_accumulated_grads",
+        "accumulated_delta_var": "_accumulated_delta_vars",
+    }
+
+
+@registered
+class Ftrl(KernelStep, keras.optimizers.Ftrl):
+    """`keras.optimizers.Ftrl`."""
+
+    rule_class = ours.Ftrl
+    slot_lists: ClassVar = {"accumulator": "_accumulators", "linear": "_linears"}
+
+
+@registered
+class Lion(KernelStep, keras.optimizers.Lion):
+    """`keras.optimizers.Lion`."""
+
+    rule_class = ours.Lion
+    slot_lists: ClassVar = {"momentum": "_momentums"}
+
+
+@registered
+class Lamb(KernelStep, keras.optimizers.Lamb):
+    """`keras.optimizers.Lamb`."""
+
+    rule_class = ours.Lamb
+    slot_lists: ClassVar = {"momentum": "_momentums", "velocity": "_velocities"}
+
+
+@registered
+class Adafactor(KernelStep, keras.optimizers.Adafactor):
+    """`keras.optimizers.Adafactor`."""
+
+    rule_class = ours.Adafactor
+    slot_lists: ClassVar = {"velocity": "_v", "row": "_r", "column": "_c"}
+
+
+@registered
+class Muon(KernelStep, keras.optimizers.Muon):
+    """`keras.optimizers.Muon`."""
+
+    rule_class = ours.Muon
+    slot_lists: ClassVar = {"momentum": "momentums", "velocity": "adam_velocities"}
+
+
+if hasattr(keras.optimizers, "ScheduleFreeAdamW"):  # since Keras 3.14
+    __all__ += ["ScheduleFreeAdamW"]
+
+    @registered
+    class ScheduleFreeAdamW(KernelStep, keras.optimizers.ScheduleFreeAdamW):
+        """`keras.optimizers.ScheduleFreeAdamW`."""
+
+        rule_class = ours.ScheduleFreeAdamW
+        slot_lists: ClassVar = {"momentum": "_momentums", "velocity": "_velocities"}

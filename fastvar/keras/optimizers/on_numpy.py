@@ -1,0 +1,67 @@
+"""The memory of Keras's variables on its NumPy backend.
+
+There, an assignment gives a variable a new array, and arrays that others have taken from it do not change. Kernels
+write into arrays, but only into those that nobody else has.
+"""
+
+from __future__ import annotations
+
+from sys import getrefcount
+from typing import Any
+
+import numpy as np
+
+from fastvar import buffers
+from fastvar.buffers import Array
+from fastvar.keras.supported import Unfit
+
+
+class Memory:
+    """The arrays of the variables of a plan, which nobody else has."""
+
+    def __init__(self) -> None:
+        self.variables: list[Any] = []
+        self.arrays: list[Array] = []
+        self.counts: list[
+            int
+        ] = []  # references to the arrays after a step: those of the variables and of the plan
+
+    def take_weight(self, variable: Any) -> Array:
+        """Return a new array of a variable that the optimizer updates."""
+        value = variable._value
+        if type(value) is not np.ndarray or value.dtype not in buffers.REAL:
+            got = getattr(value, "dtype", type(value).__name__)
+            raise Unfit(f"{variable.path} must be a float32 or float64 array, got {got}")
+        array = variable._value = np.array(value, variable.dtype, order="C")  # Keras's zeros may be float32
+        self.variables.append(variable)
+        self.arrays.append(array)
+        return array
+
+    def take_slot(self, variable: Any, i: int) -> Array:
+        """Return a new array of a slot."""
+        return self.take_weight(variable)
+
+    def holds(self) -> bool:
+        """Return whether the arrays are still the variables', and only theirs. Take over what was assigned."""
+        now = self._references()
+        for variable, array, count, before in zip(self.variables, self.arrays, now, self.counts, strict=False):
+            value = variable._value
+            if count + (value is not array) > before:
+                return False
+            if value is not array:
+                if type(value) is not np.ndarray or (value.shape, value.dtype) != (array.shape, array.dtype):
+                    return False
+                array[...] = value
+                variable._value = array
+        return bool(self.counts)  # otherwise no step has run
+
+    def gradient(self, gradient: Any, i: int) -> Any:
+        """Return a gradient as it is."""
+        return gradient
+
+    def changed(self) -> None:
+        """Count the references to the arrays after a step."""
+        self.counts = self._references()
+
+    def _references(self) -> list[int]:
+        return [getrefcount(array) for array in self.arrays]

@@ -1,0 +1,135 @@
+"""What stays true of a step on Keras's variables until one of them, or a hyperparameter, changes."""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import Any
+
+import keras
+
+from fastvar.buffers import Array
+from fastvar.keras.supported import Unfit
+from fastvar.kernels import RULES
+from fastvar.optimizer import given
+from fastvar.variable import Variable
+
+if keras.backend.backend() == "torch":
+    from fastvar.keras.optimizers.on_torch import Memory
+else:
+    from fastvar.keras.optimizers.on_numpy import Memory  # type: ignore[assignment]
+
+NOT_OF_KERAS = ("adaptive_clipnorm", "nonfinite")
+ELSEWHERE = ("learning_rate", "loss_scale_factor", "name")  # asked for at each step; done before; in messages
+OFF_IF_0 = ("clipnorm", "clipvalue", "global_clipnorm", "ema_overwrite_frequency", "gradient_accumulation_steps")
+OF_EVERY_CLASS = {"average": "_model_variables_moving_average", "gradient_accumulator": "_accumulated_gradients"}
+
+
+class KerasPlan:
+    """An optimizer of fastvar on the variables and the state of one of Keras.
+
+    Raises
+    ------
+    Unfit
+        If kernels cannot run its steps.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        rule_class = optimizer.rule_class
+        self.names = [n for n in rule_class.parameters if n not in (*NOT_OF_KERAS, *ELSEWHERE)]
+        self.read, self.rate = self._settings(optimizer), 0.0
+        settings = dict(zip(self.names, self.read, strict=True))
+        settings |= {name: settings[name] or None for name in OFF_IF_0}
+        try:
+            self.rule = rule_class(learning_rate=lambda step: self.rate, **settings)
+            self.check_rate = rule_class.parameters["learning_rate"].check
+            if self.rule.rule() not in RULES.values():
+                raise Unfit("the rule is not compiled with these hyperparameters")
+            self._take(optimizer)
+        except (TypeError, ValueError) as error:
+            raise Unfit(str(error)) from None
+
+    def _settings(self, optimizer: Any) -> list[Any]:
+        values = [getattr(optimizer, name) for name in self.names]
+        return [[*value] if isinstance(value, list) else value for value in values]
+
+    def _take(self, optimizer: Any) -> None:
+        """Let the rule work on the memory of the variables and of their slots."""
+        overwritten = optimizer._overwrite_variable_with_gradient
+        self.variables = [v for v in optimizer._trainable_variables if not overwritten(v)]
+        self.index = {id(v): i for i, v in enumerate(self.variables)}
+        self.memory = Memory()
+        places: list[Any] = [Variable(self.memory.take_weight(v), name=v.path, copy=False) for v in self.variables]
+        self.rule._excluded = (
+            [p for p, v in zip(places, self.variables, strict=True) if not optimizer._use_weight_decay(v)],
+            None,
+        )
+        slots: dict[str, list[Any]] = {}
+        for slot, attribute in (OF_EVERY_CLASS | optimizer.slot_lists).items():
+            if kept := getattr(optimizer, attribute, None):
+                slots[slot] = [
+                    self._slot(optimizer, slot, kept, p, v) for p, v in zip(places, self.variables, strict=True)
+                ]
+        given.take(self.rule, places, slots)
+        self.rule._refreshed()  # it refuses what kernels cannot update
+        self.excluded = excluded(optimizer)
+
+    def _slot(self, optimizer: Any, slot: str, kept: list[Any], place: Any, variable: Any) -> Variable | None:
+        """Return the place of a slot that Keras keeps, None if the rule has none for this variable."""
+        if slot in optimizer.slot_lists and not self.rule.has_slot(slot, place):
+            return None
+        of = kept[optimizer._get_variable_index(variable)]
+        if of is None:
+            raise Unfit(f"Keras keeps no {slot} of {variable.path}")
+        array = self.memory.take_slot(of, self.index[id(variable)])
+        return Variable(array, False, slot, copy=False)
+
+    def holds(self, optimizer: Any) -> bool:
+        """Return whether nothing has changed."""
+        same = self._settings(optimizer) == self.read and excluded(optimizer) is self.excluded
+        return same and self.memory.holds()
+
+    def arranged(self, grads: list[Any], variables: list[Any]) -> list[Any]:
+        """Return the gradients, or None, in the order of the plan."""
+        if len(variables) != len(self.variables) or not all(map(is_, variables, self.variables)):
+            ordered: list[Any] = [None] * len(self.variables)
+            for gradient, variable in zip(grads, variables, strict=True):
+                i = self.index[id(variable)]
+                if ordered[i] is not None:
+                    raise Unfit(f"{variable.path} has several gradients")
+                ordered[i] = gradient
+            grads = ordered
+        as_arrays: list[Any] = []
+        for i, gradient in enumerate(grads):
+            plain = gradient.numpy() if isinstance(gradient, keras.Variable) else gradient
+            as_arrays.append(self.memory.gradient(plain, i))
+        return as_arrays
+
+    def follow(self, optimizer: Any) -> None:
+        """Read the learning rate and the count of steps."""
+        rate = float(optimizer.learning_rate)
+        try:
+            self.rate = self.check_rate(rate)
+        except ValueError as error:
+            raise Unfit(f"learning_rate {error}") from None
+        self.rule._state.count[0] = int(optimizer._iterations)
+
+    def step(self, grads: list[Any]) -> bool:
+        """Check everything, then update; return whether variables were updated, and not sums alone."""
+        state, before = self.rule._state, self.rule.iterations
+        if "accumulated" in state.numbers:
+            self._mark(grads)
+        self.rule._apply(grads, state.variables, False)
+        self.memory.changed()
+        return bool(self.rule.iterations > before)
+
+    def _mark(self, grads: list[Any]) -> None:
+        """Mark which variables without a gradient have had one since the last update, from their sums."""
+        sums: list[Array] = [place.value for place in self.rule._state.slots["gradient_accumulator"]]
+        for i, gradient in enumerate(grads):
+            if gradient is None:
+                self.rule._state.numbers["accumulated"][i] = sums[i].any()
+
+
+def excluded(optimizer: Any) -> Any:
+    """Return what is another object whenever other variables are excluded from weight decay."""
+    return getattr(optimizer, "_exclude_from_weight_decay_cache", None)
