@@ -26,7 +26,7 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/cython-lint fastvar/kernels
-	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml fastvar.kernels.cpu fastvar.kernels.turn fastvar.kernels.atomic fastvar.kernels.tensors fastvar.kernels.baseline
+	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml fastvar.kernels.cpu fastvar.kernels.crew fastvar.kernels.turn fastvar.kernels.atomic fastvar.kernels.tensors fastvar.kernels.baseline
 
 format: $(VENV)/.lint
 	$(VENV)/bin/ruff format .

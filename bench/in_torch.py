@@ -29,7 +29,7 @@ def fused(ws: Arrays, gs: Arrays, clip_and_average: bool, name: str, **options: 
 
 
 def set_threads(threads: int) -> int:
-    """Set PyTorch's number of threads, and return the one before. It sets OpenMP's limit, also for fastvar."""
+    """Set PyTorch's number of threads, and return the one before."""
     before: int = torch.get_num_threads()
     torch.set_num_threads(threads)
     return before

@@ -9,10 +9,10 @@
 
 #include <stddef.h>
 
-enum { LINE = 16, LANES = 64, SERIAL = 1 << 15 /* with fewer elements, threads do not pay */ };
+enum { LINE = 16, LANES = 64, MOST_THREADS = 256, SERIAL = 1 << 15 /* with fewer elements, threads do not pay */ };
 
 /* Where part k of n elements begins: at a multiple of LINE, so that threads share no cache line. */
-static ptrdiff_t part(ptrdiff_t n, int k, int threads)
+static ptrdiff_t part(ptrdiff_t n, ptrdiff_t k, int threads)
 {
     return k == threads ? n : n / LINE * k / threads * LINE;
 }
@@ -40,25 +40,37 @@ static double sum(const real *g, ptrdiff_t i, ptrdiff_t end)
     return total;
 }
 
-/* `arrays`: five pointers; the first `count` are used. The sum is returned so that it is not optimised away. */
-double limit(real *const *arrays, int count, const real *g, ptrdiff_t n, int scan, int threads, long repeat)
+typedef struct {
+    real *const *arrays;
+    int count;
+    const real *g;
+    ptrdiff_t n;
+    int threads;
+    double totals[MOST_THREADS];
+} Pass;
+
+static void sum_part(void *context, ptrdiff_t k)
 {
-    double total = 0;
-    threads = n < SERIAL ? 1 : threads;
+    Pass *p = context;
+    p->totals[k] += sum(p->g, part(p->n, k, p->threads), part(p->n, k + 1, p->threads));
+}
+
+static void touch_part(void *context, ptrdiff_t k)
+{
+    Pass *p = context;
+    touch(p->arrays, p->count, p->g, part(p->n, k, p->threads), part(p->n, k + 1, p->threads));
+}
+
+/* fastvar's own threads, see crew.pxd. */
+typedef void (*Share)(void (*job)(void *context, ptrdiff_t task), void *context, ptrdiff_t tasks, int threads);
+
+/* `arrays`: five pointers; the first `count` are used. The sum is returned so that it is not optimised away. */
+double limit(real *const *arrays, int count, const real *g, ptrdiff_t n, int scan, int threads, long repeat, Share share)
+{
+    Pass pass = {arrays, count, g, n, n < SERIAL ? 1 : threads, {0}}; /* threads cost more than a small array */
     while (repeat-- > 0) {
-        if (threads == 1) { /* a parallel region costs more than a small array */
-            total += scan ? sum(g, 0, n) : 0;
-            touch(arrays, count, g, 0, n);
-            continue;
-        }
-        if (scan) {
-            #pragma omp parallel for num_threads(threads) reduction(+ : total)
-            for (int k = 0; k < threads; k++)
-                total += sum(g, part(n, k, threads), part(n, k + 1, threads));
-        }
-        #pragma omp parallel for num_threads(threads)
-        for (int k = 0; k < threads; k++)
-            touch(arrays, count, g, part(n, k, threads), part(n, k + 1, threads));
+        if (scan) share(sum_part, &pass, pass.threads, pass.threads);
+        share(touch_part, &pass, pass.threads, pass.threads);
     }
-    return total;
+    return pass.totals[0];
 }

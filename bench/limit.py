@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fastvar.kernels import crew
+
 Array = npt.NDArray[np.floating]
 
 MOST = 5  # arrays that limit.c can update
@@ -25,7 +27,7 @@ def compiled(real: str) -> ctypes.CDLL | None:
     """Return limit.c compiled for this machine. If that fails, print why and return None."""
     with tempfile.TemporaryDirectory() as folder:  # once loaded, the file is no longer needed
         library = Path(folder, "limit.so")
-        flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", f"-Dreal={real}"]
+        flags = ["-O3", "-march=native", "-shared", "-fPIC", f"-Dreal={real}"]
         command = [os.environ.get("CC", "cc"), *flags, str(Path(__file__).with_suffix(".c")), "-o", str(library)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
@@ -37,6 +39,15 @@ def compiled(real: str) -> ctypes.CDLL | None:
     return loaded
 
 
+def compiled_function(capsule: object) -> ctypes.c_void_p:
+    """Return the address of a function that a compiled module exports."""
+    python = ctypes.pythonapi
+    python.PyCapsule_GetName.restype, python.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    python.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    python.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    return ctypes.c_void_p(python.PyCapsule_GetPointer(capsule, python.PyCapsule_GetName(capsule)))
+
+
 def runner(written: Sequence[Array], g: Array, scan: bool, threads: int) -> Callable[[int], None] | None:
     """Return a function that touches the arrays `number` times in one call, or None without a compiler."""
     library = compiled(REAL[g.dtype])
@@ -46,10 +57,12 @@ def runner(written: Sequence[Array], g: Array, scan: bool, threads: int) -> Call
         raise ValueError(f"limit.c: can update {MOST} arrays, got {len(written)}")
     pointers = (ctypes.c_void_p * MOST)(*(array.ctypes.data for array in written))
     size = ctypes.c_ssize_t(g.size)
+    share = compiled_function(crew.__pyx_capi__["share"])
 
     def run(number: int) -> None:
         library.limit(
-            pointers, len(written), ctypes.c_void_p(g.ctypes.data), size, scan, threads, ctypes.c_long(number)
+            *(pointers, len(written), ctypes.c_void_p(g.ctypes.data), size),
+            *(scan, threads, ctypes.c_long(number), share),
         )
 
     return run

@@ -44,8 +44,8 @@ def interleaved(
             if done >= MIN_ROUNDS and perf_counter() > end:
                 break
             for name, run in runs.items():
-                # First without timing, to fill the caches, and to let idle threads of another OpenMP runtime
-                # (PyTorch has its own) stop spinning.
+                # First without timing, to fill the caches, and to let idle
+                # threads of others (PyTorch's) stop spinning.
                 run(numbers[name])
                 times[name].append(timed(run, numbers[name]) / numbers[name])
     finally:

@@ -16,13 +16,12 @@ from fastvar.schedules.notation import parse
 
 def info() -> str:
     """Return versions, instruction sets and threads of this installation."""
-    openmp = "OpenMP" if kernels.active.openmp() else "none (a serial build: every step runs on one thread)"
     rows = {
         "fastvar": fastvar.__version__,
         "NumPy": np.__version__,
         "Python": f"{platform.python_version()} on {platform.machine()}",
         "instruction set": f"{kernels.isa} (this processor runs {', '.join(kernels.supported())})",
-        "threads": f"{fastvar.get_num_threads()}, by {openmp}",
+        "threads": f"{fastvar.get_num_threads()} of at most {fastvar.threads.usable()} that this process may use",
         "rules": ", ".join(kernels.RULES),
     }
     return "\n".join(f"{name:16} {value}" for name, value in rows.items())

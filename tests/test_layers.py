@@ -12,7 +12,7 @@ import fastvar
 LAYERS = [
     {"formats", "hyper", "slices", "versions"},
     {"buffers", "hyper_json"},
-    {"kernels"},
+    {"kernels", "threadpools"},
     {"arraylike", "constraints", "regularizers", "schedules", "threads"},
     {"place"},
     {"variable"},

@@ -2,14 +2,15 @@
 # once per instruction set (baseline.pyx, avx2.pyx, avx512.pyx), with different flags.
 
 cimport cython
-from cython.parallel cimport prange
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport INFINITY, fabs, sqrt
-from libc.stdint cimport uint16_t, uint32_t, uintptr_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
+
+from fastvar.kernels.crew cimport combine, share
 
 import itertools
 
@@ -30,13 +31,6 @@ cdef extern from *:
     """
     #include <assert.h>
     #include <float.h>
-    #ifdef _OPENMP
-    #include <omp.h>
-    #define FV_OPENMP 1
-    #else
-    #define omp_get_max_threads() 1
-    #define FV_OPENMP 0
-    #endif
     #ifdef __GNUC__
     #define prefetch(address) __builtin_prefetch(address, 1)  /* to write it */
     #define prefetch_read(address) __builtin_prefetch(address, 0)
@@ -62,10 +56,8 @@ cdef extern from *:
     static const float TINY_F32 = 16384 * FLT_MIN;
     static const double TINY_F64 = 16384 * DBL_MIN;
     """
-    bint FV_OPENMP
     const float TINY_F32
     const double TINY_F64
-    int omp_get_max_threads() nogil
     void check "assert"(bint) nogil
     void prefetch(const void*) nogil
     void prefetch_read(const void*) nogil
@@ -81,7 +73,7 @@ cdef enum:
     MAX_SLOTS = 8
     MAX_SUMS = 4
     MAX_UNITS = 2
-    MOST_THREADS = 1024
+    MOST_THREADS = 256
     PAGE = 4096
     ROOM = 8 * TILE + 64  # bytes of a tile of doubles, at any alignment
     COPY = 8 * TILE
@@ -145,13 +137,3 @@ include "sums.pxi"
 include "copies.pxi"
 include "memory.pxi"
 include "plan.pxi"
-
-
-def openmp():
-    """Whether these kernels were built with OpenMP."""
-    return bool(FV_OPENMP)
-
-
-def max_threads():
-    """How many threads OpenMP would use now; 1 in a serial build."""
-    return omp_get_max_threads()

@@ -52,15 +52,25 @@ cdef inline bint fits(Move* m, object target, object source) noexcept:
 
 
 cdef void move(const Move* m, int threads) noexcept nogil:
-    cdef int k, workers = 1
-    cdef Py_ssize_t part, at
+    cdef int workers = 1
+    cdef Pieces pieces
     if m.nbytes >= SERIAL * <Py_ssize_t> sizeof(float):
         workers = max(1, min(threads, MOST_THREADS))
     if workers == 1:
         memcpy(m.to, m.origin, m.nbytes)
         return
-    part = (m.nbytes // workers // PAGE + 1) * PAGE
-    for k in prange(workers, num_threads=workers, schedule="static", chunksize=1):
-        at = k * part
-        if at < m.nbytes:  # one long piece for each thread, which memcpy writes past the cache
-            memcpy(m.to + at, m.origin + at, min(part, m.nbytes - at))
+    pieces.move, pieces.nbytes = m, (m.nbytes // workers // PAGE + 1) * PAGE
+    share(move_piece, &pieces, workers, workers)
+
+
+cdef struct Pieces:
+    const Move* move
+    Py_ssize_t nbytes  # of each: long, so that memcpy writes past the cache
+
+
+cdef void move_piece(void* context, Py_ssize_t k) noexcept nogil:
+    cdef Pieces* pieces = <Pieces*> context
+    cdef const Move* m = pieces.move
+    cdef Py_ssize_t at = k * pieces.nbytes
+    if at < m.nbytes:
+        memcpy(m.to + at, m.origin + at, min(pieces.nbytes, m.nbytes - at))

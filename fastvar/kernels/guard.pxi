@@ -178,14 +178,25 @@ cdef int on_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, Part part) noex
 cdef int on_all(const Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, Part part) noexcept nogil:
     # Run `part` on all spans. Return the bitwise or of its results.
     cdef Py_ssize_t i
-    cdef int found = 0
-    if workers <= 1:
-        for i in range(n):
-            found |= on_span(&spans[i], 0, spans[i].length, part)
-    else:
-        for i in prange(tasks, num_threads=workers, schedule="dynamic"):
-            found |= on_task(spans, n, i * TASK, part)
-    return found
+    cdef Parts parts = Parts(spans, n, part, 0)
+    if workers > 1:
+        share(on_shared_task, &parts, tasks, workers)
+        return <int> parts.found
+    for i in range(n):
+        parts.found |= on_span(&spans[i], 0, spans[i].length, part)
+    return <int> parts.found
+
+
+cdef struct Parts:
+    const Span* spans
+    Py_ssize_t n
+    Part part
+    uint64_t found
+
+
+cdef void on_shared_task(void* context, Py_ssize_t task) noexcept nogil:
+    cdef Parts* parts = <Parts*> context
+    combine(&parts.found, on_task(parts.spans, parts.n, task * TASK, parts.part))
 
 
 cdef bint run_guarded(Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, bint zero) noexcept nogil:

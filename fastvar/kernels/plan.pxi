@@ -271,16 +271,12 @@ cdef class Plan:
         cdef int k, workers = 1 if self.elements < SERIAL else min(threads, n, MOST_THREADS)
         partials, totals = np.zeros((n, count)), np.zeros((self.n if each else 1, count))
         cdef double* partial = <double*> cnp.PyArray_DATA(partials)
+        cdef BlockSums job = BlockSums(self.spans, self.n, n, squares, scale, partial, count)
         cdef double* total = <double*> cnp.PyArray_DATA(totals)
         self.enter()
         try:
             with nogil:
-                if workers <= 1:
-                    for b in range(n):
-                        nth_block_sums(partial + b * count, self.spans, self.n, b * BLOCK, squares, scale)
-                else:
-                    for b in prange(n, num_threads=workers, schedule="dynamic", chunksize=16):
-                        nth_block_sums(partial + b * count, self.spans, self.n, b * BLOCK, squares, scale)
+                share(sums_of_task, &job, (n * BLOCK + TASK - 1) // TASK, workers)
                 for b in range(n):
                     while each and i + 1 < self.n and self.spans[i + 1].start <= b * BLOCK:
                         i += 1
@@ -300,18 +296,14 @@ cdef class Plan:
         cdef int workers = 1 if self.elements < SERIAL else min(threads, n, MOST_THREADS)
         cdef const Patch* patches = <const Patch*> cnp.PyArray_DATA(units.patches)
         cdef double* room = <double*> cnp.PyArray_DATA(self.patch_rooms[k])
+        cdef PatchSums job = PatchSums(self.spans, patches, room, k, weights, scale)
         cdef double* rows = <double*> cnp.PyArray_DATA(of_rows)
         cdef double* columns = <double*> cnp.PyArray_DATA(of_columns)
         rows = rows if units.rows else NULL
         self.enter()
         try:
             with nogil:
-                if workers <= 1:
-                    for b in range(n):
-                        patch_sums(room, self.spans, &patches[b], k, weights, scale)
-                else:
-                    for b in prange(n, num_threads=workers, schedule="dynamic"):
-                        patch_sums(room, self.spans, &patches[b], k, weights, scale)
+                share(patch_sums, &job, n, workers)
                 for b in range(n):
                     add_patch(rows, columns, room + patches[b].at, &patches[b])
         finally:
@@ -322,6 +314,7 @@ cdef class Plan:
         cdef bint good = True
         cdef Py_ssize_t i, tasks = (self.blocks * BLOCK + TASK - 1) // TASK
         cdef int workers = 1 if self.elements < SERIAL else min(threads, tasks, MOST_THREADS)
+        cdef Run job = Run(self.spans, self.n, self.zero)
         self.set_scalars(scalars)
         if commits is not None:
             for kept, value in commits:
@@ -333,12 +326,11 @@ cdef class Plan:
             with nogil:
                 if guard:
                     good = run_guarded(self.spans, self.n, tasks, workers, self.zero)
-                elif workers <= 1:
+                elif workers > 1:
+                    share(run_shared_task, &job, tasks, workers)
+                else:
                     for i in range(self.n):
                         run_span(&self.spans[i], 0, self.spans[i].length, self.zero)
-                else:
-                    for i in prange(tasks, num_threads=workers, schedule="dynamic"):
-                        run_task(self.spans, self.n, i * TASK, self.zero)
             if not good:
                 return [(i, self.spans[i].found & BAD_GRADIENT != 0) for i in range(self.n) if self.spans[i].found]
             if commits is not None:

@@ -21,7 +21,7 @@ from fastvar.buffers import Array
 from fastvar.kernels.numpy_plan import Block, Plan, Rule, merge
 from fastvar.kernels.stages import TINY
 
-__all__ = ["RULES", "Plan", "Rule", "copy", "max_threads", "merge", "openmp"]
+__all__ = ["RULES", "Plan", "Rule", "copy", "merge"]
 
 RULES: dict[str, Rule] = {}
 
@@ -289,11 +289,3 @@ def _plain(array: object) -> bool:
 
 def _bytes(source: Array | bytes) -> Array:
     return np.frombuffer(source, np.uint8) if isinstance(source, bytes) else source.reshape(-1).view(np.uint8)
-
-
-def openmp() -> bool:
-    return False
-
-
-def max_threads() -> int:
-    return 1

@@ -225,6 +225,17 @@ cdef void run_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint zero) no
         i += 1
 
 
+cdef struct Run:
+    const Span* spans
+    Py_ssize_t n
+    bint zero
+
+
+cdef void run_shared_task(void* context, Py_ssize_t task) noexcept nogil:
+    cdef Run* run = <Run*> context
+    run_task(run.spans, run.n, task * TASK, run.zero)
+
+
 cdef Py_ssize_t place(Span* spans, Py_ssize_t n) noexcept nogil:
     # Set the positions of the spans in the concatenation, each on whole blocks. Return the number of blocks.
     cdef Py_ssize_t i, blocks = 0

@@ -181,12 +181,27 @@ cdef void block_sums(
         out[k] = in_order(lanes[k])
 
 
-cdef void nth_block_sums(
-        double* out, const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint squares, double scale) noexcept nogil:
-    # Compute the sums of the block that begins at `lo` in the concatenation.
-    cdef const Span* s = &spans[find(spans, n, lo)]
-    cdef const Sums* sums = &_squares if squares else s.sums
-    if s.wide:
-        block_sums(out, <const double*> s.w, s, sums, lo - s.start, scale)
-    else:
-        block_sums(out, <const float*> s.w, s, sums, lo - s.start, scale)
+cdef struct BlockSums:
+    const Span* spans
+    Py_ssize_t n
+    Py_ssize_t blocks
+    bint squares
+    double scale
+    double* out
+    int count  # sums of a block
+
+
+cdef void sums_of_task(void* context, Py_ssize_t task) noexcept nogil:
+    # Compute the sums of those blocks of the concatenation that a task has.
+    cdef BlockSums* job = <BlockSums*> context
+    cdef Py_ssize_t b = task * (TASK // BLOCK), end = min(b + TASK // BLOCK, job.blocks)
+    cdef const Span* s
+    cdef const Sums* sums
+    while b < end:
+        s = &job.spans[find(job.spans, job.n, b * BLOCK)]
+        sums = &_squares if job.squares else s.sums
+        if s.wide:
+            block_sums(job.out + b * job.count, <const double*> s.w, s, sums, b * BLOCK - s.start, job.scale)
+        else:
+            block_sums(job.out + b * job.count, <const float*> s.w, s, sums, b * BLOCK - s.start, job.scale)
+        b += 1

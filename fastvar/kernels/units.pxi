@@ -122,11 +122,24 @@ cdef void matrix_patch(
         row += m
 
 
-cdef void patch_sums(
-        double* rooms, const Span* spans, const Patch* p, int matrices, bint weights, double scale) noexcept nogil:
+cdef struct PatchSums:
+    const Span* spans
+    const Patch* patches
+    double* out
+    int matrices
+    bint weights
+    double scale
+
+
+cdef void patch_sums(void* context, Py_ssize_t task) noexcept nogil:
     # Sum the columns of a patch and, if rows have factors, its rows.
-    cdef double* room = rooms + p.at
-    cdef const Span* s = &spans[p.variable]
+    cdef PatchSums* job = <PatchSums*> context
+    cdef const Patch* p = &job.patches[task]
+    cdef double* room = job.out + p.at
+    cdef const Span* s = &job.spans[p.variable]
+    cdef int matrices = job.matrices
+    cdef bint weights = job.weights
+    cdef double scale = job.scale
     cdef const Units* u = &s.units[matrices]
     cdef Py_ssize_t width = p.column_end - p.column, height = 0 if u.by_row == NULL else p.row_end - p.row
     cdef double* rows = NULL if u.by_row == NULL else room + width
