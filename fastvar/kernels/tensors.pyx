@@ -169,6 +169,29 @@ cdef class Reader:
             return None
         return seen.address, seen.size, seen.format, 1
 
+    def arrays(self, list tensors not None):
+        """Return for each tensor a NumPy array with its memory, in any layout; None for what it cannot read.
+
+        It cannot read bfloat16, which NumPy lacks.
+        """
+        return [self.array_of(tensor) for tensor in tensors]
+
+    cdef object array_of(self, object tensor):
+        cdef Seen seen
+        cdef cnp.npy_intp strides[MAX_AXES]
+        cdef int axis, kind, width
+        if not self.read(tensor, &seen) or seen.format == BF16:
+            return None
+        kind = cnp.NPY_FLOAT32 if seen.format == F32 else cnp.NPY_FLOAT64 if seen.format == F64 else cnp.NPY_FLOAT16
+        width = 4 if seen.format == F32 else 8 if seen.format == F64 else 2
+        for axis in range(seen.ndim):
+            strides[axis] = seen.strides[axis] * width
+        array = cnp.PyArray_New(
+            np.ndarray, seen.ndim, <cnp.npy_intp*> seen.shape, kind, strides, <void*> seen.address, 0,
+            cnp.NPY_ARRAY_WRITEABLE, None)
+        cnp.set_array_base(array, tensor)
+        return array
+
     cdef bint read(self, object tensor, Seen* seen) except -1:
         # Whether it could be read: numbers as they are, in a storage format, in the memory of the CPU.
         return self.plain(tensor) and self.read_known(tensor, seen)

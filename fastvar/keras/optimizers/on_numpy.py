@@ -9,6 +9,7 @@ from __future__ import annotations
 from sys import getrefcount
 from typing import Any
 
+import keras
 import numpy as np
 
 from fastvar import buffers
@@ -55,9 +56,9 @@ class Memory:
                 variable._value = array
         return bool(self.counts)  # otherwise no step has run
 
-    def gradient(self, gradient: Any, i: int) -> Any:
-        """Return a gradient as it is."""
-        return gradient
+    def gradients(self, grads: list[Any]) -> list[Any]:
+        """Return the gradients, or None, as what NumPy can read."""
+        return [gradient.numpy() if isinstance(gradient, keras.Variable) else gradient for gradient in grads]
 
     def changed(self) -> None:
         """Count the references to the arrays after a step."""

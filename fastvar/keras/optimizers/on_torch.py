@@ -5,6 +5,8 @@ from __future__ import annotations
 from operator import is_
 from typing import Any
 
+import keras
+import numpy as np
 import torch
 
 from fastvar import buffers
@@ -26,6 +28,7 @@ class Memory:
         self.addresses: list[int] = []
         self.weights: list[Any] = []
         self.orders: list[Order] = []
+        self.turned: list[int] = []  # the weights with another order
 
     def take_weight(self, variable: Any) -> Array:
         """Return the array of a variable that the optimizer updates, its axes in the order of memory."""
@@ -35,6 +38,8 @@ class Memory:
             order = tuple(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
         self.weights.append(tensor)
         self.orders.append(order)
+        if order is not None:
+            self.turned.append(len(self.orders) - 1)
         return _reordered(tensor.detach().numpy(), order)
 
     def take_slot(self, variable: Any, i: int) -> Array:
@@ -67,17 +72,18 @@ class Memory:
         tensors = [v._value for v in self.variables]
         return all(map(is_, tensors, self.tensors)) and [t.data_ptr() for t in tensors] == self.addresses
 
-    def gradient(self, gradient: Any, i: int) -> Any:
-        """Return a gradient of weight number `i` as something that NumPy can read."""
-        if not isinstance(gradient, torch.Tensor):
-            return gradient
-        if gradient is self.weights[i]:
-            gradient = gradient.detach().clone()
-        try:
-            array = gradient.numpy()
-        except (TypeError, RuntimeError):  # it requires gradients, or NumPy lacks its format
-            array = _read(gradient.detach())
-        return _reordered(array, self.orders[i])
+    def gradients(self, grads: list[Any]) -> list[Any]:
+        """Return the gradients of the weights, or None, as what NumPy can read."""
+        grads = [*grads]
+        arrays: list[Any] = READER.arrays(grads)
+        for i in [i for i, array in enumerate(arrays) if array is None]:
+            arrays[i] = _read(grads[i])
+        if any(map(is_, grads, self.weights)):
+            arrays = [_read(g) if g is w else a for g, w, a in zip(grads, self.weights, arrays, strict=True)]
+        for i in self.turned:
+            if isinstance(arrays[i], np.ndarray):
+                arrays[i] = _reordered(arrays[i], self.orders[i])
+        return arrays
 
     def changed(self) -> None:
         """Tell autograd that the weights have changed."""
@@ -88,12 +94,18 @@ def _reordered(array: Array, order: Order) -> Array:
     return array if order is None else array.transpose(order)
 
 
-def _read(tensor: Any) -> Array:
-    dense = tensor.contiguous() if tensor.layout is torch.strided else tensor
-    memory = READER.memory(dense)
+def _read(gradient: Any) -> Any:
+    """Return a gradient of another kind, or a copy of a tensor that is updated."""
+    if isinstance(gradient, keras.Variable):
+        return gradient.numpy()
+    if not isinstance(gradient, torch.Tensor):
+        return gradient
+    strided = gradient.layout is torch.strided
+    copy = gradient.detach().clone(memory_format=torch.contiguous_format) if strided else gradient
+    memory = READER.memory(copy)
     if memory is None:
-        raise Unfit(f"a gradient must be a dense tensor on the CPU, got {_told(tensor)}")
-    return buffers.array_at(memory, "gradient", keep=dense).reshape(tensor.shape)
+        raise Unfit(f"a gradient must be a dense tensor on the CPU, got {_told(gradient)}")
+    return buffers.array_at(memory, "gradient", keep=copy).reshape(gradient.shape)
 
 
 def _told(tensor: Any) -> str:

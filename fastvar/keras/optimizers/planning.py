@@ -98,11 +98,7 @@ class KerasPlan:
                     raise Unfit(f"{variable.path} has several gradients")
                 ordered[i] = gradient
             grads = ordered
-        as_arrays: list[Any] = []
-        for i, gradient in enumerate(grads):
-            plain = gradient.numpy() if isinstance(gradient, keras.Variable) else gradient
-            as_arrays.append(self.memory.gradient(plain, i))
-        return as_arrays
+        return self.memory.gradients(grads)
 
     def follow(self, optimizer: Any) -> None:
         """Read the learning rate and the count of steps."""
