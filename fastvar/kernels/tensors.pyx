@@ -170,9 +170,9 @@ cdef class Reader:
         return seen.address, seen.size, seen.format, 1
 
     def arrays(self, list tensors not None):
-        """Return for each tensor a NumPy array with its memory, in any layout; None for what it cannot read.
+        """Return for each tensor an array with its memory, in any layout; None for what cannot be read.
 
-        It cannot read bfloat16, which NumPy lacks.
+        bfloat16 cannot be read: NumPy lacks it.
         """
         return [self.array_of(tensor) for tensor in tensors]
 
@@ -182,8 +182,9 @@ cdef class Reader:
         cdef int axis, kind, width
         if not self.read(tensor, &seen) or seen.format == BF16:
             return None
-        kind = cnp.NPY_FLOAT32 if seen.format == F32 else cnp.NPY_FLOAT64 if seen.format == F64 else cnp.NPY_FLOAT16
-        width = 4 if seen.format == F32 else 8 if seen.format == F64 else 2
+        kind, width = cnp.NPY_FLOAT16, 2
+        if seen.format != F16:
+            kind, width = (cnp.NPY_FLOAT32, 4) if seen.format == F32 else (cnp.NPY_FLOAT64, 8)
         for axis in range(seen.ndim):
             strides[axis] = seen.strides[axis] * width
         array = cnp.PyArray_New(

@@ -113,6 +113,8 @@ CHANGES = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_hyperparameters_can_be_set_at_any_time(what: str) -> None:
     name, options, value = CHANGES[what]
+    if name not in NAMES:
+        pytest.skip("Keras's has another meaning")
 
     def change(t: int, optimizer: Any, of: list[Any]) -> None:
         if t == 4:

@@ -12,9 +12,10 @@ import numpy as np
 import fastvar.keras.optimizers as ours
 
 BACKEND = keras.backend.backend()
-NAMES = ours.classes.__all__
+SAME_MUON = hasattr(keras.optimizers.Muon(), "adam_weight_decay")  # since Keras 3.13, it means the same
+NAMES = [name for name in ours.classes.__all__ if name != "Muon" or SAME_MUON]
 SHAPES = {"dense/kernel": (7, 5), "dense/bias": (5,), "norm/gain": (3, 2, 4), "scale": (), "square": (6, 6)}
-STEPS = 12
+STEPS = 8
 BOUND = 2e-5  # as in tests/optimizers/test_keras.py: Keras computes the scalars of a step in float32
 
 OWN: dict[str, list[dict[str, Any]]] = {

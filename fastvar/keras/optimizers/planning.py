@@ -49,7 +49,10 @@ class KerasPlan:
             raise Unfit(str(error)) from None
 
     def _settings(self, optimizer: Any) -> list[Any]:
-        values = [getattr(optimizer, name) for name in self.names]
+        try:
+            values = [getattr(optimizer, name) for name in self.names]
+        except AttributeError as error:  # an earlier release of Keras, with another meaning
+            raise Unfit(str(error)) from None
         return [[*value] if isinstance(value, list) else value for value in values]
 
     def _take(self, optimizer: Any) -> None:
