@@ -96,8 +96,9 @@ def test_fine_tuning_takes_the_body_by_name(trained: tuple[Path, str]) -> None:
     assert 85 < frozen < unfrozen
 
 
-def test_pytorch_trains_the_same_with_both() -> None:
-    out = run("digits_torch.py", "--epochs", "6")
+@pytest.mark.parametrize("script", ["digits_torch.py", "digits_sklearn.py"])
+def test_a_framework_trains_the_same_with_both(script: str) -> None:
+    out = run(script, "--epochs", "6")
     theirs, ours = map(float, re.findall(r"accuracy ([\d.]+)%", out))
     assert min(theirs, ours) > 85
     assert abs(theirs - ours) < 2

@@ -26,7 +26,7 @@ LAYERS = [
     {"optimizer.base"},
     {"optimizer"},
     {"optimizers", "optimizer.saved"},
-    {"checkpoint", "torch"},
+    {"checkpoint", "sklearn", "torch"},
     {"cli", "keras", "torch.optim"},
     {"__init__", "__main__"},
 ]
@@ -69,6 +69,8 @@ def test_imports_only_lower_layers(path: Path) -> None:
             assert own == "torch.optim" or path.name == "on_torch.py"
         if library == "keras":
             assert own == "keras"
+        if library == "sklearn":
+            assert own == "sklearn"
         if library == "h5py":
             assert own == "checkpoint"
 
