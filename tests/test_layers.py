@@ -17,6 +17,7 @@ LAYERS = [
     {"place"},
     {"variable"},
     {"module"},
+    {"gradients"},
     {"optimizer.options", "optimizer.passes"},
     {"optimizer.clipping", "optimizer.groups"},
     {"optimizer.rule", "optimizer.state"},

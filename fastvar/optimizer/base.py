@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from operator import is_
 from typing import Any, NoReturn
 
+from fastvar.gradients import differentiated
 from fastvar.hyper import Parameter
 from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
@@ -288,12 +289,15 @@ class Optimizer(Rule):
 
     def minimize(
         self,
-        value_and_grad: Callable[[], tuple[Any, Any]],
+        value_and_grad: Callable[..., Any],
         var_list: Any = None,
+        gradients: str | None = None,
     ) -> Any:
         """Call `value_and_grad()` for the loss and the gradients of `var_list`, update once, return the loss.
 
-        The gradients and `var_list` are trees or sequences, as in `apply`.
+        The gradients and `var_list` are trees or sequences, as in `apply`. With `gradients="autograd"`, "jax" or
+        "torch", the first argument is instead a function that returns only the loss, a scalar. It is called with a
+        tree of arrays like `var_list`, and that library differentiates it; see docs/gradients.md.
 
         Examples
         --------
@@ -305,6 +309,11 @@ class Optimizer(Rule):
         >>> w.value
         array([0.5])
         """
+        if gradients is not None:
+            var_list = (
+                self._state.variables if var_list is None else as_tree(var_list, f"{self._owner}: variables")
+            )
+            value_and_grad = differentiated(self._owner, value_and_grad, var_list, gradients)
         loss, grads = value_and_grad()
         self.apply(grads, var_list)
         return loss

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.constraints import NonNeg
+from fastvar.gradients import differentiated
 from fastvar.hyper import integer, number
 from fastvar.kernels.atomic import Atomic
 from fastvar.optimizer import Optimizer
@@ -73,10 +74,13 @@ class LBFGS(Optimizer, options=False):
 
     def minimize(
         self,
-        value_and_grad: Callable[[], tuple[Any, Any]],
+        value_and_grad: Callable[..., Any],
         var_list: Any = None,
+        gradients: str | None = None,
     ) -> Any:
         """Minimize the loss; `value_and_grad()` returns it and the gradients of `var_list`.
+
+        `gradients` is that of `Optimizer.minimize`.
 
         Returns
         -------
@@ -90,6 +94,9 @@ class LBFGS(Optimizer, options=False):
                     self.build(var_list)
                 if not self._state.variables:
                     raise ValueError(f"{self._owner}: call build(variables) first, or pass the variables")
+                if gradients is not None:
+                    variables = self._state.variables if var_list is None else var_list
+                    value_and_grad = differentiated(self._owner, value_and_grad, variables, gradients)
                 return self._minimize(value_and_grad)
 
     def _minimize(self, value_and_grad: Callable[[], tuple[Any, Any]]) -> float:

@@ -1,0 +1,98 @@
+"""`minimize` with gradients from autograd, JAX and PyTorch, beside gradients by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastvar as fv
+
+LIBRARIES = ["autograd", "jax", "torch"]
+
+
+def tree(dtype: Any = np.float32) -> dict[str, Any]:
+    start = np.arange(1, 4, dtype=dtype)
+    return {
+        "z": {"kernel": fv.Variable(start)},
+        "a": [fv.Variable(start * 2), fv.Variable(start, trainable=False)],
+    }
+
+
+def loss(p: Any) -> Any:
+    return (p["z"]["kernel"] ** 2 * p["a"][1]).sum() + (p["a"][0] ** 3).sum()
+
+
+def by_hand(p: Any) -> Any:
+    kernel, (first, frozen) = p["z"]["kernel"].value, p["a"]
+    return {"z": {"kernel": 2 * kernel * frozen.value}, "a": [3 * first.value**2, None]}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("kind", [fv.optimizers.SGD, fv.optimizers.Adam])
+def test_steps_are_those_of_gradients_by_hand(kind: Any, library: str) -> None:
+    ours, hand = tree(), tree()
+    first, second = kind(0.001), kind(0.001)
+    for _ in range(5):
+        value = first.minimize(loss, ours, gradients=library)
+        assert value == pytest.approx(second.minimize(lambda: (loss(hand).item(), by_hand(hand)), hand), rel=1e-5)
+    for a, b in [(ours["z"]["kernel"], hand["z"]["kernel"]), *zip(ours["a"], hand["a"], strict=True)]:
+        np.testing.assert_allclose(a.value, b.value, rtol=1e-5)
+    assert ours["z"]["kernel"].name == "z/kernel"
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_lbfgs_and_variables_of_build(library: str) -> None:
+    w = fv.Variable(np.full(3, 4.0, np.float32))
+    optimizer = fv.optimizers.LBFGS()
+    optimizer.build([w])
+    assert optimizer.minimize(lambda p: (p[0] ** 2).sum(), gradients=library) < 1e-6
+
+
+@pytest.mark.parametrize("library", ["jax", "torch"])
+def test_arrays_that_a_loss_keeps_do_not_see_the_step(library: str) -> None:
+    kept: list[Any] = []
+    w = fv.Variable(np.ones(100_000, np.float32))
+
+    def keeping(p: Any) -> Any:
+        kept.append(p[1])
+        return (p[0] ** 2 * p[1]).sum()
+
+    frozen = fv.Variable(np.ones(100_000, np.float32), trainable=False)
+    fv.optimizers.SGD(0.25).minimize(keeping, [w, frozen], gradients=library)
+    assert (w.value == 0.5).all()
+    frozen.assign(np.zeros(100_000, np.float32))
+    assert bool((kept[0] == 1).all())
+
+
+def test_float64_is_never_cast() -> None:
+    for library in ("autograd", "torch"):
+        w = fv.Variable([1.0 + 1e-12])
+        fv.optimizers.SGD(0.25).minimize(lambda p: (p[0] ** 2).sum(), [w], gradients=library)
+        assert w.value[0] == (1.0 + 1e-12) / 2
+    with pytest.raises(TypeError, match="float64, which JAX would cast"):
+        fv.optimizers.SGD().minimize(lambda p: p[0].sum(), [w], gradients="jax")
+
+
+def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = fv.Variable([1.0])
+    optimizer = fv.optimizers.SGD()
+    with pytest.raises(ValueError, match="must be one of 'autograd', 'jax', 'torch', got 'numpy'"):
+        optimizer.minimize(lambda p: p[0].sum(), [w], gradients="numpy")
+    with pytest.raises(TypeError, match="must be a function"):
+        optimizer.minimize(3.0, [w], gradients="autograd")  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "autograd", None)
+    with pytest.raises(ImportError, match="pip install autograd"):
+        optimizer.minimize(lambda p: p[0].sum(), [w], gradients="autograd")
+    assert w.value == 1
+
+
+def test_nothing_is_imported_before() -> None:
+    code = "import sys, fastvar.torch; print({'autograd', 'jax', 'torch', 'sklearn'} & {*sys.modules})"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "set()\n"
+    )
