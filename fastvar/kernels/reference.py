@@ -102,7 +102,11 @@ def sign_momentum(w: Array, g: Array, c: Any, m: Array) -> None:
     w[...] = w - c.rate * sign(ahead)
 
 
-@rule("take_1 keep_2 take_2 scale_m scale_g scale_root epsilon")
+def adam_direction(w: Array, g: Array, c: Any, m: Array, v: Array) -> None:
+    adam(w, g, c, m.copy(), v.copy())
+
+
+@rule("take_1 keep_2 take_2 scale_m scale_g scale_root epsilon", measure=adam_direction)
 def adam(w: Array, g: Array, c: Any, m: Array, v: Array) -> None:
     first, second = lerp(m, g, c.take_1), mean_square(c.keep_2, v, c.take_2, g)
     m[...], v[...] = flush(first), flush(second)

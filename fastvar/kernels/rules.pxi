@@ -113,6 +113,19 @@ cdef void adam(real* w, const real* g, real** slots, Py_ssize_t n, const real* c
         w[i] = w[i] - over_root(axpby(scale_m, first, scale_g, g[i]), second, scale_root, epsilon)
 
 
+cdef void adam_direction(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
+    cdef real take_1 = c[0], keep_2 = c[1], take_2 = c[2], scale_m = c[3], scale_g = c[4]
+    cdef real scale_root = c[5], epsilon = c[6]
+    cdef const real* m = slots[0]
+    cdef const real* v = slots[1]
+    cdef real first, second
+    cdef Py_ssize_t i
+    for i in range(n):
+        first = lerp(m[i], g[i], take_1)
+        second = mean_square(keep_2, v[i], take_2, g[i])
+        w[i] = w[i] - over_root(axpby(scale_m, first, scale_g, g[i]), second, scale_root, epsilon)
+
+
 cdef void prodigy_total(real* w, const real* g, real** slots, Py_ssize_t n, const real* c) noexcept nogil:
     cdef real keep = c[0], take = c[1]
     cdef const real* total = slots[0]
@@ -389,7 +402,7 @@ cdef void asgd(real* w, const real* g, real** slots, Py_ssize_t n, const real* c
 register("gradient_descent", gradient_descent[float], gradient_descent[double])
 register("momentum", momentum[float], momentum[double])
 register("sign_momentum", sign_momentum[float], sign_momentum[double])
-register("adam", adam[float], adam[double])
+register("adam", adam[float], adam[double], adam_direction[float], adam_direction[double])
 register("prodigy", prodigy[float], prodigy[double], prodigy_total[float], prodigy_total[double])
 register("radam", radam[float], radam[double])
 register("amsgrad", amsgrad[float], amsgrad[double])
