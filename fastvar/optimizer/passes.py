@@ -83,7 +83,7 @@ class Measured:
         self.present, self.sizes = present, np.ones(len(variables))
         self.directions: list[Any] = measuring.directions
         self.commits: list[tuple[Array, Array]] = []
-        self._plan, self._wide = plan, measuring.largest > np.finfo(np.float32).max
+        self._plan, self._wide = plan, measuring.wide
         self._scaled: dict[float, Array] = {}
 
     def sum_matrices(self, workers: int) -> None:
@@ -99,7 +99,9 @@ class Measured:
     def norms(self, k: int) -> Array:
         """Return the square roots of sum number k, also where squares overflow or vanish."""
         squares = self.sums[:, k]
-        norms = np.sqrt(squares)
+        norms: Array = np.sqrt(squares)
+        if self._wide is None:
+            return norms
         for scale, lost in ((UP, squares < VANISHING), (DOWN, squares == np.inf)):
             if lost.any() and (lost := lost & self._wide & self.present).any():
                 if scale not in self._scaled:

@@ -56,6 +56,8 @@ class Measuring:
         Kept directions, which the rule may replace.
     largest : ndarray
         The largest number of each variable's dtype.
+    wide : ndarray of bool or None
+        Which variables are float64, whose squares can overflow in double precision; None if there are none.
     """
 
     def __init__(self, variables: list[Place], passes: list[Pass]) -> None:
@@ -64,6 +66,8 @@ class Measuring:
             for v, one in zip(variables, passes, strict=True)
         ]
         self.largest = np.array([np.finfo(v.dtype).max for v in variables])
+        wide = np.array([v.dtype == np.float64 for v in variables])
+        self.wide = wide if wide.any() else None
 
 
 class StepPlan:
