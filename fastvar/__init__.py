@@ -45,10 +45,18 @@ __all__ = [
 ]
 
 
+_LATER = ("checkpoint", "torch", "keras", "sklearn")  # modules that take time to import, or need a framework
+
+
 def __getattr__(name: str) -> Any:
-    """Import checkpoint, keras and torch on first use: importing h5py and Keras takes time."""
-    if name in ("checkpoint", "keras", "torch"):
+    """Import the modules of _LATER, and what is in checkpoint, on first use."""
+    if name in _LATER:
         return importlib.import_module(f"fastvar.{name}")
     if name in __all__:
         return getattr(importlib.import_module("fastvar.checkpoint"), name)
     raise AttributeError(f"module 'fastvar' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names; keras and sklearn once imported, as completion evaluates every name."""
+    return sorted({*__all__, "__version__", *(name for name in _LATER if name in globals())})

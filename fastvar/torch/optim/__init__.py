@@ -9,8 +9,13 @@ fastvar's variables, without PyTorch.
 
 from typing import NoReturn
 
-import torch
-from torch.optim import LBFGS, Optimizer, lr_scheduler, swa_utils
+try:
+    import torch
+    from torch.optim import LBFGS, Optimizer, lr_scheduler, swa_utils
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"fastvar.torch.optim: there is no module {error.name!r}; run `pip install torch`"
+    ) from error
 
 from fastvar.torch.optim import versions  # noqa: F401  # checks the release, before anything depends on it
 from fastvar.torch.optim.classes import (

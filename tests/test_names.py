@@ -1,0 +1,75 @@
+"""The names of the package, in a process that has imported nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import fastvar as fv
+
+
+def fresh(code: str) -> str:
+    """Run a program that has imported fastvar, and return its output."""
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
+
+
+@pytest.mark.parametrize("name", [*fv.__all__, "keras", "sklearn"])
+def test_every_name_is_there_on_first_use(name: str) -> None:
+    assert fresh(f"import fastvar as fv; print(fv.{name} is not None)") == "True"
+
+
+def test_dir_shows_the_public_names_only() -> None:
+    public = str(sorted([*fv.__all__, "__version__"]))
+    assert fresh("import fastvar as fv; print(dir(fv))") == public
+    assert fresh("import fastvar as fv; [getattr(fv, name) for name in dir(fv)]; print(dir(fv))") == public
+    assert fresh("import fastvar as fv; fv.sklearn; print('sklearn' in dir(fv))") == "True"
+
+
+def test_completion_shows_the_public_names() -> None:
+    code = (
+        "import itertools, rlcompleter, fastvar as fv; complete = rlcompleter.Completer({'fv': fv}).complete; "
+        "found = itertools.takewhile(bool, (complete('fv.', k) for k in itertools.count())); "
+        "print(sorted(name.removeprefix('fv.').rstrip('()') for name in found))"
+    )
+    assert fresh(code) == str(sorted(fv.__all__))
+
+
+def test_help_shows_the_public_names() -> None:
+    page = fresh("import pydoc, fastvar as fv; print(pydoc.render_doc(fv, renderer=pydoc.plaintext))")
+    for name in ("class Checkpoint(", "class Variable(", "set_num_threads("):
+        assert name in page
+    assert "importlib" not in page
+
+
+def test_import_loads_no_framework_and_no_hdf5() -> None:
+    slow = "{'h5py', 'keras', 'sklearn', 'scipy', 'torch', 'jax', 'fastvar.checkpoint', 'fastvar.torch'}"
+    assert fresh(f"import fastvar, sys; print(sorted({slow} & {{*sys.modules}}))") == "[]"
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "wanted"),
+    [
+        ("keras", "keras", "pip install keras"),
+        ("keras", "keras.src.backend", "KERAS_BACKEND to torch or numpy"),
+        ("sklearn", "sklearn", "pip install 'scikit-learn>=1.5'"),
+        ("torch.optim", "torch", "pip install torch"),
+    ],
+)
+def test_a_missing_framework_is_an_error_that_says_what_to_install(module: str, library: str, wanted: str) -> None:
+    code = f"""
+import sys
+sys.modules[{library!r}] = None  # as if it were not installed
+import importlib
+try:
+    importlib.import_module("fastvar.{module}")
+except ImportError as error:
+    print(error)
+"""
+    message = fresh(code)
+    assert message.startswith(f"fastvar.{module}: ")
+    assert wanted in message
