@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-_LATER = ("checkpoint", "torch", "keras", "sklearn")  # modules that take time to import, or need a framework
+_LATER = ("checkpoint", "torch", "keras", "scipy", "sklearn")  # they take time to import, or need a library
 
 
 def __getattr__(name: str) -> Any:
@@ -58,5 +58,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names; keras and sklearn once imported, as completion evaluates every name."""
+    """Return the public names; keras, scipy and sklearn once imported, as completion evaluates every name."""
     return sorted({*__all__, "__version__", *(name for name in _LATER if name in globals())})

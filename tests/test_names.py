@@ -18,7 +18,7 @@ def fresh(code: str) -> str:
     return process.stdout.strip()
 
 
-@pytest.mark.parametrize("name", [*fv.__all__, "keras", "sklearn"])
+@pytest.mark.parametrize("name", [*fv.__all__, "keras", "scipy", "sklearn"])
 def test_every_name_is_there_on_first_use(name: str) -> None:
     assert fresh(f"import fastvar as fv; print(fv.{name} is not None)") == "True"
 
