@@ -316,6 +316,8 @@ class Declared:
 
     @classmethod
     def _suggestion(cls, name: str) -> str:
+        if name in _OF_TORCH and not cls.namespace:
+            return "; the optimizers with PyTorch's arguments are in fastvar.torch"
         return suggestion(name, {parameter: parameter for parameter in cls.parameters} | cls._known_aliases())
 
     @classmethod
@@ -377,6 +379,7 @@ _ALIASES = {  # names in other libraries
     "eps": "epsilon",
     "max_grad_norm": "global_clipnorm",
 }
+_OF_TORCH = {"betas", "dampening", "etas", "lr_decay", "maximize", "step_sizes"}  # only fastvar.torch has these
 
 
 def serialize(value: Any) -> Any:

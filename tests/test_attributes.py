@@ -90,6 +90,17 @@ def test_a_slip_is_an_error_that_says_what_was_perhaps_meant(kind: Any, slip: st
     assert vars(thing) == before
 
 
+def test_arguments_that_only_pytorch_has_lead_to_fastvar_torch() -> None:
+    ours = {*fv.optimizers.__all__} & {*fv.torch.__all__}
+    native = {name for kind in fv.optimizers.__all__ for name in getattr(fv.optimizers, kind).parameters}
+    for kind in (getattr(fv.optimizers, name) for name in sorted(ours)):
+        for name in {*getattr(fv.torch, kind.__name__).parameters} - native - {"lr", "eps"}:
+            with pytest.raises(TypeError, match=f"{kind.__name__}: unknown argument '{name}'; .*fastvar.torch"):
+                kind(**{name: 1})
+            with pytest.raises(AttributeError, match=f"no attribute '{name}'; .*fastvar.torch"):
+                setattr(kind(), name, 1)
+
+
 @pytest.mark.parametrize("kind", of_ours(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
 def test_no_object_with_declared_parameters_takes_others(kind: type[Declared]) -> None:
     thing = make(kind)

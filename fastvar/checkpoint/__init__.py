@@ -14,7 +14,7 @@ from fastvar.checkpoint.inspection import inspect, inspect_folder, verify
 from fastvar.checkpoint.manager import CheckpointManager
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.report import Restored
-from fastvar.checkpoint.saver import Saver
+from fastvar.checkpoint.saver import Saver, written
 
 __all__ = [
     "Checkpoint",
@@ -36,22 +36,26 @@ __all__ = [
 def list_variables(path: str | os.PathLike[str]) -> list[tuple[str, tuple[int, ...]]]:
     """Return the names and shapes of all tensors in a checkpoint: variables, slots, arrays of the state.
 
+    The path may be one given to `Saver.save`, which adds `.h5`.
+
     Raises
     ------
     CheckpointError
         If the file is damaged or not a checkpoint.
     """
-    with File(path) as file:
+    with File(written(path)) as file:
         return [(name, entry.shape) for name, entry in file.entries.items()]
 
 
 def load_variable(path: str | os.PathLike[str], name: str) -> Array:
     """Return one tensor of a checkpoint, verified: by the name that `list_variables` gives, or a variable's.
 
+    The path may be one given to `Saver.save`, which adds `.h5`.
+
     Raises
     ------
     CheckpointError
         If there is none of that name, or it is damaged.
     """
-    with File(path) as file:
+    with File(written(path)) as file:
         return file.read(f"variables/{name}" if f"variables/{name}" in file.entries else name)

@@ -39,6 +39,10 @@ EXTENDED = (  # of ml_dtypes; stored as unsigned integers with an attribute "dty
 )
 
 MAGIC = b"\x89fastvar\r\n\x1a\n"
+TORCH = (
+    "torch.save wrote it, as a pickle, which fastvar does not load; in PyTorch, write the state_dict by "
+    "safetensors.torch.save_file, and import that by Checkpoint.import_weights"
+)
 _VERSION = 2
 READABLE = (1, 2)  # in version 1, entries of the manifest are objects, not rows (see `parse_manifest`)
 # magic, version; file length, step; run, counter; offset, length, hash of manifest and of state;
@@ -174,6 +178,8 @@ class Record:
                     "this HDF5 file was not written by fastvar (it has no commit record); import it by "
                     "Checkpoint.import_weights, or read it by checkpoint.load_foreign"
                 )
+            if is_torch(block):
+                raise ValueError(TORCH)
             if block.startswith(b"PK") or block[8:9] == b"{":
                 raise ValueError(
                     "not written by fastvar; import .npz and safetensors files by Checkpoint.import_weights"
@@ -344,3 +350,9 @@ def _kind(dtype: Any, shape: tuple[int, ...], length: int) -> np.dtype[Any]:
     if length != kind.itemsize * math.prod(shape):
         raise ValueError(f"{length} bytes cannot be of {dtype} and shape {[*shape]}")
     return kind
+
+
+def is_torch(head: bytes) -> bool:
+    """Return whether a file with these first bytes is of `torch.save`: a zip that begins with `NAME/data.pkl`."""
+    length = int.from_bytes(head[26:28], "little")
+    return head.startswith(b"PK") and head[30 : 30 + length].endswith(b"/data.pkl")

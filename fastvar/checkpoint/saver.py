@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Never
 
 from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.contents import Named
@@ -15,12 +15,13 @@ from fastvar.variable import Variable
 
 
 class Saver:
-    """Saves and restores a list of variables, with the signature of `tf.train.Saver`.
+    """Saves and restores a list of variables, as `tf.train.Saver` does, without a session.
 
     Parameters
     ----------
     var_list : iterable of Variable, or mapping of str to Variable
-        A mapping gives the names in the file. In a list, variables without a name are named `0`, `1`, ...
+        Required: unlike TensorFlow 1, fastvar has no graph that collects all variables. A mapping gives the
+        names in the file. In a list, variables without a name are named `0`, `1`, ...
     max_to_keep : int, optional
         How many of the files that this saver wrote to keep; None or 0 keeps all.
 
@@ -39,7 +40,14 @@ class Saver:
     array([1., 2.])
     """
 
-    def __init__(self, var_list: Iterable[Variable] | Mapping[str, Variable], max_to_keep: int | None = 5) -> None:
+    def __init__(
+        self, var_list: Iterable[Variable] | Mapping[str, Variable] | None = None, max_to_keep: int | None = 5
+    ) -> None:
+        if var_list is None:
+            raise TypeError(
+                "Saver: var_list is missing; fastvar has no graph that collects all variables, so list them: "
+                "Saver([w, b]), or Saver(module.variables)"
+            )
         if isinstance(var_list, Mapping):
             named = dict(var_list)
         else:
@@ -55,7 +63,9 @@ class Saver:
         self._max_to_keep = max_to_keep
         self.last_checkpoints: list[str] = []
 
-    def save(self, path: str | os.PathLike[str], global_step: int | Variable | None = None) -> str:
+    def save(
+        self, path: str | os.PathLike[str], *session: Never, global_step: int | Variable | None = None
+    ) -> str:
         """Write the variables to `PATH-STEP.h5`, or `PATH.h5` without a step, and return that path, absolute.
 
         A file of that name is replaced. Then the oldest beyond `max_to_keep` are removed.
@@ -65,6 +75,7 @@ class Saver:
         CheckpointError
             If it cannot be written; older files are untouched.
         """
+        _refuse_session("save(path, global_step=step)", path, session)
         stem, suffix = os.path.splitext(absolute(path))
         if suffix != ".h5":
             stem, suffix = stem + suffix, ".h5"
@@ -78,10 +89,22 @@ class Saver:
                 os.unlink(oldest)
         return target
 
-    def restore(self, path: str | os.PathLike[str], **options: Any) -> Restored:
+    def restore(self, path: str | os.PathLike[str], *session: Never, **options: Any) -> Restored:
         """Read the variables from a file that `save` returned, with or without its `.h5`.
 
         Options are those of `Checkpoint.restore`.
         """
+        _refuse_session("restore(path)", path, session)
         path = os.fsdecode(path)
         return self._checkpoint.restore(path if path.endswith(".h5") else f"{path}.h5", **options)
+
+
+def _refuse_session(usage: str, path: Any, more: tuple[Any, ...]) -> None:
+    if more or not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"Saver: fastvar has no sessions; call saver.{usage} without one")
+
+
+def written(path: str | os.PathLike[str]) -> str:
+    """Return the path of the file that a saver wrote for `path`, which may lack the `.h5`, or else `path`."""
+    path = os.fsdecode(path)
+    return f"{path}.h5" if not os.path.isfile(path) and os.path.isfile(f"{path}.h5") else path

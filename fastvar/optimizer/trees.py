@@ -56,7 +56,9 @@ def tree_among(owner: str, variables: Any, keys: tuple[str, ...], known: Contain
     refuse_tensors(owner, [thing for _, thing in tree.strangers])
     others = [v for v in tree.variables if id(v) not in known]
     for v in [*(thing for _, thing in tree.strangers), *others]:
-        raise ValueError(f"{owner}: unknown variable {v!r}; it was built on others")
+        raise ValueError(
+            f"{owner}: unknown variable {v!r}; call build with all variables first, or make an optimizer for it"
+        )
     return tree
 
 

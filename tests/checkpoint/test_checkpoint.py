@@ -340,3 +340,40 @@ def test_saver_takes_the_path_without_its_ending(tmp_path: Path) -> None:
         fv.Saver({"a": w, "b": w})
     with pytest.raises(TypeError, match=r"fastvar\.Variable"):
         fv.Saver([w, 3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("call", "wanted"),
+    [
+        (lambda s, path: fv.Saver(), r"var_list is missing.*Saver\(\[w, b\]\)"),
+        (lambda s, path: s.save(None, path), "no sessions.*save.path"),
+        (lambda s, path: s.save(None, path, global_step=3), "no sessions.*save.path"),
+        (lambda s, path: s.save(None, path, 3), "no sessions.*save.path"),
+        (lambda s, path: s.save(None), "no sessions.*save.path"),
+        (lambda s, path: s.restore(None, path), "no sessions.*restore.path"),
+    ],
+)
+def test_saver_says_what_differs_from_tensorflow(call: Any, wanted: str, tmp_path: Path) -> None:
+    saver = fv.Saver([fv.Variable([1.0], name="w")])
+    with pytest.raises(TypeError, match=wanted):
+        call(saver, str(tmp_path / "model"))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_tensors_are_found_by_the_path_given_to_saver(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    fv.Saver([fv.Variable([1.0], name="w")]).save(path)
+    assert fv.list_variables(path) == [("variables/w", (1,))]
+    assert fv.load_variable(path, "w") == [1.0]
+    with pytest.raises(FileNotFoundError, match=r"other\.ckpt'"):
+        fv.list_variables(tmp_path / "other.ckpt")
+
+
+def test_a_file_of_pytorch_is_called_so(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pt"
+    torch.save({"w": torch.ones(3)}, path)
+    checkpoint = fv.Checkpoint(w=fv.Variable(np.zeros(3)))
+    for read in (checkpoint.restore, checkpoint.import_weights, fv.list_variables, fv.checkpoint.inspect):
+        with pytest.raises(fv.CheckpointError, match=r"torch\.save wrote it.*safetensors\.torch\.save_file"):
+            read(path)

@@ -70,14 +70,14 @@ def test_paths_that_are_returned_mean_the_same_elsewhere(elsewhere: Any, tmp_pat
     w = fv.Variable([1.0, 2.0], name="w")
     path = fv.Checkpoint(variables=[w]).save("a.h5")
     saver = fv.Saver([w], max_to_keep=1)
-    first = saver.save("model", 1)
+    first = saver.save("model", global_step=1)
     fv.checkpoint.convert(path, "a.npz")
     elsewhere()
     w[...] = 0
     assert fv.Checkpoint(variables=[w]).restore(path).step == 0
     assert w.value.tolist() == [1, 2]
     assert saver.last_checkpoints == [first]
-    saver.save("model", 2)
+    saver.save("model", global_step=2)
     assert files(tmp_path / "here") == ["a.h5", "a.npz"]
     assert files(tmp_path / "there") == ["model-2.h5"]
 

@@ -116,7 +116,7 @@ BAD: dict[str, tuple[Callable[[Scene], Any], type[Exception] | tuple[type[Except
     "unknown variable": (
         lambda s: s.optimizer.apply(s.grads, [s.w, fv.Variable(s.b, name="new"), s.c]),
         ValueError,
-        "unknown.*'new'",
+        "unknown.*'new'.*build with all variables.*make an optimizer",
     ),
     "a variable twice": (
         lambda s: s.optimizer.apply(s.grads, [s.w, s.b, s.b]),

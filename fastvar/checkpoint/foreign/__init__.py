@@ -6,7 +6,7 @@ import os
 from typing import BinaryIO
 
 from fastvar.buffers import Array
-from fastvar.checkpoint.file_format import HDF5_SIGNATURE, MAGIC, CheckpointError
+from fastvar.checkpoint.file_format import HDF5_SIGNATURE, MAGIC, TORCH, CheckpointError, is_torch
 from fastvar.checkpoint.foreign.hdf5 import Hdf5
 from fastvar.checkpoint.foreign.npz import Npz
 from fastvar.checkpoint.foreign.safetensors import Safetensors
@@ -87,8 +87,8 @@ def open_foreign(path: str | os.PathLike[str], *, edited: bool = False, opaque: 
     path, types = os.fspath(path), Types(opaque)
     stream = open_regular(path)
     try:
-        head = stream.read(12)
-        fastvar = head == MAGIC
+        head = stream.read(512)
+        fastvar = head.startswith(MAGIC)
         if fastvar and not edited:
             raise ValueError(
                 f"{path}: written by fastvar; use restore, which verifies it (or edited=True, if another "
@@ -97,6 +97,8 @@ def open_foreign(path: str | os.PathLike[str], *, edited: bool = False, opaque: 
         kind: type[Foreign]
         if fastvar or _is_hdf5(stream):
             kind = Hdf5
+        elif is_torch(head):
+            raise CheckpointError(f"{path}: {TORCH}")
         elif head[:2] == b"PK":
             kind = Npz
         elif head[8:9] == b"{":
