@@ -2,9 +2,9 @@
 
     import fastvar.torch.optim as optim  # in place of `import torch.optim as optim`
 
-Every class is a subclass of PyTorch's of the same name that overrides `step` alone: parameters are torch tensors;
+A class that PyTorch also has is a subclass of PyTorch's that overrides `step` alone: parameters are torch tensors;
 arguments, messages, `state_dict` and schedulers are PyTorch's. `fastvar.torch` has the same optimizers over
-fastvar's variables, without PyTorch.
+fastvar's variables, without PyTorch. The other classes are optimizers of `fastvar.optimizers` on torch tensors.
 """
 
 from typing import NoReturn
@@ -31,23 +31,43 @@ from fastvar.torch.optim.classes import (
     RMSprop,
     Rprop,
 )
+from fastvar.torch.optim.native import (
+    AdaBelief,
+    Adan,
+    AdEMAMix,
+    Adopt,
+    Ftrl,
+    Lion,
+    ScheduleFreeAdamW,
+    Signum,
+    Yogi,
+)
 from fastvar.torch.optim.stepping import KernelStep
 
 __all__ = [
     "ASGD",
     "LBFGS",
     "SGD",
+    "AdEMAMix",
+    "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
+    "Adopt",
+    "Ftrl",
     "KernelStep",
+    "Lion",
     "NAdam",
     "Optimizer",
     "RAdam",
     "RMSprop",
     "Rprop",
+    "ScheduleFreeAdamW",
+    "Signum",
+    "Yogi",
     "lr_scheduler",
     "swa_utils",
 ]

@@ -43,24 +43,32 @@ class Part:
     """The members of a group, and the rule that its flags ask for."""
 
     def __init__(self, rule_class: Any, group: dict[str, Any], number: int) -> None:
-        given = {name: group[name] for name in FLAGS if name in rule_class.parameters}
-        settings = {name: float(bool(x)) if name == "momentum" else bool(x) for name, x in given.items()}
-        self.rule = carrying(rule_class)(maximize=bool(group["maximize"]), **settings)
+        self.rule = self.rule_for(rule_class, group)
         self.decays = DECAYING if group.get("decoupled_weight_decay") else self.rule
         self.number, self.slots, self.flags = number, tuple(self.rule.slots), flags(group)
         self.members = slice(0)
         self.read: dict[str, Any] | None = None
         self.hyper: Any = None
 
+    def rule_for(self, rule_class: Any, group: dict[str, Any]) -> Any:
+        """Return the rule that the flags of a group ask for."""
+        given = {name: group[name] for name in FLAGS if name in rule_class.parameters}
+        settings = {name: float(bool(x)) if name == "momentum" else bool(x) for name, x in given.items()}
+        return carrying(rule_class)(maximize=bool(group["maximize"]), **settings)
+
+    def numbers(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the hyperparameters of a group with numbers in the place of tensors."""
+        return {name: numbers(value) for name, value in values.items()}
+
     def follow(self, group: dict[str, Any]) -> bool:
         """Take the hyperparameters of the group as numbers; return False if its flags are others."""
         values = {**group, "params": None, "param_names": None}
         if values == self.read:
             return True
+        read = self.numbers(values)
+        self.hyper = Resolved(read | {"slots": self.slots, "kind": "", "group": self.number})
         parts = [x for value in values.values() for x in (value if type(value) is tuple else (value,))]
         self.read = values if all(type(x) in FIXED for x in parts) else None
-        read = {name: numbers(value) for name, value in values.items()}
-        self.hyper = Resolved(read | {"slots": self.slots, "kind": "", "group": self.number})
         return flags(group) == self.flags
 
 
@@ -93,8 +101,8 @@ class TensorPlan:
         for k, group in enumerate(optimizer.param_groups):
             for name in REFUSED:
                 if group.get(name):
-                    raise ValueError(f"{self.owner}: {name} must be False here; use torch.optim.{self.owner}")
-            part = Part(optimizer.rule_class, group, k)
+                    raise ValueError(f"{self.owner}: {name} must be False here{instead_of(self.owner)}")
+            part: Part = optimizer.part_class(optimizer.rule_class, group, k)
             part.follow(group)
             self.groups.append(part)
             first = len(self.members)
@@ -146,6 +154,8 @@ class TensorPlan:
     def _slot(self, part: Part, name: str, i: int, found: Any) -> Any:
         """Return a slot that lies like its parameter: the one found, a copy of it, or a new one."""
         p, label = self.members[i], f"slot {name} of {self.names[i]}"
+        if found is None and name in part.rule.weight_copies:
+            return torch.empty_like(p, requires_grad=False).copy_(p.detach())
         if found is None:
             return torch.full_like(p, part.rule.initial(name, p, part.hyper), requires_grad=False)
         same = isinstance(found, torch.Tensor) and all(getattr(found, k) == getattr(p, k) for k in ALIKE)
@@ -299,4 +309,9 @@ def refused(owner: str, label: str, got: Any, wanted: str) -> TypeError:
     what = type(got).__name__
     if isinstance(got, torch.Tensor):
         what = f"{got.dtype}, {got.layout} on {got.device} ({what})"
-    return TypeError(f"{owner}: {label} must be {wanted}, got {what}; use torch.optim.{owner}")
+    return TypeError(f"{owner}: {label} must be {wanted}, got {what}{instead_of(owner)}")
+
+
+def instead_of(owner: str) -> str:
+    """Return the end of an error message: PyTorch's own class, if there is one."""
+    return f"; use torch.optim.{owner}" if hasattr(torch.optim, owner) else ""

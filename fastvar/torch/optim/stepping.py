@@ -9,19 +9,21 @@ import torch
 from torch.optim import optimizer as of_torch
 
 from fastvar.module import holds_variables
-from fastvar.torch import TorchOptimizer
-from fastvar.torch.optim.planning import TensorPlan
+from fastvar.optimizer import Optimizer
+from fastvar.torch.optim.planning import Part, TensorPlan
 
 _profiling: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
 
 class KernelStep(torch.optim.Optimizer):
-    """A class of `torch.optim` that comes before PyTorch's own, and overrides its `step`.
+    """An optimizer of PyTorch whose `step` runs in fastvar's kernels; it comes before PyTorch's class as a base.
 
     Attributes
     ----------
     rule_class : type
-        The class of `fastvar.torch` whose rule and scalars it takes.
+        The class of `fastvar.torch`, or of `fastvar.optimizers`, whose rule and scalars it takes.
+    part_class : type
+        How the groups give that rule its hyperparameters.
     counts_steps : bool
         Whether PyTorch keeps a count of steps for each parameter.
     carries : tuple of str
@@ -30,7 +32,8 @@ class KernelStep(torch.optim.Optimizer):
         How many steps have run in fastvar's kernels.
     """
 
-    rule_class: ClassVar[type[TorchOptimizer]]
+    rule_class: ClassVar[type[Optimizer]]
+    part_class: ClassVar[type[Part]] = Part
     counts_steps: ClassVar[bool] = True
     carries: ClassVar[tuple[str, ...]] = ()
     kernel_steps = 0
@@ -42,10 +45,11 @@ class KernelStep(torch.optim.Optimizer):
         Raises
         ------
         TypeError
-            If it holds variables of fastvar; `fastvar.torch` has optimizers for these.
+            If it holds variables of fastvar; `fastvar.torch` and `fastvar.optimizers` have optimizers for these.
         """
         if holds_variables(param_group):
-            there = f"fastvar.torch.{self.rule_class.__name__}"
+            package = self.rule_class.__module__.rpartition(".")[0]
+            there = f"{package}.{self.rule_class.__name__}"
             raise TypeError(
                 f"{type(self).__name__}: parameters must be torch tensors; use {there} for fastvar.Variable"
             )
