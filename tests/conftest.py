@@ -18,6 +18,13 @@ settings.register_profile(
 settings.load_profile("fastvar")
 
 
+def pytest_collection_modifyitems(items):
+    """Refuse names that differ between the processes which share the tests."""
+    for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid} has an address in its name; give it `ids`")
+
+
 @pytest.fixture(autouse=True)
 def _threads_as_before():
     from fastvar import threads

@@ -274,7 +274,7 @@ def test_a_gradient_is_needed(jac: Any) -> None:
         ({"hess": lambda x: A}, "hess"),
         ({"hessp": lambda x, p: A @ p}, "hessp"),
     ],
-    ids=str,
+    ids=["constraint", "constraint as a dict", "hess", "hessp"],
 )
 def test_what_is_not_used_warns(given: dict[str, Any], what: str) -> None:
     with pytest.warns(RuntimeWarning, match=f"Adam: does not use .*{what}") as found:
