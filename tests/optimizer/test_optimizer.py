@@ -143,7 +143,7 @@ def test_repr_can_be_evaluated(case: Case) -> None:
     [
         ("lr", "learning_rate"),
         ("eps", "epsilon"),
-        ("betas", "beta_1"),
+        ("beta1", "beta_1"),
         ("weight_decy", "weight_decay"),
         ("max_grad_norm", "global_clipnorm"),
     ],
