@@ -50,7 +50,8 @@ class Checkpoint:
         and path, unless a variable has a name of its own); optimizers; random generators of NumPy and Python;
         dicts of state, restored in place; objects with `state_dict()` and `load_state_dict(state)`. State may hold
         None, bool, int, float, str, lists, dicts with str keys, and NumPy arrays and scalars of numbers. Every
-        value comes back with its exact type; `save` refuses other types, subclasses included.
+        value comes back with its exact type; `save` refuses other types, subclasses included. Also modules,
+        optimizers, schedulers, gradient scalers and random generators of PyTorch.
 
     Raises
     ------
@@ -116,11 +117,13 @@ class Checkpoint:
         """Return what a save writes: tensors (not copied), arrays of the state (copied), state, step."""
         contents = self._contents()
         try:
-            state, arrays = contents.state()
+            state, slots, arrays = contents.state()
         except RecursionError as error:
             raise ValueError("Checkpoint: state is nested too deeply") from error
         tensors = {name: v._array for name, v in contents.tensors().items()}
-        return tensors, arrays, state, _step_of(contents)
+        if both := tensors.keys() & slots.keys():
+            raise ValueError(f"Checkpoint: two tensors are named {min(both)!r}")
+        return tensors | slots, arrays, state, _step_of(contents)
 
     def step(self) -> int:
         """Return the `iterations` of the only optimizer, else 0."""
@@ -272,7 +275,8 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         contents = self._contents()
-        parts = [f"{len(contents.variables)} variables", *contents.optimizers, *contents.states]
+        count = len(contents.variables) + len(contents.tensors_of_modules)
+        parts = [f"{count} variables", *contents.optimizers, *contents.of_pytorch, *contents.states]
         return f"<fastvar.Checkpoint of {', '.join(parts)}>"
 
 

@@ -2,7 +2,7 @@
 
 A variable has its own name, else its path in the module or container, below the keyword (the root has none).
 Tensors are stored as `variables/NAME`; `KEYWORD/NAME/SLOT` for the slots of an optimizer given by that keyword;
-`state/arrays/0`, ... for arrays in other state.
+`state/arrays/0`, ... for arrays in other state. Tensors of PyTorch's modules have the names of their `state_dict`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from types import MappingProxyType
 from typing import Any
 
 from fastvar.buffers import Array
-from fastvar.checkpoint import encoding, generators
+from fastvar.checkpoint import encoding, generators, pytorch
 from fastvar.checkpoint.bookkeeping import is_reserved
 from fastvar.checkpoint.generators import is_generator
+from fastvar.checkpoint.pytorch import TensorPlace
+from fastvar.checkpoint.pytorch_optimizer import StoredOptimizer
 from fastvar.module import Module, Tree, children, holds_variables, walk
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.saved import Resumption, describe, slots_of
@@ -24,6 +26,7 @@ from fastvar.variable import Variable
 RESERVED = ("variables", "state", "manifest", "root")
 MALFORMED = (TypeError, LookupError, AttributeError, OverflowError)  # from malformed JSON
 Commit = Callable[[], object]
+Place = Variable | TensorPlace
 Rename = Callable[[str], str | None]  # a variable's name here -> in the file; None: do not restore
 
 
@@ -52,18 +55,27 @@ class Contents:
     Attributes
     ----------
     variables : dict of str to Variable
+    tensors_of_modules : dict of str to TensorPlace
+        Those of PyTorch's modules.
     optimizers : dict of str to Optimizer
+    of_pytorch : dict of str to object
+        PyTorch's optimizers.
     states : dict of str to object
         Random generators, dicts, and objects with `state_dict` and `load_state_dict`.
     """
 
     def __init__(self, root: Any, objects: Mapping[str, Any]) -> None:
         self.variables: dict[str, Variable] = {}
+        self.tensors_of_modules: dict[str, TensorPlace] = {}
         self.optimizers: dict[str, Optimizer] = {}
+        self.of_pytorch: dict[str, Any] = {}
         self.states: dict[str, Any] = {}
-        if root is not None and not isinstance(root, Variable) and children(root) is None:
+        if pytorch.is_module(root):
+            self._add_tensors("", root)
+        elif root is not None and not isinstance(root, Variable) and children(root) is None:
             raise TypeError(f"Checkpoint: root must be a Module or hold variables, got {type(root).__name__}")
-        self._add_variables("", root)
+        else:
+            self._add_variables("", root)
         for keyword, thing in objects.items():
             self._add(keyword, thing)
         self._names = {id(v): name for name, v in self.variables.items()}
@@ -71,10 +83,12 @@ class Contents:
     def _add(self, keyword: str, thing: Any) -> None:
         if is_reserved(keyword):
             raise ValueError(f"Checkpoint: keywords that begin with $ are reserved, got {keyword!r}")
-        if isinstance(thing, Optimizer):
+        if isinstance(thing, Optimizer) or pytorch.is_optimizer(thing):
             if keyword in RESERVED:
                 raise ValueError(f"Checkpoint: an optimizer cannot be given as {keyword}=")
-            self.optimizers[keyword] = thing
+            (self.optimizers if isinstance(thing, Optimizer) else self.of_pytorch)[keyword] = thing
+        elif pytorch.is_module(thing):
+            self._add_tensors(keyword, thing)
         elif isinstance(thing, (Module, Variable, list, tuple)) or holds_variables(thing):
             if Tree(thing).strangers:
                 raise TypeError(
@@ -82,7 +96,7 @@ class Contents:
                     "dict of state; pass the two by keywords of their own"
                 )
             self._add_variables(keyword, thing)
-        elif type(thing) is dict or is_generator(thing) or _is_object(thing):
+        elif type(thing) is dict or is_generator(thing) or pytorch.is_generator(thing) or _is_object(thing):
             self.states[keyword] = thing
         else:
             raise TypeError(
@@ -95,8 +109,14 @@ class Contents:
             name = path if isinstance(thing, Named) else variable._name or path
             if not name:
                 raise ValueError("Checkpoint: give the variable a name, or pass it by keyword")
-            if self.variables.setdefault(name, variable) is not variable:
+            if self.variables.setdefault(name, variable) is not variable or name in self.tensors_of_modules:
                 raise ValueError(f"Checkpoint: two variables are named {name!r}; give each another name")
+
+    def _add_tensors(self, keyword: str, module: Any) -> None:
+        for name, place in pytorch.tensors_of(module, keyword):
+            if name in self.variables or name in self.tensors_of_modules:
+                raise ValueError(f"Checkpoint: two tensors are named {name!r}; pass modules by other keywords")
+            self.tensors_of_modules[name] = place
 
     def name_of(self, variable: Variable) -> str:
         """Return the name of a variable here, or its own."""
@@ -107,9 +127,13 @@ class Contents:
             )
         return name
 
-    def tensors(self, resumptions: Mapping[str, Resumption] = MappingProxyType({})) -> dict[str, Variable]:
-        """Return the places of all tensors by their names in a file, as they will be after the resumptions."""
-        places = {f"variables/{name}": v for name, v in self.variables.items()}
+    def tensors(self, resumptions: Mapping[str, Resumption] = MappingProxyType({})) -> dict[str, Place]:
+        """Return the places of all tensors by their names in a file, as they will be after the resumptions.
+
+        Those of PyTorch's optimizers are part of their state.
+        """
+        places: dict[str, Place] = {f"variables/{name}": v for name, v in self.variables.items()}
+        places |= {f"variables/{name}": place for name, place in self.tensors_of_modules.items()}
         for keyword, optimizer in self.optimizers.items():
             resumed = resumptions.get(keyword)
             variables, slots = optimizer._state.variables, slots_of(optimizer)
@@ -122,13 +146,21 @@ class Contents:
                         raise ValueError(f"Checkpoint: two variables of {keyword} are named {owner!r}")
         return places
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Return the state of optimizers, generators and other objects: JSON values, and the arrays in them."""
+    def state(self) -> tuple[dict[str, Any], dict[str, Array], dict[str, Array]]:
+        """Return the state of optimizers, generators and other objects.
+
+        It consists of JSON values, the slots of PyTorch's optimizers (not copied), and other arrays (copied).
+        """
+        slots: dict[str, Array] = {}
         arrays: dict[str, Array] = {}
         state = {k: describe(o, self.name_of) for k, o in self.optimizers.items()}
+        for keyword, optimizer in self.of_pytorch.items():
+            stored = StoredOptimizer(optimizer, keyword)
+            state[keyword] = stored.describe()
+            slots |= stored.arrays
         for keyword, thing in self.states.items():
-            state[keyword] = encoding.encode(_get_state(thing), arrays)
-        return state, arrays
+            state[keyword] = encoding.encode(_get_state(thing, keyword), arrays)
+        return state, slots, arrays
 
     def resume(self, keyword: str, saved: Any, rename: Rename, program: bool) -> Resumption:
         """Check the saved state of an optimizer, and return what will give it to the optimizer."""
@@ -152,15 +184,23 @@ def _is_object(thing: Any) -> bool:
     return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
 
 
-def _get_state(thing: Any) -> Any:
+def _get_state(thing: Any, keyword: str) -> Any:
     if is_generator(thing):
         return generators.get_state(thing)
+    if pytorch.is_generator(thing):
+        return pytorch.generator_state(thing)
+    if pytorch.has_state(thing):
+        return pytorch.state_of(thing, keyword)
     return thing.state_dict() if _is_object(thing) else thing
 
 
 def _prepare_state(thing: Any, saved: Any) -> Commit:
     if is_generator(thing):
         return generators.prepare(thing, saved)
+    if pytorch.is_generator(thing):
+        return pytorch.prepare_generator(thing, saved)
+    if pytorch.has_state(thing):
+        return Loading(thing, pytorch.state_for(thing, saved))
     if _is_object(thing):
         return Loading(thing, saved)
     if not isinstance(saved, dict):

@@ -15,15 +15,16 @@ import numpy as np
 from fastvar import kernels
 from fastvar.buffers import Array
 from fastvar.checkpoint.bookkeeping import is_reserved
-from fastvar.checkpoint.contents import Commit, Contents, Loading, Rename
+from fastvar.checkpoint.contents import MALFORMED, Commit, Contents, Loading, Place, Rename
 from fastvar.checkpoint.file_format import EXTENDED, LARGE, CheckpointError
 from fastvar.checkpoint.foreign.source import Foreign, HasSpec
 from fastvar.checkpoint.progress import progress
+from fastvar.checkpoint.pytorch import TensorPlace
+from fastvar.checkpoint.pytorch_optimizer import StoredOptimizer
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.report import Like, Restored, mismatch
 from fastvar.kernels.atomic import Atomic, Uninterrupted
 from fastvar.optimizer.saved import Resumption
-from fastvar.variable import Variable
 
 NameMap = Mapping[str, str | None] | Rename
 Choice = Literal["saved", "program"]
@@ -80,6 +81,7 @@ def prepare_restore(
     rename = _renamer(name_map)
     restored = Restored(file.path, file.step)
     commits, refused = _prepare_states(contents, file, restored)
+    commits += _prepare_of_pytorch(contents, file, rename, restored, hyperparameters == "program")
     resumptions = _resume(contents, file, rename, restored, refused, hyperparameters == "program")
     places = contents.tensors(resumptions)
     if refused:  # without its state, do not take its slots
@@ -88,7 +90,8 @@ def prepare_restore(
     wanted = dict(zip(places, sources, strict=True))
     taking, wrong = _match(places, wanted, file, restored, lambda there, here: False)
     used = {*sources}
-    restored.skipped += [n for n in file.entries if n not in used and not n.startswith("state/")]
+    own = ("state/", *(f"{keyword}/" for keyword in contents.of_pytorch))
+    restored.skipped += [n for n in file.entries if n not in used and not n.startswith(own)]
     if not partial:
         wrong += restored.refused
     advice = ""
@@ -103,7 +106,8 @@ def prepare_restore(
     _warn_of_changed(file.path, resumptions, hyperparameters)
     objects = [commit for commit in commits if isinstance(commit, Loading)]
     others = [commit for commit in commits if not isinstance(commit, Loading)]
-    commits = [*objects, *(one.take_over for one in resumptions.values()), *reading, *others]
+    settling = [place.settle for name in taking if isinstance(place := places[name], TensorPlace)]
+    commits = [*objects, *(one.take_over for one in resumptions.values()), *reading, *settling, *others]
     return restored, commits, [pair for one in resumptions.values() for pair in one.before()]
 
 
@@ -127,6 +131,25 @@ def _resume(
     return resumptions
 
 
+def _prepare_of_pytorch(
+    contents: Contents, file: File, rename: Rename, restored: Restored, program: bool
+) -> Iterator[Commit]:
+    """Yield what gives PyTorch's optimizers their saved state; they may still refuse it."""
+    for keyword, optimizer in contents.of_pytorch.items():
+        if keyword not in file.state:
+            restored.missing.append(keyword)
+            continue
+        try:
+            stored, saved = StoredOptimizer(optimizer, keyword), file.state[keyword]
+            yield Loading(stored, stored.prepared(saved, rename, program, file.read))
+            restored.hyperparameters += stored.differences(saved, file.read)
+            restored.taken += [keyword, *(name for name in file.entries if name.startswith(f"{keyword}/"))]
+        except ValueError as error:
+            restored.refused.append(f"{keyword}: {error}")
+        except MALFORMED as error:
+            restored.refused.append(f"{keyword}: the saved state is not that of an optimizer ({error})")
+
+
 def _warn_of_changed(path: str, resumptions: Mapping[str, Resumption], hyperparameters: Choice) -> None:
     """Warn of hyperparameters that the program has set and that are about to change."""
     changed = [f"{k}.{each}" for k, one in resumptions.items() for each in one.differences if each.given]
@@ -147,7 +170,7 @@ def _levels_to_caller() -> int:
     return level
 
 
-def _read(taking: dict[str, str], places: Mapping[str, Variable], file: File, unbuilt: set[str]) -> list[Commit]:
+def _read(taking: dict[str, str], places: Mapping[str, Place], file: File, unbuilt: set[str]) -> list[Commit]:
     """Verify tensors; return what will assign them.
 
     Slots of an optimizer that is not built yet hold nothing, and are read into place at once. Other large tensors
@@ -221,7 +244,7 @@ def prepare_import(
     return restored, commits
 
 
-def _shown(taking: list[tuple[Variable, str]], path: str) -> Iterator[tuple[Variable, str]]:
+def _shown(taking: list[tuple[Place, str]], path: str) -> Iterator[tuple[Place, str]]:
     """Yield the tensors to be read, with a progress bar if that takes long."""
     with progress(f"importing {os.path.basename(path)}", sum(place.nbytes for place, _ in taking)) as advance:
         for place, name in taking:
@@ -230,7 +253,7 @@ def _shown(taking: list[tuple[Variable, str]], path: str) -> Iterator[tuple[Vari
 
 
 def _match(
-    places: Mapping[str, Variable],
+    places: Mapping[str, Place],
     wanted: Mapping[str, str | None],
     file: Source,
     restored: Restored,
@@ -242,16 +265,16 @@ def _match(
     for name, source in wanted.items():
         if source is None:
             continue
-        entry, array = entries.get(source), places[name]._array
+        entry, place = entries.get(source), places[name]
         if entry is None:
             same = source in {name, name.removeprefix("variables/")}
             restored.missing.append(name if same else f"{name} (as {source})")
             continue
         there = entry.dtype
-        if entry.shape == array.shape and (there == array.dtype or convertible(there, array.dtype)):
+        if entry.shape == place.shape and (there == place.dtype or convertible(there, place.dtype)):
             taking[name] = source
         else:
-            here = f"{array.dtype}{list(array.shape)}"
+            here = f"{place.dtype}{list(place.shape)}"
             wrong.append(f"{name}: {here} here, {there}{list(entry.shape)} in the file")
     restored.taken += taking
     return taking, wrong
@@ -272,7 +295,7 @@ def _prepare_states(contents: Contents, file: File, restored: Restored) -> tuple
         except ValueError as error:
             restored.refused.append(str(error))
             refused.add(keyword)
-    known = {*contents.optimizers, *contents.states}
+    known = {*contents.optimizers, *contents.of_pytorch, *contents.states}
     restored.skipped += [k for k in file.state if k not in known and not is_reserved(k)]
     return commits, refused
 
@@ -280,7 +303,7 @@ def _prepare_states(contents: Contents, file: File, restored: Restored) -> tuple
 def _owners(contents: Contents) -> set[str]:
     """Return the names of all variables: those given, and those of the optimizers."""
     of_optimizers = {contents.name_of(v) for o in contents.optimizers.values() for v in o._state.variables}
-    return {*contents.variables, *of_optimizers}
+    return {*contents.variables, *contents.tensors_of_modules, *of_optimizers}
 
 
 def _renamer(name_map: NameMap | None) -> Rename:
