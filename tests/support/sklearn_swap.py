@@ -12,16 +12,26 @@ import fastvar.sklearn
 steps = [0]
 
 
-def update_params(self: Any, params: Any, grads: Any) -> None:
-    before(self, params, grads)
-    steps[0] += 1
+def swap() -> None:
+    for name in ("MLPClassifier", "MLPRegressor"):
+        for module in (neural_network, perceptron):
+            setattr(module, name, getattr(fastvar.sklearn, name))
 
 
-before = fastvar.sklearn.KernelUpdate.update_params
-fastvar.sklearn.KernelUpdate.update_params = update_params  # type: ignore[method-assign]
-for name in ("MLPClassifier", "MLPRegressor"):
-    for module in (neural_network, perceptron):
-        setattr(module, name, getattr(fastvar.sklearn, name))
+def count() -> None:
+    run = fastvar.sklearn.KernelUpdate.update_params
+
+    def counted(self: Any, params: Any, grads: Any) -> None:
+        run(self, params, grads)
+        steps[0] += 1
+
+    fastvar.sklearn.KernelUpdate.update_params = counted  # type: ignore[method-assign]
+
+
+def pytest_configure() -> None:
+    """Swap when this is a plugin, not when a run of doctests imports it."""
+    swap()
+    count()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -9,7 +9,7 @@ import keras
 
 from fastvar.keras.optimizers import classes
 
-OURS = {getattr(keras.optimizers, name): getattr(classes, name) for name in classes.__all__}
+OURS = {cls.keras_class(): cls for cls in (getattr(classes, name) for name in classes.__all__)}
 
 
 def from_keras(optimizer: Any) -> Any:
