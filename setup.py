@@ -59,7 +59,7 @@ extensions = [
         [f"fastvar/kernels/{name}.pyx"],
         [np.get_include(), "fastvar/kernels"],
         macros,
-        depends=["fastvar/kernels/crew.h"],
+        depends=["fastvar/kernels/crew.h", "fastvar/kernels/prefetch.h"],
     )
     for name in MODULES
 ]

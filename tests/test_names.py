@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 import fastvar as fv
-
-
-def fresh(code: str) -> str:
-    """Run a program that has imported fastvar, and return its output."""
-    command = [sys.executable, "-c", code]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert process.returncode == 0, process.stderr
-    return process.stdout.strip()
+from tests.support.processes import output
 
 
 @pytest.mark.parametrize("name", [*fv.__all__, "keras", "scipy", "sklearn"])
 def test_every_name_is_there_on_first_use(name: str) -> None:
-    assert fresh(f"import fastvar as fv; print(fv.{name} is not None)") == "True"
+    assert output(f"import fastvar as fv; print(fv.{name} is not None)") == "True"
 
 
 def test_dir_shows_the_public_names_only() -> None:
     public = str(sorted([*fv.__all__, "__version__"]))
-    assert fresh("import fastvar as fv; print(dir(fv))") == public
-    assert fresh("import fastvar as fv; [getattr(fv, name) for name in dir(fv)]; print(dir(fv))") == public
-    assert fresh("import fastvar as fv; fv.sklearn; print('sklearn' in dir(fv))") == "True"
+    assert output("import fastvar as fv; print(dir(fv))") == public
+    assert output("import fastvar as fv; [getattr(fv, name) for name in dir(fv)]; print(dir(fv))") == public
+    assert output("import fastvar as fv; fv.sklearn; print('sklearn' in dir(fv))") == "True"
 
 
 def test_completion_shows_the_public_names() -> None:
@@ -36,11 +26,11 @@ def test_completion_shows_the_public_names() -> None:
         "found = itertools.takewhile(bool, (complete('fv.', k) for k in itertools.count())); "
         "print(sorted(name.removeprefix('fv.').rstrip('()') for name in found))"
     )
-    assert fresh(code) == str(sorted(fv.__all__))
+    assert output(code) == str(sorted(fv.__all__))
 
 
 def test_help_shows_the_public_names() -> None:
-    page = fresh("import pydoc, fastvar as fv; print(pydoc.render_doc(fv, renderer=pydoc.plaintext))")
+    page = output("import pydoc, fastvar as fv; print(pydoc.render_doc(fv, renderer=pydoc.plaintext))")
     for name in ("class Checkpoint(", "class Variable(", "set_num_threads("):
         assert name in page
     assert "importlib" not in page
@@ -48,7 +38,7 @@ def test_help_shows_the_public_names() -> None:
 
 def test_import_loads_no_framework_and_no_hdf5() -> None:
     slow = "{'h5py', 'keras', 'sklearn', 'scipy', 'torch', 'jax', 'fastvar.checkpoint', 'fastvar.torch'}"
-    assert fresh(f"import fastvar, sys; print(sorted({slow} & {{*sys.modules}}))") == "[]"
+    assert output(f"import fastvar, sys; print(sorted({slow} & {{*sys.modules}}))") == "[]"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +60,6 @@ try:
 except ImportError as error:
     print(error)
 """
-    message = fresh(code)
+    message = output(code)
     assert message.startswith(f"fastvar.{module}: ")
     assert wanted in message

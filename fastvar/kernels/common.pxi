@@ -27,17 +27,14 @@ cdef extern from "<math.h>" nogil:
     float fabsf(float)
     float sqrtf(float)
 
+cdef extern from "prefetch.h":
+    void prefetch(const void*) nogil
+    void prefetch_read(const void*) nogil
+
 cdef extern from *:
     """
     #include <assert.h>
     #include <float.h>
-    #ifdef __GNUC__
-    #define prefetch(address) __builtin_prefetch(address, 1)  /* to write it */
-    #define prefetch_read(address) __builtin_prefetch(address, 0)
-    #else
-    #define prefetch(address) ((void)(address))
-    #define prefetch_read(address) ((void)(address))
-    #endif
     #if defined(__SSE2__) || defined(_M_X64)
     #include <emmintrin.h>
     static void stream(char* to, const char* from, Py_ssize_t n) {  /* memcpy past the cache */
@@ -59,8 +56,6 @@ cdef extern from *:
     const float TINY_F32
     const double TINY_F64
     void check "assert"(bint) nogil
-    void prefetch(const void*) nogil
-    void prefetch_read(const void*) nogil
     void stream(char*, const char*, Py_ssize_t) nogil
     void stream_fence() nogil
 
@@ -69,7 +64,7 @@ cdef enum:
     BLOCK = 1024  # elements of a partial sum
     LANES = 16
     TASK = 16 * BLOCK  # elements that a thread takes at a time: enough to hide the overhead, few enough to balance
-    SERIAL = 2 * TASK  # with fewer elements, a parallel region costs more than it saves
+    SERIAL = 2 * TASK  # with fewer elements, a second thread costs more than it saves
     MAX_SLOTS = 8
     MAX_SUMS = 4
     MAX_UNITS = 2

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #if defined(__GNUC__)
-/* FASTVAR_WEAK takes away the order of one access: a mutant for tests/test_races.py. */
+/* FASTVAR_WEAK takes away the order of one access: a mutant for tests/kernels/test_races.py. */
 #if defined(FASTVAR_WEAK) && FASTVAR_WEAK == 1
 #define FV_ACQUIRE __ATOMIC_RELAXED
 #else

@@ -38,14 +38,7 @@ cdef extern from "Python.h":
     void PyErr_Clear()
     int PyDict_Next(object, Py_ssize_t*, PyObject**, PyObject**)
 
-cdef extern from *:
-    """
-    #if defined(__GNUC__)
-    #define prefetch_read(address) __builtin_prefetch(address, 0)
-    #else
-    #define prefetch_read(address) ((void)(address))
-    #endif
-    """
+cdef extern from "prefetch.h":
     void prefetch_read(const void*) nogil
 
 cdef enum:
