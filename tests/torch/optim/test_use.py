@@ -1,4 +1,4 @@
-"""Everything around a step stays PyTorch's: closures, hooks, schedulers, scalers, copies; and nothing loads it."""
+"""Everything around a step stays PyTorch's: closures, hooks, scalers, copies; and nothing loads it."""
 
 from __future__ import annotations
 
@@ -158,34 +158,6 @@ def test_profilers_see_the_step() -> None:
     with torch.autograd.profiler.profile() as profile:
         optimizer.step()
     assert "Optimizer.step#Adam.step" in [event.name for event in profile.function_events]
-
-
-SCHEDULERS: dict[str, Any] = {
-    "StepLR": lambda o: torch.optim.lr_scheduler.StepLR(o, 2),
-    "OneCycleLR": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, 10),
-    "CyclicLR": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, 2),
-    "CosineAnnealingLR": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
-    "LambdaLR": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 0.5**t),
-}
-
-
-@pytest.mark.parametrize("kind", SCHEDULERS)
-@pytest.mark.parametrize("name", ["Adam", "SGD"])
-def test_schedulers(kind: str, name: str) -> None:
-    mine, theirs = parameters(), parameters()
-    options = {"momentum": 0.9} if name == "SGD" else {}
-    pairs = [
-        (getattr(ours, name)(mine, lr=0.1, **options), mine),
-        (getattr(torch.optim, name)(theirs, lr=0.1, **options, foreach=False), theirs),
-    ]
-    schedulers = [SCHEDULERS[kind](optimizer) for optimizer, _ in pairs]
-    for t in range(6):
-        for (optimizer, params), scheduler in zip(pairs, schedulers, strict=True):
-            give_gradients(params, t)
-            optimizer.step()
-            scheduler.step()
-    assert_same(pairs[0][0], mine, pairs[1][0], theirs, kind)
-    assert pairs[0][0].kernel_steps == 6
 
 
 @pytest.mark.parametrize("fused", [False, True])

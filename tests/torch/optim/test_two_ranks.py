@@ -1,0 +1,26 @@
+"""Two processes train together: DistributedDataParallel, ZeroRedundancyOptimizer, distributed checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tests.support import two_ranks
+from tests.support.torch_tensors import assert_close
+
+
+def test_two_ranks_train_as_with_pytorch(tmp_path: Path) -> None:
+    """One test, so that the processes start once."""
+    torch.multiprocessing.spawn(two_ranks.main, (tmp_path,), nprocs=2)
+    found, on_other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert len(found) == 5 * len(two_ranks.KINDS)
+    assert found.keys() == on_other.keys()
+    for case in found:
+        weights, losses, steps = found[case]["ours"]
+        wanted, wanted_losses, _ = found[case]["theirs"]
+        assert steps == on_other[case]["ours"][2] == two_ranks.STEPS, case
+        for k, (mine, theirs) in enumerate(zip(weights, wanted, strict=True)):
+            assert_close(mine, theirs, f"{case}: parameter {k}")
+            assert torch.equal(mine, on_other[case]["ours"][0][k]), f"{case}: ranks differ in parameter {k}"
+        assert_close(torch.tensor(losses), torch.tensor(wanted_losses), f"{case}: losses")
