@@ -97,7 +97,7 @@ class Tree:
         Each of them once, in the order of the tree.
     paths : list of str
         The first path of each.
-    strangers : list of (str, object)
+    foreign : list of (str, object)
         Objects where only variables belong, with their paths. Modules may hold anything. Dataclasses may hold
         anything but arrays. None may be anywhere.
     duplicates : list of (str, str)
@@ -106,14 +106,14 @@ class Tree:
         Whether the order of the variables is certain. That of a dict is not: JAX sorts its keys.
     flat : bool
         Whether it is a plain sequence of variables.
-    listed : int
+    sequence_length : int
         The length of a list of gradients that can only be in the order of the variables, or -1.
     """
 
     def __init__(self, root: Any, path: str = "", counters: bool = True) -> None:
         self.variables: list[Variable] = []
         self.paths: list[str] = []
-        self.strangers: list[tuple[str, Any]] = []
+        self.foreign: list[tuple[str, Any]] = []
         self.duplicates: list[tuple[str, str]] = []
         self.ordered = True
         self._counters = counters
@@ -122,7 +122,7 @@ class Tree:
         self.flat = self._positions and all(type(part) is int for part in self._parts.values())
         alike = self._positions and len(self._parts) == len(self.variables) and not self.flat
         in_order = type(self._parts) is dict and self.ordered and not alike
-        self.listed = len(self.variables) if in_order else -1
+        self.sequence_length = len(self.variables) if in_order else -1
 
     def _part(self, thing: Any, path: str, within: str, seen: dict[int, tuple[str, Part, Any]]) -> Part:
         """Return the part for an object at a path. `seen` has the path and the part of each object so far."""
@@ -143,7 +143,7 @@ class Tree:
         if held is None:
             strange = within == "data" or (within == "dataclass" and hasattr(type(thing), "__array__"))
             if strange and thing is not None:
-                self.strangers.append((path, thing))
+                self.foreign.append((path, thing))
             return None
         if isinstance(thing, Module):
             within = "module"

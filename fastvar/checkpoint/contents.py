@@ -90,7 +90,7 @@ class Contents:
         elif pytorch.is_module(thing):
             self._add_tensors(keyword, thing)
         elif isinstance(thing, (Module, Variable, list, tuple)) or holds_variables(thing):
-            if Tree(thing).strangers:
+            if Tree(thing).foreign:
                 raise TypeError(
                     f"Checkpoint: {keyword}= must hold either variables and modules only, or no variable and be a "
                     "dict of state; pass the two by keywords of their own"

@@ -70,7 +70,7 @@ cdef enum:
     MAX_UNITS = 2
     MOST_THREADS = 256
     PAGE = 4096
-    ROOM = 8 * TILE + 64  # bytes of a tile of doubles, at any alignment
+    TILE_BYTES = 8 * TILE + 64  # bytes of a tile of doubles, at any alignment
     COPY = 8 * TILE
     COPIES = (1 + MAX_SLOTS) * COPY + 64  # bytes of a direction and all slots of a tile
     LINE = 64  # bytes of a cache line

@@ -77,7 +77,7 @@ cdef void save(char* to, const char* origin, Py_ssize_t n, bint past_cache) noex
 
 cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
     # Save, update and check elements lo to hi of a variable.
-    cdef char room[ROOM]
+    cdef char scratch[TILE_BYTES]
     cdef const real* g = NULL
     cdef real* now[MAX_WRITTEN]
     cdef real* before[MAX_WRITTEN]
@@ -90,7 +90,7 @@ cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_
             now[k], before[k] = <real*> places[k] + at, <real*> (s.saved + k * s.stride) + at
             save(<char*> before[k], <const char*> now[k], n * sizeof(real), s.past_cache and s.rows == NULL)
         if s.g != NULL:
-            g = read_raw_gradient(<real*> aligned(room), w, s, at, shift, n)
+            g = read_raw_gradient(<real*> aligned(scratch), w, s, at, shift, n)
         advance(w, s, at, at + n, shift, False)
         bad |= spoils(now, before, g, count, n)
         at += n
@@ -126,12 +126,12 @@ cdef int look_at_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t sh
 
 
 cdef int look_at_gradient(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
-    cdef char room[ROOM]
+    cdef char scratch[TILE_BYTES]
     cdef const real* x
     cdef Py_ssize_t n
     while lo < hi and s.g != NULL:
         n = min(<Py_ssize_t> TILE, hi - lo)
-        x = read_raw_gradient(<real*> aligned(room), w, s, lo, shift, n)
+        x = read_raw_gradient(<real*> aligned(scratch), w, s, lo, shift, n)
         if spoilt(x, <const real*> NULL, n):
             return BAD_GRADIENT
         lo += n

@@ -17,7 +17,7 @@ cdef class Plan:
     cdef int most_sums  # of a variable
     cdef Py_ssize_t blocks, elements  # of the concatenation, and of its spans
     cdef readonly tuple units
-    cdef list patch_rooms
+    cdef list sums_of_patches
     cdef bint bound, zero, disjoint, running, sparse
     cdef const uintptr_t* starts
     cdef const uintptr_t* ends
@@ -38,7 +38,7 @@ cdef class Plan:
         self.written = len(table.extents.names)
         self.stages = _stages.neutral(self.n)
         self.units = _units.checked(owner, [w.size for w in self.weights], matrices)
-        self.patch_rooms = [np.empty(units.length) for units in self.units]
+        self.sums_of_patches = [np.empty(units.length) for units in self.units]
         self.set_rules(table.sums)
         self.spans = <Span*> calloc(max(self.n, 1), sizeof(Span))
         if self.spans == NULL:
@@ -107,12 +107,12 @@ cdef class Plan:
         cdef list rules = buffers.cohort_rules(self.owner, cohorts, self.rule_of)
         cdef list first = list(itertools.accumulate([len(rule.scalars) for rule in rules], initial=0))
         cdef Py_ssize_t nothing = first[len(rules)]  # zeros for variables in no cohort
-        cdef Py_ssize_t room = nothing + max([len(rule.scalars) for rule in self.rule_of], default=1)
+        cdef Py_ssize_t at, total = nothing + max([len(rule.scalars) for rule in self.rule_of], default=1)
         if self.running:
             raise RuntimeError(f"{self.owner}: another thread is in a step with it")
         cdef int* widths = <int*> calloc(max(len(rules), 1), sizeof(int))
-        cdef float* c32 = <float*> calloc(max(room, 1), sizeof(float))
-        cdef double* c64 = <double*> calloc(max(room, 1), sizeof(double))
+        cdef float* c32 = <float*> calloc(max(total, 1), sizeof(float))
+        cdef double* c64 = <double*> calloc(max(total, 1), sizeof(double))
         if widths == NULL or c32 == NULL or c64 == NULL:
             free(widths)
             free(c32)
@@ -125,8 +125,8 @@ cdef class Plan:
         for i in range(self.groups):
             widths[i] = len(rules[i].scalars)
         for i in range(self.n):
-            room = nothing if cohorts[i] == -1 else first[cohorts[i]]
-            self.spans[i].c32, self.spans[i].c64 = c32 + room, c64 + room
+            at = nothing if cohorts[i] == -1 else first[cohorts[i]]
+            self.spans[i].c32, self.spans[i].c64 = c32 + at, c64 + at
 
     def __dealloc__(self):
         free(self.spans)
@@ -295,8 +295,8 @@ cdef class Plan:
         cdef Py_ssize_t n = len(units.patches)
         cdef int workers = 1 if self.elements < SERIAL else min(threads, n, MOST_THREADS)
         cdef const Patch* patches = <const Patch*> cnp.PyArray_DATA(units.patches)
-        cdef double* room = <double*> cnp.PyArray_DATA(self.patch_rooms[k])
-        cdef PatchSums job = PatchSums(self.spans, patches, room, k, weights, scale)
+        cdef double* sums = <double*> cnp.PyArray_DATA(self.sums_of_patches[k])
+        cdef PatchSums job = PatchSums(self.spans, patches, sums, k, weights, scale)
         cdef double* rows = <double*> cnp.PyArray_DATA(of_rows)
         cdef double* columns = <double*> cnp.PyArray_DATA(of_columns)
         rows = rows if units.rows else NULL
@@ -305,7 +305,7 @@ cdef class Plan:
             with nogil:
                 share(patch_sums, &job, n, workers)
                 for b in range(n):
-                    add_patch(rows, columns, room + patches[b].at, &patches[b])
+                    add_patch(rows, columns, sums + patches[b].at, &patches[b])
         finally:
             self.running = False
         return of_rows, of_columns
@@ -320,7 +320,7 @@ cdef class Plan:
             for kept, value in commits:
                 buffers.check_update(kept, value, f"{self.owner}: state")
         if guard and self.saved is None:
-            self.make_room()
+            self.allocate_copies()
         self.enter()
         try:
             with nogil:
@@ -344,9 +344,9 @@ cdef class Plan:
             self.bound = False
             self.held = None
 
-    cdef int make_room(self) except -1:
+    cdef int allocate_copies(self) except -1:
         # Allocate memory for what guarded runs save.
-        cdef Py_ssize_t i, room = LINE
+        cdef Py_ssize_t i, size = LINE
         cdef char* places[MAX_WRITTEN]
         cdef char* at
         cdef Span* s
@@ -354,15 +354,15 @@ cdef class Plan:
             s = &self.spans[i]
             s.stride = (s.n * <Py_ssize_t> (sizeof(double) if s.wide else sizeof(float)) + LINE - 1) // LINE * LINE
             s.stride += STAGGER if s.stride >= PAGE else 0
-            room += written(places, s) * s.stride
+            size += written(places, s) * s.stride
         try:
-            saved = np.empty(room, np.uint8)  # NumPy uses huge pages, which need fewer address translations
+            saved = np.empty(size, np.uint8)  # NumPy uses huge pages, which need fewer address translations
         except MemoryError:
             raise MemoryError(f"{self.owner}: no room for a copy of what a guarded step writes") from None
         at = <char*> aligned(cnp.PyArray_BYTES(saved))
         for i in range(self.n):
             s = &self.spans[i]
-            s.saved, s.past_cache = at, room > IN_CACHE
+            s.saved, s.past_cache = at, size > IN_CACHE
             at += written(places, s) * s.stride
         self.saved = saved
         return 0

@@ -43,25 +43,25 @@ cdef struct Span:  # fields that every step reads come first, on few cache lines
     Py_ssize_t start  # its position in the concatenation of all spans, each of which begins a block
 
 
-cdef inline void* aligned(char* room) noexcept nogil:
-    return <void*> ((<uintptr_t> room + 63) & ~ <uintptr_t> 63)
+cdef inline void* aligned(char* scratch) noexcept nogil:
+    return <void*> ((<uintptr_t> scratch + 63) & ~ <uintptr_t> 63)
 
 
 cdef const real* read_raw_gradient(
-        real* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
+        real* scratch, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
     # Elements `at` to `at + n` of the variable, whose gradient lies `shift` elements further on. They are in
-    # `room`, or in place if they are used as they are; here and below.
+    # `scratch`, or in place if they are used as they are; here and below.
     cdef const Format* format = &formats[s.format]
     cdef const char* g = s.g + (at + shift) * format.width
-    cdef const real* x = room
+    cdef const real* x = scratch
     check(0 <= at and 0 < n <= TILE and at + n <= s.n and 0 <= at + shift and at + shift + n <= s.length)
     if s.format == (F64 if s.wide else F32) and s.stages.scale == 1:
         x = <const real*> g
     elif real is float:
-        format.f32(room, g, n, <float> s.stages.scale)
+        format.f32(scratch, g, n, <float> s.stages.scale)
     else:
-        format.f64(room, g, n, s.stages.scale)
-    return penalize(room, x, w + at, n, s.stages)
+        format.f64(scratch, g, n, s.stages.scale)
+    return penalize(scratch, x, w + at, n, s.stages)
 
 
 cdef inline bint in_place(const Span* s) noexcept nogil:
@@ -71,20 +71,20 @@ cdef inline bint in_place(const Span* s) noexcept nogil:
 
 
 cdef const real* read_clipped(
-        real* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n,
+        real* scratch, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n,
         int matrices) noexcept nogil:
     # The gradient with the factors of so many of its units.
-    cdef const real* x = clip(room, read_raw_gradient(room, w, s, at, shift, n), n, s.stages)
+    cdef const real* x = clip(scratch, read_raw_gradient(scratch, w, s, at, shift, n), n, s.stages)
     cdef int k
     for k in range(matrices):
-        x = rescale(room, x, at, n, &s.units[k])
+        x = rescale(scratch, x, at, n, &s.units[k])
     return x
 
 
 cdef const real* read_gradient(
-        real* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
-    cdef const real* x = read_clipped(room, w, s, at, shift, n, s.matrices)
-    return x if s.direct else enlarge(room, x, n, <real> s.stages.size)
+        real* scratch, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
+    cdef const real* x = read_clipped(scratch, w, s, at, shift, n, s.matrices)
+    return x if s.direct else enlarge(scratch, x, n, <real> s.stages.size)
 
 
 cdef inline void find_slots(real** slots, const Span* s, Py_ssize_t at) noexcept nogil:
@@ -102,8 +102,8 @@ cdef void apply_rule(real* w, const real* g, real** slots, Py_ssize_t n, const S
 
 cdef void apply_direction(
         real* w, const real* g, real** slots, Py_ssize_t at, Py_ssize_t n, const Span* s) noexcept nogil:
-    cdef char room[ROOM]
-    cdef real* direction = <real*> aligned(room)
+    cdef char scratch[TILE_BYTES]
+    cdef real* direction = <real*> aligned(scratch)
     memset(direction, 0, n * sizeof(real))
     apply_rule(direction, g, slots, n, s)
     if s.direction != NULL:
@@ -133,7 +133,7 @@ cdef void clear_gradient(const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept no
 cdef void advance(
         real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift, bint zero) noexcept nogil:
     # Run elements lo to hi of a variable: in place, or tile by tile through the stages.
-    cdef char room[ROOM]
+    cdef char scratch[TILE_BYTES]
     cdef const real* x = NULL
     cdef real* average = <real*> s.average
     cdef real* slots[MAX_SLOTS]
@@ -147,7 +147,7 @@ cdef void advance(
     while at < hi:
         n = min(<Py_ssize_t> TILE, hi - at)
         if s.g != NULL:
-            x = read_gradient(<real*> aligned(room), w, s, at, shift, n)
+            x = read_gradient(<real*> aligned(scratch), w, s, at, shift, n)
         find_slots(slots, s, at)
         update(w + at, NULL if average == NULL else average + at, slots, x, at, n, s)
         if zero and s.g != NULL:

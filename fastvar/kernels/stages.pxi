@@ -13,8 +13,8 @@
 # w = w + step * (size * d).
 #
 # A stage whose field has its neutral value (stages.py) is skipped. numpy_plan.py holds the twin of each stage.
-# A stage of the gradient reads x, which may be the user's memory, and writes `room`. It returns the one that holds
-# its result.
+# A stage of the gradient reads x, which may be the user's memory, and writes `scratch`. It returns the one that
+# holds its result.
 
 cdef struct Stages:  # the order of the fields is that of stages.STAGES, checked at import
     double scale
@@ -35,38 +35,38 @@ cdef inline bint raw_gradient(const Stages* s) noexcept nogil:
 
 
 cdef const real* penalize(
-        real* room, const real* x, const real* w, Py_ssize_t n, const Stages* s) noexcept nogil:
+        real* scratch, const real* x, const real* w, Py_ssize_t n, const Stages* s) noexcept nogil:
     cdef Py_ssize_t i
     cdef real l2 = s.l2, l1 = s.l1
     if l2 != 0:
         for i in range(n):
-            room[i] = x[i] + l2 * w[i]
-        x = room
+            scratch[i] = x[i] + l2 * w[i]
+        x = scratch
     if l1 != 0:
         for i in range(n):
-            room[i] = x[i] + (l1 if w[i] > 0 else -l1 if w[i] < 0 else 0)
-        x = room
+            scratch[i] = x[i] + (l1 if w[i] > 0 else -l1 if w[i] < 0 else 0)
+        x = scratch
     return x
 
 
-cdef const real* clip(real* room, const real* x, Py_ssize_t n, const Stages* s) noexcept nogil:
+cdef const real* clip(real* scratch, const real* x, Py_ssize_t n, const Stages* s) noexcept nogil:
     cdef Py_ssize_t i
     cdef real limit = s.limit
-    x = enlarge(room, x, n, <real> s.clip)
+    x = enlarge(scratch, x, n, <real> s.clip)
     if limit != INFINITY:
         for i in range(n):
-            room[i] = clamp(x[i], -limit, limit)
-        x = room
+            scratch[i] = clamp(x[i], -limit, limit)
+        x = scratch
     return x
 
 
-cdef const real* enlarge(real* room, const real* x, Py_ssize_t n, real factor) noexcept nogil:
+cdef const real* enlarge(real* scratch, const real* x, Py_ssize_t n, real factor) noexcept nogil:
     cdef Py_ssize_t i
     if factor == 1:
         return x
     for i in range(n):
-        room[i] = x[i] * factor
-    return room
+        scratch[i] = x[i] * factor
+    return scratch
 
 
 cdef void follow(real* w, const real* direction, Py_ssize_t n, real size, real step) noexcept nogil:

@@ -112,23 +112,23 @@ cdef void fetch_next(const Span* s, Py_ssize_t at, Py_ssize_t n, Py_ssize_t widt
 
 
 cdef void run_on_copies(
-        real** arrays, char* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
+        real** arrays, char* scratch, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
     # Run the rule on copies from `at` on, for its direction and its new slots.
     cdef real** slots = arrays + FIRST_SLOT
     cdef Py_ssize_t i
     cdef int k
-    arrays[DIRECTION] = <real*> room
-    memset(room, 0, n * sizeof(real))
+    arrays[DIRECTION] = <real*> scratch
+    memset(scratch, 0, n * sizeof(real))
     if s.rule.measure32 != NULL:
         measure(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
     else:
         for k in range(s.rule.slots):
-            slots[k] = <real*> (room + (1 + k) * COPY)
+            slots[k] = <real*> (scratch + (1 + k) * COPY)
             for i in range(n):
                 slots[k][i] = (<const real*> s.slots[k])[at + i]
         apply_rule(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
     if s.direction != NULL:
-        memcpy(<real*> s.direction + at, room, n * sizeof(real))
+        memcpy(<real*> s.direction + at, scratch, n * sizeof(real))
 
 
 cdef void measure(real* w, const real* g, real** slots, Py_ssize_t n, const Span* s) noexcept nogil:
@@ -141,9 +141,9 @@ cdef void measure(real* w, const real* g, real** slots, Py_ssize_t n, const Span
 cdef void block_sums(
         double* out, const real* w, const Span* s, const Sums* sums, Py_ssize_t lo, double scale) noexcept nogil:
     # Compute the sums of one block of a span; without a gradient, those of slots alone.
-    cdef char gradients[ROOM]
+    cdef char gradients[TILE_BYTES]
     cdef char copies[COPIES]
-    cdef char* room = <char*> aligned(copies)
+    cdef char* scratch = <char*> aligned(copies)
     cdef real* arrays[MAX_ARRAYS]
     cdef double lanes[MAX_SUMS][LANES]
     cdef Py_ssize_t at = lo, hi = min(lo + BLOCK, s.length), n
@@ -170,7 +170,7 @@ cdef void block_sums(
             else:
                 arrays[GRADIENT] = <real*> read_gradient(arrays[GRADIENT], w, s, at, 0, n)
             if sums.of_rule:
-                run_on_copies(arrays, room, w, s, at, n)
+                run_on_copies(arrays, scratch, w, s, at, n)
         for k in range(sums.count):
             a, b = sums.a[k], sums.b[k]
             if s.g != NULL or (a >= FIRST_SLOT and (b == NOTHING or b >= FIRST_SLOT)):

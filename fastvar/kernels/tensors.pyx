@@ -85,7 +85,7 @@ cdef struct ExchangeAPI:
     int (*read)(void*, DLTensor*) noexcept
     void* stream
 
-cdef struct Seen:  # what was read of a tensor, until other code runs
+cdef struct TensorInfo:  # what was read of a tensor, until other code runs
     uintptr_t address
     Py_ssize_t size  # elements
     int format  # in formats.FORMATS, -1: none of them
@@ -94,7 +94,7 @@ cdef struct Seen:  # what was read of a tensor, until other code runs
     const int64_t* strides
     int64_t axes[2 * MAX_AXES]  # shape and strides, if the tensor has no array of them
 
-cdef struct Kept:  # where a tensor was when the plan was made
+cdef struct Location:  # where a tensor was when the plan was made
     uintptr_t address
     Py_ssize_t size
     int format
@@ -155,7 +155,7 @@ cdef class Reader:
         They use numbers in a storage format that lie densely in the memory of the CPU, in any order of the axes;
         with `like`, in that of this tensor.
         """
-        cdef Seen seen, other
+        cdef TensorInfo seen, other
         if not self.read(tensor, &seen) or not dense(&seen):
             return None
         if like is not None and not (self.read(like, &other) and alike(&seen, &other)):
@@ -170,7 +170,7 @@ cdef class Reader:
         return [self.array_of(tensor) for tensor in tensors]
 
     cdef object array_of(self, object tensor):
-        cdef Seen seen
+        cdef TensorInfo seen
         cdef cnp.npy_intp strides[MAX_AXES]
         cdef int axis, kind, width
         if not self.read(tensor, &seen) or seen.format == BF16:
@@ -186,7 +186,7 @@ cdef class Reader:
         cnp.set_array_base(array, tensor)
         return array
 
-    cdef bint read(self, object tensor, Seen* seen) except -1:
+    cdef bint read(self, object tensor, TensorInfo* seen) except -1:
         # Whether it could be read: numbers as they are, in a storage format, in the memory of the CPU.
         return self.plain(tensor) and self.read_known(tensor, seen)
 
@@ -198,7 +198,7 @@ cdef class Reader:
         # The `grad` of a tensor of one of the classes.
         return self.gradient.get(<PyObject*> tensor, self.gradient.closure)
 
-    cdef bint read_known(self, object tensor, Seen* seen) except -1:
+    cdef bint read_known(self, object tensor, TensorInfo* seen) except -1:
         # The same of a tensor of the right class that is known not to be a negative view.
         cdef DLTensor x
         cdef int axis
@@ -216,7 +216,7 @@ cdef class Reader:
             seen.size *= x.shape[axis]
         return seen.format >= 0 and (seen.address != 0 or seen.size == 0)
 
-    cdef bint read_by_methods(self, object tensor, Seen* seen) except -1:
+    cdef bint read_by_methods(self, object tensor, TensorInfo* seen) except -1:
         cdef int axis
         cdef str name = str(tensor.dtype).removeprefix("torch.")
         if tensor.device.type != "cpu" or tensor.layout is not self.layout or name not in NAMES:
@@ -236,7 +236,7 @@ cdef int format_of(int code, int bits) noexcept:
     return BF16 if code == BFLOAT and bits == 16 else -1
 
 
-cdef bint dense(const Seen* seen) noexcept:
+cdef bint dense(const TensorInfo* seen) noexcept:
     # Whether the elements lie side by side, in any order of the axes.
     cdef int64_t stride = 1
     cdef int axis, found = -1
@@ -250,7 +250,7 @@ cdef bint dense(const Seen* seen) noexcept:
     return stride == seen.size or seen.size == 0
 
 
-cdef bint alike(const Seen* x, const Seen* y) noexcept:
+cdef bint alike(const TensorInfo* x, const TensorInfo* y) noexcept:
     # Whether the same elements lie at the same places.
     cdef int axis
     if x.ndim != y.ndim:
@@ -278,7 +278,7 @@ cdef class Watch:
     Attributes
     ----------
     memory : ndarray
-        The gradients that `look` found, as `buffers.MEMORY`.
+        The gradients that `read_gradients` found, as `buffers.MEMORY`.
     gradients : list
         The same as tensors, which keeps them alive.
     """
@@ -290,7 +290,7 @@ cdef class Watch:
     cdef Memory* records
     cdef Py_ssize_t n
     cdef int* number_of  # of a parameter among the members, -1 if it is none
-    cdef Kept* kept
+    cdef Location* kept
     cdef Py_ssize_t width
 
     def __cinit__(self, Reader reader not None, list lists not None, list members not None,
@@ -303,7 +303,7 @@ cdef class Watch:
         self.records = <Memory*> cnp.PyArray_DATA(self.memory)
         self.width = max([len(of) for of in self.tensors], default=0)
         self.number_of = <int*> calloc(max(len(self.params), 1), sizeof(int))
-        self.kept = <Kept*> calloc(max(self.n * self.width, 1), sizeof(Kept))
+        self.kept = <Location*> calloc(max(self.n * self.width, 1), sizeof(Location))
         if self.number_of == NULL or self.kept == NULL:
             raise MemoryError
         for i in range(len(self.params)):
@@ -319,17 +319,17 @@ cdef class Watch:
         free(self.kept)
 
     cdef int keep(self, Py_ssize_t at, object tensor) except -1:
-        cdef Seen seen
+        cdef TensorInfo seen
         if not self.reader.read(tensor, &seen):
             raise ValueError("Watch: must be given tensors that can be read")
-        self.kept[at] = Kept(seen.address, seen.size, seen.format, NULL)
+        self.kept[at] = Location(seen.address, seen.size, seen.format, NULL)
         if self.reader.api != NULL:
             self.kept[at].inside = seen.shape
         return 0
 
     def remember(self, state):
         """Remember which objects `state` holds, a dict of a dict of slots for each parameter."""
-        self.seen = listed(state)
+        self.seen = objects_in(state)
 
     def release(self):
         """Let the gradients go."""
@@ -337,14 +337,14 @@ cdef class Watch:
         for i in range(self.n):
             self.gradients[i] = None
 
-    def look(self, list lists not None, state):
+    def read_gradients(self, list lists not None, state):
         """Return the numbers of members whose gradient kernels cannot read where it lies; None if all is stale.
 
         It is stale when a parameter, a slot (of `state`, once it is remembered) or its memory is another one, and
         when a parameter that is no member has a gradient.
         """
         cdef Py_ssize_t i = 0, total = len(self.params), number, ahead = 0
-        cdef list odd = []
+        cdef list to_copy = []
         if self.seen is not None and not same(self.seen, state):
             return None
         for params in lists:
@@ -362,9 +362,9 @@ cdef class Watch:
                     ahead += 1
                 gradient = self.reader.gradient_of(p)
                 self.gradients[number] = gradient
-                if not self.look_at(number, gradient, odd):
+                if not self.read_gradient(number, gradient, to_copy):
                     return None
-        return odd if i == total else None
+        return to_copy if i == total else None
 
     cdef void prefetch(self, Py_ssize_t i) noexcept:
         # Let the processor fetch the tensors of a member: their objects, and about 200 bytes inside.
@@ -378,19 +378,19 @@ cdef class Watch:
                 prefetch_read(inside)
                 prefetch_read(inside + 64)
 
-    cdef bint look_at(self, Py_ssize_t i, object gradient, list odd) except -1:
+    cdef bint read_gradient(self, Py_ssize_t i, object gradient, list to_copy) except -1:
         # Fill in the record of a gradient; return whether the tensors of its parameter are where they were.
         cdef Memory* m = self.records + i
-        cdef Seen weight, seen
+        cdef TensorInfo weight, seen
         cdef Py_ssize_t k
         cdef tuple tensors = <tuple> self.tensors[i]
         cdef bint plain = gradient is not None and self.reader.plain(gradient)  # first: it lets other threads run
-        if not self.reader.read_known(tensors[0], &weight) or not is_kept(&self.kept[i * self.width], &weight):
+        if not self.reader.read_known(tensors[0], &weight) or not is_at(&self.kept[i * self.width], &weight):
             return False
         if not dense(&weight):
             return False
         for k in range(1, len(tensors)):
-            if not (self.reader.read_known(tensors[k], &seen) and is_kept(&self.kept[i * self.width + k], &seen)
+            if not (self.reader.read_known(tensors[k], &seen) and is_at(&self.kept[i * self.width + k], &seen)
                     and alike(&seen, &weight)):
                 return False
         m.format, m.writable = -1, 1
@@ -398,25 +398,25 @@ cdef class Watch:
             if plain and self.reader.read_known(gradient, &seen) and alike(&seen, &weight) and aligned(&seen):
                 m.address, m.size, m.format = seen.address, seen.size, seen.format
             else:
-                odd.append(i)
+                to_copy.append(i)
         return True
 
     def replace(self, Py_ssize_t i, gradient):
         """Let a member have another gradient in this step; return whether kernels can read it."""
-        cdef list odd = []
+        cdef list to_copy = []
         self.gradients[i] = gradient
-        return self.look_at(i, gradient, odd) and len(odd) == 0
+        return self.read_gradient(i, gradient, to_copy) and len(to_copy) == 0
 
 
-cdef bint aligned(const Seen* seen) noexcept:
+cdef bint aligned(const TensorInfo* seen) noexcept:
     return seen.address % (8 if seen.format == F64 else 4 if seen.format == F32 else 2) == 0
 
 
-cdef bint is_kept(const Kept* kept, const Seen* seen) noexcept:
+cdef bint is_at(const Location* kept, const TensorInfo* seen) noexcept:
     return kept.address == seen.address and kept.size == seen.size and kept.format == seen.format
 
 
-cdef list listed(state):
+cdef list objects_in(state):
     # Everything that a dict of dicts holds, in order.
     found = []
     for key, inner in state.items():
@@ -425,7 +425,7 @@ cdef list listed(state):
 
 
 cdef bint same(list seen, object state) except -1:
-    # Whether a dict of dicts holds the same objects as when they were listed.
+    # Whether a dict of dicts holds the same objects as when they were remembered.
     cdef Py_ssize_t at = 0, i = 0, k, total = len(seen)
     cdef PyObject *key
     cdef PyObject *inner

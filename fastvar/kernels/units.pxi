@@ -16,10 +16,10 @@ cdef struct Patch:  # of a matrix; the order of the fields is that of units.PATC
 
 
 cdef const real* rescale(
-        real* room, const real* x, Py_ssize_t at, Py_ssize_t n, const Units* u) noexcept nogil:
+        real* scratch, const real* x, Py_ssize_t at, Py_ssize_t n, const Units* u) noexcept nogil:
     # Multiply elements `at` to `at + n` by the factors of their rows, and then by those of their columns.
     cdef Py_ssize_t row, column, i, m
-    cdef real* to = room
+    cdef real* to = scratch
     cdef real factor
     cdef const double* factors
     if u.columns == 0:  # no matrices
@@ -43,14 +43,14 @@ cdef const real* rescale(
                 to[i] = x[i] * <real> factors[i]
             row, column = row + 1, 0
         to, x, n = to + m, x + m, n - m
-    return room
+    return scratch
 
 
 cdef const real* loaded(
-        real* room, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n, int matrices,
+        real* scratch, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n, int matrices,
         bint weights) noexcept nogil:
     # The weights, or the gradient with the factors of a number of its units.
-    return w + at if weights else read_clipped(room, w, s, at, 0, n, matrices)
+    return w + at if weights else read_clipped(scratch, w, s, at, 0, n, matrices)
 
 
 cdef void add_columns(double* sums, const real** x, int rows, Py_ssize_t n, double scale) noexcept nogil:
@@ -80,14 +80,14 @@ cdef void column_patch(
         double* rows, double* columns, const real* w, const Span* s, const Patch* p, int matrices, bint weights,
         double scale) noexcept nogil:
     # Sum a patch of one column like a row.
-    cdef char room[ROOM]
+    cdef char scratch[TILE_BYTES]
     cdef double lanes[LANES]
     cdef const real* x
     cdef Py_ssize_t at = p.row, n
     memset(lanes, 0, sizeof(lanes))
     while at < p.row_end:
         n = min(<Py_ssize_t> TILE, p.row_end - at)
-        x = loaded(<real*> aligned(room), w, s, at, n, matrices, weights)
+        x = loaded(<real*> aligned(scratch), w, s, at, n, matrices, weights)
         add_products(lanes, x, x, n, scale)
         if rows != NULL:
             add_columns(rows + (at - p.row), &x, 1, n, scale)
@@ -98,7 +98,7 @@ cdef void column_patch(
 cdef void matrix_patch(
         double* rows, double* columns, const real* w, const Span* s, const Patch* p, Py_ssize_t row_length,
         int matrices, bint weights, double scale) noexcept nogil:
-    cdef char rooms[ROWS][ROOM]
+    cdef char scratch[ROWS][TILE_BYTES]
     cdef double lanes[ROWS][LANES]
     cdef const real* x[ROWS]
     cdef Py_ssize_t width = p.column_end - p.column, row = p.row, at, n
@@ -110,8 +110,8 @@ cdef void matrix_patch(
         while at < width:
             n = min(<Py_ssize_t> TILE, width - at)
             for k in range(m):
-                x[k] = loaded(<real*> aligned(rooms[k]), w, s, (row + k) * row_length + p.column + at, n, matrices,
-                              weights)
+                x[k] = loaded(<real*> aligned(scratch[k]), w, s, (row + k) * row_length + p.column + at, n,
+                              matrices, weights)
                 if rows != NULL:
                     add_products(lanes[k], x[k], x[k], n, scale)
             add_columns(columns + at, x, m, n, scale)
@@ -135,31 +135,31 @@ cdef void patch_sums(void* context, Py_ssize_t task) noexcept nogil:
     # Sum the columns of a patch and, if rows have factors, its rows.
     cdef PatchSums* job = <PatchSums*> context
     cdef const Patch* p = &job.patches[task]
-    cdef double* room = job.out + p.at
+    cdef double* sums = job.out + p.at
     cdef const Span* s = &job.spans[p.variable]
     cdef int matrices = job.matrices
     cdef bint weights = job.weights
     cdef double scale = job.scale
     cdef const Units* u = &s.units[matrices]
     cdef Py_ssize_t width = p.column_end - p.column, height = 0 if u.by_row == NULL else p.row_end - p.row
-    cdef double* rows = NULL if u.by_row == NULL else room + width
-    memset(room, 0, (width + height) * sizeof(double))
+    cdef double* rows = NULL if u.by_row == NULL else sums + width
+    memset(sums, 0, (width + height) * sizeof(double))
     if s.g == NULL and not weights:
         return
     if u.columns == 1 and s.wide:
-        column_patch(rows, room, <const double*> s.w, s, p, matrices, weights, scale)
+        column_patch(rows, sums, <const double*> s.w, s, p, matrices, weights, scale)
     elif u.columns == 1:
-        column_patch(rows, room, <const float*> s.w, s, p, matrices, weights, scale)
+        column_patch(rows, sums, <const float*> s.w, s, p, matrices, weights, scale)
     elif s.wide:
-        matrix_patch(rows, room, <const double*> s.w, s, p, u.columns, matrices, weights, scale)
+        matrix_patch(rows, sums, <const double*> s.w, s, p, u.columns, matrices, weights, scale)
     else:
-        matrix_patch(rows, room, <const float*> s.w, s, p, u.columns, matrices, weights, scale)
+        matrix_patch(rows, sums, <const float*> s.w, s, p, u.columns, matrices, weights, scale)
 
 
-cdef void add_patch(double* of_rows, double* of_columns, const double* room, const Patch* p) noexcept nogil:
+cdef void add_patch(double* of_rows, double* of_columns, const double* sums, const Patch* p) noexcept nogil:
     cdef Py_ssize_t i, width = p.column_end - p.column
     for i in range(width):
-        of_columns[p.of_column + i] += room[i]
+        of_columns[p.of_column + i] += sums[i]
     if of_rows != NULL:
         for i in range(p.row_end - p.row):
-            of_rows[p.of_row + i] += room[width + i]
+            of_rows[p.of_row + i] += sums[width + i]

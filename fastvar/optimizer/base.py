@@ -110,7 +110,7 @@ class Optimizer(Rule):
         super().__init__(*args, **kwargs)
         self._state = State()
         self._tree: Tree | None = None  # of the variables given to `build`
-        self._listed = -1  # a list of this length has the gradients in the order of the variables
+        self._sequence_length = -1  # a list of this length has the gradients in the order of the variables
         self._excluded: tuple[list[Variable], re.Pattern[str] | None] = ([], None)
         self._plan: StepPlan | None = None
         self._turn = Turn(type(self).__name__)
@@ -166,7 +166,10 @@ class Optimizer(Rule):
                 self._build(grouped)
             if all(map(is_, tree.variables, flat)):
                 tree.variables = self._state.variables
-            self._tree, self._listed = tree, tree.listed if tree.variables is self._state.variables else -1
+            self._tree, self._sequence_length = (
+                tree,
+                tree.sequence_length if tree.variables is self._state.variables else -1,
+            )
 
     def _build(self, grouped: list[dict[str, Any]]) -> None:
         check_variables(self._owner, grouped)
@@ -177,7 +180,7 @@ class Optimizer(Rule):
 
     def _kept(self) -> list[tuple[Any, Any]]:
         """Return all but the slots as pairs of target and value, with which `Atomic` restores them."""
-        mine = {name: getattr(self, name) for name in ("_tree", "_listed", "_plan")}
+        mine = {name: getattr(self, name) for name in ("_tree", "_sequence_length", "_plan")}
         return [(self, mine), (self._parameters, self._parameters.copy()), *self._state.kept()]
 
     def _forget_plan(self) -> None:
@@ -235,7 +238,7 @@ class Optimizer(Rule):
                     if self._state.variables:
                         step(self._refreshed(), grads, zero)
                 return
-            if variables is not None or type(grads) is not list or len(grads) != self._listed:
+            if variables is not None or type(grads) is not list or len(grads) != self._sequence_length:
                 grads = self._arranged(grads, variables)
                 if not self._state.variables:
                     return

@@ -267,7 +267,7 @@ class StepPlan:
     # State to restore after an error.
 
     @functools.cached_property
-    def room(self) -> tuple[list[Array], list[Array]]:
+    def backup(self) -> tuple[list[Array], list[Array]]:
         """The state that an interrupt could leave half-done (runs are whole), and buffers for copies."""
         state, accumulation = self.state, self.accumulation
         places = [self.compiled.stages, *state.numbers.values()]

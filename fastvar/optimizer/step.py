@@ -59,7 +59,7 @@ def _whole_step(plan: StepPlan, given: list[Any], grads: list[Any], zero: bool) 
     calls, workers = plan.count[0], plan.workers
     before: list[tuple[Any, Any]] = []
     if plan.staged or plan.guard or plan.measuring or by_norm(plan.own):
-        places, copies = plan.room
+        places, copies = plan.backup
         kernels.copy(copies, places, workers)
         before = [*zip(places, copies, strict=True), (plan.count, [calls])]
     if plan.cohorts.counting and plan.accumulation:

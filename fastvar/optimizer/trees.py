@@ -21,7 +21,7 @@ def parsed(owner: str, variables: Any, keys: tuple[str, ...]) -> tuple[Tree, lis
     if isinstance(root, Module):
         root.named_variables()  # this names them
     tree = tree_of(owner, root, keys)
-    check_strangers(owner, tree, f" (a group has the key {keys[0]!r})")
+    refuse_foreign(owner, tree, f" (a group has the key {keys[0]!r})")
     for path, variable in zip(tree.paths, tree.variables, strict=True):
         if variable.name is None and not path.replace("/", "").isdigit():
             variable._path = path
@@ -53,9 +53,9 @@ def tree_of(owner: str, variables: Any, keys: tuple[str, ...]) -> Tree:
 def tree_among(owner: str, variables: Any, keys: tuple[str, ...], known: Container[int]) -> Tree:
     """Return a tree of variables that must be among those of an optimizer, given by their `id`."""
     tree = tree_of(owner, variables, keys)
-    refuse_tensors(owner, [thing for _, thing in tree.strangers])
+    refuse_tensors(owner, [thing for _, thing in tree.foreign])
     others = [v for v in tree.variables if id(v) not in known]
-    for v in [*(thing for _, thing in tree.strangers), *others]:
+    for v in [*(thing for _, thing in tree.foreign), *others]:
         raise ValueError(
             f"{owner}: unknown variable {v!r}; call build with all variables first, or make an optimizer for it"
         )
@@ -66,7 +66,7 @@ def variables_of(owner: str, var_list: Any) -> list[Variable]:
     """Return the variables of a tree or of another iterable."""
     refuse_tensors(owner, [var_list])
     tree = Tree(as_tree(var_list, f"{owner}: var_list"))
-    check_strangers(owner, tree)
+    refuse_foreign(owner, tree)
     return tree.variables
 
 
@@ -94,10 +94,10 @@ def arranged(
     return gradients if tree.variables is state.variables else state.ordered(tree.variables, gradients)
 
 
-def check_strangers(owner: str, tree: Tree, hint: str = "") -> None:
+def refuse_foreign(owner: str, tree: Tree, hint: str = "") -> None:
     """Check that a tree holds only variables. Add the hint to errors below the top level."""
-    refuse_tensors(owner, [thing for _, thing in tree.strangers])
-    for path, thing in tree.strangers:
+    refuse_tensors(owner, [thing for _, thing in tree.foreign])
+    for path, thing in tree.foreign:
         got = f"{type(thing).__name__} at {path!r}{hint if not path.isdigit() else ''}"
         raise TypeError(f"{owner}: variables must be fastvar.Variable, got {got}")
 

@@ -60,7 +60,7 @@ class Part:
         """Return the hyperparameters of a group with numbers in the place of tensors."""
         return {name: numbers(value) for name, value in values.items()}
 
-    def follow(self, group: dict[str, Any]) -> bool:
+    def read_options(self, group: dict[str, Any]) -> bool:
         """Take the hyperparameters of the group as numbers; return False if its flags are others."""
         values = {**group, "params": None, "param_names": None}
         if values == self.read:
@@ -103,7 +103,7 @@ class TensorPlan:
                 if group.get(name):
                     raise ValueError(f"{self.owner}: {name} must be False here{instead_of(self.owner)}")
             part: Part = optimizer.part_class(optimizer.rule_class, group, k)
-            part.follow(group)
+            part.read_options(group)
             self.groups.append(part)
             first = len(self.members)
             for i, p in enumerate(group["params"]):
@@ -184,34 +184,34 @@ class TensorPlan:
             for of, name in zip(self.slots, self.names, strict=True)
         ]
         self.plan = kernels.Plan(self.owner, rules, self.names, weights, slots, part_of)
-        self.apart = False  # whether every member has scalars of its own
+        self.scalars_of_members = False  # whether every member has scalars of its own
         self.conditions = [(1.0, 0.0, 0.0)] * len(self.parts)
         self.parallel = sum(w.size for w in weights) >= PARALLEL
 
     # Steps.
 
-    def look(self, lists: list[list[Any]], optimizer: Any) -> list[int] | None:
+    def read_gradients(self, lists: list[list[Any]], optimizer: Any) -> list[int] | None:
         """Return the members whose gradient must be copied, or None if the plan is stale."""
         if len(lists) != len(self.groups):
             return None
         groups = optimizer.param_groups
         for part in self.groups:
-            if not part.follow(groups[part.number]):
+            if not part.read_options(groups[part.number]):
                 return None
-        return self.watch.look(lists, optimizer.state)
+        return self.watch.read_gradients(lists, optimizer.state)
 
-    def step(self, optimizer: Any, odd: list[int]) -> bool:
+    def step(self, optimizer: Any, to_copy: list[int]) -> bool:
         """Check everything, then update; return whether there was a gradient."""
-        for i in odd:
+        for i in to_copy:
             self._replace(i)
         bound = self.plan.bind(self.watch.memory)
         present = None if bound == len(self.members) else self.watch.memory["format"] >= 0
         if not bound:
             return False
         cohorts = self._cohorts(present)
-        if not self.apart and any(of and of.count(of[0]) != len(of) for of in cohorts):
+        if not self.scalars_of_members and any(of and of.count(of[0]) != len(of) for of in cohorts):
             self.plan.share_scalars(range(len(self.members)))
-            self.apart = True
+            self.scalars_of_members = True
         rows, left = self._scalars(optimizer, cohorts)
         changed = self.members if present is None else [*itertools.compress(self.members, present)]
         torch.autograd.graph.increment_version(changed)
@@ -263,7 +263,7 @@ class TensorPlan:
         left: list[Any] = []
         scale = getattr(optimizer, "grad_scale", None)  # of torch.amp.GradScaler
         unscale = 1.0 if scale is None else 1 / scale.item()
-        numbers = self._numbers() if self.apart else []
+        numbers = self._numbers() if self.scalars_of_members else []
         for k, part in enumerate(self.parts):
             hyper = part.hyper
             sign, l2, decay = part.rule.gradient_sign(), part.decays.l2_rate(hyper), part.decays.decay_rate(hyper)
@@ -271,7 +271,7 @@ class TensorPlan:
                 self.conditions[k] = condition
                 stages = self.plan.stages[part.members]
                 stages["scale"], stages["l2"], stages["decay"] = condition
-            if self.apart:
+            if self.scalars_of_members:
                 made = {cohort: self._row(part, cohort) for cohort in {*numbers[part.members]}}
                 rows += [made[cohort][0] for cohort in numbers[part.members]]
                 left += [made[cohort][1] for cohort in numbers[part.members]]

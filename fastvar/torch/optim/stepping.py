@@ -93,15 +93,15 @@ def _step(optimizer: KernelStep, closure: Callable[[], Any] | None = None) -> An
         return loss
     lists = [group["params"] for group in optimizer.param_groups]
     plan = optimizer._plan
-    odd = None if plan is None else plan.look(lists, optimizer)
-    if plan is None or odd is None:
+    to_copy = None if plan is None else plan.read_gradients(lists, optimizer)
+    if plan is None or to_copy is None:
         optimizer._plan = None
         plan = TensorPlan(optimizer, lists)
-        odd = plan.look(lists, optimizer) if plan.members else None
-        if odd is None:  # nothing has a gradient
+        to_copy = plan.read_gradients(lists, optimizer) if plan.members else None
+        if to_copy is None:  # nothing has a gradient
             return loss
     try:
-        if plan.step(optimizer, odd):
+        if plan.step(optimizer, to_copy):
             optimizer.kernel_steps += 1
     finally:
         plan.watch.release()
