@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastvar.buffers import Array
-from fastvar.hyper import Fixed, axes, number
+from fastvar.hyper import Fixed, Parameter, axes, number
 
 EPSILON = 1e-7  # keras.config.epsilon(): avoids dividing by a norm of zero
 
@@ -40,6 +41,87 @@ class NonNeg(Constraint):
 
     def __call__(self, w: Array) -> Array:
         return np.where(w < 0, w.dtype.type(0), w)
+
+
+def _bound(default: float) -> Any:
+    """Declare a number or an array of them, which may be infinite."""
+
+    def check(value: Any) -> float | Array:
+        if (given := np.asarray(value)).dtype.kind not in "fiu":
+            raise TypeError(f"must be a real number or an array of them, got {value!r}")
+        if np.isnan(given).any():
+            raise ValueError(f"must not be NaN, got {value!r}")
+        if given.ndim == 0:
+            return float(given)
+        array = given.astype(np.float64)
+        array.flags.writeable = False
+        return array
+
+    return Parameter(default, check, kw_only=False, per_group=False, numeric=False)
+
+
+class Box(Constraint):
+    """Clip each weight to [`low`, `high`], as `numpy.clip` does.
+
+    Parameters
+    ----------
+    low, high : float or array_like
+        The bounds, `low <= high`, by default infinite: none. Arrays are broadcast to the shape of the variable.
+
+    Raises
+    ------
+    TypeError
+        If a bound is not a real number or an array of them.
+    ValueError
+        If a bound is NaN, or no number is within the bounds.
+
+    Notes
+    -----
+    Numbers are applied inside the pass of the update, arrays after it. `optimizers.LBFGS` searches within either.
+    Bounds are rounded to the dtype of the variable.
+
+    Examples
+    --------
+    >>> import fastvar as fv, numpy as np
+    >>> fv.constraints.Box(-1, 1)(np.array([-2.0, 0.5, 3.0]))
+    array([-1. ,  0.5,  1. ])
+    >>> fv.constraints.Box(low=[0.0, 1.0])(np.array([-2.0, 0.5]))
+    array([0., 1.])
+    """
+
+    low: npt.ArrayLike = _bound(-np.inf)
+    high: npt.ArrayLike = _bound(np.inf)
+
+    def _validate(self) -> None:
+        try:
+            low, high = np.broadcast_arrays(self.low, self.high)
+        except ValueError as error:
+            raise ValueError(f"Box: low and high: {error}") from None
+        self.limits(low.shape, np.float64)
+        if wrong := np.argwhere(low > high).tolist():
+            at = tuple(wrong[0])
+            where = f" at {wrong[0]}" if at else ""
+            raise ValueError(f"Box: low must be <= high, got {low[at]:g} and {high[at]:g}{where}")
+
+    def limits(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Array, Array]:
+        """Return the bounds in a dtype. Raise an error if they do not broadcast to a shape, or hold no number."""
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        try:
+            fits = np.broadcast_shapes(low.shape, high.shape, shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"Box: bounds must broadcast to {shape}, got the shapes {low.shape} and {high.shape}")
+        most = np.finfo(dtype).max
+        if (low > most).any() or (high < -most).any():
+            raise ValueError(f"Box: low must be <= {most:g} and high >= {-most:g} for {np.dtype(dtype)}")
+        with np.errstate(over="ignore"):  # a bound that no number can reach
+            return low.astype(dtype), high.astype(dtype)
+
+    def __call__(self, w: Array) -> Array:
+        low, high = self.limits(w.shape, np.result_type(w, np.float32))
+        projected: Array = np.where(w < low, low, np.where(w > high, high, w))
+        return projected
 
 
 class MaxNorm(Constraint):
@@ -98,9 +180,20 @@ class MinMaxNorm(Constraint):
         )
 
 
-BUILTIN = (
-    NonNeg,
-    MaxNorm,
-    UnitNorm,
-    MinMaxNorm,
-)  # exactly these classes cannot fail in the middle of a step
+BUILTIN = (NonNeg, Box, MaxNorm, UnitNorm, MinMaxNorm)  # exactly these cannot fail in the middle of a step
+_FREE, _NONNEG = Box(), Box(low=0.0)
+
+
+def as_box(constraint: Any) -> Box | None:
+    """Return the bounds of each weight if a constraint is nothing else."""
+    if constraint is None:
+        return _FREE
+    if type(constraint) is NonNeg:
+        return _NONNEG
+    return constraint if type(constraint) is Box else None
+
+
+def number_bounds(constraint: Any) -> tuple[float, float]:
+    """Return the bounds that the pass of the update applies; infinite ones if the constraint runs after it."""
+    box: Any = as_box(constraint)
+    return (box.low, box.high) if box and np.ndim(box.low) == np.ndim(box.high) == 0 else (-np.inf, np.inf)

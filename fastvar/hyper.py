@@ -358,7 +358,7 @@ class Declared:
         shown = [
             f"{name}={value!r}"
             for name, value in self._parameters.items()
-            if value != self.parameters[name].default or not self.parameters[name].kw_only
+            if not self.parameters[name].kw_only or value != self.parameters[name].default
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
@@ -383,12 +383,12 @@ _OF_TORCH = {"betas", "dampening", "etas", "lr_decay", "maximize", "step_sizes"}
 
 
 def serialize(value: Any) -> Any:
-    """Return a declared object as `{"class_name": ..., "config": ...}`, tuples as lists, the rest unchanged."""
+    """Return a declared object as `{"class_name", "config"}`, tuples and arrays as lists, the rest unchanged."""
     if isinstance(value, Declared):
         return {"class_name": _registered_name(type(value)), "config": value.get_config()}
     if isinstance(value, tuple):
         return [serialize(element) for element in value]
-    return value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def deserialize(value: Any) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastvar import optimizers
 from fastvar.buffers import Array
+from fastvar.constraints import Box
 from fastvar.hyper import Fixed, integer, number
 from fastvar.optimizer import Optimizer
 from fastvar.variable import Variable
@@ -188,9 +189,9 @@ def _minimize(
         if np.any(given):
             warnings.warn(f"{owner}: does not use {what}", RuntimeWarning, stacklevel=3)
     x0 = np.atleast_1d(np.asarray(x0))
-    low, high = limits = _limits(owner, bounds, x0.shape)
-    x = Variable(x0, dtype=np.float64, constraint=None if bounds is None else lambda w: np.clip(w, low, high))
-    x.assign(np.clip(x.value, low, high))
+    box, limits = _box(owner, bounds, x0.shape)
+    x = Variable(x0, dtype=np.float64, constraint=None if bounds is None else box)
+    x.assign(box(x.value))
     optimizer = copy.deepcopy(optimizer)
     optimizer.build([x])
     evaluate, tell = Evaluations(owner, fun, jac, args), _telling(callback)
@@ -224,8 +225,8 @@ def _stopping(owner: str, options: dict[str, Any]) -> Stopping:
         raise type(error)(f"{owner}: {error}") from None
 
 
-def _limits(owner: str, bounds: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Return the lower and upper bounds of all elements; None in a pair means none."""
+def _box(owner: str, bounds: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Array, Array]]:
+    """Return bounds as a constraint and as arrays; None in a pair means none."""
     low: Any = -np.inf
     high: Any = np.inf
     if isinstance(bounds, Bounds):
@@ -237,12 +238,10 @@ def _limits(owner: str, bounds: Any, shape: tuple[int, ...]) -> tuple[Array, Arr
         low = [-np.inf if first is None else first for first, _ in pairs]
         high = [np.inf if second is None else second for _, second in pairs]
     try:
-        lows, highs = (np.broadcast_to(np.asarray(side, np.float64), shape) for side in (low, high))
-    except ValueError as error:
-        raise ValueError(f"{owner}: bounds must have the shape {shape} of x0: {error}") from None
-    if not (lows <= highs).all():
-        raise ValueError(f"{owner}: an upper bound is less than its lower bound, or a bound is NaN")
-    return lows, highs
+        box = Box(low, high)
+        return box, box.limits(shape, np.float64)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{owner}: bounds: {error}") from None
 
 
 def _telling(callback: Callable[..., Any] | None) -> Callable[[Any], Any]:

@@ -286,9 +286,9 @@ def test_what_is_not_used_warns(given: dict[str, Any], what: str) -> None:
     ("bounds", "message"),
     [
         ([(0, 1)], "1 pairs of bounds for 3"),
-        ([(1, 0)] * 3, "less than its lower"),
+        ([(1, 0)] * 3, r"low must be <= high, got 1 and 0 at \[0\]"),
         ([(np.nan, 0)] * 3, "NaN"),
-        (Bounds([0, 0], [1, 1]), r"must have the shape \(3,\)"),
+        (Bounds([0, 0], [1, 1]), r"must broadcast to \(3,\)"),
     ],
     ids=str,
 )

@@ -82,8 +82,9 @@ def finish(w: Array, average: Array | None, s: Any, updated: bool) -> None:
         average[...] = real(s["average"]) * average + real(1 - s["average"]) * w
         if s["overwrite"] != 0:
             w[...] = average
-    if updated and s["nonneg"] != 0:
-        w[...] = np.where(w < 0, real(0), w)
+    if updated:
+        low, high = real(s["low"]), real(s["high"])
+        w[...] = np.where(w < low, low, np.where(w > high, high, w))
 
 
 class Plan:

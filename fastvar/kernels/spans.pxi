@@ -141,7 +141,7 @@ cdef void advance(
     check(0 <= lo <= hi <= s.n)
     find_slots(slots, s, lo)
     if (s.g != NULL and average == NULL and not zero and in_place(s) and s.stages.decay == 0
-            and s.stages.nonneg == 0 and not s.direct):
+            and not bounded(s.stages) and not s.direct):
         apply_rule(w + lo, <const real*> s.g + lo + shift, slots, hi - lo, s)
         return
     while at < hi:

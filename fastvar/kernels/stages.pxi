@@ -7,7 +7,7 @@
 #     size      x = x * size
 #     decay     w = w - decay*w                      then the rule on (w, x, slots), then
 #     average   a = average*a + (1 - average)*w      overwrite w = a
-#     nonneg    w = 0 where w < 0
+#     bound     low <= w <= high
 #
 # If the rule makes a direction d (Span.direct), it runs on (d, x, slots) with d = 0 and x without `size`. Then
 # w = w + step * (size * d).
@@ -27,11 +27,16 @@ cdef struct Stages:  # the order of the fields is that of stages.STAGES, checked
     double step
     double average
     double overwrite
-    double nonneg
+    double low
+    double high
 
 
 cdef inline bint raw_gradient(const Stages* s) noexcept nogil:
     return s.scale == 1 and s.l2 == 0 and s.l1 == 0 and s.clip == 1 and s.limit == INFINITY
+
+
+cdef inline bint bounded(const Stages* s) noexcept nogil:
+    return s.low != -INFINITY or s.high != INFINITY
 
 
 cdef const real* penalize(
@@ -83,13 +88,13 @@ cdef void shrink(real* w, Py_ssize_t n, real decay) noexcept nogil:
 
 cdef void finish(real* w, real* average, Py_ssize_t n, const Stages* s, bint updated) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real keep = s.average, take = 1 - s.average
+    cdef real keep = s.average, take = 1 - s.average, low = s.low, high = s.high
     if average != NULL:
         for i in range(n):
             average[i] = axpby(keep, average[i], take, w[i])
         if s.overwrite != 0:
             for i in range(n):
                 w[i] = average[i]
-    if updated and s.nonneg != 0:
+    if updated and bounded(s):
         for i in range(n):
-            w[i] = 0 if w[i] < 0 else w[i]
+            w[i] = clamp(w[i], low, high)

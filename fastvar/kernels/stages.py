@@ -20,7 +20,8 @@ NEUTRAL = {
     "step": 1.0,  # w += step * direction, if the rule makes one
     "average": 0.0,  # momentum of the moving average of w, if the plan has one
     "overwrite": 0.0,  # 1: w = average
-    "nonneg": 0.0,  # 1: w = 0 where w < 0
+    "low": -np.inf,  # w is clipped to [low, high] after everything else
+    "high": np.inf,
 }
 STAGES = np.dtype([(name, np.float64) for name in NEUTRAL])
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastvar import buffers, kernels, threads
 from fastvar.buffers import Array
-from fastvar.constraints import BUILTIN, NonNeg
+from fastvar.constraints import BUILTIN, number_bounds
 from fastvar.kernels import reference
 from fastvar.optimizer.clipping import by_norm, limit_of_values, units
 from fastvar.optimizer.cohorts import Cohorts
@@ -193,19 +193,24 @@ class StepPlan:
         penalties = [v.regularizer for v in variables]
         self.compiled.stages["l1"] = [p.l1 if p else 0 for p in penalties]
         self.l2 = np.array([2 * p.l2 if p else 0 for p in penalties])
-        self.compiled.stages["nonneg"] = [type(v.constraint) is NonNeg for v in variables]
+        bounds = np.array([number_bounds(v.constraint) for v in variables])
+        self.compiled.stages["low"], self.compiled.stages["high"] = bounds.T
         self.constrained = [i for i, v in enumerate(variables) if v.constraint]
         for i in self.constrained:
-            if type(variables[i].constraint) in BUILTIN:  # a missing axis raises an error here
-                projected(self.rule, variables[i])
+            if type(variables[i].constraint) in BUILTIN:  # a missing axis or a wrong shape is an error here
+                try:
+                    projected(self.rule, variables[i])
+                except ValueError as error:
+                    raise ValueError(f"{self.rule._owner}: constraint of {self.labels[i]}: {error}") from None
         by_call = bool(self.constrained) and self.accumulation is not None
         self.fragile = self.fragile or by_call or bool(self.constrained_after)
         self.decaying = np.array([self.rule.decays(v) for v in variables], float)
 
     @property
     def constrained_after(self) -> list[int]:
-        """The variables whose constraint runs after the pass; NonNeg runs inside it."""
-        return [i for i in self.constrained if not self.compiled.stages["nonneg"][i]]
+        """The variables whose constraint runs after the pass; bounds that are numbers are applied inside it."""
+        stages = self.compiled.stages
+        return [i for i in self.constrained if stages["low"][i] == -np.inf and stages["high"][i] == np.inf]
 
     # Hyperparameters.
 

@@ -207,7 +207,7 @@ def _run(
 
 
 def _constrain(plan: StepPlan, grads: list[Any], present: list[bool], calls: int) -> None:
-    """Project the variables that had a gradient. In an update, NonNeg has already run inside the pass."""
+    """Project the variables that had a gradient. Those inside the pass have already run in an update."""
     updates = plan.accumulation is None or plan.accumulation.updates(calls)
     concerned = present if updates else [g is not None for g in grads]
     for i in plan.constrained_after if updates else plan.constrained:

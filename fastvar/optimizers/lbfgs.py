@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastvar import buffers
-from fastvar.constraints import NonNeg
+from fastvar.buffers import Array
+from fastvar.constraints import as_box
 from fastvar.gradients import differentiated
 from fastvar.hyper import integer, number
 from fastvar.kernels.atomic import Atomic
@@ -22,7 +23,7 @@ class LBFGS(Optimizer, options=False):
 
     Each `minimize` runs SciPy's L-BFGS-B from the current weights, in double precision, and evaluates the loss as
     often as necessary. `apply` and `step` get a single gradient, so they raise TypeError. Frozen variables stay as
-    they are, penalties are added to the loss, and `NonNeg` becomes a bound.
+    they are, penalties are added to the loss, and `NonNeg` and `Box` become bounds.
 
     Parameters
     ----------
@@ -106,7 +107,7 @@ class LBFGS(Optimizer, options=False):
             raise ImportError(f"{self._owner}: needs SciPy; run `pip install 'fastvar[lbfgs]'`") from None
         variables = [v for v in self._state.variables if v.trainable]
         before: list[tuple[Any, Any]] = [(v._array, v.numpy()) for v in variables]
-        bounds = [bound for v in variables for bound in [self._bound(v)] * v.size]
+        bounds = np.concatenate([np.zeros((0, 2)), *map(self._bounds, variables)])
 
         def evaluate(x: Any) -> tuple[float, Any]:
             _write(variables, x)
@@ -136,12 +137,16 @@ class LBFGS(Optimizer, options=False):
             self._state.count[0] += 1
             return float(found.fun)
 
-    def _bound(self, variable: Variable) -> tuple[float | None, None]:
-        if variable.constraint is None:
-            return None, None
-        if type(variable.constraint) is NonNeg:
-            return 0.0, None
-        raise ValueError(f"{self._owner}: constraint of {variable!r} must be NonNeg or None")
+    def _bounds(self, variable: Variable) -> Array:
+        """Return the bounds of all elements, as pairs."""
+        box = as_box(variable.constraint)
+        if box is None:
+            raise ValueError(f"{self._owner}: constraint of {variable!r} must be Box, NonNeg or None")
+        try:
+            limits = box.limits(variable.shape, variable.dtype)
+        except ValueError as error:
+            raise ValueError(f"{self._owner}: constraint of {variable!r}: {error}") from None
+        return np.stack([np.broadcast_to(side, variable.shape).reshape(-1) for side in limits], axis=1)
 
     def _gradient(self, gradient: Any, variable: Variable) -> Any:
         dense = np.zeros(variable.shape)

@@ -36,8 +36,9 @@ STAGES = {
     "size": 0.6,
     "decay": 0.021,
     "overwrite": 1.0,
-    "nonneg": 1.0,
+    "low": -0.23,
 }
+STAGED = {**STAGES, "average": 0.9, "high": 0.37}
 SPECIAL = [0.0, -0.0, 1e-40, -1e-44, 1e-310, 5e-324, np.inf, -np.inf, np.nan, 3e38, -1e300, 1.9e-34, 1e-20]
 
 
@@ -188,6 +189,7 @@ def every_stage_combination(size: int, rule: str) -> list[Spec]:
         for k, chosen in enumerate(itertools.product(*flags)):
             stages = {name: STAGES[name] for name, on in zip(STAGES, chosen, strict=True) if on}
             stages |= {"average": 0.9} if k % 4 else {}
+            stages |= {"high": 0.37} if k % 5 else {}
             if k % 3 == third or all(chosen):
                 specs.append(Spec(size, dtype, gradient, k, average, k % 2, stages))
     return specs
@@ -209,7 +211,7 @@ def test_every_rule_has_a_case() -> None:
 @pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize("special", [False, True])
 def test_every_small_size_at_every_alignment(rule: str, staged: bool, special: bool) -> None:
-    stages = {**STAGES, "average": 0.9} if staged else {}
+    stages = STAGED if staged else {}
     for dtype in ("f4", "f8"):
         base = Spec(0, dtype, dtype, average=staged, stages=stages)
         every = 3 if staged or special else 1  # all pairs once, without stages
@@ -225,7 +227,7 @@ def test_every_stage_combination(rule: str, special: bool) -> None:
 
 
 @every_rule
-@pytest.mark.parametrize("stages", [{}, {**STAGES, "average": 0.9}], ids=["raw", "staged"])
+@pytest.mark.parametrize("stages", [{}, STAGED], ids=["raw", "staged"])
 def test_large_odd_sizes_on_threads(rule: str, stages: dict[str, float]) -> None:
     for dtype, gradient in (("f4", "f4"), ("f8", "f8"), ("f4", "f8")):
         base = Spec(0, dtype, gradient, average=bool(stages), stages=stages)
@@ -256,7 +258,8 @@ stage_values = st.fixed_dictionaries(
         "decay": st.sampled_from([0.021, 1.0, 1e-60, 1e60]),
         "average": st.sampled_from([0.9, 1.0, 1e-60]),
         "overwrite": st.just(1.0),
-        "nonneg": st.just(1.0),
+        "low": st.sampled_from([0.0, -0.23, -1e60]),
+        "high": st.sampled_from([0.0, 0.37, 1e60]),
     },
 )
 specs = st.builds(
@@ -309,7 +312,7 @@ def split(memory: Memory, cuts: Sequence[int]) -> Memory:
 def test_splitting_a_variable_changes_nothing(
     rule: str, size: int, cuts: list[int], threads: int, dtype: str
 ) -> None:
-    spec = Spec(size, dtype, dtype, average=True, stages={**STAGES, "average": 0.9})
+    spec = Spec(size, dtype, dtype, average=True, stages=STAGED)
     slots = len(reference.RULES[rule].slots)
     for module in MODULES.values():
         whole, parts = (Memory([spec], slots, 1, False, aligned=True) for _ in range(2))

@@ -104,7 +104,11 @@ def test_a_step_is_whole_or_nothing(make, options, steps) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("constraint", [constraints.NonNeg(), halves], ids=["built in", "in NumPy"])
+@pytest.mark.parametrize(
+    "constraint",
+    [constraints.NonNeg(), constraints.Box(np.array([-0.5])), halves],
+    ids=["in the pass", "after", "in NumPy"],
+)
 def test_a_step_with_constraints_and_a_frozen_variable_is_whole_or_nothing(constraint, options) -> None:
     for steps in (0, 1):
         check_at_instants(stepping(MAKERS["plain"], options, steps, constraint=constraint, frozen=True))

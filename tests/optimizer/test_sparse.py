@@ -18,7 +18,16 @@ from tests.support.cases import CASES, RULE_CASES, Case, assert_same_bits, conte
 from tests.support.runs import COMBINATIONS, assert_all_same_bits, elementwise, several_passes, variables
 
 MODULES = {isa: kernels.load(isa)[1] for isa in kernels.supported()}
-STAGES = {"scale": 0.3, "l2": 0.07, "l1": 0.013, "clip": 0.7, "limit": 0.11, "decay": 0.021, "nonneg": 1.0}
+STAGES = {
+    "scale": 0.3,
+    "l2": 0.07,
+    "l1": 0.013,
+    "clip": 0.7,
+    "limit": 0.11,
+    "decay": 0.021,
+    "low": 0.0,
+    "high": 0.5,
+}
 AVERAGED = {**STAGES, "average": 0.9, "overwrite": 1.0}
 SHAPES = [(40, 7), (3000, 33), (50,), (9, 0), (6, 2, 5)]
 

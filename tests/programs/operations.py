@@ -93,7 +93,14 @@ def refusing_schedule(step: int) -> float:
     return 0.125
 
 
-CONSTRAINTS = [None, None, fv.constraints.NonNeg(), fv.constraints.MaxNorm(1.5, axis=()), halved]
+CONSTRAINTS = [
+    None,
+    None,
+    fv.constraints.NonNeg(),
+    fv.constraints.Box(-0.5, 1.0),
+    fv.constraints.MaxNorm(1.5, axis=()),
+    halved,
+]
 BAD_CONSTRAINTS = [refusing, flattened]
 
 
