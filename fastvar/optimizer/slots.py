@@ -26,10 +26,10 @@ def wanted(rule: Rule) -> list[str]:
 
 def demand(rule: Rule, variables: Sequence[Place]) -> tuple[object, ...]:
     """Return the values on which slots and plans depend. If these are equal, other changes need no new plan."""
-    given = rule._parameters
+    given = rule._parameters.get  # a class without the options has none of these
     kinds = tuple(map(rule.kind_of, variables)) if rule.overrides("kind_of") else ()
-    adaptive = given["adaptive_clipnorm"] is not None
-    options = given["use_ema"], given["gradient_accumulation_steps"], adaptive, given["name"]
+    adaptive = given("adaptive_clipnorm") is not None
+    options = given("use_ema"), given("gradient_accumulation_steps"), adaptive, given("name")
     return tuple(rule.slots), kinds, options
 
 

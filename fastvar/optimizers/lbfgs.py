@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,26 @@ from fastvar.kernels.atomic import Atomic
 from fastvar.optimizer import Optimizer
 from fastvar.slices import Rows
 from fastvar.variable import Variable
+
+
+@dataclass(frozen=True)
+class Result:
+    """What SciPy says of a minimization.
+
+    Attributes
+    ----------
+    converged : bool
+        Whether a tolerance was reached. If not, `max_iter` or `max_evaluations` was, or the line search failed.
+    message : str
+        SciPy's reason for stopping.
+    iterations, evaluations : int
+        How many there were.
+    """
+
+    converged: bool
+    message: str
+    iterations: int
+    evaluations: int
 
 
 class LBFGS(Optimizer, options=False):
@@ -41,6 +62,11 @@ class LBFGS(Optimizer, options=False):
     name : str, optional
         Start of error messages, by default the class name.
 
+    Attributes
+    ----------
+    result : Result or None
+        Whether the last `minimize` converged, why it stopped, and its counts. None before; not in checkpoints.
+
     Notes
     -----
     Requires SciPy: `pip install "fastvar[lbfgs]"`. Nothing is kept between calls, so a resumed run continues with
@@ -56,8 +82,8 @@ class LBFGS(Optimizer, options=False):
     >>> w = fv.Variable([4.0, -2.0])
     >>> optimizer = fv.optimizers.LBFGS()
     >>> loss = optimizer.minimize(lambda: ((w**2).sum(), [2 * w.value]), [w])
-    >>> bool(loss < 1e-10), optimizer.iterations
-    (True, 1)
+    >>> bool(loss < 1e-10), optimizer.result.converged, optimizer.result.evaluations
+    (True, True, 3)
     """
 
     max_iter: int = integer(default=20, low=1)
@@ -66,6 +92,13 @@ class LBFGS(Optimizer, options=False):
     tolerance_grad: float = number(default=1e-7, low=0)
     tolerance_change: float = number(default=1e-9, low=0)
     schedulable = False
+
+    _result: Result | None = None
+
+    @property
+    def result(self) -> Result | None:
+        """What SciPy said of the last `minimize`; None before."""
+        return self._result
 
     def _refreshed(self) -> Any:
         """Do nothing: there are no slots, and nothing to plan."""
@@ -128,12 +161,14 @@ class LBFGS(Optimizer, options=False):
             "gtol": self.tolerance_grad,
             "ftol": self.tolerance_change,
         }
-        with Atomic([*before, (self._state.count, [*self._state.count])], []):
+        before += [(self, {"_result": self._result}), (self._state.count, [*self._state.count])]
+        with Atomic(before, []):
             start = np.concatenate([[], *(v.value.reshape(-1) for v in variables)])
             found = minimize(evaluate, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
             if not np.isfinite(found.fun):
                 raise ValueError(f"{self._owner}: loss must be finite, got {found.fun}")
             _write(variables, found.x)
+            self._result = Result(found.success, found.message, found.nit, found.nfev)
             self._state.count[0] += 1
             return float(found.fun)
 

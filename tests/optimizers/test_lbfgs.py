@@ -26,6 +26,29 @@ def test_it_is_scipys_to_the_last_bit() -> None:
     assert loss == expected.fun
 
 
+def test_its_result_is_what_scipy_says() -> None:
+    start = np.array([-1.2, 1.0, 0.7])
+    w, optimizer = fv.Variable(start), fv.optimizers.LBFGS(max_iter=4)
+    assert optimizer.result is None
+    for most, converged in ((4, False), (500, True)):
+        optimizer.max_iter = most
+        before = w.numpy()
+        loss = optimizer.minimize(rosenbrock(w), [w])
+        options = {"maxiter": most, "maxfun": most * 5 // 4, "gtol": 1e-7, "ftol": 1e-9}
+        theirs = minimize(rosen, before, jac=rosen_der, method="L-BFGS-B", options=options)
+        result = optimizer.result
+        assert (result.converged, result.message) == (theirs.success, theirs.message)
+        assert (result.iterations, result.evaluations) == (theirs.nit, theirs.nfev)
+        assert (type(loss), result.converged, type(result.converged)) == (float, converged, bool)
+    assert repr(result).startswith("Result(converged=True, message='CONVERGENCE: ")
+    with pytest.raises(ZeroDivisionError):
+        optimizer.minimize(lambda: 1 / 0, [w])
+    assert optimizer.result is result
+    assert pickle.loads(pickle.dumps(optimizer)).result == result
+    with pytest.raises(AttributeError):
+        optimizer.result = None
+
+
 def test_it_solves_rosenbrock_in_some_calls() -> None:
     w, optimizer = fv.Variable(np.array([-1.2, 1.0])), fv.optimizers.LBFGS()
     for _ in range(3):
