@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(wildcard fastvar/kernels/*.pyx fastvar/kernels/*.pxi)
 PYTEST := $(PY) -m pytest -n 2 --timeout 600
 
-.PHONY: demo test bench lint format sanitize soak faults avx512 clean
+.PHONY: demo test integrations bench lint format sanitize soak faults avx512 clean
 
 demo: $(VENV)/.examples
 	$(PY) examples/digits.py
@@ -13,6 +13,10 @@ demo: $(VENV)/.examples
 
 test: $(VENV)/.test
 	KERAS_BACKEND=numpy $(PYTEST)
+
+# Before a release, and after changes to fastvar/torch: Lightning, Accelerate and transformers train with ours.
+integrations: $(VENV)/.integrations
+	KERAS_BACKEND=numpy $(PYTEST) tests/torch/integrations
 
 bench: $(VENV)/.bench
 	$(PY) -m pytest bench -s
