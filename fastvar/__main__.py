@@ -1,4 +1,4 @@
-"""The command line: `python -m fastvar info | plot-schedule SCHEDULE | inspect FILE | ...`."""
+"""The command line: `fastvar info | plot-schedule SCHEDULE | inspect FILE | ...`, or `python -m fastvar`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import argparse
 import os
 import platform
 import sys
+import textwrap
+from collections.abc import Callable
 
 import numpy as np
 
 import fastvar
-from fastvar import cli, kernels
+from fastvar import kernels
+from fastvar.cli import ending, files, screen
 from fastvar.schedules.notation import parse
 
 
-def info() -> str:
-    """Return versions, instruction sets and threads of this installation."""
+def _info(given: argparse.Namespace) -> int:
+    """Show versions, instruction sets and threads of this installation."""
     rows = {
         "fastvar": fastvar.__version__,
         "NumPy": np.__version__,
@@ -24,44 +27,63 @@ def info() -> str:
         "threads": f"{fastvar.get_num_threads()} of at most {fastvar.threads.usable()} that this process may use",
         "rules": ", ".join(kernels.RULES),
     }
-    return "\n".join(f"{name:16} {value}" for name, value in rows.items())
+    for name, value in rows.items():
+        screen.say(f"{name:16} {value}", indent=" " * 17)
+    return ending.FINE
 
 
-def plot_schedule(expression: str, steps: int | None, output: str | None) -> str:
-    """Draw a schedule to `output`, or else in a window if there is a display. Return what was done."""
-    schedule = parse(expression)
-    if output is not None:  # no window: do not look for a display
+def _plot_schedule(given: argparse.Namespace) -> int:
+    """Draw a schedule to a file, or else in a window if there is a display."""
+    schedule = parse(given.schedule)
+    if given.output is not None:  # no window: do not look for a display
         os.environ.setdefault("MPLBACKEND", "agg")
-    figure = schedule.plot(steps).figure
-    if output is None and figure.canvas.required_interactive_framework is not None:
+    figure = schedule.plot(given.steps).figure
+    if given.output is None and figure.canvas.required_interactive_framework is not None:
         from matplotlib import pyplot
 
         pyplot.show()
-        return repr(schedule)
-    path = output or "schedule.png"
+        screen.say(repr(schedule))
+        return ending.FINE
+    path = given.output or "schedule.png"
     figure.savefig(path, dpi=150)
-    return f"{schedule!r}: {path}"
+    screen.say(f"{schedule!r}: {path}")
+    return ending.FINE
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    whole = argparse.ArgumentParser(
+        prog="fastvar",
+        description=textwrap.fill(str(fastvar.__doc__)),
+        epilog=ending.CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.add_argument("--version", action="version", version=f"fastvar {fastvar.__version__}")
+    commands = whole.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], purpose: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=purpose,
+            description=textwrap.fill(f"{purpose[0].upper()}{purpose[1:]}."),
+            epilog=ending.CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run, parser=command)
+        return command
+
+    add("info", _info, "show versions, instruction sets and threads")
+    plot = add("plot-schedule", _plot_schedule, "draw a schedule that is written in Python")
+    plot.add_argument("schedule", help="such as 'CosineDecay(0.1, decay_steps=1000)'; may be nested")
+    plot.add_argument("--steps", type=int, metavar="N", help="how many iterations to draw")
+    plot.add_argument("--output", metavar="FILE.png", help="default: a window; without a display, schedule.png")
+    files.add_to(add)
+    return whole
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fastvar", description=fastvar.__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="show versions, instruction sets and threads")
-    plot = commands.add_parser("plot-schedule", help="draw a schedule that is written in Python")
-    plot.add_argument("schedule", help="such as 'CosineDecay(0.1, decay_steps=1000)'; may be nested")
-    plot.add_argument("--steps", type=int, help="how many iterations to draw")
-    plot.add_argument("--output", metavar="FILE.png", help="default: a window; without a display, schedule.png")
-    cli.add_to(commands)
-    given = parser.parse_args()
-    if "run" in given:
-        sys.exit(cli.run(given))
-    if given.command == "info":
-        print(info())
-        return
-    try:
-        print(plot_schedule(given.schedule, given.steps, given.output))
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog} {given.command}: {error}\n")
+    """Run the command line."""
+    sys.exit(ending.run(parser()))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,17 +23,19 @@ from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.writer import write
 
 FORMATS = ("fastvar", "h5", "npz", "safetensors")
+NAMINGS = ("fastvar", "torch")
 _SUFFIXES = {".npz": "npz", ".safetensors": "safetensors", ".h5": "h5", ".hdf5": "h5"}
 _MAX_MEMBER = (1 << 16) - 1  # bytes of a name in a zip
 _MAX_HEADER = 100_000_000  # bytes, of the safetensors library
+_PICKLE = "; PyTorch reads .safetensors by safetensors.torch.load_file; names='torch' is for load_state_dict"
 _DTYPES = {dtype: name for name, dtype in NAMES.items()}
 
 
 class _Tensors:
-    """The tensors of a file by their names outside fastvar, read one at a time."""
+    """The tensors of a file by their names in the new file, read one at a time."""
 
-    def __init__(self, file: File | Foreign) -> None:
-        self._file, self._names = file, exported(file)
+    def __init__(self, file: File | Foreign, names: Mapping[str, str]) -> None:
+        self._file, self._names = file, names
         self.specs = {name: file.entries[own] for name, own in self._names.items()}
         self.length = sum(spec.dtype.itemsize * math.prod(spec.shape) for spec in self.specs.values())
 
@@ -48,6 +50,9 @@ def convert(
     to: str | None = None,
     overwrite: bool = False,
     opaque: Opaque | None = None,
+    weights_only: bool = False,
+    names: str | None = None,
+    prefix: str | None = None,
 ) -> list[str]:
     """Copy all tensors of a file to a new one of another format, which appears whole or not at all.
 
@@ -66,6 +71,13 @@ def convert(
         Whether to replace an existing target.
     opaque : dtype or str, or mapping of str to these or None, optional
         The dtype of opaque bytes in a source of another library, such as `"bfloat16"`; see `load_foreign`.
+    weights_only : bool
+        Whether to leave out the slots of optimizers, if the source is a checkpoint.
+    names : {"fastvar", "torch"}, optional
+        "torch" writes dots in place of slashes, as in the `state_dict` of a module of PyTorch. Arrays stay as they
+        are: kernels of dense layers are not transposed.
+    prefix : str, optional
+        Take only the tensors whose names are below this one, such as "model", and leave it out of the new names.
 
     Returns
     -------
@@ -98,13 +110,17 @@ def convert(
             to = _SUFFIXES.get(os.path.splitext(target)[1].lower())
             to = "fastvar" if to == "h5" and isinstance(file, Foreign) else to
         if to not in FORMATS:
-            raise ValueError(f"{target}: must end in {', '.join(_SUFFIXES)}, or give the format (to)")
+            wanted = f"must end in {', '.join(_SUFFIXES)}, or give the format, as to='safetensors'"
+            raise ValueError(f"{target}: {wanted}{_PICKLE * target.endswith(('.pt', '.pth'))}")
         if to == "fastvar" and isinstance(file, File):
             raise ValueError(f"{file.path}: is a checkpoint already; copy the file")
-        tensors = _Tensors(file)
+        tensors = _Tensors(file, _renamed(file, weights_only, names, prefix))
         notes = [f"{note} (left out)" for note in file.notes] if isinstance(file, Foreign) else []
-        if isinstance(file, File) and (file.state or len(tensors.specs) < len(file.entries)):
+        if isinstance(file, File) and (file.state or any(name.startswith("state/") for name in file.entries)):
             notes.append("the state of optimizers and other objects was left out")
+        first = {name.partition(".")[0] for name in tensors.specs}
+        if names == "torch" and prefix is None and len(first) == 1:
+            notes.append(f"all names begin with {(owner := first.pop())!r}; prefix={owner!r} leaves it out")
         _check(tensors, to, target)
         with progress(f"converting to {os.path.basename(target)}", tensors.length) as advance:
             if to == "fastvar":
@@ -121,6 +137,26 @@ def convert(
         narrow = [name for name, spec in tensors.specs.items() if spec.dtype.name in file_format.EXTENDED]
         notes += [f"{name}: {tensors.specs[name].dtype} became float32" for name in narrow]
     return notes
+
+
+def _renamed(file: File | Foreign, weights_only: bool, names: str | None, prefix: str | None) -> dict[str, str]:
+    """Map the names in the new file to those in the old one."""
+    if names not in (None, *NAMINGS):
+        raise ValueError(f"convert: names must be {' or '.join(NAMINGS)}, got {names!r}")
+    renamed: dict[str, str] = {}
+    for name, own in exported(file).items():
+        if weights_only and isinstance(file, File) and not own.startswith("variables/"):
+            continue
+        new = name.replace("/", ".") if names == "torch" else name
+        if prefix is not None:
+            if not name.startswith((f"{prefix}/", f"{prefix}.")):
+                continue
+            new = new[len(prefix) + 1 :]
+        if renamed.setdefault(new, own) != own:
+            raise ValueError(f"{file.path}: {own!r} and {renamed[new]!r} would both be named {new!r}")
+    if prefix is not None and not renamed:
+        raise ValueError(f"{file.path}: prefix must be that of a tensor, got {prefix!r}")
+    return renamed
 
 
 def _check(tensors: _Tensors, to: str, target: str) -> None:
@@ -154,11 +190,10 @@ def _unfit(name: str, to: str, others: Container[str]) -> str:
 @contextlib.contextmanager
 def _new_file(path: str, overwrite: bool) -> Iterator[BinaryIO]:
     """Give a temporary file that gets the name `path` at the end, or is removed after an error."""
-    exists = FileExistsError(17, "file exists and is not replaced (overwrite)", path)
     if overwrite:
         publishing.check_replaceable(path)
     elif os.path.lexists(path):
-        raise exists
+        raise publishing.taken(path)
     try:
         with publishing.temporary(os.path.dirname(path) or ".") as (temporary, descriptor):
             with os.fdopen(descriptor, "rb+") as stream:
@@ -167,7 +202,7 @@ def _new_file(path: str, overwrite: bool) -> Iterator[BinaryIO]:
                 os.fsync(descriptor)
             publishing.publish(temporary, path, overwrite)
     except FileExistsError:
-        raise exists from None
+        raise publishing.taken(path) from None
 
 
 def _h5(stream: BinaryIO, tensors: _Tensors, advance: Callable[[int], Any]) -> None:

@@ -14,20 +14,39 @@ from fastvar.buffers import Array
 from fastvar.checkpoint.anyfile import exported, open_any, parts, values_of
 from fastvar.checkpoint.bookkeeping import is_reserved
 from fastvar.checkpoint.foreign import Foreign
+from fastvar.checkpoint.foreign.source import Opaque
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 
 _SHORT = 60  # characters of a value
+_LABEL = 44  # characters of a name in the plot
+_WIDE = 100  # a ratio of changes that needs a logarithmic axis
 
 
 @dataclass(frozen=True)
 class Change:
-    """A tensor that changed, with the norms of both and of their difference."""
+    """A tensor that changed.
+
+    Attributes
+    ----------
+    name : str
+    before, after, difference : float
+        The norms of both, of their finite numbers, and of the difference.
+    nonfinite_before, nonfinite_after : int
+        How many numbers are NaN or infinite.
+    """
 
     name: str
     before: float
     after: float
     difference: float
+    nonfinite_before: int = 0
+    nonfinite_after: int = 0
+
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers of both are finite."""
+        return not self.nonfinite_before and not self.nonfinite_after
 
     @property
     def relative(self) -> float:
@@ -66,11 +85,20 @@ class Difference:
         return any([self.changed, self.added, self.removed, self.reshaped, self.state])
 
 
-def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Difference:
+def diff(
+    before: str | os.PathLike[str], after: str | os.PathLike[str], *, opaque: Opaque | None = None
+) -> Difference:
     """Return what changed between two checkpoints. Every tensor is verified.
 
     Either may be a file of another library; then variables are compared by their own names, and state is not.
     One tensor of each file is in memory at a time.
+
+    Parameters
+    ----------
+    before, after : str or path-like
+        The files.
+    opaque : dtype or str, or mapping of str to these or None, optional
+        The dtype of opaque bytes in files of other libraries; see `load_foreign`.
 
     Raises
     ------
@@ -91,7 +119,7 @@ def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Diffe
     >>> change.name, change.before, change.difference, change.relative
     ('variables/w', 5.0, 1.0, 0.2)
     """
-    with open_any(before) as one, open_any(after) as two:
+    with open_any(before, opaque) as one, open_any(after, opaque) as two:
         found = Difference(one.path, two.path)
         if isinstance(one, File) and isinstance(two, File):
             ours, theirs = {name: name for name in one.entries}, {name: name for name in two.entries}
@@ -130,7 +158,8 @@ def _compare(
         for x, y in parts(one, two):
             step = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0, y - x)
             difference = math.hypot(difference, float(np.linalg.norm(step)))
-    found.changed.append(Change(name, values_of(one).norm, values_of(two).norm, difference))
+    x, y = values_of(one), values_of(two)
+    found.changed.append(Change(name, x.norm, y.norm, difference, x.nonfinite, y.nonfinite))
 
 
 def _bits(array: Array) -> Array:
@@ -174,13 +203,26 @@ def plot(difference: Difference, path: str | os.PathLike[str], most: int = 60) -
     most : int
         How many tensors to draw, those with the largest changes.
     """
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('diff: plot needs matplotlib: pip install "fastvar[plot]"') from error
 
-    ranked = sorted((c for c in difference.changed if 0 < c.relative < math.inf), key=lambda c: c.relative)[-most:]
+    drawn = [change for change in difference.changed if 0 < change.relative < math.inf]
+    ranked = sorted(drawn, key=lambda change: change.relative)[-most:]
     figure = Figure(figsize=(8, 1.5 + 0.25 * len(ranked)), layout="constrained")
     axes = figure.subplots()
-    axes.barh([c.name for c in ranked], [c.relative for c in ranked])
-    axes.set_xscale("log")
+    axes.barh(range(len(ranked)), [change.relative for change in ranked])
+    axes.set_yticks(range(len(ranked)), [_label(change.name) for change in ranked])
+    if ranked and ranked[-1].relative > _WIDE * ranked[0].relative:
+        axes.set_xscale("log")
     axes.set_xlabel("norm of the difference / norm before")
-    axes.set_title(f"{os.path.basename(difference.before)} to {os.path.basename(difference.after)}")
+    left = len(difference.changed) - len(ranked)
+    more = f"; {left:,} more changed" if left else ""
+    axes.set_title(f"{os.path.basename(difference.before)} to {os.path.basename(difference.after)}{more}")
     figure.savefig(path, dpi=150)
+
+
+def _label(name: str) -> str:
+    """Return a name for the axis: the middle of a long one is left out."""
+    return name if len(name) <= _LABEL else f"{name[: _LABEL // 2 - 2]}...{name[1 - _LABEL // 2 :]}"

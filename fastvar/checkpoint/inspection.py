@@ -14,7 +14,7 @@ from fastvar.checkpoint.anyfile import Values, is_checkpoint, open_any, values_o
 from fastvar.checkpoint.bookkeeping import PIN, is_reserved, read_notes
 from fastvar.checkpoint.file_format import CheckpointError
 from fastvar.checkpoint.foreign import Foreign
-from fastvar.checkpoint.foreign.source import open_regular
+from fastvar.checkpoint.foreign.source import Opaque, open_regular
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 
@@ -78,7 +78,7 @@ class Listed:
     problem: str | None = None
 
 
-def inspect(path: str | os.PathLike[str], *, values: bool = False) -> Inspection:
+def inspect(path: str | os.PathLike[str], *, values: bool = False, opaque: Opaque | None = None) -> Inspection:
     """Return what is in a checkpoint, or in a file of another library.
 
     Parameters
@@ -88,6 +88,8 @@ def inspect(path: str | os.PathLike[str], *, values: bool = False) -> Inspection
     values : bool
         Whether to read (and so verify) all tensors for their norm, minimum, maximum, and count of numbers that are
         not finite. By default only names, dtypes and shapes are read.
+    opaque : dtype or str, or mapping of str to these or None, optional
+        The dtype of opaque bytes in a file of another library; see `load_foreign`.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def inspect(path: str | os.PathLike[str], *, values: bool = False) -> Inspection
     >>> found.step, found.tensors[0].name, found.tensors[0].values.norm
     (7, 'variables/w', 5.0)
     """
-    with open_any(path) as file:
+    with open_any(path, opaque) as file:
         return _inspection(file, values)
 
 

@@ -167,7 +167,7 @@ class CheckpointManager:
             False returns as soon as everything is copied; a thread writes the file and removes old ones. The file
             is durable when `wait`, `close` or the next `save` has returned; an error is raised there.
         metrics : mapping of str to float, optional
-            Stored in the file: for `monitor`, and for `python -m fastvar inspect` to show.
+            Stored in the file: for `monitor`, and for `fastvar inspect` to show.
 
         Raises
         ------

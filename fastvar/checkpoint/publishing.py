@@ -72,11 +72,17 @@ def _remove_dead(path: str) -> None:
         os.close(descriptor)
 
 
+def taken(path: str) -> FileExistsError:
+    """Return the error for a file that exists and that the user does not want to replace."""
+    return FileExistsError(errno.EEXIST, "file exists; overwrite=True replaces it", path)
+
+
 def check_replaceable(path: str) -> None:
     """Raise CheckpointError if `path` is not a regular file, such as `/dev/null`, which must not be replaced."""
     with failing(path), contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CheckpointError(f"{path}: not saved: it is not a regular file, and is not replaced")
+            wanted = "not saved: it is not a regular file, and is not replaced"
+            raise CheckpointError(f"{path}: {wanted}", errno=errno.EINVAL)
 
 
 def publish(source: str, path: str, replace: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -291,7 +292,7 @@ def peek(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Any]]:
 def _read_record(descriptor: int) -> Record:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a file")
+        raise OSError(errno.EISDIR, "not a file")
     block = bytearray(
         min(status.st_size, USER_BLOCK + 8)
     )  # 8: the signature of a foreign HDF5 file behind its user block

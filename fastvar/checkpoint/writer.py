@@ -89,7 +89,7 @@ def prepare(
     if replace:
         publishing.check_replaceable(path)
     elif os.path.lexists(path):
-        raise _exists(path)
+        raise publishing.taken(path)
     if saved is None:
         run, counter = _process(os.getpid())
         saved = Saved(run, next(counter))
@@ -117,11 +117,7 @@ def _write_new(path: str, fill: Callable[[int], None], replace: bool) -> None:
                 fill(descriptor)
                 publishing.publish(temporary, path, replace)
     except FileExistsError:
-        raise _exists(path) from None
-
-
-def _exists(path: str) -> FileExistsError:
-    return FileExistsError(errno.EEXIST, "checkpoint exists and is not replaced", path)
+        raise publishing.taken(path) from None
 
 
 @functools.lru_cache(maxsize=1)

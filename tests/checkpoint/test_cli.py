@@ -20,8 +20,10 @@ import safetensors.numpy
 
 import fastvar as fv
 from fastvar import __main__ as main
-from fastvar import checkpoint, cli
-from fastvar.checkpoint import anyfile, file_format, reader, writer
+from fastvar import checkpoint
+from fastvar.checkpoint import anyfile, differences, file_format, reader, writer
+from fastvar.cli import screen
+from fastvar.cli.ending import DAMAGED
 
 DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in file_format.NATIVE + file_format.EXTENDED]
 
@@ -117,7 +119,7 @@ def test_inspect_a_folder(run: Run, tmp_path: Path) -> None:
     os.symlink("gone", tmp_path / "ckpt-8.h5")
     code, out, _ = run("inspect", tmp_path)
     rows = {row[0]: row for row in cells(out) if row}
-    assert code == 1
+    assert code == DAMAGED
     assert [name for name in rows if name.endswith(".h5")] == [
         *("ckpt-8.h5", "ckpt-9.h5", "ckpt-1.h5", "ckpt-2.h5", "ckpt-3.h5")
     ]
@@ -131,7 +133,7 @@ def test_inspect_a_folder(run: Run, tmp_path: Path) -> None:
     assert f"{tmp_path}: 5 checkpoints, 3 damaged" in out
     code, out, _ = run("inspect", tmp_path, "--quick", "--json")
     listed = json.loads(out)
-    assert code == 1
+    assert code == DAMAGED
     assert [item["problem"] is None for item in listed] == [False, False, True, True, True]
     assert listed[4]["inspection"]["pinned"]
 
@@ -165,7 +167,7 @@ def test_verify(run: Run, tmp_path: Path) -> None:
     assert run("verify", first, second) == (0, f"{first}: whole\n{second}: whole\n", "")
     damage(second)
     code, out, _ = run("verify", tmp_path)
-    assert code == 1
+    assert code == DAMAGED
     assert out.splitlines()[0] == f"{first}: whole"
     assert out.splitlines()[1].startswith(f"{second}: damaged tensors")
     code, out, _ = run("verify", tmp_path / "none.h5", first)
@@ -197,7 +199,7 @@ def test_diff(run: Run, tmp_path: Path) -> None:
     assert code == 1
     rows = cells(out)
     assert ["v/a", "5", "5.831", "1", "2.00e-01"] in rows
-    assert ["v/zero", "0", "1.414", "1.414", "inf"] in rows
+    assert ["v/zero", "1.414"] in rows[rows.index(["zero before", "norm after"]) :]
     assert out.splitlines()[-8:] == [
         "added: v/new",
         "removed: v/gone",
@@ -206,18 +208,20 @@ def test_diff(run: Run, tmp_path: Path) -> None:
         "state: optimizer/rates/1: 0.2, then 0.3",
         "state: optimizer/gone: removed",
         "state: data: added",
-        "2 tensors changed, 1 are equal",
+        "2 tensors changed, 1 equal",
     ]
     code, out, _ = run("diff", one, two, "--json")
     found = json.loads(out)
     assert found["changed"][1] | {"name": ""} == {
         **{"name": "", "before": 0.0, "after": 2**0.5, "difference": 2**0.5},
         "relative": "inf",
+        "nonfinite_before": 0,
+        "nonfinite_after": 0,
     }
     assert (code, found["equal"]) == (1, ["v/same"])
     writer.write(tmp_path / "three.h5", old, state | {"$manager": {"time": 9.0}}, step=1)
     code, out, _ = run("diff", one, tmp_path / "three.h5")
-    assert (code, out) == (0, "0 tensors changed, 5 are equal\n")
+    assert (code, out) == (0, "0 tensors changed, 5 equal\n")
 
 
 def test_diff_sees_bits_and_what_is_not_finite(tmp_path: Path) -> None:
@@ -241,6 +245,49 @@ def test_diff_sees_bits_and_what_is_not_finite(tmp_path: Path) -> None:
     assert np.isnan(nan.difference)
     assert (partly.before, partly.difference) == (3.0, 1.0)  # NaN in both has not changed
     assert (boolean.before, boolean.difference) == (1.0, 1.0)
+
+
+def test_diff_shows_what_is_not_finite_first_and_what_was_zero_apart(run: Run, tmp_path: Path) -> None:
+    values = {"v/a": [3.0, 4.0], "v/b": [1.0, 0.0], "v/nan": [1.0, 2.0], "v/inf": [1.0, 2.0], "v/zero": [0.0, 0.0]}
+    later = values | {"v/a": [3.0, 5.0], "v/b": [2.0, 0.0], "v/zero": [3.0, 4.0]}
+    later |= {"v/nan": [np.nan, np.inf], "v/inf": [-np.inf, 2.0], "v/new": [1.0, 1.0]}
+    for name, tensors in [("a.h5", values), ("b.h5", later)]:
+        writer.write(tmp_path / name, {key: np.array(value) for key, value in tensors.items()}, {}, step=0)
+    code, out, _ = run("diff", tmp_path / "a.h5", tmp_path / "b.h5")
+    assert code == 1
+    assert [row for row in cells(out) if row and not row[0].startswith("---")] == [
+        ["not finite", "norm before", "norm after", "NaN, inf before", "after"],
+        ["v/nan", "2.236", "0", "0", "2"],
+        ["v/inf", "2.236", "2", "0", "1"],
+        ["changed", "norm before", "norm after", "difference", "relative"],
+        ["v/b", "1", "2", "1", "1.00e+00"],
+        ["v/a", "5", "5.831", "1", "2.00e-01"],
+        ["zero before", "norm after"],
+        ["v/zero", "5"],
+        ["added: v/new"],
+        ["5 tensors changed, 0 equal"],
+    ]
+
+
+@pytest.mark.parametrize(("most", "scale"), [(90.0, "linear"), (200.0, "log")])
+def test_the_plot_of_a_diff_is_linear_unless_changes_differ_much(
+    most: float, scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, dpi: drawn.extend(figure.axes))
+    name = "encoder/layer_11/attention/self/query_and_key/kernel"
+    changed = [
+        differences.Change("small", 1.0, 2.0, 1.0),
+        differences.Change("nan", 1.0, 2.0, np.nan, 0, 1),
+        differences.Change("zero", 0.0, 2.0, 2.0),
+        differences.Change(name, 1.0, 2.0, most),
+    ]
+    differences.plot(differences.Difference("a.h5", "b.h5", changed), tmp_path / "a.png")
+    (axes,) = drawn
+    assert axes.get_xscale() == scale
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["small", "encoder/layer_11/att.../query_and_key/kernel"]
+    assert axes.get_title() == "a.h5 to b.h5; 2 more changed"
 
 
 def test_diff_draws(run: Run, tmp_path: Path) -> None:
@@ -325,7 +372,7 @@ def test_convert_never_replaces_unasked_and_leaves_no_debris(run: Run, tmp_path:
     damage(path)
     assert "file exists" in run("convert", path, target)[2]  # known before anything is read
     code, _, err = run("convert", path, target, "--overwrite")
-    assert code == 1
+    assert code == DAMAGED
     assert "damaged tensors" in err
     assert np.load(target)["body/w"].tolist() == [2.5, 4.0]
     assert [p.name for p in target.parent.iterdir()] == ["a.npz"]
@@ -336,7 +383,7 @@ def test_convert_does_not_replace_what_appears_meanwhile(tmp_path: Path, monkeyp
     target = tmp_path / "a.npz"
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: (fsync(descriptor), target.write_text("mine")))
-    with pytest.raises(FileExistsError, match="not replaced"):
+    with pytest.raises(FileExistsError, match="file exists; overwrite=True replaces it"):
         checkpoint.convert(path, target)
     assert target.read_text() == "mine"
     assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["a.npz", "ckpt-1.h5"]
@@ -376,8 +423,8 @@ def test_errors_are_one_line_and_have_their_codes(run: Run, tmp_path: Path) -> N
         assert "none.h5: No such file or directory" in out + err
         assert (out + err).count("\n") == 1
     damage(path)
-    assert run("inspect", path, "--values")[0] == 1
-    assert run("diff", path, path)[0] == 2
+    assert run("inspect", path, "--values")[0] == DAMAGED
+    assert run("diff", path, path)[0] == DAMAGED
     assert run("nonsense")[0] == 2
 
 
@@ -385,29 +432,12 @@ def test_the_commands_of_the_docs(tmp_path: Path, monkeypatch: Any, run: Run) ->
     train(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
-    commands = [
-        shlex.split(line, comments=True)[3:] for line in re.findall("^python -m fastvar .*", text, re.MULTILINE)
-    ]
+    commands = [shlex.split(line, comments=True)[1:] for line in re.findall("^fastvar .*", text, re.MULTILINE)]
     ours = [command for command in commands if command[0] in {"inspect", "verify", "diff", "convert"}]
     assert [(command[0], run(*command)[0]) for command in ours] == [
         *[("inspect", 0), ("inspect", 0), ("verify", 0)],
-        *[("diff", 1), ("convert", 0), ("convert", 0)],
+        *[("diff", 1), ("convert", 0), ("convert", 0), ("convert", 0)],
     ]
-
-
-def python(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
-
-
-def test_without_rich_one_line_says_what_to_install(tmp_path: Path) -> None:
-    (path,) = train(tmp_path, 1)
-    code = "import sys; sys.modules['rich.console'] = None; import fastvar.__main__ as m; "
-    done = python(f"{code} sys.argv = ['', 'inspect', {path!r}]; m.main()")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "fastvar inspect: tables need rich: pip install 'fastvar[cli]' (or use --json)\n"
-    done = python(f"{code} sys.argv = ['', 'inspect', '--json', {path!r}]; m.main()")
-    assert (done.returncode, json.loads(done.stdout)["step"]) == (0, 1)
 
 
 @pytest.mark.parametrize("option", ["", "--json"])
@@ -444,4 +474,4 @@ def test_values_are_those_of_numpy() -> None:
     ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (14463, "14.5 kB"), (5e13, "50 TB")]
 )
 def test_sizes(count: float, text: str) -> None:
-    assert cli._size(count) == text
+    assert screen.size(count) == text

@@ -249,9 +249,9 @@ def test_plot_schedule_without_a_display_writes_a_file_and_says_so(tmp_path: Pat
     ("arguments", "message"),
     [
         (["LinearDecay(0.1, -1)"], "LinearDecay: decay_steps must be > 0, got -1"),
-        (["LinearDecay(0.1, 10)", "--steps", "0"], "LinearDecay: steps must be >= 1, got 0"),
+        (["LinearDecay(0.1, 10)", "--steps", "0"], "LinearDecay: --steps must be >= 1, got 0"),
         (["open('touched', 'w')"], "schedule must be one of CosineDecay, .*, got open"),
-        (["LinearDecay(0.1, 10)", "--output", "missing/out.png"], "No such file or directory: 'missing/out.png'"),
+        (["LinearDecay(0.1, 10)", "--output", "missing/out.png"], "missing/out.png: No such file or directory"),
         (["LinearDecay(0.1, 10)", "--output", "out.nonsense"], "nonsense"),
     ],
 )

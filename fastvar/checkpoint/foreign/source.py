@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -175,7 +176,7 @@ def open_regular(path: str) -> BinaryIO:
     descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise file_format.CheckpointError(f"{path}: not a file")
+        raise file_format.CheckpointError(f"{path}: not a file", errno=errno.EISDIR)
     return os.fdopen(descriptor, "rb")
 
 
