@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
-from fastvar.kernels.crew cimport combine, share
+from fastvar.kernels.crew cimport combine, exchange, share, store_ordered
 
 import itertools
 

@@ -23,6 +23,7 @@ static inline void store_relaxed(uint64_t* x, uint64_t value) { __atomic_store_n
 static inline void store_ordered(uint64_t* x, uint64_t value) { __atomic_store_n(x, value, __ATOMIC_SEQ_CST); }
 static inline uint64_t exchange(uint64_t* x, uint64_t value) { return __atomic_exchange_n(x, value, __ATOMIC_SEQ_CST); }
 static inline uint64_t subtract(uint64_t* x, uint64_t value) { return __atomic_sub_fetch(x, value, FV_FINISH); }
+static inline uint64_t add(uint64_t* x, uint64_t value) { return __atomic_add_fetch(x, value, __ATOMIC_SEQ_CST); }
 static inline void combine(uint64_t* x, uint64_t bits) { __atomic_fetch_or(x, bits, __ATOMIC_RELAXED); }
 static inline int replace(uint64_t* x, uint64_t* expected, uint64_t value) {
     return __atomic_compare_exchange_n(x, expected, value, 0, FV_ACQUIRE, __ATOMIC_RELAXED);
@@ -40,6 +41,7 @@ static inline void store_ordered(uint64_t* x, uint64_t value) { exchange(x, valu
 static inline uint64_t subtract(uint64_t* x, uint64_t value) {
     return (uint64_t) _InterlockedExchangeAdd64((volatile __int64*) x, -(__int64) value) - value;
 }
+static inline uint64_t add(uint64_t* x, uint64_t value) { return subtract(x, 0 - value); }
 static inline void combine(uint64_t* x, uint64_t bits) { _InterlockedOr64((volatile __int64*) x, (__int64) bits); }
 static inline int replace(uint64_t* x, uint64_t* expected, uint64_t value) {
     uint64_t found = (uint64_t) _InterlockedCompareExchange64(

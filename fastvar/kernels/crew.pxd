@@ -8,3 +8,8 @@ cdef void share(Job job, void* context, Py_ssize_t tasks, int workers) noexcept 
 
 cdef extern from "crew.h":
     void combine(uint64_t* x, uint64_t bits) nogil
+    uint64_t exchange(uint64_t* x, uint64_t value) nogil
+    uint64_t load_ordered(uint64_t* x) nogil
+    void store_ordered(uint64_t* x, uint64_t value) nogil
+    bint replace(uint64_t* x, uint64_t* expected, uint64_t value) nogil
+    uint64_t add(uint64_t* x, uint64_t value) nogil

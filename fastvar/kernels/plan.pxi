@@ -18,7 +18,8 @@ cdef class Plan:
     cdef Py_ssize_t blocks, elements  # of the concatenation, and of its spans
     cdef readonly tuple units
     cdef list sums_of_patches
-    cdef bint bound, zero, disjoint, running, sparse
+    cdef bint bound, zero, disjoint, sparse
+    cdef uint64_t running  # whether a thread uses it
     cdef const uintptr_t* starts
     cdef const uintptr_t* ends
     cdef Py_ssize_t written
@@ -108,16 +109,18 @@ cdef class Plan:
         cdef list first = list(itertools.accumulate([len(rule.scalars) for rule in rules], initial=0))
         cdef Py_ssize_t nothing = first[len(rules)]  # zeros for variables in no cohort
         cdef Py_ssize_t at, total = nothing + max([len(rule.scalars) for rule in self.rule_of], default=1)
-        if self.running:
-            raise RuntimeError(f"{self.owner}: another thread is in a step with it")
         cdef int* widths = <int*> calloc(max(len(rules), 1), sizeof(int))
         cdef float* c32 = <float*> calloc(max(total, 1), sizeof(float))
         cdef double* c64 = <double*> calloc(max(total, 1), sizeof(double))
-        if widths == NULL or c32 == NULL or c64 == NULL:
+        try:
+            if widths == NULL or c32 == NULL or c64 == NULL:
+                raise MemoryError
+            self.enter()
+        except BaseException:
             free(widths)
             free(c32)
             free(c64)
-            raise MemoryError
+            raise
         free(self.widths)
         free(self.c32)
         free(self.c64)
@@ -127,6 +130,7 @@ cdef class Plan:
         for i in range(self.n):
             at = nothing if cohorts[i] == -1 else first[cohorts[i]]
             self.spans[i].c32, self.spans[i].c64 = c32 + at, c64 + at
+        self.leave()
 
     def __dealloc__(self):
         free(self.spans)
@@ -139,7 +143,6 @@ cdef class Plan:
         cdef Py_ssize_t i, bound = 0
         cdef bint sparse = False
         cdef list held
-        cdef Span* s
         if is_memory(gradients):
             return self.bind_memory(np.ascontiguousarray(gradients), zero)
         held = list(gradients)
@@ -157,8 +160,16 @@ cdef class Plan:
             if zero and not (gradient is held[i] and cnp.PyArray_ISWRITEABLE(gradient)):
                 buffers.refuse_zeroing(self.label(i))
             bound += 1
-        if self.running:
-            raise RuntimeError(f"{self.owner}: another thread is in a step with it")
+        self.enter()
+        try:
+            self.bind_arrays(held, zero, sparse)
+        finally:
+            self.leave()
+        return bound
+
+    cdef int bind_arrays(self, list held, bint zero, bint sparse) except -1:
+        cdef Py_ssize_t i
+        cdef Span* s
         self.bound = False
         for i in range(self.n):  # foreign code may have resized an array that was read before
             gradient = held[i]
@@ -184,18 +195,22 @@ cdef class Plan:
         if sparse or self.sparse:
             self.place()
         self.sparse, self.zero, self.bound = sparse, zero, True
-        return bound
+        return 0
 
     cdef Py_ssize_t bind_memory(self, cnp.ndarray memory, bint zero) except -1:
         # `bind` for gradients given as raw memory. It makes an array only to refuse a gradient.
-        cdef Py_ssize_t i, bound = 0
-        cdef const Memory* m
         if cnp.PyArray_SIZE(memory) != self.n:
             raise ValueError(f"{self.owner}: must be given {self.n} gradients, got {cnp.PyArray_SIZE(memory)}")
-        if self.running:
-            raise RuntimeError(f"{self.owner}: another thread is in a step with it")
+        self.enter()
+        try:
+            return self.bind_records(memory, zero)
+        finally:
+            self.leave()
+
+    cdef Py_ssize_t bind_records(self, cnp.ndarray memory, bint zero) except -1:
+        cdef Py_ssize_t i, bound = 0
+        cdef const Memory* m = <const Memory*> cnp.PyArray_DATA(memory)
         self.bound, self.held = False, None
-        m = <const Memory*> cnp.PyArray_DATA(memory)
         for i in range(self.n):
             if m[i].format >= 0 and not readable_memory(&m[i], &self.spans[i], zero):
                 buffers.gradient_at(memory[i], self.weights[i], self.label(i), zero)
@@ -258,12 +273,20 @@ cdef class Plan:
         return 0
 
     def sums_of_squares(self, bint each, int threads=1, double scale=1):
-        totals = self.block_sums(True, 1, each, threads, scale)
+        self.enter_bound()
+        try:
+            totals = self.block_sums(True, 1, each, threads, scale)
+        finally:
+            self.leave()
         return totals[:, 0] if each else totals[0]
 
     def sums(self, scalars, int threads=1, double scale=1):
-        self.set_scalars(scalars)
-        return self.block_sums(False, self.most_sums, True, threads, scale)
+        self.enter_bound()
+        try:
+            self.set_scalars(scalars)
+            return self.block_sums(False, self.most_sums, True, threads, scale)
+        finally:
+            self.leave()
 
     cdef block_sums(self, bint squares, int count, bint each, int threads, double scale):
         # Return the sums of each variable or, for squares, of all; added in the order of the blocks.
@@ -273,17 +296,13 @@ cdef class Plan:
         cdef double* partial = <double*> cnp.PyArray_DATA(partials)
         cdef BlockSums job = BlockSums(self.spans, self.n, n, squares, scale, partial, count)
         cdef double* total = <double*> cnp.PyArray_DATA(totals)
-        self.enter()
-        try:
-            with nogil:
-                share(sums_of_task, &job, (n * BLOCK + TASK - 1) // TASK, workers)
-                for b in range(n):
-                    while each and i + 1 < self.n and self.spans[i + 1].start <= b * BLOCK:
-                        i += 1
-                    for k in range(count):
-                        total[i * count + k] += partial[b * count + k]
-        finally:
-            self.running = False
+        with nogil:
+            share(sums_of_task, &job, (n * BLOCK + TASK - 1) // TASK, workers)
+            for b in range(n):
+                while each and i + 1 < self.n and self.spans[i + 1].start <= b * BLOCK:
+                    i += 1
+                for k in range(count):
+                    total[i * count + k] += partial[b * count + k]
         return totals
 
     def unit_sums(self, int k, bint weights=False, int threads=1, double scale=1):
@@ -300,28 +319,34 @@ cdef class Plan:
         cdef double* rows = <double*> cnp.PyArray_DATA(of_rows)
         cdef double* columns = <double*> cnp.PyArray_DATA(of_columns)
         rows = rows if units.rows else NULL
-        self.enter()
+        self.enter_bound()
         try:
             with nogil:
                 share(patch_sums, &job, n, workers)
                 for b in range(n):
                     add_patch(rows, columns, sums + patches[b].at, &patches[b])
         finally:
-            self.running = False
+            self.leave()
         return of_rows, of_columns
 
     def run(self, scalars, int threads=1, list count=None, list commits=None, bint guard=False):
+        self.enter_bound()
+        try:
+            self.set_scalars(scalars)
+            if commits is not None:
+                for kept, value in commits:
+                    buffers.check_update(kept, value, f"{self.owner}: state")
+            if guard and self.saved is None:
+                self.allocate_copies()
+            return self.update(threads, count, commits, guard)
+        finally:
+            self.leave()
+
+    cdef list update(self, int threads, list count, list commits, bint guard):
         cdef bint good = True
         cdef Py_ssize_t i, tasks = (self.blocks * BLOCK + TASK - 1) // TASK
         cdef int workers = 1 if self.elements < SERIAL else min(threads, tasks, MOST_THREADS)
         cdef Run job = Run(self.spans, self.n, self.zero)
-        self.set_scalars(scalars)
-        if commits is not None:
-            for kept, value in commits:
-                buffers.check_update(kept, value, f"{self.owner}: state")
-        if guard and self.saved is None:
-            self.allocate_copies()
-        self.enter()
         try:
             with nogil:
                 if guard:
@@ -340,7 +365,6 @@ cdef class Plan:
                 count[0] += 1  # here no signal can be handled between the update and its count
             return []
         finally:
-            self.running = False
             self.bound = False
             self.held = None
 
@@ -368,12 +392,20 @@ cdef class Plan:
         return 0
 
     cdef int enter(self) except -1:
-        if self.running:
-            raise RuntimeError(f"{self.owner}: another thread is in a step with it")
-        if not self.bound:
-            raise RuntimeError(f"{self.owner}: bind gradients first")
-        self.running = True
+        # Begin to use the spans: alone until `leave`, also when foreign code runs meanwhile.
+        if exchange(&self.running, 1):
+            raise RuntimeError(f"{self.owner}: is in use, by another thread or by a step that this is part of")
         return 0
+
+    cdef int enter_bound(self) except -1:
+        self.enter()
+        if not self.bound:
+            self.leave()
+            raise RuntimeError(f"{self.owner}: bind gradients first")
+        return 0
+
+    cdef void leave(self) noexcept:
+        store_ordered(&self.running, 0)
 
 
 cdef inline bint readable(object gradient, cnp.ndarray like) noexcept:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -148,6 +150,62 @@ def test_plan_that_is_bound_within_bind_stays_whole(isa: str) -> None:
 
     plan.bind([Rebinds(), np.ones(3)])
     plan.run([GOOD] * 2)
+
+
+@pytest.mark.parametrize("isa", kernels.supported())
+@pytest.mark.parametrize("method", ["bind", "run", "sums_of_squares", "share_scalars"])
+def test_plan_that_is_used_within_a_run_stays_whole(isa: str, method: str) -> None:
+    plan = plan_of(MODULES[isa])
+    arguments: dict[str, Any] = {"bind": ([None, None],), "run": ([GOOD] * 2,), "sums_of_squares": (True,)}
+    refused = []
+
+    class Uses:
+        def __float__(self) -> float:
+            with pytest.raises(RuntimeError, match="in use"):
+                getattr(plan, method)(*arguments.get(method, ([0, 0],)))
+            refused.append(method)
+            return 0.5
+
+    plan.bind([np.ones(5, f4), np.ones(3)])
+    plan.run([[Uses() for _ in GOOD], GOOD])
+    assert refused
+    with pytest.raises(RuntimeError, match="bind gradients first"):
+        plan.run([GOOD] * 2)
+
+
+@pytest.mark.parametrize("isa", kernels.supported())
+def test_scalars_of_a_refused_run_change_nothing(isa: str) -> None:
+    """A second thread is refused while the first runs; the scalars that it gave must not reach that run."""
+    module = MODULES[isa]
+    w = np.zeros(1 << 21, f4)
+    rule = module.RULES["gradient_descent"]
+    plan = module.Plan("test", rule, ["w"], [w], [[]], [0])
+    g, before = np.ones_like(w), w.copy()
+    ended = threading.Event()
+
+    def disturb() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(RuntimeError):
+                plan.sums([[-3.0] * len(rule.scalars)])
+
+    def bind_and_run() -> bool:
+        with contextlib.suppress(RuntimeError):  # the other was first
+            plan.bind([g])
+            plan.run([[1.0] * len(rule.scalars)])
+            return True
+        return False
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        for _ in range(20):
+            while not bind_and_run():
+                pass
+            assert np.unique(before - w).tolist() == [1.0]
+            before = w.copy()
+    finally:
+        ended.set()
+        thread.join()
 
 
 EVIL = """
