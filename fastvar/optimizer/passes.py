@@ -42,6 +42,8 @@ class Measured:
     ----------
     t : int
         Number of the update, from 1.
+    counts : ndarray
+        Number of the update of each variable, from 1; `t` unless the rule counts per variable.
     variables : list of Place
         Those of the optimizer.
     groups : list
@@ -78,8 +80,10 @@ class Measured:
         group_of: Array,
         present: Array,
         t: int,
+        missed: Array | float = 0.0,
     ) -> None:
         self.t, self.variables, self.groups, self.group_of = t, variables, groups, group_of
+        self.counts = np.full(len(variables), float(t)) - missed
         self.present, self.sizes = present, np.ones(len(variables))
         self.directions: list[Any] = measuring.directions
         self.commits: list[tuple[Array, Array]] = []

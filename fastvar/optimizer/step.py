@@ -169,7 +169,8 @@ def _measure(
     compiled.stages["size"] = 1
     compiled.stages["step"] = plan.steps()
     there = np.ones(len(present), bool) if all(present) else np.array(present)  # the first is ten times as fast
-    step = Measured(compiled, measuring, plan.state.variables, plan.hyper, plan.group_of, there, t)
+    missed = plan.state.numbers.get("missed", 0.0)
+    step = Measured(compiled, measuring, plan.state.variables, plan.hyper, plan.group_of, there, t, missed)
     with np.errstate(all="ignore"):
         if plan.own.adaptive_clipnorm is not None:
             clip_units(compiled, plan.own.adaptive_clipnorm, workers)

@@ -263,8 +263,11 @@ class Prodigy(Optimizer):
     def adjust(self, step: Measured) -> None:
         first, numbers = step.groups[0], self._state.numbers
         to_start, to_weights, absolute = step.sums.T
-        correlation, total = in_order((to_start - to_weights)[step.present]), in_order(absolute)
-        numerator = self._fading(first) * float(numbers["numerator"]) + self._weight(first, step.t) * correlation
+        weight = {t: self._weight(first, t) for t in {*step.counts.tolist()}}
+        weights = np.array([weight[t] for t in step.counts.tolist()])
+        correlation = in_order(((to_start - to_weights) * weights)[step.present])
+        total = in_order(absolute)
+        numerator = self._fading(first) * float(numbers["numerator"]) + correlation
         estimate = self.distance_coefficient * numerator / total if total else 0.0
         distance = self.distance if self.distance >= estimate else estimate  # NaN passes
         for hyper in step.groups:

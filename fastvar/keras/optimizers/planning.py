@@ -72,7 +72,7 @@ class KerasPlan:
                 slots[slot] = [
                     self._slot(optimizer, slot, kept, p, v) for p, v in zip(places, self.variables, strict=True)
                 ]
-        given.take(self.rule, places, slots)
+        given.take(self.rule, [places], slots)
         self.rule._refreshed()  # it refuses what kernels cannot update
         self.excluded = excluded(optimizer)
 

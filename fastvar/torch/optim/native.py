@@ -1,14 +1,17 @@
-"""Optimizers that PyTorch does not have: the elementwise rules of `fastvar.optimizers` on torch tensors."""
+"""Optimizers that PyTorch does not have: the rules of `fastvar.optimizers` on torch tensors."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import inspect
+import itertools
 from typing import Any, ClassVar
 
 from fastvar import optimizers
 from fastvar.hyper import Parameter
+from fastvar.optimizer.options import Options
+from fastvar.torch.optim.measuring import MeasuringPlan
 from fastvar.torch.optim.planning import Part, numbers
 from fastvar.torch.optim.stepping import KernelStep
 
@@ -18,13 +21,17 @@ __all__ = [
     "Adan",
     "Adopt",
     "Ftrl",
+    "Lamb",
+    "Lars",
     "Lion",
+    "Prodigy",
     "ScheduleFreeAdamW",
     "Signum",
     "Yogi",
 ]
 
 RATE = "learning_rate"  # "lr" in groups, for PyTorch's schedulers
+IN_NUMPY = ("learning_rate_power",)  # only its default has a compiled rule
 
 
 class NativePart(Part):
@@ -42,16 +49,17 @@ class NativePart(Part):
 
 @functools.cache
 def declared(rule_class: Any) -> dict[str, Parameter]:
-    """Return the hyperparameters of groups in the order of the signature, each a number and no callable.
+    """Return the hyperparameters of groups in the order of the signature, none of them a callable.
 
-    The learning rate is "lr".
+    The learning rate is "lr". What only a rule in NumPy can have is left out.
     """
     found = {}
     for name, parameter in sorted(rule_class.parameters.items(), key=lambda item: item[1].kw_only):
-        if parameter.per_group:
-            own = copy.copy(parameter)
-            own.name, own.scheduled = "lr" if name == RATE else name, False
-            found[own.name] = own
+        own = name not in Options.parameters and name not in IN_NUMPY
+        if own or parameter.per_group:
+            one = copy.copy(parameter)
+            one.name, one.scheduled = "lr" if name == RATE else name, False
+            found[one.name] = one
     return found
 
 
@@ -118,7 +126,7 @@ def documentation(summary: str | None, rule_class: Any, parameters: dict[str, Pa
         "    Tensors to update, or groups of these, as in every optimizer of PyTorch.",
     ]
     for name, one in parameters.items():
-        kind = "float or None" if one.default is None else "float"
+        kind = "float or None" if one.default is None else type(one.default).__name__
         lines.append(f"{name} : {kind}\n    By default {one.default}.")
     return "\n".join(lines)
 
@@ -175,3 +183,40 @@ class Ftrl(NativeOptimizer):
     """`fastvar.optimizers.Ftrl` on torch tensors."""
 
     rule_class = optimizers.Ftrl
+
+
+class Lamb(NativeOptimizer):
+    """`fastvar.optimizers.Lamb` on torch tensors."""
+
+    rule_class = optimizers.Lamb
+    plan_class = MeasuringPlan
+
+
+class Lars(NativeOptimizer):
+    """`fastvar.optimizers.Lars` on torch tensors."""
+
+    rule_class = optimizers.Lars
+    plan_class = MeasuringPlan
+
+
+class Prodigy(NativeOptimizer):
+    """`fastvar.optimizers.Prodigy` on torch tensors. All share one estimate, with the first group's parameters."""
+
+    rule_class = optimizers.Prodigy
+    plan_class = MeasuringPlan
+
+    @property
+    def distance(self) -> float:
+        """The current estimate of the distance to the solution."""
+        first: float = self.param_groups[0]["initial_distance"]
+        return max((float(state["distance"]) for state in self.state.values()), default=first)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, as PyTorch does, but keep its estimate in float64."""
+        super().load_state_dict(state_dict)
+        saved = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
+        for number, p in zip(saved, params, strict=True):
+            for name in ("distance", "numerator"):
+                if name in (state := state_dict["state"].get(number, {})):
+                    self.state[p][name] = state[name].clone()

@@ -24,6 +24,8 @@ class KernelStep(torch.optim.Optimizer):
         The class of `fastvar.torch`, or of `fastvar.optimizers`, whose rule and scalars it takes.
     part_class : type
         How the groups give that rule its hyperparameters.
+    plan_class : type
+        What runs the step.
     counts_steps : bool
         Whether PyTorch keeps a count of steps for each parameter.
     carries : tuple of str
@@ -34,6 +36,7 @@ class KernelStep(torch.optim.Optimizer):
 
     rule_class: ClassVar[type[Optimizer]]
     part_class: ClassVar[type[Part]] = Part
+    plan_class: ClassVar[type[TensorPlan]] = TensorPlan
     counts_steps: ClassVar[bool] = True
     carries: ClassVar[tuple[str, ...]] = ()
     kernel_steps = 0
@@ -96,7 +99,7 @@ def _step(optimizer: KernelStep, closure: Callable[[], Any] | None = None) -> An
     to_copy = None if plan is None else plan.read_gradients(lists, optimizer)
     if plan is None or to_copy is None:
         optimizer._plan = None
-        plan = TensorPlan(optimizer, lists)
+        plan = optimizer.plan_class(optimizer, lists)
         to_copy = plan.read_gradients(lists, optimizer) if plan.members else None
         if to_copy is None:  # nothing has a gradient
             return loss

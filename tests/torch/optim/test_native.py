@@ -64,7 +64,9 @@ def test_ten_steps_give_the_bits_of_the_native_class(name: str, dtype: Any) -> N
     assert mine.kernel_steps == STEPS
     assert_equal(params, [torch.tensor(v.value) for v in variables])
     for p, v in zip(params, variables, strict=True):
-        assert mine.state[p].keys() == {"step", *other.slots}
+        assert mine.state[p].keys() == {"step", *other.slots, *other.initial_numbers()}
+        for number in other.initial_numbers():
+            assert mine.state[p][number] == float(other._state.numbers[number]), number
         for slot in other.slots:
             assert torch.equal(mine.state[p][slot], torch.tensor(other.slot(v, slot).value)), slot
 
@@ -80,7 +82,8 @@ def test_signature_is_that_of_the_native_class(name: str) -> None:
     assert here.keys() - {"params", "lr"} == own | {"weight_decay"}
     for parameter in own:
         assert here[parameter].default == there[parameter].default
-        assert f"\n{parameter} : float\n" in getattr(ours, name).__doc__
+        kind = {bool: "bool", float: "float"}.get(type(there[parameter].default), "float or None")
+        assert f"\n{parameter} : {kind}\n" in getattr(ours, name).__doc__
     optimizer = getattr(ours, name)(parameters())
     assert optimizer.defaults == {p: here[p].default for p in here if p != "params"}
 

@@ -1,0 +1,150 @@
+"""Steps of rules that need norms or matrices: the core of fastvar's optimizers on the memory of tensors."""
+
+from __future__ import annotations
+
+import functools
+from operator import is_
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastvar.buffers import Array
+from fastvar.optimizer import given
+from fastvar.optimizer.options import Options
+from fastvar.torch.optim import planning
+
+
+class Counting:
+    """Makes a rule count the updates of each tensor where PyTorch keeps the counts."""
+
+    counts_per_variable = True
+    _counts: Any = None  # those of the tensors, if there are any
+
+    def adjust(self, step: Any) -> None:
+        super().adjust(step)  # type: ignore[misc]
+        if self._counts is not None:
+            step.commits.append((self._counts, self._counts + step.present))
+
+
+@functools.cache
+def counting(rule_class: Any) -> Any:
+    """Return a class like that of the rule, but `Counting`, and stored under a name of its own."""
+    return type(rule_class.__name__, (Counting, rule_class), {"namespace": "torch.optim."})
+
+
+class TensorPlace:
+    """The memory of a tensor as a place that an optimizer of fastvar updates."""
+
+    trainable, regularizer, constraint = True, None, None
+
+    def __init__(self, value: Array, name: str) -> None:
+        self.value, self.name = value, name
+        self.shape, self.ndim, self.size, self.dtype = value.shape, value.ndim, value.size, value.dtype
+
+    def _zeroing(self, gradient: Any) -> tuple[Any, Any]:
+        raise NotImplementedError  # torch.optim.Optimizer.zero_grad does it
+
+
+class MeasuringPlan(planning.TensorPlan):
+    """A step that measures before it updates, in the core of fastvar's optimizers."""
+
+    def _take_tensors(self, optimizer: Any) -> None:
+        """Find the slots, the counts and the numbers for all members, and make what there is not."""
+        super()._take_tensors(optimizer)
+        self.rule = self._made_rule(optimizer)
+        states = [optimizer.state.get(p) or {} for p in self.members]
+        last = states[int(np.argmax(self.counts))]
+        self.numbers: dict[str, Any] = {}
+        for name, first in self.rule.initial_numbers().items():
+            number = torch.tensor(float(last.get(name, first)), dtype=torch.float64)
+            self.numbers[name] = number.numpy()
+            for _, kept in self.new_state:
+                kept[name] = number
+
+    def _made_rule(self, optimizer: Any) -> Any:
+        """Return the rule. What cannot differ between groups is that of the first."""
+        rule_class, first = optimizer.rule_class, self.groups[0].hyper
+        names = [name for name in rule_class.parameters if name not in Options.parameters]
+        own = {n: getattr(first, n) for n in names if not rule_class.parameters[n].per_group}
+        return counting(rule_class)(**own, name=self.owner)
+
+    def _make_plan(self) -> None:
+        """Let the rule work on the memory of the members and of their slots."""
+        self.orders = [order_of(p) for p in self.members]
+        places: list[Any] = [self._place(p, i, self.names[i]) for i, p in enumerate(self.members)]
+        slots: dict[str, list[Any]] = {name: [None] * len(places) for name in self.rule.slots}
+        for part in self.parts:
+            for i in range(part.members.start, part.members.stop):
+                for name, slot in zip(part.slots, self.slots[i], strict=True):
+                    slots[name][i] = self._place(slot, i, f"slot {name} of {self.names[i]}")
+        given.take(self.rule, [places[part.members] for part in self.parts], slots)
+        state = self.rule._state
+        state.numbers.update(self.numbers)
+        if self.counted:
+            self.rule._counts = self.counts
+            state.count[0] = int(self.counts.max())
+            state.numbers["missed"][...] = state.count[0] - self.counts
+        self.hyper_of_parts: list[Any] = [None] * len(self.parts)
+        self._set_hyperparameters()
+        self.rule._refreshed()  # it refuses memory that is shared
+
+    def _place(self, tensor: Any, i: int, name: str) -> TensorPlace:
+        """Return the memory of member `i`, or of a slot, with the axes in the order of memory."""
+        shape = [tensor.shape[axis] for axis in self.orders[i] or range(tensor.ndim)]
+        return TensorPlace(self._array(tensor, name).reshape(shape), name)
+
+    def _set_hyperparameters(self) -> None:
+        """Give the rule the hyperparameters of the groups where they have changed."""
+        hyper = [part.hyper for part in self.parts]
+        if not all(map(is_, hyper, self.hyper_of_parts)):
+            names = self.rule.parameters.keys()
+            own = [{name: x for name, x in vars(of).items() if name in names} for of in hyper]
+            given.set_hyperparameters(self.rule, own)
+            self.hyper_of_parts = hyper
+
+    # Steps.
+
+    def read_gradients(self, lists: list[list[Any]], optimizer: Any) -> list[int] | None:
+        """Return the members whose gradient must be copied, or None if the plan is stale."""
+        to_copy = super().read_gradients(lists, optimizer)
+        state = self.rule._state
+        same = not self.counted or np.array_equal(self.counts, state.count[0] - state.numbers["missed"])
+        return to_copy if same else None
+
+    def step(self, optimizer: Any, to_copy: list[int]) -> bool:
+        """Check everything, then update; return whether there was a gradient."""
+        for i in to_copy:
+            self._replace(i)
+        grads = self._gradients()
+        changed = [p for p, gradient in zip(self.members, grads, strict=True) if gradient is not None]
+        if not changed:
+            return False
+        self._set_hyperparameters()
+        scale = getattr(optimizer, "grad_scale", None)  # of torch.amp.GradScaler
+        if (scale := None if scale is None else scale.item()) != self.rule.loss_scale_factor:
+            self.rule.loss_scale_factor = scale
+        self.rule._refreshed().compiled.bind(grads)  # refuses bad gradients while nothing has changed
+        torch.autograd.graph.increment_version(changed)
+        if self.new_state:
+            self._commit(optimizer)
+        self.rule._apply(grads, self.rule._state.variables, False)
+        return True
+
+    def _gradients(self) -> list[Any]:
+        """Return the gradients of the members, or None, as arrays that lie as their places do."""
+        tensors = self.watch.gradients
+        arrays: list[Any] = planning.READER.arrays(tensors)
+        for i, order in enumerate(self.orders):
+            if arrays[i] is None and tensors[i] is not None:  # NumPy has no bfloat16
+                arrays[i : i + 1] = planning.READER.arrays([tensors[i].to(self.members[i].dtype)])
+            if order is not None and arrays[i] is not None:
+                arrays[i] = arrays[i].transpose(order)
+        return arrays
+
+
+def order_of(tensor: Any) -> tuple[int, ...] | None:
+    """Return the axes of a dense tensor in the order of memory, None for their own."""
+    if tensor.is_contiguous():
+        return None
+    return tuple(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
