@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastvar import constraints, optimizers, regularizers, schedules
+from fastvar import constraints, initializers, optimizers, regularizers, schedules
 from fastvar.module import Module
 from fastvar.optimizer import Optimizer
 from fastvar.slices import IndexedSlices
@@ -35,6 +35,7 @@ __all__ = [
     "checkpoint",
     "constraints",
     "get_num_threads",
+    "initializers",
     "list_variables",
     "load_variable",
     "optimizers",

@@ -69,7 +69,8 @@ class Variable(Arraylike):
     Parameters
     ----------
     initial_value : array_like or callable
-        The first value. A callable is called with `(shape, dtype)` if `shape` is given, else without arguments.
+        The first value. A callable, such as one of `fastvar.initializers`, is called with `(shape, dtype)` if
+        `shape` is given, else without arguments.
     trainable : bool
         Whether optimizers update it. Can be set at any time; the next step follows it.
     name : str, optional

@@ -13,7 +13,7 @@ LAYERS = [
     {"formats", "hyper", "slices", "versions"},
     {"buffers", "hyper_json"},
     {"kernels", "threadpools"},
-    {"arraylike", "constraints", "regularizers", "schedules", "threads"},
+    {"arraylike", "constraints", "initializers", "regularizers", "schedules", "threads"},
     {"place"},
     {"variable"},
     {"module"},
