@@ -1,11 +1,14 @@
 # Every target makes a virtual environment in .venv and installs its requirements.
-PYTHON ?= python3.11
+# PYTHON is the newest one on the path, from 3.11 on.
+PYTHON ?= $(shell for name in $$(seq -f python3.%g 30 -1 11) python3; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+NO_PYTHON := Python 3.11 or newer is needed: apt-get install python3 python3-venv python3-dev, or make PYTHON=/path/to/it
 VENV := .venv
 PY := $(VENV)/bin/python
-SOURCES := setup.py pyproject.toml $(wildcard fastvar/kernels/*.pyx fastvar/kernels/*.pxi)
+SOURCES := setup.py pyproject.toml $(wildcard $(addprefix fastvar/kernels/*,.pyx .pxi .h))
 PYTEST := $(PY) -m pytest -n 2 --timeout 600
 
-.PHONY: demo test integrations bench lint format sanitize soak faults avx512 clean
+.PHONY: demo test integrations bench lint format sanitize soak faults avx512 package versions clean
 
 demo: $(VENV)/.examples
 	$(PY) examples/digits.py
@@ -62,12 +65,25 @@ faults: $(VENV)/.test
 avx512: $(VENV)/.test
 	tools/avx512/bits $(PY)
 
+# Make dist/*.tar.gz and dist/*.whl, and look into them: neither may hold generated C.
+package: $(VENV)/.test
+	rm -rf dist
+	$(PY) -m pip install --quiet build
+	$(PY) -m build
+	! $(PY) -m tarfile --list dist/*.tar.gz | grep '\.c$$' | grep -v bench/
+	! $(PY) -m zipfile --list dist/*.whl | grep '\.c '
+
+# Test with the oldest dependencies that are allowed, and with the newest on every Python that is here.
+versions: $(VENV)/.test
+	$(PY) tools/versions.py $(PYTHONS)
+
 # The install is editable: Python sources are used in place; kernels are rebuilt when they change.
 $(VENV)/.%: $(SOURCES)
+	test -x $(PY) || test -n "$(PYTHON)" || { echo "$(NO_PYTHON)" >&2; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	test $* != lint || touch $(VENV)/.test # lint installs all of test, too
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info fastvar/kernels/*.c fastvar/kernels/*.so runs
+	rm -rf $(VENV) build dist *.egg-info fastvar/kernels/*.c fastvar/kernels/*.so runs

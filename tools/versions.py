@@ -1,0 +1,85 @@
+"""Test the sdist with the oldest dependencies, and with the newest on every supported Python that is here.
+
+    python tools/versions.py [PYTHON ...]
+
+Each combination has a virtual environment and unpacked sources in build/versions. The oldest dependencies are the
+lower bounds in pyproject.toml, on the oldest Python. Files of tests that need a framework are left out: their
+releases are pinned, and `make test` runs them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PLACE = ROOT / "build" / "versions"
+EXTRAS = ("scipy", "plot", "cli")
+TOOLS = ("pytest>=8", "hypothesis>=6.100", "pytest-timeout>=2.3", "pytest-xdist>=3.6")
+IMPORTABLE = """
+import importlib, pathlib
+for path in sorted(pathlib.Path("tests").rglob("test_*.py")):
+    try:
+        importlib.import_module(".".join(path.with_suffix("").parts))
+        print(path)
+    except ImportError:
+        pass
+"""
+
+
+def pythons() -> list[str]:
+    """Return the supported Pythons on the path, the oldest first."""
+    names = filter(shutil.which, [f"python3.{minor}" for minor in range(11, 31)])
+    runs = {name: subprocess.run([name, "-V"], check=False, capture_output=True) for name in names}
+    return [name for name, done in runs.items() if done.returncode == 0]
+
+
+def requirements() -> list[str]:
+    """Return what building and running need, as in pyproject.toml."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = declared["project"]
+    extras = [each for name in EXTRAS for each in project["optional-dependencies"][name]]
+    return [*dict.fromkeys([*declared["build-system"]["requires"], *project["dependencies"], *extras])]
+
+
+def lowest(requirement: str) -> str:
+    """Return a requirement that only the lower bound fulfils, such as `numpy==2.0` for `numpy>=2.0`."""
+    return re.sub(r">=([\d.]+).*", r"==\1", requirement)
+
+
+def tested(python: str, oldest: bool, sdist: Path) -> bool:
+    """Install, build and test one combination."""
+    name = f"{Path(python).name}-{'oldest' if oldest else 'newest'}"
+    folder = PLACE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
+    shutil.unpack_archive(sdist, folder, filter="data")
+    (source,) = folder.glob("fastvar-*")
+    run = [str(folder / "venv" / "bin" / "python")]
+    wanted = [lowest(each) if oldest else each for each in requirements()]
+    subprocess.run([*run, "-m", "pip", "install", "--quiet", *wanted, *TOOLS], check=True)
+    subprocess.run([*run, "setup.py", "-q", "build_ext", "--inplace"], cwd=source, check=True)
+    files = subprocess.run([*run, "-c", IMPORTABLE], cwd=source, check=True, capture_output=True, text=True).stdout
+    print(f"{name}: {len(files.split())} files of tests; {', '.join(wanted)}", flush=True)
+    options = ["-q", "-n", "2", "--timeout", "600"]
+    return not subprocess.run([*run, "-m", "pytest", *options, *files.split()], cwd=source, check=False).returncode
+
+
+def main() -> None:
+    found = sys.argv[1:] or pythons()
+    shutil.rmtree(PLACE, ignore_errors=True)
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", PLACE], cwd=ROOT, check=True)
+    (sdist,) = PLACE.glob("*.tar.gz")
+    combinations = [(found[0], True), *((python, False) for python in found)]
+    passed = {(python, old): tested(python, old, sdist) for python, old in combinations}
+    for (python, old), well in passed.items():
+        print(f"{python}, {'oldest' if old else 'newest'}: {'passed' if well else 'FAILED'}")
+    sys.exit(not all(passed.values()))
+
+
+if __name__ == "__main__":
+    main()
