@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastvar import constraints, initializers, optimizers, regularizers, schedules
-from fastvar.module import Module
+from fastvar.gradient_check import check_gradients
+from fastvar.module import Module, penalty
 from fastvar.optimizer import Optimizer
 from fastvar.slices import IndexedSlices
 from fastvar.threads import get_num_threads, set_num_threads
@@ -32,6 +33,7 @@ __all__ = [
     "Optimizer",
     "Saver",
     "Variable",
+    "check_gradients",
     "checkpoint",
     "constraints",
     "get_num_threads",
@@ -39,6 +41,7 @@ __all__ = [
     "list_variables",
     "load_variable",
     "optimizers",
+    "penalty",
     "regularizers",
     "schedules",
     "set_num_threads",

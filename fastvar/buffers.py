@@ -122,6 +122,18 @@ def as_gradient(gradient: Any, like: Array, owner: str, rows: bool = True) -> An
     return as_rows(_rows_of_sparse(gradient, like, owner) if sparse else gradient, like, owner)
 
 
+def dense(gradient: Any, like: Array, owner: str) -> Array:
+    """Return `gradient`, sparse or not, as a new array in double precision; None is zeros."""
+    values = np.zeros(like.shape)
+    if gradient is not None:
+        read = as_gradient(gradient, like, owner)
+        if isinstance(read, Rows):
+            np.add.at(values, read.rows, read.values.astype(np.float64))
+        else:
+            values[...] = read
+    return values
+
+
 def _rows_of_sparse(matrix: Any, like: Array, owner: str) -> IndexedSlices:
     if like.ndim != 2 or np.shape(matrix) != like.shape:
         raise ValueError(f"{owner}: must have shape {like.shape}, got {matrix!r}")

@@ -292,6 +292,22 @@ def _lost(before: Any, now: Any, path: str) -> str | None:
     return None
 
 
+def penalty(variables: Any) -> float:
+    """Return the sum of the penalties of the trainable variables in a tree.
+
+    It belongs to the loss that a program reports; optimizers add its gradient themselves.
+
+    Examples
+    --------
+    >>> import fastvar as fv
+    >>> w = fv.Variable([1.0, -2.0], regularizer=fv.regularizers.L1(0.5))
+    >>> fv.penalty([w, fv.Variable(3.0)])
+    1.5
+    """
+    held = walk(as_tree(variables, "penalty: variables"))
+    return sum((v.regularizer(v.value) for _, v in held if v.trainable and v.regularizer), 0.0)
+
+
 class Module:
     """Base class of objects that own variables.
 
@@ -358,6 +374,10 @@ class Module:
     def non_trainable_variables(self) -> list[Variable]:
         """The variables whose `trainable` is False."""
         return [v for v in self.variables if not v.trainable]
+
+    def penalty(self) -> float:
+        """Return the sum of the penalties of its trainable variables, as `fastvar.penalty` does."""
+        return penalty(self)
 
     @property
     def trainable(self) -> bool:

@@ -17,7 +17,7 @@ LAYERS = [
     {"place"},
     {"variable"},
     {"module"},
-    {"gradients"},
+    {"gradient_check", "gradients"},
     {"optimizer.options", "optimizer.passes"},
     {"optimizer.clipping", "optimizer.groups"},
     {"optimizer.rule", "optimizer.state"},

@@ -14,8 +14,8 @@ from fastvar.constraints import as_box
 from fastvar.gradients import differentiated
 from fastvar.hyper import integer, number
 from fastvar.kernels.atomic import Atomic
+from fastvar.module import penalty
 from fastvar.optimizer import Optimizer
-from fastvar.slices import Rows
 from fastvar.variable import Variable
 
 
@@ -151,7 +151,7 @@ class LBFGS(Optimizer, options=False):
                     f"{self._owner}: got {len(grads)} gradients for {len(self._state.variables)} variables"
                 )
             of_trainable = [g for g, v in zip(grads, self._state.variables, strict=True) if v.trainable]
-            loss = float(loss) + sum(v.regularizer(v.value) for v in variables if v.regularizer)
+            loss = float(loss) + penalty(variables)
             return loss, np.concatenate([[], *map(self._gradient, of_trainable, variables)])
 
         options = {
@@ -184,13 +184,7 @@ class LBFGS(Optimizer, options=False):
         return np.stack([np.broadcast_to(side, variable.shape).reshape(-1) for side in limits], axis=1)
 
     def _gradient(self, gradient: Any, variable: Variable) -> Any:
-        dense = np.zeros(variable.shape)
-        if gradient is not None:
-            read = buffers.as_gradient(gradient, variable._array, f"{self._owner}: gradient of {variable!r}")
-            if isinstance(read, Rows):
-                np.add.at(dense, read.rows, read.values.astype(np.float64))
-            else:
-                dense[...] = read
+        dense = buffers.dense(gradient, variable._array, f"{self._owner}: gradient of {variable!r}")
         if variable.regularizer:
             w = variable.value.astype(np.float64)
             dense += 2 * variable.regularizer.l2 * w + variable.regularizer.l1 * np.sign(w)
