@@ -50,6 +50,12 @@ def coefficients(plan: Any, options: Any, variables: Sequence[Any], workers: int
     return limit / np.maximum(norms, limit)
 
 
+def norm_of_all(plan: Any, weights: Sequence[Any], workers: int) -> float:
+    """Return the norm of all bound gradients together, finite also where only their squares are not."""
+    norm = float(np.sqrt(plan.sums_of_squares(False, workers)[0]))
+    return hypot(*_norms_scaled_down(plan, weights, workers)) / DOWN if norm == inf else norm
+
+
 def _norms_scaled_down(plan: Any, variables: Sequence[Any], workers: int) -> Any:
     """Return the norm of each gradient times `DOWN`: finite if the gradient is."""
     norms: Any = np.sqrt(plan.sums_of_squares(True, workers)) * DOWN

@@ -223,10 +223,15 @@ def _constrain(plan: StepPlan, grads: list[Any], present: list[bool], calls: int
 def _refuse(plan: StepPlan, found: list[tuple[int, bool]], zeros: list[Any]) -> None:
     """Raise an error that names the bad variables; or zero the gradients, and count the step as skipped."""
     if plan.own.nonfinite == "raise":
-        names = [plan.labels[i] for i, by_gradient in found if by_gradient]
-        what = "gradient of" if names else "what the step makes of"
-        names = names or [plan.labels[i] for i, _ in found]
-        raise ValueError(f"{plan.rule._owner}: {what} {', '.join(names)} must be finite")
+        raise not_finite(plan.rule._owner, plan.labels, found)
     skipped = plan.state.numbers["skipped"]
     with Atomic([], [*zeros, (skipped, np.asarray(skipped + 1))]):
         pass
+
+
+def not_finite(owner: str, labels: list[str], found: list[tuple[int, bool]]) -> ValueError:
+    """Return the error that names the bad variables of a guarded run."""
+    names = [labels[i] for i, by_gradient in found if by_gradient]
+    what = "gradient of" if names else "what the step makes of"
+    names = names or [labels[i] for i, _ in found]
+    return ValueError(f"{owner}: {what} {', '.join(names)} must be finite")

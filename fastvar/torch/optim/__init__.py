@@ -2,9 +2,10 @@
 
     import fastvar.torch.optim as optim  # in place of `import torch.optim as optim`
 
-A class that PyTorch also has is a subclass of PyTorch's that overrides `step` alone: parameters are torch tensors;
-arguments, messages, `state_dict` and schedulers are PyTorch's. `fastvar.torch` has the same optimizers over
-fastvar's variables, without PyTorch. The other classes are optimizers of `fastvar.optimizers` on torch tensors.
+A class that PyTorch also has is a subclass of PyTorch's with another `step`: parameters are torch tensors;
+arguments, messages, `state_dict` and schedulers are PyTorch's. The other classes are optimizers of
+`fastvar.optimizers` on torch tensors. Every class also takes `max_grad_norm`, `ema` and `nonfinite`.
+`fastvar.torch` has the same optimizers over fastvar's variables, without PyTorch.
 """
 
 from typing import NoReturn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from operator import is_
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from fastvar.buffers import Array
 from fastvar.optimizer import given
 from fastvar.optimizer.options import Options
+from fastvar.optimizer.planning import PARALLEL
 from fastvar.torch.optim import planning
 
 
@@ -67,7 +69,9 @@ class MeasuringPlan(planning.TensorPlan):
         rule_class, first = optimizer.rule_class, self.groups[0].hyper
         names = [name for name in rule_class.parameters if name not in Options.parameters]
         own = {n: getattr(first, n) for n in names if not rule_class.parameters[n].per_group}
-        return counting(rule_class)(**own, name=self.owner)
+        rule = counting(rule_class)(**own, name=self.owner, use_ema=bool(self.ema), nonfinite=self.nonfinite)
+        rule.ema_momentum = (self.averaged and self.ema) or 0.0  # at first, a copy
+        return rule
 
     def _make_plan(self) -> None:
         """Let the rule work on the memory of the members and of their slots."""
@@ -78,7 +82,14 @@ class MeasuringPlan(planning.TensorPlan):
             for i in range(part.members.start, part.members.stop):
                 for name, slot in zip(part.slots, self.slots[i], strict=True):
                     slots[name][i] = self._place(slot, i, f"slot {name} of {self.names[i]}")
+        if self.ema:
+            slots["average"] = [
+                self._place(average, i, f"average of {self.names[i]}")
+                for i, (average,) in enumerate(self.averages)
+            ]
         given.take(self.rule, [places[part.members] for part in self.parts], slots)
+        self.members_as_arrays = [place.value for place in places]
+        self.parallel = sum(place.size for place in places) >= PARALLEL
         state = self.rule._state
         state.numbers.update(self.numbers)
         if self.counted:
@@ -113,7 +124,7 @@ class MeasuringPlan(planning.TensorPlan):
         return to_copy if same else None
 
     def step(self, optimizer: Any, to_copy: list[int]) -> bool:
-        """Check everything, then update; return whether there was a gradient."""
+        """Check everything, then update; return whether anything was updated."""
         for i in to_copy:
             self._replace(i)
         grads = self._gradients()
@@ -121,14 +132,19 @@ class MeasuringPlan(planning.TensorPlan):
         if not changed:
             return False
         self._set_hyperparameters()
-        scale = getattr(optimizer, "grad_scale", None)  # of torch.amp.GradScaler
-        if (scale := None if scale is None else scale.item()) != self.rule.loss_scale_factor:
-            self.rule.loss_scale_factor = scale
-        self.rule._refreshed().compiled.bind(grads)  # refuses bad gradients while nothing has changed
+        compiled = self.rule._refreshed().compiled
+        compiled.bind(grads)  # refuses bad gradients while nothing has changed
+        compiled.stages["scale"] = self.rule.gradient_sign() * self._unscale(optimizer, compiled)
         torch.autograd.graph.increment_version(changed)
-        if self.new_state:
-            self._commit(optimizer)
-        self.rule._apply(grads, self.rule._state.variables, False)
+        count = self.rule._state.count
+        before = count[0]
+        with self._committed(optimizer, count) if self.new_state else nullcontext():
+            self.rule._apply(grads, self.rule._state.variables, False)
+        if count[0] == before:
+            optimizer.skipped += 1
+            return False
+        if not self.averaged:
+            self.averaged, self.rule.ema_momentum = True, self.ema
         return True
 
     def _gradients(self) -> list[Any]:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from fastvar import optimizers
 from fastvar.hyper import Parameter
 from fastvar.optimizer.options import Options
+from fastvar.torch.optim.keywords import extended, popped
 from fastvar.torch.optim.measuring import MeasuringPlan
 from fastvar.torch.optim.planning import Part, numbers
 from fastvar.torch.optim.stepping import KernelStep
@@ -79,10 +80,11 @@ class NativeOptimizer(KernelStep):
         if "rule_class" in vars(cls):
             rule_class: Any = cls.rule_class
             cls.hyperparameters = declared(rule_class)
-            cls.__signature__ = signature(cls.hyperparameters)  # type: ignore[attr-defined]
+            cls.__signature__ = extended(signature(cls.hyperparameters))  # type: ignore[attr-defined]
             cls.__doc__ = documentation(cls.__doc__, rule_class, cls.hyperparameters)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        keywords = popped(kwargs)
         try:
             bound = signature(self.hyperparameters).bind(*args, **kwargs)
         except TypeError as error:
@@ -90,7 +92,7 @@ class NativeOptimizer(KernelStep):
         bound.apply_defaults()
         params = bound.arguments.pop("params")
         checked(self, self.hyperparameters, bound.arguments)
-        super().__init__(params, bound.arguments)
+        super().__init__(params, bound.arguments, **keywords)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as PyTorch does.
@@ -128,6 +130,7 @@ def documentation(summary: str | None, rule_class: Any, parameters: dict[str, Pa
     for name, one in parameters.items():
         kind = "float or None" if one.default is None else type(one.default).__name__
         lines.append(f"{name} : {kind}\n    By default {one.default}.")
+    lines.append("**keywords\n    Those of every class, see `KernelStep`.")
     return "\n".join(lines)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,17 @@ import torch
 
 from fastvar import buffers, kernels, threads
 from fastvar.kernels.tensors import Reader, Watch
+from fastvar.optimizer.clipping import norm_of_all
 from fastvar.optimizer.planning import PARALLEL, Resolved
+from fastvar.optimizer.step import not_finite
 from fastvar.torch import AdamW
+from fastvar.torch.optim.keywords import EMA
 
 FLAGS = ("amsgrad", "centered", "momentum")  # of a group: they decide on its slots and its rule
 REFUSED = ("capturable", "differentiable")  # what a group must not ask for
 DECAYING: Any = AdamW()  # says how weights decay that decay by themselves
 FIXED = (float, int, bool, str, type(None))  # types of values that cannot change in place
+CLIP_EPSILON = 1e-6  # what `torch.nn.utils.clip_grad_norm_` adds to the norm
 ALIKE = ("shape", "dtype", "device", "layout")  # what a slot has in common with its parameter
 CLASSES = (torch.Tensor, torch.nn.Parameter)
 READER = Reader(CLASSES, torch.strided)
@@ -93,6 +98,10 @@ class TensorPlan:
     def __init__(self, optimizer: Any, lists: list[list[Any]]) -> None:
         self.owner, self.counted = type(optimizer).__name__, optimizer.counts_steps
         self.carries: tuple[str, ...] = optimizer.carries
+        self.most, self.ema, self.nonfinite = optimizer.max_grad_norm, optimizer.ema, optimizer.nonfinite
+        self.guard = self.nonfinite != "ignore"
+        if optimizer._averaged:
+            raise RuntimeError(f"{self.owner}: the parameters hold their averages; step after `with`")
         self.groups: list[Part] = []
         self.members: list[Any] = []
         self.names: list[str] = []
@@ -117,7 +126,8 @@ class TensorPlan:
         self.parts = [part for part in self.groups if part.members.stop > part.members.start]
         if self.members:
             self._take_tensors(optimizer)
-            tensors: list[Any] = [[p, *of] for p, of in zip(self.members, self.slots, strict=True)]
+            lying = zip(self.members, self.slots, self.averages, strict=True)
+            tensors: list[Any] = [[p, *slots, *average] for p, slots, average in lying]
             self.watch = Watch(READER, lists, numbers_of, tensors)
             self._make_plan()
 
@@ -126,6 +136,8 @@ class TensorPlan:
     def _take_tensors(self, optimizer: Any) -> None:
         """Find the slots and counts of members, and make what there is not."""
         self.slots: list[list[Any]] = []
+        self.averages: list[list[Any]] = []  # of each member: none or one
+        self.averaged = not self.ema or any(EMA in of for of in optimizer.state.values())
         self.new_state: list[tuple[Any, dict[str, Any]]] = []
         begun: list[float] = []
         left: list[list[float]] = []
@@ -135,8 +147,10 @@ class TensorPlan:
                 self._check(p, self.names[i], None)
                 slots = {name: self._slot(part, name, i, state.get(name)) for name in part.slots}
                 kept = {name: x for name, x in slots.items() if name in state or torch_keeps(name, part.hyper)}
+                average = {EMA: self._slot(part, EMA, i, state.get(EMA))} if self.ema else {}
                 self.slots.append([*slots.values()])
-                self.new_state.append((p, kept))
+                self.averages.append([*average.values()])
+                self.new_state.append((p, kept | average))
                 whole = all(state.get(name) is not None for name in part.slots)
                 begun.append(float(state.get("step", 0.0)) if self.counted else float(whole))
                 left.append([float(state.get(name, 0.0)) for name in self.carries])
@@ -154,7 +168,7 @@ class TensorPlan:
     def _slot(self, part: Part, name: str, i: int, found: Any) -> Any:
         """Return a slot that lies like its parameter: the one found, a copy of it, or a new one."""
         p, label = self.members[i], f"slot {name} of {self.names[i]}"
-        if found is None and name in part.rule.weight_copies:
+        if found is None and (name == EMA or name in part.rule.weight_copies):
             return torch.empty_like(p, requires_grad=False).copy_(p.detach())
         if found is None:
             return torch.full_like(p, part.rule.initial(name, p, part.hyper), requires_grad=False)
@@ -183,7 +197,14 @@ class TensorPlan:
             [self._array(slot, f"slot of {name}") for slot in of]
             for of, name in zip(self.slots, self.names, strict=True)
         ]
-        self.plan = kernels.Plan(self.owner, rules, self.names, weights, slots, part_of)
+        averages = [
+            self._array(x, f"average of {name}")
+            for of, name in zip(self.averages, self.names, strict=True)
+            for x in of
+        ]
+        self.plan = kernels.Plan(self.owner, rules, self.names, weights, slots, part_of, averages or None)
+        self.plan.stages["average"] = (self.averaged and self.ema) or 0.0  # at first, a copy
+        self.members_as_arrays = weights
         self.scalars_of_members = False  # whether every member has scalars of its own
         self.conditions = [(1.0, 0.0, 0.0)] * len(self.parts)
         self.parallel = sum(w.size for w in weights) >= PARALLEL
@@ -201,7 +222,7 @@ class TensorPlan:
         return self.watch.read_gradients(lists, optimizer.state)
 
     def step(self, optimizer: Any, to_copy: list[int]) -> bool:
-        """Check everything, then update; return whether there was a gradient."""
+        """Check everything, then update; return whether anything was updated."""
         for i in to_copy:
             self._replace(i)
         bound = self.plan.bind(self.watch.memory)
@@ -212,26 +233,79 @@ class TensorPlan:
         if not self.scalars_of_members and any(of and of.count(of[0]) != len(of) for of in cohorts):
             self.plan.share_scalars(range(len(self.members)))
             self.scalars_of_members = True
-        rows, left = self._scalars(optimizer, cohorts)
+        rows, left = self._scalars(self._unscale(optimizer, self.plan), cohorts)
         changed = self.members if present is None else [*itertools.compress(self.members, present)]
         torch.autograd.graph.increment_version(changed)
-        if self.new_state:
-            self._commit(optimizer)
         more = self.counts + (self.one if present is None else present * self.one)
         commits = [(self.counts, more if self.counted else np.minimum(more, 1))]
         for k, array in enumerate(self.carried):
             new = np.array([of[k] for of in left], array.dtype)
             commits.append((array, new if present is None else np.where(present, new, array)))
-        self.plan.run(rows, threads.get_num_threads() if self.parallel else 1, None, commits)
+        workers = self._workers()
+        if self.new_state:
+            with self._committed(optimizer, count := [0]):
+                found = self.plan.run(rows, workers, count, commits, self.guard)
+        else:
+            found = self.plan.run(rows, workers, None, commits, self.guard)
+        if found:
+            return self._refuse(optimizer, found)
+        if not self.averaged:
+            self.averaged, self.plan.stages["average"] = True, self.ema
         return True
+
+    @contextmanager
+    def _committed(self, optimizer: Any, count: list[int]) -> Iterator[None]:
+        """Put slots and counts into the optimizer's state; take them out again if `count` has not changed."""
+        new, first = self.new_state, count[0]
+        before = [(p, {**optimizer.state[p]} if p in optimizer.state else None) for p, _ in new]
+        try:
+            self._commit(optimizer)
+            yield
+        finally:
+            if count[0] == first:
+                self.new_state = new
+                for p, state in before:
+                    optimizer.state.pop(p, None)
+                    if state is not None:
+                        optimizer.state[p] = state
 
     def _commit(self, optimizer: Any) -> None:
         """Put slots and counts into the optimizer's state."""
         for p, kept in self.new_state:
             if kept:
                 optimizer.state[p].update(kept)
+            if not self.ema and EMA in optimizer.state.get(p, ()):
+                del optimizer.state[p][EMA]
         self.new_state = []
         self.watch.remember(optimizer.state)
+
+    def _workers(self) -> int:
+        """Return the number of threads of a step."""
+        return threads.get_num_threads() if self.parallel else 1
+
+    def _unscale(self, optimizer: Any, plan: Any) -> float:
+        """Return the factor of all gradients, which the plan holds: unscaling and clipping by their norm."""
+        scale = getattr(optimizer, "grad_scale", None)  # of torch.amp.GradScaler
+        unscale = 1.0 if scale is None else 1 / scale.item()
+        if self.most is None:
+            return unscale
+        kept = plan.stages.copy()
+        try:
+            plan.stages["scale"], plan.stages["l2"] = 1.0, 0.0
+            norm: float = norm_of_all(plan, self.members_as_arrays, self._workers()) * unscale
+        finally:
+            plan.stages[...] = kept
+        optimizer.grad_norm = norm
+        if np.isnan(norm):
+            return unscale if self.guard else norm  # a guarded run must find out whose gradient is NaN
+        return unscale * min(1.0, float(self.most / (norm + CLIP_EPSILON)))
+
+    def _refuse(self, optimizer: Any, found: list[tuple[int, bool]]) -> bool:
+        """Raise an error that names the bad parameters, or count the step as skipped; return False."""
+        if self.nonfinite == "raise":
+            raise not_finite(self.owner, self.names, found)
+        optimizer.skipped += 1
+        return False
 
     def _replace(self, i: int) -> None:
         """Let the kernels read a copy of a gradient that lies like its parameter."""
@@ -257,12 +331,10 @@ class TensorPlan:
         counts: list[Any] = self.counts.tolist()
         return [*zip(counts, self.carried[0].tolist(), strict=True)] if self.carried else counts
 
-    def _scalars(self, optimizer: Any, cohorts: list[list[Any]]) -> tuple[list[Any], list[Any]]:
+    def _scalars(self, unscale: float, cohorts: list[list[Any]]) -> tuple[list[Any], list[Any]]:
         """Set the stages; return the scalars of each group of the plan, and what each member carries on."""
         rows: list[Any] = []
         left: list[Any] = []
-        scale = getattr(optimizer, "grad_scale", None)  # of torch.amp.GradScaler
-        unscale = 1.0 if scale is None else 1 / scale.item()
         numbers = self._numbers() if self.scalars_of_members else []
         for k, part in enumerate(self.parts):
             hyper = part.hyper

@@ -8,15 +8,19 @@ from typing import Any, ClassVar
 import torch
 from torch.optim import optimizer as of_torch
 
-from fastvar.module import holds_variables
-from fastvar.optimizer import Optimizer
+from fastvar.torch.optim.keywords import Extended
 from fastvar.torch.optim.planning import Part, TensorPlan
 
 _profiling: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
 
-class KernelStep(torch.optim.Optimizer):
+class KernelStep(Extended):
     """An optimizer of PyTorch whose `step` runs in fastvar's kernels; it comes before PyTorch's class as a base.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Those of PyTorch's class, and the keywords of `Extended`: `max_grad_norm`, `ema` and `nonfinite`.
 
     Attributes
     ----------
@@ -34,29 +38,12 @@ class KernelStep(torch.optim.Optimizer):
         How many steps have run in fastvar's kernels.
     """
 
-    rule_class: ClassVar[type[Optimizer]]
     part_class: ClassVar[type[Part]] = Part
     plan_class: ClassVar[type[TensorPlan]] = TensorPlan
     counts_steps: ClassVar[bool] = True
     carries: ClassVar[tuple[str, ...]] = ()
     kernel_steps = 0
     _plan: TensorPlan | None = None
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, as PyTorch does.
-
-        Raises
-        ------
-        TypeError
-            If it holds variables of fastvar; `fastvar.torch` and `fastvar.optimizers` have optimizers for these.
-        """
-        if holds_variables(param_group):
-            package = self.rule_class.__module__.rpartition(".")[0]
-            there = f"{package}.{self.rule_class.__name__}"
-            raise TypeError(
-                f"{type(self).__name__}: parameters must be torch tensors; use {there} for fastvar.Variable"
-            )
-        super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters once from their gradients, and return the loss.

@@ -35,8 +35,7 @@ def test_import_does_not_load_pytorch(module: str) -> None:
 def test_classes_are_those_of_pytorch(name: str) -> None:
     mine, other = getattr(ours, name), getattr(torch.optim, name)
     assert issubclass(mine, other)
-    assert mine.__init__ is other.__init__
-    assert mine.load_state_dict is torch.optim.Optimizer.load_state_dict
+    assert mine.zero_grad is other.zero_grad
 
 
 @every_class

@@ -1,0 +1,211 @@
+"""The keywords that every class of `fastvar.torch.optim` has: `max_grad_norm`, `ema`, `nonfinite`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+
+from fastvar.hyper import Parameter, number
+from fastvar.module import Module, holds_variables
+from fastvar.optimizer import Optimizer
+from fastvar.optimizer.options import Options
+
+KEY = "fastvar"  # of a `state_dict`: what PyTorch does not have
+EMA = "ema"  # the name of the averages in the state of parameters
+KEYWORDS: dict[str, Parameter] = {
+    "max_grad_norm": number(default=None, above=0, optional=True),
+    "ema": number(default=None, above=0, below=1, optional=True),
+    "nonfinite": copy.copy(Options.parameters["nonfinite"]),
+}
+DEFAULTS = {name: parameter.default for name, parameter in KEYWORDS.items()}
+for _name, _parameter in KEYWORDS.items():
+    _parameter.name = _name
+
+
+class Keyword:
+    """The attribute of an optimizer that has the value of a keyword. It is checked when it is set."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
+        return self if optimizer is None else optimizer._keywords[self.name]
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        optimizer._take({self.name: value})
+
+
+def keyword() -> Any:
+    """Return a `Keyword`."""
+    return Keyword()
+
+
+def popped(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Remove the keywords from arguments, and return them."""
+    return {name: arguments.pop(name) for name in KEYWORDS if name in arguments}
+
+
+def arguments_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a method without `self`."""
+    return inspect.Signature([*inspect.signature(function).parameters.values()][1:])
+
+
+def extended(signature: inspect.Signature) -> inspect.Signature:
+    """Return a signature with the keywords."""
+    by_name = inspect.Parameter.KEYWORD_ONLY
+    more = [inspect.Parameter(name, by_name, default=default) for name, default in DEFAULTS.items()]
+    return signature.replace(parameters=[*signature.parameters.values(), *more])
+
+
+class Extended(torch.optim.Optimizer):
+    """An optimizer of PyTorch with keywords of fastvar, which are attributes, too.
+
+    Parameters
+    ----------
+    max_grad_norm : float, optional
+        Clip the gradients of all groups together to at most this 2-norm, > 0, as
+        `torch.nn.utils.clip_grad_norm_` does before a step; but `grad` itself stays as it is.
+    ema : float, optional
+        The decay d of a moving average of every parameter, in (0, 1): `average = d * average + (1 - d) * p` after
+        every update; it begins as a copy after the first. See `average_parameters` and `copy_averages`.
+    nonfinite : {"ignore", "skip", "raise"}
+        What a step does if a gradient holds infinity or NaN, or if something finite would become infinite or NaN:
+        "ignore" updates anyway, "skip" changes nothing and counts the step in `skipped`, "raise" changes nothing
+        and raises ValueError.
+
+    Attributes
+    ----------
+    skipped : int
+        How many steps `nonfinite="skip"` has skipped.
+    grad_norm : float or None
+        With `max_grad_norm`: the norm of all gradients in the last step, before they were clipped.
+    """
+
+    rule_class: ClassVar[type[Optimizer]]
+    max_grad_norm: float | None = keyword()
+    ema: float | None = keyword()
+    nonfinite: str = keyword()
+    skipped: int = 0
+    grad_norm: float | None = None
+    _keywords: dict[str, Any] = DEFAULTS
+    _averaged = False  # whether the parameters hold their averages for a while
+    _plan: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__signature__ = arguments_of(cls.__init__)  # type: ignore[attr-defined]
+        elif "rule_class" in vars(cls):
+            theirs: Any = super()
+            cls.__signature__ = extended(arguments_of(theirs.__init__))  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._take(popped(kwargs))
+        params = args[0] if args else kwargs.get("params")
+        if isinstance(params, Module) or not isinstance(params, (list, tuple)):
+            self._refuse_variables(params)
+        super().__init__(*args, **kwargs)
+
+    def _take(self, given: dict[str, Any]) -> None:
+        """Take keywords, or raise an error that names one."""
+        values = {name: KEYWORDS[name].checked(self, value) for name, value in given.items()}
+        self._keywords, self._plan = {**self._keywords, **values}, None
+
+    def _refuse_variables(self, given: Any) -> None:
+        if isinstance(given, Module) or holds_variables(given):
+            package = self.rule_class.__module__.rpartition(".")[0]
+            there = f"{package}.{self.rule_class.__name__}"
+            raise TypeError(
+                f"{type(self).__name__}: parameters must be torch tensors; use {there} for fastvar.Variable"
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as PyTorch does.
+
+        Raises
+        ------
+        TypeError
+            If it holds variables of fastvar; `fastvar.torch` and `fastvar.optimizers` have optimizers for these.
+        """
+        self._refuse_variables(param_group)
+        super().add_param_group(param_group)
+
+    # State.
+
+    def _own_state(self) -> dict[str, Any]:
+        """Return the keywords that are set, and the number of skipped steps if there are any."""
+        state = {name: value for name, value in self._keywords.items() if value != DEFAULTS[name]}
+        return state | ({"skipped": self.skipped} if self.skipped else {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_keywords": self._keywords, "skipped": self.skipped}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as PyTorch does, with the keywords under "fastvar" if any is set."""
+        state = super().state_dict()
+        return state | {KEY: own} if (own := self._own_state()) else state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state as PyTorch does, and the keywords in it; those that it does not have stay.
+
+        Raises
+        ------
+        ValueError
+            As in PyTorch, or if there is a keyword that is not known. Nothing has changed.
+        """
+        own = dict(state_dict.get(KEY, {}))
+        skipped = own.pop("skipped", self.skipped)
+        if unknown := [*own.keys() - KEYWORDS.keys()]:
+            raise ValueError(f"{type(self).__name__}: unknown {unknown[0]!r} in state_dict[{KEY!r}]")
+        for name, value in own.items():
+            KEYWORDS[name].checked(self, value)
+        super().load_state_dict(state_dict)
+        self._take(own)
+        self.skipped = skipped
+
+    def __repr__(self) -> str:
+        own = "".join(f"    {name}: {value}\n" for name, value in self._own_state().items())
+        return super().__repr__().removesuffix(")") + (f"Keywords\n{own})" if own else ")")
+
+    # Averages.
+
+    def _averages(self) -> list[tuple[Any, Any]]:
+        """Return the parameters with averages, and these. Others have had no gradient: they are their averages."""
+        if self.ema is None:
+            raise ValueError(f"{type(self).__name__}: must be given ema to keep averages")
+        everything = [p for group in self.param_groups for p in group["params"]]
+        return [(p, self.state[p][EMA]) for p in everything if EMA in self.state.get(p, ())]
+
+    @contextmanager
+    def average_parameters(self) -> Iterator[None]:
+        """Let the parameters hold their averages within a `with` block, to evaluate or save the module.
+
+        A step in the block is a RuntimeError.
+        """
+        pairs = self._averages()
+        params = [p for p, _ in pairs]
+        kept, before = [p.detach().clone() for p in params], self._averaged
+        try:
+            self._averaged, self._plan = True, None
+            assign(params, [average for _, average in pairs])
+            yield
+        finally:
+            assign(params, kept)
+            self._averaged = before
+
+    def copy_averages(self) -> None:
+        """Overwrite the parameters with their averages. Call it when training ends."""
+        pairs = self._averages()
+        assign([p for p, _ in pairs], [average for _, average in pairs])
+
+
+@torch.no_grad()
+def assign(params: list[Any], values: list[Any]) -> None:
+    """Copy values into parameters."""
+    for p, value in zip(params, values, strict=True):
+        p.copy_(value)
