@@ -13,6 +13,9 @@ from fastvar.variable import Variable
 
 if TYPE_CHECKING:
     from fastvar import checkpoint, torch
+    from fastvar import keras as keras
+    from fastvar import scipy as scipy
+    from fastvar import sklearn as sklearn
     from fastvar.checkpoint import (
         Checkpoint,
         CheckpointError,
@@ -52,13 +55,15 @@ __all__ = [
 _LATER = ("checkpoint", "torch", "keras", "scipy", "sklearn")  # they take time to import, or need a library
 
 
-def __getattr__(name: str) -> Any:
-    """Import the modules of _LATER, and what is in checkpoint, on first use."""
-    if name in _LATER:
-        return importlib.import_module(f"fastvar.{name}")
-    if name in __all__:
-        return getattr(importlib.import_module("fastvar.checkpoint"), name)
-    raise AttributeError(f"module 'fastvar' has no attribute {name!r}")
+if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
+
+    def __getattr__(name: str) -> Any:
+        """Import the modules of _LATER, and what is in checkpoint, on first use."""
+        if name in _LATER:
+            return importlib.import_module(f"fastvar.{name}")
+        if name in __all__:
+            return getattr(importlib.import_module("fastvar.checkpoint"), name)
+        raise AttributeError(f"module 'fastvar' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

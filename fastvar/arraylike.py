@@ -5,13 +5,32 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from types import EllipsisType
+from typing import Any, NoReturn, Protocol, SupportsIndex, TypeVar, cast, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from fastvar.buffers import Array
 
+S = TypeVar("S")
+R_co = TypeVar("R_co", covariant=True)
 NUMBERS = (np.ndarray, np.generic, int, float, complex)  # operands for which in-place operators are NumPy's
+
+
+class Operator(Protocol[R_co]):
+    """The type of an operator: with what NumPy knows, its result; with other objects, whatever these return."""
+
+    @overload
+    def __call__(self, other: Operand, /) -> R_co: ...
+    @overload
+    def __call__(self, other: Any, /) -> Any: ...
+
+
+class InPlaceOperator(Protocol):
+    """The type of an operator that writes into its left operand and returns it."""
+
+    def __get__(self, instance: S, owner: Any) -> Callable[[Any], S]: ...
 
 
 def unwrap(x: Any) -> Any:
@@ -49,7 +68,7 @@ def _called(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str,
     return result
 
 
-def _method(name: str, out: bool = False) -> Any:
+def _method(name: str, out: bool = False) -> Callable[..., Any]:
     """Make a method that calls the one of ndarray; `out` says whether that takes an `out` argument."""
     function = getattr(np.ndarray, name)
 
@@ -63,16 +82,16 @@ def _method(name: str, out: bool = False) -> Any:
     return method
 
 
-def _unary(name: str) -> Any:
+def _unary(name: str) -> Callable[[Any], Array]:
     apply = getattr(operator, name)
 
-    def method(self: Arraylike) -> Any:
-        return apply(self._array)
+    def method(self: Arraylike) -> Array:
+        return apply(self._array)  # type: ignore[no-any-return]
 
     return method
 
 
-def _left(name: str, ufunc: np.ufunc) -> Any:
+def _left(name: str, ufunc: np.ufunc) -> Operator[Any]:
     """Make an operator with the result that it has between the array and the other operand.
 
     Python asks both operands, so that one which knows more than NumPy (sparse, traced, labelled) decides. Only
@@ -91,24 +110,24 @@ def _left(name: str, ufunc: np.ufunc) -> Any:
                 raise
         return ufunc(array, other)
 
-    return method
+    return cast(Operator[Any], method)
 
 
 def _is_tensor(x: Any) -> bool:
     return hasattr(type(x), "__torch_function__")
 
 
-def _binary(name: str, ufunc: np.ufunc) -> Any:
+def _binary(name: str, ufunc: np.ufunc) -> tuple[Operator[Any], Operator[Any]]:
     """Make an operator and its reflected form."""
     apply: Any = divmod if name == "divmod" else getattr(operator, name)
 
     def reflected(self: Arraylike, other: Any) -> Any:
         return apply(other, self._array)
 
-    return _left(name, ufunc), reflected
+    return _left(name, ufunc), cast(Operator[Any], reflected)
 
 
-def _numeric(name: str, ufunc: np.ufunc, symbol: str) -> Any:
+def _numeric(name: str, ufunc: np.ufunc, symbol: str) -> tuple[Operator[Array], Operator[Array], InPlaceOperator]:
     """Make an operator, its reflected form and its in-place form."""
     in_place = getattr(np.ndarray, f"__i{name.rstrip('_')}__")
 
@@ -123,7 +142,7 @@ def _numeric(name: str, ufunc: np.ufunc, symbol: str) -> Any:
         in_place(self._array, other)
         return self
 
-    return *_binary(name, ufunc), assigned
+    return *_binary(name, ufunc), cast(InPlaceOperator, assigned)
 
 
 def _divided_by_caller() -> bool:
@@ -145,11 +164,11 @@ class Arraylike:
 
     # Operators.
 
-    __lt__ = _left("lt", np.less)
-    __le__ = _left("le", np.less_equal)
-    __gt__ = _left("gt", np.greater)
-    __ge__ = _left("ge", np.greater_equal)
-    __eq__ = _left("eq", np.equal)
+    __lt__: Operator[npt.NDArray[np.bool]] = _left("lt", np.less)
+    __le__: Operator[npt.NDArray[np.bool]] = _left("le", np.less_equal)
+    __gt__: Operator[npt.NDArray[np.bool]] = _left("gt", np.greater)
+    __ge__: Operator[npt.NDArray[np.bool]] = _left("ge", np.greater_equal)
+    __eq__: Operator[npt.NDArray[np.bool]] = _left("eq", np.equal)
     __add__, __radd__, __iadd__ = _numeric("add", np.add, "+=")
     __sub__, __rsub__, __isub__ = _numeric("sub", np.subtract, "-=")
     __mul__, __rmul__, __imul__ = _numeric("mul", np.multiply, "*=")
@@ -169,7 +188,11 @@ class Arraylike:
     __abs__ = _unary("abs")
     __invert__ = _unary("invert")
 
-    def __ne__(self, other: Any) -> Any:
+    @overload
+    def __ne__(self, other: Operand, /) -> npt.NDArray[np.bool]: ...
+    @overload
+    def __ne__(self, other: Any, /) -> Any: ...
+    def __ne__(self, other: Any, /) -> Any:
         if _is_tensor(other):  # its own `!=` answers True for the array as a whole
             return np.not_equal(self._array, other)
         return self._array != unwrap(other)
@@ -209,7 +232,11 @@ class Arraylike:
 
     # Elements.
 
-    def __getitem__(self, key: Any) -> Any:
+    @overload
+    def __getitem__(self, key: SupportsIndex | tuple[SupportsIndex, ...], /) -> Any: ...
+    @overload
+    def __getitem__(self, key: Index | tuple[Index, ...], /) -> Array: ...
+    def __getitem__(self, key: Any, /) -> Any:
         return self._array[unwrap(key)]
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -299,20 +326,27 @@ class Arraylike:
     argmax = _method("argmax", out=True)
     any = _method("any", out=True)
     all = _method("all", out=True)
-    cumsum = _method("cumsum", out=True)
+    cumsum: Callable[..., Array] = _method("cumsum", out=True)
     dot = _method("dot", out=True)
-    clip = _method("clip", out=True)
-    round = _method("round", out=True)
-    reshape = _method("reshape")
-    transpose = _method("transpose")
-    ravel = _method("ravel")
-    flatten = _method("flatten")
-    squeeze = _method("squeeze")
-    astype = _method("astype")
-    copy = _method("copy")
-    view = _method("view")
-    fill = _method("fill")
-    sort = _method("sort")
-    take = _method("take", out=True)
+    clip: Callable[..., Array] = _method("clip", out=True)
+    round: Callable[..., Array] = _method("round", out=True)
+    reshape: Callable[..., Array] = _method("reshape")
+    transpose: Callable[..., Array] = _method("transpose")
+    ravel: Callable[..., Array] = _method("ravel")
+    flatten: Callable[..., Array] = _method("flatten")
+    squeeze: Callable[..., Array] = _method("squeeze")
+    astype: Callable[..., Array] = _method("astype")
+    copy: Callable[..., Array] = _method("copy")
+    view: Callable[..., Array] = _method("view")
+    fill: Callable[..., None] = _method("fill")
+    sort: Callable[..., None] = _method("sort")
+    take: Callable[..., Array] = _method("take", out=True)
     item = _method("item")
     tolist = _method("tolist")
+
+
+Operand = complex | np.generic | Array | Arraylike | Sequence[Any]
+"""What operators turn into an array; objects of other libraries turn it into theirs."""
+
+Index = SupportsIndex | slice | EllipsisType | Array | Arraylike | Sequence[Any] | None
+"""An index of an array; of whole numbers only, it may give an element."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fastvar.module import Tree, as_tree, children, is_sequence
 from fastvar.variable import Variable
 
+Library = Literal["autograd", "jax", "torch"]
+
 
 def differentiated(
-    owner: str, loss: Callable[[Any], Any], variables: Any, library: str
+    owner: str, loss: Callable[[Any], Any], variables: Any, library: Library
 ) -> Callable[[], tuple[Any, Any]]:
     """Return a function that returns the loss and its gradients, in a tree like that of the variables.
 

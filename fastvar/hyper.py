@@ -14,8 +14,12 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Collection
-from typing import Any, ClassVar, Self, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, dataclass_transform
 
+import numpy as np
+
+Real = float | np.floating[Any] | np.integer[Any]
+Schedule = Callable[[int], float]
 Check = Callable[[Any], Any]
 REQUIRED = inspect.Parameter.empty
 
@@ -55,6 +59,20 @@ class Parameter:
         except (TypeError, ValueError) as error:
             space = "" if str(error).startswith("[") else " "  # `values[2] must be ...`
             raise type(error)(f"{type(owner).__name__}: {self.name}{space}{error}") from None
+
+
+class Number(Protocol):
+    """The annotation of a number of an optimizer: it is read as a float, and set to one or to a schedule."""
+
+    def __get__(self, instance: object, owner: Any = None) -> float: ...
+    def __set__(self, instance: Any, value: Real | Schedule) -> None: ...
+
+
+class OptionalNumber(Protocol):
+    """The annotation of a number of an optimizer that may be None."""
+
+    def __get__(self, instance: object, owner: Any = None) -> float | None: ...
+    def __set__(self, instance: Any, value: Real | Schedule | None) -> None: ...
 
 
 def number(
@@ -302,10 +320,12 @@ class Declared:
             self._parameters[name] = parameter.checked(self, value)
         self._validate()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name.startswith("_") or name in self.parameters or self._has_attribute(name)):
-            raise AttributeError(f"{type(self).__name__}: no attribute {name!r}{self._suggestion(name)}")
-        super().__setattr__(name, value)
+    if not TYPE_CHECKING:  # with a __setattr__, type checkers allow every name
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not (name.startswith("_") or name in self.parameters or self._has_attribute(name)):
+                raise AttributeError(f"{type(self).__name__}: no attribute {name!r}{self._suggestion(name)}")
+            super().__setattr__(name, value)
 
     @classmethod
     def _has_attribute(cls, name: str) -> bool:
@@ -366,11 +386,13 @@ class Declared:
 class Fixed(Declared):
     """Base of declared classes whose objects are immutable, so that plans made with them stay valid."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_"):
-            kind = type(self).__name__
-            raise AttributeError(f"{kind}: {name} is fixed; assign a new {kind} to the variable instead")
-        super().__setattr__(name, value)
+    if not TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not name.startswith("_"):
+                kind = type(self).__name__
+                raise AttributeError(f"{kind}: {name} is fixed; assign a new {kind} to the variable instead")
+            super().__setattr__(name, value)
 
 
 _ALIASES = {  # names in other libraries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -334,13 +334,15 @@ class Module:
     ['encoder/1/kernel', 'encoder/1/bias', 'head/kernel', 'head/bias']
     """
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if lost := _lost(vars(self).get(name), value, name):
-            raise TypeError(
-                f"{type(self).__name__}: {lost} holds a Variable, and must be assigned one, got "
-                f"{type(value).__name__}; to change its values, `.{lost}.assign(...)`; to drop it, `del` first"
-            )
-        super().__setattr__(name, value)
+    if not TYPE_CHECKING:  # with a __setattr__, type checkers allow every name
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if lost := _lost(vars(self).get(name), value, name):
+                raise TypeError(
+                    f"{type(self).__name__}: {lost} holds a Variable, and must be assigned one, got "
+                    f"{type(value).__name__}; to change its values, `.{lost}.assign(...)`; to drop it, `del` first"
+                )
+            super().__setattr__(name, value)
 
     def named_variables(self) -> dict[str, Variable]:
         """Return the variables by their paths.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -137,10 +137,12 @@ class Variable(Arraylike):
         "constraint", "Its projection after updates, or None."
     )
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _SETTABLE or name[0] == "_" or declares_attribute(type(self), name)):
-            raise AttributeError(f"{self._label}: no attribute {name!r}{suggestion(name, _SETTABLE)}")
-        object.__setattr__(self, name, value)
+    if not TYPE_CHECKING:  # with a __setattr__, type checkers allow every name
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not (name in _SETTABLE or name[0] == "_" or declares_attribute(type(self), name)):
+                raise AttributeError(f"{self._label}: no attribute {name!r}{suggestion(name, _SETTABLE)}")
+            object.__setattr__(self, name, value)
 
     @property
     def _label(self) -> str:

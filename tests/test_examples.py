@@ -14,15 +14,9 @@ import numpy as np
 import pytest
 
 import fastvar as fv
+from tests.support.pages import BLOCKS, PAGES, ROOT
 
-ROOT = Path(__file__).parent.parent
 EPOCHS = "12"
-PAGES = {page.name: page for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]}
-BLOCKS = {  # the code of each page; that of CONTRIBUTING.md is built by test_yardstick.py
-    name: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    for name, page in PAGES.items()
-    if name != "CONTRIBUTING.md"
-}
 
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:

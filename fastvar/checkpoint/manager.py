@@ -8,7 +8,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self, SupportsFloat, overload
 
 from fastvar.checkpoint.background import Background, Staging
 from fastvar.checkpoint.bookkeeping import add_notes
@@ -146,6 +146,24 @@ class CheckpointManager:
             return self.checkpoint.step()
         return checked_step(self._step_counter() if callable(self._step_counter) else self._step_counter)
 
+    @overload
+    def save(
+        self,
+        step: int | None = None,
+        *,
+        check_interval: Literal[False],
+        blocking: bool = True,
+        metrics: Mapping[str, SupportsFloat] | None = None,
+    ) -> str: ...
+    @overload
+    def save(
+        self,
+        step: int | None = None,
+        check_interval: bool = True,
+        *,
+        blocking: bool = True,
+        metrics: Mapping[str, SupportsFloat] | None = None,
+    ) -> str | None: ...
     @uncollected()
     def save(
         self,
@@ -153,7 +171,7 @@ class CheckpointManager:
         check_interval: bool = True,
         *,
         blocking: bool = True,
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, SupportsFloat] | None = None,
     ) -> str | None:
         """Save, then remove what need not be kept. Return the path, or None if no save is due yet.
 
@@ -239,7 +257,7 @@ class CheckpointManager:
             self._listener.stop()
             self._folder.lock.release()
 
-    def __enter__(self) -> CheckpointManager:
+    def __enter__(self) -> Self:
         self._folder.lock.acquire()
         self._listener.start()
         return self

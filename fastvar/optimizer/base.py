@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from operator import is_
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
-from fastvar.gradients import differentiated
+from fastvar.gradients import Library, differentiated
 from fastvar.hyper import Parameter
 from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
@@ -22,6 +22,8 @@ from fastvar.optimizer.step import step
 from fastvar.optimizer.trees import arranged, check_variables, parsed, variables_of
 from fastvar.place import Place, Structure
 from fastvar.variable import Variable
+
+L = TypeVar("L")
 
 
 class Optimizer(Rule):
@@ -102,7 +104,7 @@ class Optimizer(Rule):
     array([0.9 , 1.95])
     """
 
-    group_keys: tuple[str, ...] = ("variables",)  # the keys for the variables of a group
+    group_keys: ClassVar[tuple[str, ...]] = ("variables",)  # the keys for the variables of a group
 
     # Construction.
 
@@ -290,11 +292,16 @@ class Optimizer(Rule):
         with Atomic([], after):
             pass
 
+    @overload
     def minimize(
-        self,
-        value_and_grad: Callable[..., Any],
-        var_list: Any = None,
-        gradients: str | None = None,
+        self, value_and_grad: Callable[[], tuple[L, Any]], var_list: Any = None, gradients: None = None
+    ) -> L: ...
+    @overload
+    def minimize(
+        self, value_and_grad: Callable[[Any], Any], var_list: Any = None, *, gradients: Library
+    ) -> Any: ...
+    def minimize(
+        self, value_and_grad: Callable[..., Any], var_list: Any = None, gradients: Library | None = None
     ) -> Any:
         """Call `value_and_grad()` for the loss and the gradients of `var_list`, update once, return the loss.
 

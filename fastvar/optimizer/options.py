@@ -3,9 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypedDict
 
-from fastvar.hyper import Declared, Parameter, choice, flag, integer, number, text
+from fastvar.hyper import (
+    Declared,
+    Number,
+    OptionalNumber,
+    Parameter,
+    Real,
+    Schedule,
+    choice,
+    flag,
+    integer,
+    number,
+    text,
+)
+
+Nonfinite = Literal["ignore", "skip", "raise"]
+
+
+class OptionTypes(TypedDict, total=False):
+    """The types of `**options` where a constructor does not follow from the fields of a class."""
+
+    clipnorm: Real | Schedule | None
+    clipvalue: Real | Schedule | None
+    global_clipnorm: Real | Schedule | None
+    adaptive_clipnorm: Real | Schedule | None
+    use_ema: bool
+    ema_momentum: Real | Schedule
+    ema_overwrite_frequency: int | None
+    loss_scale_factor: Real | Schedule | None
+    gradient_accumulation_steps: int | None
+    nonfinite: Nonfinite
+    name: str | None
 
 
 class Options(Declared):
@@ -13,18 +43,20 @@ class Options(Declared):
 
     schedulable: ClassVar[bool] = True
 
-    learning_rate: float = number(default=0.001, low=0)
-    weight_decay: float | None = number(default=None, low=0, optional=True, kw_only=True)
-    clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
-    clipvalue: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
-    global_clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
-    adaptive_clipnorm: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    learning_rate: Number = number(default=0.001, low=0)
+    weight_decay: OptionalNumber = number(default=None, low=0, optional=True, kw_only=True)
+    clipnorm: OptionalNumber = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    clipvalue: OptionalNumber = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    global_clipnorm: OptionalNumber = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    adaptive_clipnorm: OptionalNumber = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
     use_ema: bool = flag(default=False, kw_only=True)
-    ema_momentum: float = number(default=0.99, low=0, high=1, kw_only=True, per_group=False)
+    ema_momentum: Number = number(default=0.99, low=0, high=1, kw_only=True, per_group=False)
     ema_overwrite_frequency: int | None = integer(default=None, low=1, optional=True, kw_only=True)
-    loss_scale_factor: float | None = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
+    loss_scale_factor: OptionalNumber = number(default=None, above=0, optional=True, kw_only=True, per_group=False)
     gradient_accumulation_steps: int | None = integer(default=None, low=2, optional=True, kw_only=True)
-    nonfinite: str = choice("ignore", "skip", "raise", default="ignore", kw_only=True)
+    nonfinite: Literal["ignore", "skip", "raise"] = choice(
+        "ignore", "skip", "raise", default="ignore", kw_only=True
+    )
     name: str | None = text(default=None, kw_only=True)
 
     def __init_subclass__(cls, options: bool = True, **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastvar import kernels
-from fastvar.hyper import flag, number
+from fastvar.hyper import Number, flag, number
 from fastvar.optimizer import Optimizer
 from fastvar.optimizers.shared import has_momentum
 from fastvar.place import Place
@@ -51,9 +51,9 @@ class Adagrad(Optimizer):
     array([0.8293, 2.1707])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    initial_accumulator_value: float = number(default=0.1, low=0)
-    epsilon: float = number(default=1e-7, low=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    initial_accumulator_value: Number = number(default=0.1, low=0)
+    epsilon: Number = number(default=1e-7, low=0)
 
     slots = ("accumulator",)
 
@@ -121,10 +121,10 @@ class RMSprop(Optimizer):
     array([0.6838, 2.3162])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    rho: float = number(default=0.9, low=0, below=1)
-    momentum: float = number(default=0.0, low=0, high=1)
-    epsilon: float = number(default=1e-7, low=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    rho: Number = number(default=0.9, low=0, below=1)
+    momentum: Number = number(default=0.0, low=0, high=1)
+    epsilon: Number = number(default=1e-7, low=0)
     centered: bool = flag(default=False)
 
     @property
@@ -186,9 +186,9 @@ class Adadelta(Optimizer):
     array([0.6667, 2.3333])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    rho: float = number(default=0.95, low=0, below=1)
-    epsilon: float = number(default=1e-7, above=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    rho: Number = number(default=0.95, low=0, below=1)
+    epsilon: Number = number(default=1e-7, above=0)
 
     slots = ("accumulated_grad", "accumulated_delta_var")
 

@@ -7,7 +7,7 @@ from math import sqrt
 from typing import Any
 
 from fastvar import kernels
-from fastvar.hyper import flag, number
+from fastvar.hyper import Number, OptionalNumber, flag, number
 from fastvar.optimizer import Optimizer
 
 
@@ -57,10 +57,10 @@ class Adam(Optimizer):
     array([0.9, 2.1])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_1: float = number(default=0.9, low=0, below=1)
-    beta_2: float = number(default=0.999, low=0, below=1)
-    epsilon: float = number(default=1e-7, low=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_1: Number = number(default=0.9, low=0, below=1)
+    beta_2: Number = number(default=0.999, low=0, below=1)
+    epsilon: Number = number(default=1e-7, low=0)
     amsgrad: bool = flag(default=False)
 
     @property
@@ -104,4 +104,4 @@ class AdamW(Adam):
     array([0.95])
     """
 
-    weight_decay: float | None = number(default=0.004, low=0, kw_only=True)
+    weight_decay: OptionalNumber = number(default=0.004, low=0, kw_only=True)

@@ -6,7 +6,7 @@ from math import inf
 from typing import Any
 
 from fastvar import kernels
-from fastvar.hyper import number
+from fastvar.hyper import Number, OptionalNumber, number
 from fastvar.optimizer import Optimizer
 from fastvar.optimizers.shared import unbiased_root
 
@@ -57,12 +57,12 @@ class AdEMAMix(Optimizer):
     array([0.85, 2.15])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_1: float = number(default=0.9, low=0, below=1)
-    beta_2: float = number(default=0.999, low=0, below=1)
-    beta_3: float = number(default=0.9999, low=0, below=1)
-    alpha: float = number(default=5.0, low=0)
-    epsilon: float = number(default=1e-8, low=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_1: Number = number(default=0.9, low=0, below=1)
+    beta_2: Number = number(default=0.999, low=0, below=1)
+    beta_3: Number = number(default=0.9999, low=0, below=1)
+    alpha: Number = number(default=5.0, low=0)
+    epsilon: Number = number(default=1e-8, low=0)
 
     slots = ("momentum", "slow_momentum", "velocity")
 
@@ -126,12 +126,12 @@ class Adan(Optimizer):
     array([0.9, 2.1])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_1: float = number(default=0.98, low=0, below=1)
-    beta_2: float = number(default=0.92, low=0, below=1)
-    beta_3: float = number(default=0.99, low=0, below=1)
-    epsilon: float = number(default=1e-8, low=0)
-    epsilon_root: float = number(default=1e-8, low=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_1: Number = number(default=0.98, low=0, below=1)
+    beta_2: Number = number(default=0.92, low=0, below=1)
+    beta_3: Number = number(default=0.99, low=0, below=1)
+    epsilon: Number = number(default=1e-8, low=0)
+    epsilon_root: Number = number(default=1e-8, low=0)
 
     slots = ("momentum", "drift", "velocity", "previous_gradient")
 
@@ -196,11 +196,11 @@ class Adopt(Optimizer):
     array([0.99, 2.01])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_1: float = number(default=0.9, low=0, below=1)
-    beta_2: float = number(default=0.9999, low=0, below=1)
-    epsilon: float = number(default=1e-6, above=0)
-    clip_power: float | None = number(default=0.25, low=0, optional=True)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_1: Number = number(default=0.9, low=0, below=1)
+    beta_2: Number = number(default=0.9999, low=0, below=1)
+    epsilon: Number = number(default=1e-6, above=0)
+    clip_power: OptionalNumber = number(default=0.25, low=0, optional=True)
 
     slots = ("momentum", "velocity")
 
@@ -269,11 +269,11 @@ class ScheduleFreeAdamW(Optimizer):
     array([0.845, 2.155])
     """
 
-    learning_rate: float = number(default=0.0025, low=0)
-    beta_1: float = number(default=0.9, low=0, high=1)
-    beta_2: float = number(default=0.999, low=0, below=1)
-    epsilon: float = number(default=1e-8, low=0)
-    warmup_steps: float = number(default=0.0, low=0)
+    learning_rate: Number = number(default=0.0025, low=0)
+    beta_1: Number = number(default=0.9, low=0, high=1)
+    beta_2: Number = number(default=0.999, low=0, below=1)
+    epsilon: Number = number(default=1e-8, low=0)
+    warmup_steps: Number = number(default=0.0, low=0)
 
     slots = ("momentum", "velocity")
     weight_copies = ("momentum",)

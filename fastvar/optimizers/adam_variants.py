@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from fastvar import kernels
-from fastvar.hyper import number
+from fastvar.hyper import Number, number
 from fastvar.optimizer import Optimizer
 from fastvar.optimizers.shared import rectified, unbiased_root
 from fastvar.place import Place
@@ -71,10 +71,10 @@ class Nadam(Optimizer):
     array([0.8937, 2.1063])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_1: float = number(default=0.9, low=0, below=1)
-    beta_2: float = number(default=0.999, low=0, below=1)
-    epsilon: float = number(default=1e-7, low=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_1: Number = number(default=0.9, low=0, below=1)
+    beta_2: Number = number(default=0.999, low=0, below=1)
+    epsilon: Number = number(default=1e-7, low=0)
 
     slots = ("momentum", "velocity")
 
@@ -140,10 +140,10 @@ class RAdam(Optimizer):
     array([0.95 , 2.025])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_1: float = number(default=0.9, low=0, below=1)
-    beta_2: float = number(default=0.999, low=0, below=1)
-    epsilon: float = number(default=1e-8, low=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_1: Number = number(default=0.9, low=0, below=1)
+    beta_2: Number = number(default=0.999, low=0, below=1)
+    epsilon: Number = number(default=1e-8, low=0)
 
     slots = ("momentum", "velocity")
 
@@ -193,10 +193,10 @@ class Adamax(Optimizer):
     array([0.9, 2.1])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_1: float = number(default=0.9, low=0, below=1)
-    beta_2: float = number(default=0.999, low=0, below=1)
-    epsilon: float = number(default=1e-7, low=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_1: Number = number(default=0.9, low=0, below=1)
+    beta_2: Number = number(default=0.999, low=0, below=1)
+    epsilon: Number = number(default=1e-7, low=0)
 
     slots = ("momentum", "norm")
 
@@ -253,11 +253,11 @@ class AdaBelief(Optimizer):
     array([0.9, 2.1])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_1: float = number(default=0.9, low=0, below=1)
-    beta_2: float = number(default=0.999, low=0, below=1)
-    epsilon: float = number(default=1e-16, low=0)
-    epsilon_root: float = number(default=1e-16, low=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_1: Number = number(default=0.9, low=0, below=1)
+    beta_2: Number = number(default=0.999, low=0, below=1)
+    epsilon: Number = number(default=1e-16, low=0)
+    epsilon_root: Number = number(default=1e-16, low=0)
 
     slots = ("momentum", "velocity")
 
@@ -314,11 +314,11 @@ class Yogi(Optimizer):
     array([0.9004, 2.0996])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_1: float = number(default=0.9, low=0, below=1)
-    beta_2: float = number(default=0.999, low=0, below=1)
-    epsilon: float = number(default=1e-3, low=0)
-    initial_accumulator_value: float = number(default=1e-6, low=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_1: Number = number(default=0.9, low=0, below=1)
+    beta_2: Number = number(default=0.999, low=0, below=1)
+    epsilon: Number = number(default=1e-3, low=0)
+    initial_accumulator_value: Number = number(default=1e-6, low=0)
 
     slots = ("momentum", "velocity")
 

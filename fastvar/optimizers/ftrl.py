@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastvar import kernels
-from fastvar.hyper import Parameter, number
+from fastvar.hyper import Number, Parameter, number
 from fastvar.kernels import reference
 from fastvar.optimizer import Optimizer
 from fastvar.place import Place
@@ -68,13 +68,13 @@ class Ftrl(Optimizer):
     array([-0.0676,  0.    ])
     """
 
-    learning_rate: float = number(default=0.001, above=0)
-    learning_rate_power: float = number(default=-0.5, high=0, per_group=False)
-    initial_accumulator_value: float = number(default=0.1, low=0)
-    l1_regularization_strength: float = number(default=0.0, low=0)
-    l2_regularization_strength: float = number(default=0.0, low=0)
-    l2_shrinkage_regularization_strength: float = number(default=0.0, low=0)
-    beta: float = number(default=0.0, low=0)
+    learning_rate: Number = number(default=0.001, above=0)
+    learning_rate_power: Number = number(default=-0.5, high=0, per_group=False)
+    initial_accumulator_value: Number = number(default=0.1, low=0)
+    l1_regularization_strength: Number = number(default=0.0, low=0)
+    l2_regularization_strength: Number = number(default=0.0, low=0)
+    l2_shrinkage_regularization_strength: Number = number(default=0.0, low=0)
+    beta: Number = number(default=0.0, low=0)
 
     slots = ("accumulator", "linear")
 

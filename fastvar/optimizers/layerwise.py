@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastvar import kernels
-from fastvar.hyper import flag, number
+from fastvar.hyper import Number, OptionalNumber, flag, number
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.passes import Measured, Pass
 from fastvar.optimizers.shared import momentum_of_keras, unbiased_root
@@ -57,10 +57,10 @@ class Lamb(Optimizer):
     array([2.6464, 4.3536])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_1: float = number(default=0.9, low=0, below=1)
-    beta_2: float = number(default=0.999, low=0, below=1)
-    epsilon: float = number(default=1e-7, low=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_1: Number = number(default=0.9, low=0, below=1)
+    beta_2: Number = number(default=0.999, low=0, below=1)
+    epsilon: Number = number(default=1e-7, low=0)
     slots = ("momentum", "velocity")
 
     def rule(self) -> Any:
@@ -131,11 +131,11 @@ class Lars(Optimizer):
     array([3.  , 3.75])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    momentum: float = number(default=0.9, low=0, high=1)
+    learning_rate: Number = number(default=0.001, low=0)
+    momentum: Number = number(default=0.9, low=0, high=1)
     nesterov: bool = flag(default=False)
-    trust_coefficient: float = number(default=0.001, above=0)
-    epsilon: float = number(default=0.0, low=0)
+    trust_coefficient: Number = number(default=0.001, above=0)
+    epsilon: Number = number(default=0.0, low=0)
     slots = ("momentum",)
 
     def rule(self) -> Any:
@@ -209,13 +209,13 @@ class Prodigy(Optimizer):
     (True, True)
     """
 
-    learning_rate: float = number(default=1.0, low=0)
-    beta_1: float = number(default=0.9, low=0, below=1)
-    beta_2: float = number(default=0.999, low=0, below=1)
-    beta_3: float | None = number(default=None, low=0, below=1, optional=True)
-    epsilon: float = number(default=1e-8, low=0)
-    initial_distance: float = number(default=1e-6, above=0, per_group=False)
-    distance_coefficient: float = number(default=1.0, above=0, per_group=False)
+    learning_rate: Number = number(default=1.0, low=0)
+    beta_1: Number = number(default=0.9, low=0, below=1)
+    beta_2: Number = number(default=0.999, low=0, below=1)
+    beta_3: OptionalNumber = number(default=None, low=0, below=1, optional=True)
+    epsilon: Number = number(default=1e-8, low=0)
+    initial_distance: Number = number(default=1e-6, above=0, per_group=False)
+    distance_coefficient: Number = number(default=1.0, above=0, per_group=False)
     slots = ("momentum", "velocity", "gradient_sum", "start")
     weight_copies = ("start",)
 

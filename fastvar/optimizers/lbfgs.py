@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.constraints import as_box
-from fastvar.gradients import differentiated
+from fastvar.gradients import Library, differentiated
 from fastvar.hyper import integer, number
 from fastvar.kernels.atomic import Atomic
 from fastvar.module import penalty
@@ -93,6 +93,19 @@ class LBFGS(Optimizer, options=False):
     tolerance_change: float = number(default=1e-9, low=0)
     schedulable = False
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            max_iter: int = ...,
+            max_evaluations: int | None = ...,
+            history_size: int = ...,
+            tolerance_grad: float = ...,
+            tolerance_change: float = ...,
+            *,
+            name: str | None = ...,
+        ) -> None: ...
+
     _result: Result | None = None
 
     @property
@@ -110,7 +123,7 @@ class LBFGS(Optimizer, options=False):
         self,
         value_and_grad: Callable[..., Any],
         var_list: Any = None,
-        gradients: str | None = None,
+        gradients: Library | None = None,
     ) -> Any:
         """Minimize the loss; `value_and_grad()` returns it and the gradients of `var_list`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -67,13 +67,25 @@ class LossScaleOptimizer(Optimizer, options=False):
     schedulable = False
     stateful = ("inner_optimizer.loss_scale_factor", "inner_optimizer.nonfinite")  # set here, not by the program
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        Declared.__init__(self, *args, **kwargs)
-        self._state = self.inner_optimizer._state
-        # The scale, and the numbers of steps made and skipped when it was set. One copy writes all three at once.
-        self._state.numbers["loss_scale"] = np.array([self.initial_scale, 0.0, 0.0])
-        self._turn = Turn(type(self).__name__)
-        self._install(self.initial_scale)
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            inner_optimizer: Optimizer,
+            initial_scale: float = ...,
+            dynamic_growth_steps: int = ...,
+            *,
+            name: str | None = ...,
+        ) -> None: ...
+    else:
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            Declared.__init__(self, *args, **kwargs)
+            self._state = self.inner_optimizer._state
+            # The scale, and the numbers of steps made and skipped when it was set. One copy writes all three.
+            self._state.numbers["loss_scale"] = np.array([self.initial_scale, 0.0, 0.0])
+            self._turn = Turn(type(self).__name__)
+            self._install(self.initial_scale)
 
     def _install(self, scale: float) -> None:
         inner = self.inner_optimizer

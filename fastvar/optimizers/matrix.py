@@ -10,7 +10,7 @@ import numpy as np
 
 from fastvar import kernels
 from fastvar.buffers import Array
-from fastvar.hyper import flag, integer, number, sequence, text
+from fastvar.hyper import Number, OptionalNumber, flag, integer, number, sequence, text
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.passes import Measured, Pass
 from fastvar.place import Place
@@ -72,11 +72,11 @@ class Adafactor(Optimizer):
            [2.726, 3.726]])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_2_decay: float = number(default=-0.8, high=0)
-    epsilon_1: float = number(default=1e-30, low=0)
-    epsilon_2: float = number(default=1e-3, low=0)
-    clip_threshold: float = number(default=1.0, above=0)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_2_decay: Number = number(default=-0.8, high=0)
+    epsilon_1: Number = number(default=1e-30, low=0)
+    epsilon_2: Number = number(default=1e-3, low=0)
+    clip_threshold: Number = number(default=1.0, above=0)
     relative_step: bool = flag(default=True)
     slots = ("velocity", "row", "column")
 
@@ -218,22 +218,22 @@ class Muon(Optimizer):
            [0.  , 1.03]])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    adam_beta_1: float = number(default=0.9, low=0, below=1)
-    adam_beta_2: float = number(default=0.999, low=0, below=1)
-    adam_weight_decay: float | None = number(default=0.004, low=0, optional=True)
-    epsilon: float = number(default=1e-7, low=0)
-    weight_decay: float | None = number(default=0.004, low=0, optional=True, kw_only=True)
+    learning_rate: Number = number(default=0.001, low=0)
+    adam_beta_1: Number = number(default=0.9, low=0, below=1)
+    adam_beta_2: Number = number(default=0.999, low=0, below=1)
+    adam_weight_decay: OptionalNumber = number(default=0.004, low=0, optional=True)
+    epsilon: Number = number(default=1e-7, low=0)
+    weight_decay: OptionalNumber = number(default=0.004, low=0, optional=True, kw_only=True)
     exclude_layers: tuple[str, ...] = sequence(text(default=None), default=(), kw_only=True)
     exclude_embeddings: bool = flag(default=True, kw_only=True)
-    muon_a: float = number(default=3.4445, kw_only=True)
-    muon_b: float = number(default=-4.7750, kw_only=True)
-    muon_c: float = number(default=2.0315, kw_only=True)
-    adam_lr_ratio: float = number(default=1.0, low=0, kw_only=True)
-    momentum: float = number(default=0.95, low=0, high=1, kw_only=True)
+    muon_a: Number = number(default=3.4445, kw_only=True)
+    muon_b: Number = number(default=-4.7750, kw_only=True)
+    muon_c: Number = number(default=2.0315, kw_only=True)
+    adam_lr_ratio: Number = number(default=1.0, low=0, kw_only=True)
+    momentum: Number = number(default=0.95, low=0, high=1, kw_only=True)
     ns_steps: int = integer(default=5, low=1, kw_only=True)
     nesterov: bool = flag(default=True, kw_only=True)
-    rms_rate: float | None = number(default=0.2, low=0, optional=True, kw_only=True)
+    rms_rate: OptionalNumber = number(default=0.2, low=0, optional=True, kw_only=True)
     slots = ("momentum", "velocity")
 
     def kind_of(self, variable: Place) -> str:

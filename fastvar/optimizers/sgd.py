@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastvar import kernels
-from fastvar.hyper import flag, number
+from fastvar.hyper import Number, flag, number
 from fastvar.optimizer import Optimizer
 from fastvar.optimizers.shared import has_momentum, momentum_of_keras
 
@@ -51,8 +51,8 @@ class SGD(Optimizer):
     array([0.71, 2.  ])
     """
 
-    learning_rate: float = number(default=0.01, low=0)
-    momentum: float = number(default=0.0, low=0, high=1)
+    learning_rate: Number = number(default=0.01, low=0)
+    momentum: Number = number(default=0.0, low=0, high=1)
     nesterov: bool = flag(default=False)
 
     @property
@@ -113,10 +113,10 @@ class ASGD(Optimizer):
     (array([-0.5]), array([-0.25]))
     """
 
-    learning_rate: float = number(default=0.01, low=0)
-    lambd: float = number(default=1e-4, low=0)
-    alpha: float = number(default=0.75, low=0)
-    t0: float = number(default=1e6, low=0)
+    learning_rate: Number = number(default=0.01, low=0)
+    lambd: Number = number(default=1e-4, low=0)
+    alpha: Number = number(default=0.75, low=0)
+    t0: Number = number(default=1e6, low=0)
 
     slots = ("ax",)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastvar import kernels
-from fastvar.hyper import number
+from fastvar.hyper import Number, number
 from fastvar.optimizer import Optimizer
 from fastvar.place import Place
 
@@ -51,9 +51,9 @@ class Lion(Optimizer):
     array([0.5, 2.5, 3. ])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    beta_1: float = number(default=0.9, above=0, high=1)
-    beta_2: float = number(default=0.99, low=0, high=1)
+    learning_rate: Number = number(default=0.001, low=0)
+    beta_1: Number = number(default=0.9, above=0, high=1)
+    beta_2: Number = number(default=0.99, low=0, high=1)
 
     slots = ("momentum",)
 
@@ -102,8 +102,8 @@ class Signum(Optimizer):
     array([0.5, 2.5, 3. ])
     """
 
-    learning_rate: float = number(default=0.001, low=0)
-    momentum: float = number(default=0.9, low=0, below=1)
+    learning_rate: Number = number(default=0.001, low=0)
+    momentum: Number = number(default=0.9, low=0, below=1)
 
     slots = ("momentum",)
 
@@ -166,11 +166,11 @@ class Rprop(Optimizer):
     (array([0.78, 1.9 ]), array([0.12, 0.05]))
     """
 
-    learning_rate: float = number(default=0.01, low=0)
-    eta_minus: float = number(default=0.5, above=0, below=1)
-    eta_plus: float = number(default=1.2, above=1)
-    step_size_min: float = number(default=1e-6, low=0)
-    step_size_max: float = number(default=50.0, above=0)
+    learning_rate: Number = number(default=0.01, low=0)
+    eta_minus: Number = number(default=0.5, above=0, below=1)
+    eta_plus: Number = number(default=1.2, above=1)
+    step_size_min: Number = number(default=1e-6, low=0)
+    step_size_max: Number = number(default=50.0, above=0)
 
     slots = ("previous_gradient", "step_size")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from fastvar import kernels
-from fastvar.hyper import flag, number
+from fastvar.hyper import Number, Real, Schedule, flag, number
+from fastvar.optimizer.options import OptionTypes
 from fastvar.optimizers.shared import has_momentum
 from fastvar.place import Place
 from fastvar.torch.base import TorchOptimizer
@@ -64,11 +65,26 @@ class Adagrad(TorchOptimizer):
     array([0.8646, 2.1354])
     """
 
-    lr: float = number(default=1e-2, low=0)
-    lr_decay: float = number(default=0.0, low=0)
-    weight_decay: float = number(default=0.0, low=0)
-    initial_accumulator_value: float = number(default=0.0, low=0)
-    eps: float = number(default=1e-10, low=0)
+    lr: Number = number(default=1e-2, low=0)
+    lr_decay: Number = number(default=0.0, low=0)
+    weight_decay: Number = number(default=0.0, low=0)
+    initial_accumulator_value: Number = number(default=0.0, low=0)
+    eps: Number = number(default=1e-10, low=0)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            lr_decay: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            initial_accumulator_value: Real | Schedule = ...,
+            eps: Real | Schedule = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     slots = ("sum",)
 
@@ -143,12 +159,28 @@ class RMSprop(TorchOptimizer):
     array([0.8, 2.2])
     """
 
-    lr: float = number(default=1e-2, low=0)
-    alpha: float = number(default=0.99, low=0, high=1)
-    eps: float = number(default=1e-8, low=0)
-    weight_decay: float = number(default=0.0, low=0)
-    momentum: float = number(default=0.0, low=0, high=1)
+    lr: Number = number(default=1e-2, low=0)
+    alpha: Number = number(default=0.99, low=0, high=1)
+    eps: Number = number(default=1e-8, low=0)
+    weight_decay: Number = number(default=0.0, low=0)
+    momentum: Number = number(default=0.0, low=0, high=1)
     centered: bool = flag(default=False)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            alpha: Real | Schedule = ...,
+            eps: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            momentum: Real | Schedule = ...,
+            centered: bool = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     @property
     def slots(self) -> Sequence[str]:  # type: ignore[override]
@@ -216,10 +248,24 @@ class Adadelta(TorchOptimizer):
     array([0.7327, 2.2673])
     """
 
-    lr: float = number(default=1.0, low=0)
-    rho: float = number(default=0.9, low=0, high=1)
-    eps: float = number(default=1e-6, low=0)
-    weight_decay: float = number(default=0.0, low=0)
+    lr: Number = number(default=1.0, low=0)
+    rho: Number = number(default=0.9, low=0, high=1)
+    eps: Number = number(default=1e-6, low=0)
+    weight_decay: Number = number(default=0.0, low=0)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            rho: Real | Schedule = ...,
+            eps: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     slots = ("square_avg", "acc_delta")
 

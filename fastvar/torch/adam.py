@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from fastvar import kernels
-from fastvar.hyper import flag, number, pair
+from fastvar.hyper import Number, Real, Schedule, flag, number, pair
+from fastvar.optimizer.options import OptionTypes
 from fastvar.optimizers.shared import unbiased_root
 from fastvar.torch.base import TorchOptimizer
 
@@ -68,11 +69,26 @@ class Adam(TorchOptimizer):
     array([0.9, 2.1])
     """
 
-    lr: float = number(default=1e-3, low=0)
+    lr: Number = number(default=1e-3, low=0)
     betas: tuple[float, float] = decays()
-    eps: float = number(default=1e-8, low=0)
-    weight_decay: float = number(default=0.0, low=0)
+    eps: Number = number(default=1e-8, low=0)
+    weight_decay: Number = number(default=0.0, low=0)
     amsgrad: bool = flag(default=False)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            betas: tuple[float, float] = ...,
+            eps: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            amsgrad: bool = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     @property
     def slots(self) -> Sequence[str]:  # type: ignore[override]
@@ -117,8 +133,23 @@ class AdamW(Adam):
     array([0.95])
     """
 
-    weight_decay: float = number(default=1e-2, low=0)
+    weight_decay: Number = number(default=1e-2, low=0)
     amsgrad: bool = flag(default=False)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            betas: tuple[float, float] = ...,
+            eps: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            amsgrad: bool = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     def decay_rate(self, hyper: Any) -> float:
         return float(hyper.lr * hyper.weight_decay)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from fastvar import kernels
-from fastvar.hyper import number
+from fastvar.hyper import Number, Real, Schedule, number
+from fastvar.optimizer.options import OptionTypes
 from fastvar.optimizers.shared import rectified, unbiased_root
 from fastvar.torch.adam import decays
 from fastvar.torch.base import TorchOptimizer
@@ -65,11 +66,26 @@ class NAdam(TorchOptimizer):
     array([0.8944, 2.1056])
     """
 
-    lr: float = number(default=2e-3, low=0)
+    lr: Number = number(default=2e-3, low=0)
     betas: tuple[float, float] = decays()
-    eps: float = number(default=1e-8, low=0)
-    weight_decay: float = number(default=0.0, low=0)
-    momentum_decay: float = number(default=4e-3, low=0)
+    eps: Number = number(default=1e-8, low=0)
+    weight_decay: Number = number(default=0.0, low=0)
+    momentum_decay: Number = number(default=4e-3, low=0)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            betas: tuple[float, float] = ...,
+            eps: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            momentum_decay: Real | Schedule = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     slots = ("exp_avg", "exp_avg_sq")
 
@@ -143,10 +159,24 @@ class RAdam(TorchOptimizer):
     array([0.95 , 2.025])
     """
 
-    lr: float = number(default=1e-3, low=0)
+    lr: Number = number(default=1e-3, low=0)
     betas: tuple[float, float] = decays()
-    eps: float = number(default=1e-8, low=0)
-    weight_decay: float = number(default=0.0, low=0)
+    eps: Number = number(default=1e-8, low=0)
+    weight_decay: Number = number(default=0.0, low=0)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            betas: tuple[float, float] = ...,
+            eps: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     slots = ("exp_avg", "exp_avg_sq")
 
@@ -206,10 +236,24 @@ class Adamax(TorchOptimizer):
     array([0.9, 2.1])
     """
 
-    lr: float = number(default=2e-3, low=0)
+    lr: Number = number(default=2e-3, low=0)
     betas: tuple[float, float] = decays()
-    eps: float = number(default=1e-8, low=0)
-    weight_decay: float = number(default=0.0, low=0)
+    eps: Number = number(default=1e-8, low=0)
+    weight_decay: Number = number(default=0.0, low=0)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            betas: tuple[float, float] = ...,
+            eps: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     slots = ("exp_avg", "exp_inf")
 

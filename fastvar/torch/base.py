@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
 from fastvar import buffers
-from fastvar.hyper import flag, number
+from fastvar.hyper import Number, flag, number
 from fastvar.module import as_tree, children
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.groups import Group
@@ -63,8 +63,8 @@ class TorchOptimizer(Optimizer):
     counts_per_variable = True
     group_keys = ("params", "variables")
     learning_rate = None  # type: ignore[assignment]
-    lr: float = number(default=1e-3, low=0)
-    weight_decay: float = number(default=0.0, low=0, kw_only=True)
+    lr: Number = number(default=1e-3, low=0)
+    weight_decay: Number = number(default=0.0, low=0, kw_only=True)
     maximize: bool = flag(default=False, kw_only=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from fastvar import kernels
-from fastvar.hyper import flag, number, pair
+from fastvar.hyper import Number, Real, Schedule, flag, number, pair
+from fastvar.optimizer.options import OptionTypes
 from fastvar.optimizers.shared import has_momentum
 from fastvar.place import Place
 from fastvar.torch.base import TorchOptimizer
@@ -63,11 +64,26 @@ class SGD(TorchOptimizer):
     array([0.881, 2.   ])
     """
 
-    lr: float = number(default=1e-3, low=0)
-    momentum: float = number(default=0.0, low=0, high=1)
-    dampening: float = number(default=0.0)
-    weight_decay: float = number(default=0.0, low=0)
+    lr: Number = number(default=1e-3, low=0)
+    momentum: Number = number(default=0.0, low=0, high=1)
+    dampening: Number = number(default=0.0)
+    weight_decay: Number = number(default=0.0, low=0)
     nesterov: bool = flag(default=False)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            momentum: Real | Schedule = ...,
+            dampening: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            nesterov: bool = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     def _validate(self) -> None:
         super()._validate()
@@ -146,11 +162,26 @@ class ASGD(TorchOptimizer):
     (array([-0.25]), array([-0.125]))
     """
 
-    lr: float = number(default=1e-2, low=0)
-    lambd: float = number(default=1e-4, low=0)
-    alpha: float = number(default=0.75, low=0)
-    t0: float = number(default=1e6, low=0)
-    weight_decay: float = number(default=0.0, low=0)
+    lr: Number = number(default=1e-2, low=0)
+    lambd: Number = number(default=1e-4, low=0)
+    alpha: Number = number(default=0.75, low=0)
+    t0: Number = number(default=1e6, low=0)
+    weight_decay: Number = number(default=0.0, low=0)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            lambd: Real | Schedule = ...,
+            alpha: Real | Schedule = ...,
+            t0: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     slots = ("ax",)
 
@@ -218,9 +249,22 @@ class Rprop(TorchOptimizer):
     """
 
     weight_decay = None  # type: ignore[assignment]
-    lr: float = number(default=1e-2, low=0)
+    lr: Number = number(default=1e-2, low=0)
     etas: tuple[float, float] = pair(number(above=0, below=1), number(above=1), default=(0.5, 1.2))
     step_sizes: tuple[float, float] = pair(number(low=0), number(above=0), default=(1e-6, 50.0))
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            etas: tuple[float, float] = ...,
+            step_sizes: tuple[float, float] = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     slots = ("prev", "step_size")
 
