@@ -50,6 +50,11 @@ def _plot_schedule(given: argparse.Namespace) -> int:
     return ending.FINE
 
 
+def _help(given: argparse.Namespace) -> int:
+    screen.write(given.parser.format_help().rstrip())
+    return ending.TROUBLE
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     whole = argparse.ArgumentParser(
@@ -59,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     whole.add_argument("--version", action="version", version=f"fastvar {fastvar.__version__}")
-    commands = whole.add_subparsers(metavar="COMMAND", required=True)
+    whole.set_defaults(run=_help, parser=whole)
+    commands = whole.add_subparsers(metavar="COMMAND")
 
     def add(name: str, run: Callable[[argparse.Namespace], int], purpose: str) -> argparse.ArgumentParser:
         command: argparse.ArgumentParser = commands.add_parser(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, BinaryIO
@@ -25,6 +26,7 @@ from fastvar.checkpoint.writer import write
 FORMATS = ("fastvar", "h5", "npz", "safetensors")
 NAMINGS = ("fastvar", "torch")
 _SUFFIXES = {".npz": "npz", ".safetensors": "safetensors", ".h5": "h5", ".hdf5": "h5"}
+_FEW = 10  # names in a message
 _MAX_MEMBER = (1 << 16) - 1  # bytes of a name in a zip
 _MAX_HEADER = 100_000_000  # bytes, of the safetensors library
 _PICKLE = "; PyTorch reads .safetensors by safetensors.torch.load_file; names='torch' is for load_state_dict"
@@ -155,7 +157,9 @@ def _renamed(file: File | Foreign, weights_only: bool, names: str | None, prefix
         if renamed.setdefault(new, own) != own:
             raise ValueError(f"{file.path}: {own!r} and {renamed[new]!r} would both be named {new!r}")
     if prefix is not None and not renamed:
-        raise ValueError(f"{file.path}: prefix must be that of a tensor, got {prefix!r}")
+        first = [*dict.fromkeys(re.split(r"[/.]", name)[0] for name in exported(file))]
+        known = f"{', '.join(first[:_FEW])}{', ...' * (len(first) > _FEW)}"
+        raise ValueError(f"{file.path}: prefix must be that of a tensor ({known}), got {prefix!r}")
     return renamed
 
 

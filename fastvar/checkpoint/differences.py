@@ -19,7 +19,7 @@ from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 
 _SHORT = 60  # characters of a value
-_LABEL = 44  # characters of a name in the plot
+_LABEL = 80  # characters of a name in the plot
 _WIDE = 100  # a ratio of changes that needs a logarithmic axis
 
 
@@ -210,10 +210,13 @@ def plot(difference: Difference, path: str | os.PathLike[str], most: int = 60) -
 
     drawn = [change for change in difference.changed if 0 < change.relative < math.inf]
     ranked = sorted(drawn, key=lambda change: change.relative)[-most:]
-    figure = Figure(figsize=(8, 1.5 + 0.25 * len(ranked)), layout="constrained")
+    labels = [_label(change.name) for change in ranked]
+    size = 6 + 0.08 * max(map(len, labels), default=0), 1.5 + 0.25 * len(ranked)  # inches
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(ranked)), [change.relative for change in ranked])
-    axes.set_yticks(range(len(ranked)), [_label(change.name) for change in ranked])
+    axes.set_yticks(range(len(ranked)), labels)
+    axes.margins(y=0.01)
     if ranked and ranked[-1].relative > _WIDE * ranked[0].relative:
         axes.set_xscale("log")
     axes.set_xlabel("norm of the difference / norm before")

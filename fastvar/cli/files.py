@@ -128,8 +128,10 @@ def _inspect_folder(given: argparse.Namespace) -> int:
         pinned = ", pinned" * (found is not None and found.pinned)
         metrics = screen.metrics(found.metrics if found else {})
         rows.append([name, *numbers, screen.size(item.size), metrics, what + pinned])
-    if rows:
-        screen.table(["checkpoint", ">step", ">save", "saved at", ">size", "metrics", "state"], rows)
+    if not rows:
+        screen.say(f"{given.path}: there is no checkpoint in this folder")
+        return code
+    screen.table(["checkpoint", ">step", ">save", "saved at", ">size", "metrics", "state"], rows)
     screen.say(f"{given.path}: {screen.count(len(rows), 'checkpoint')}, {damaged:,} damaged")
     return code
 

@@ -78,7 +78,7 @@ def test_a_prefix_takes_one_of_several(tmp_path: Path) -> None:
     assert {name: array.tolist() for name, array in np.load(tmp_path / "a.npz").items()} == {"w": [1.0]}
     convert(path, tmp_path / "b.npz", prefix="b")
     assert np.load(tmp_path / "b.npz")["c"].tolist() == [3.0]
-    with pytest.raises(ValueError, match=r"a\.h5: prefix must be that of a tensor, got 'a/w'"):
+    with pytest.raises(ValueError, match=r"a\.h5: prefix must be that of a tensor \(a, ab, b\), got 'a/w'"):
         convert(path, tmp_path / "c.npz", prefix="a/w")
     with pytest.raises(ValueError, match="names must be fastvar or torch, got 'keras'"):
         convert(path, tmp_path / "c.npz", names="keras")

@@ -93,6 +93,10 @@ def test_the_installed_command_is_the_same() -> None:
     assert (module, getattr(main, name)) == (main.__name__, main.main)
 
 
+def test_without_a_command_the_help_is_shown(capsys: Any) -> None:
+    assert run(capsys) == (TROUBLE, main.parser().format_help(), "")
+
+
 def test_a_folder_instead_of_a_file_is_said_in_one_line(folder: Path, capsys: Any) -> None:
     for command in (["convert", folder, "x.npz"], ["diff", folder, folder]):
         assert run(capsys, *command) == (TROUBLE, "", f"fastvar {command[0]}: {folder}: not a file\n")
@@ -166,7 +170,13 @@ def test_messages_name_flags(folder: Path, capsys: Any) -> None:
         ("convert", pieces, folder / "b.h5"): "file exists; --overwrite replaces it",
         ("convert", a, folder / "x.txt"): "give the format, as --to safetensors",
         ("convert", a, folder / "x.pt"): "--names torch is for load_state_dict",
-        ("convert", a, folder / "x.npz", "--prefix", "model"): "--prefix must be that of a tensor, got 'model'",
+        (
+            "convert",
+            a,
+            folder / "x.npz",
+            "--prefix",
+            "model",
+        ): "--prefix must be that of a tensor (w), got 'model'",
         ("convert", pieces, folder / "y.npz"): "--opaque bfloat16 (or another) would tell",
         ("inspect", pieces): "--opaque bfloat16 (or another) would tell",
         ("plot-schedule", "LinearDecay(1.0, 10)", "--steps", "0"): "--steps must be >= 1, got 0",
