@@ -401,7 +401,15 @@ _ALIASES = {  # names in other libraries
     "eps": "epsilon",
     "max_grad_norm": "global_clipnorm",
 }
-_OF_TORCH = {"betas", "dampening", "etas", "lr_decay", "maximize", "step_sizes"}  # only fastvar.torch has these
+_OF_TORCH = {  # only fastvar.torch has these
+    "betas",
+    "dampening",
+    "etas",
+    "lr_decay",
+    "maximize",
+    "params",
+    "step_sizes",
+}
 
 
 def serialize(value: Any) -> Any:

@@ -94,11 +94,19 @@ def test_arguments_that_only_pytorch_has_lead_to_fastvar_torch() -> None:
     ours = {*fv.optimizers.__all__} & {*fv.torch.__all__}
     native = {name for kind in fv.optimizers.__all__ for name in getattr(fv.optimizers, kind).parameters}
     for kind in (getattr(fv.optimizers, name) for name in sorted(ours)):
-        for name in {*getattr(fv.torch, kind.__name__).parameters} - native - {"lr", "eps"}:
+        for name in {*getattr(fv.torch, kind.__name__).parameters} - native - {"lr", "eps"} | {"params"}:
             with pytest.raises(TypeError, match=f"{kind.__name__}: unknown argument '{name}'; .*fastvar.torch"):
                 kind(**{name: 1})
             with pytest.raises(AttributeError, match=f"no attribute '{name}'; .*fastvar.torch"):
                 setattr(kind(), name, 1)
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", "Lion", "Muon", "LBFGS"])
+def test_variables_as_the_first_argument_lead_to_fastvar_torch(name: str) -> None:
+    w = fv.Variable([1.0])
+    for given in (w, [w], {"a": w}, [{"params": [w]}]):
+        with pytest.raises(TypeError, match=f"^{name}: takes no variables here; pass .*fastvar.torch"):
+            getattr(fv.optimizers, name)(given, 0.1)
 
 
 @pytest.mark.parametrize("kind", of_ours(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")

@@ -122,6 +122,7 @@ def test_the_pages_with_code_are_found() -> None:
         "fine-tuning.md",
         "pytorch.md",
         "keras.md",
+        "tensorflow.md",
     } <= set(PAGES)
     assert len(PAGES["README.md"].read_text().splitlines()) <= 120
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Never
@@ -96,7 +98,7 @@ class Saver:
         """
         _refuse_session("restore(path)", path, session)
         path = os.fsdecode(path)
-        return self._checkpoint.restore(path if path.endswith(".h5") else f"{path}.h5", **options)
+        return self._checkpoint.restore(written(path if path.endswith(".h5") else f"{path}.h5"), **options)
 
 
 def _refuse_session(usage: str, path: Any, more: tuple[Any, ...]) -> None:
@@ -105,6 +107,21 @@ def _refuse_session(usage: str, path: Any, more: tuple[Any, ...]) -> None:
 
 
 def written(path: str | os.PathLike[str]) -> str:
-    """Return the path of the file that a saver wrote for `path`, which may lack the `.h5`, or else `path`."""
+    """Return the path of the file that a saver wrote for `path`, which may lack the `.h5`, or else `path`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it has only written files with a step, which the error names.
+    """
     path = os.fsdecode(path)
-    return f"{path}.h5" if not os.path.isfile(path) and os.path.isfile(f"{path}.h5") else path
+    if os.path.isfile(path):
+        return path
+    if os.path.isfile(f"{path}.h5"):
+        return f"{path}.h5"
+    if os.path.exists(path):  # not a file: the reader says what it is
+        return path
+    stem = path.removesuffix(".h5")
+    if steps := sorted(os.path.basename(p) for p in glob.glob(f"{glob.escape(stem)}-*[0-9].h5")):
+        raise FileNotFoundError(errno.ENOENT, f"no such file, but with a step there are {', '.join(steps)}", path)
+    return path

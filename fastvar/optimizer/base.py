@@ -11,7 +11,7 @@ from fastvar.gradients import Library, differentiated
 from fastvar.hyper import Parameter
 from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
-from fastvar.module import Tree, as_tree, is_sequence
+from fastvar.module import Tree, as_tree, holds_variables, is_sequence
 from fastvar.optimizer.groups import Group
 from fastvar.optimizer.options import evaluated
 from fastvar.optimizer.planning import StepPlan
@@ -109,6 +109,11 @@ class Optimizer(Rule):
     # Construction.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if args and holds_variables(args[0]):
+            raise TypeError(
+                f"{type(self).__name__}: takes no variables here; pass them to build, apply or minimize "
+                "(the optimizers of fastvar.torch take them first, as in PyTorch)"
+            )
         super().__init__(*args, **kwargs)
         self._state = State()
         self._tree: Tree | None = None  # of the variables given to `build`

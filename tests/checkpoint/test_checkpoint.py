@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,19 @@ def test_tensors_are_found_by_the_path_given_to_saver(tmp_path: Path) -> None:
     assert fv.load_variable(path, "w") == [1.0]
     with pytest.raises(FileNotFoundError, match=r"other\.ckpt'"):
         fv.list_variables(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model", "model.h5", "mo[d]el"])
+def test_a_path_without_its_step_is_answered_by_the_steps_that_there_are(name: str, tmp_path: Path) -> None:
+    w = fv.Variable([1.0], name="w")
+    saver, path = fv.Saver([w]), tmp_path / name
+    for step in (7, 12):
+        saver.save(path, global_step=step)
+    stem = re.escape(name.removesuffix(".h5"))
+    for read in (fv.list_variables, saver.restore, lambda p: fv.load_variable(p, "w")):
+        with pytest.raises(FileNotFoundError, match=rf"with a step there are {stem}-12\.h5, {stem}-7\.h5: "):
+            read(path)
+    assert saver.restore(f"{str(path).removesuffix('.h5')}-7").step == 7
 
 
 def test_a_file_of_pytorch_is_called_so(tmp_path: Path) -> None:
