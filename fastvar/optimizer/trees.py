@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Container, Iterable, Mapping
 from operator import is_
@@ -109,11 +110,21 @@ def refuse_tensors(owner: str, things: Iterable[Any]) -> None:
         return
     for thing in things:
         if isinstance(thing, (torch.Tensor, torch.nn.Module)):
-            there = f"fastvar.torch.optim{f'.{owner}' if hasattr(torch.optim, owner) else ''}"
             raise TypeError(
                 f"{owner}: variables must be fastvar.Variable, got {type(thing).__name__} of PyTorch; "
-                f"use {there} for torch tensors"
+                f"use {_for_tensors(owner)} for torch tensors"
             )
+
+
+def _for_tensors(owner: str) -> str:
+    """Return the name of the optimizer of torch tensors of that name, in any case; or where those are."""
+    package = "fastvar.torch.optim"
+    try:
+        here = importlib.import_module(package)  # by name: it is above this layer, and imports PyTorch
+    except ImportError:
+        return package
+    names = [name for name in here.__all__ if name.lower() == owner.lower()]
+    return f"{package}.{names[0]}" if names else package
 
 
 def ungrouped(owner: str, root: Any, keys: tuple[str, ...]) -> Any:

@@ -32,6 +32,7 @@ from fastvar.torch.optim.classes import (
     RMSprop,
     Rprop,
 )
+from fastvar.torch.optim.explaining import Explanation, explain
 from fastvar.torch.optim.native import (
     AdaBelief,
     Adan,
@@ -61,6 +62,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "Adopt",
+    "Explanation",
     "Ftrl",
     "KernelStep",
     "Lamb",
@@ -75,6 +77,7 @@ __all__ = [
     "ScheduleFreeAdamW",
     "Signum",
     "Yogi",
+    "explain",
     "lr_scheduler",
     "swa_utils",
 ]

@@ -123,18 +123,25 @@ class MeasuringPlan(planning.TensorPlan):
         same = not self.counted or np.array_equal(self.counts, state.count[0] - state.numbers["missed"])
         return to_copy if same else None
 
-    def step(self, optimizer: Any, to_copy: list[int]) -> bool:
-        """Check everything, then update; return whether anything was updated."""
+    def hold(self, to_copy: list[int]) -> int:
+        """Check the gradients, and hold them for a step; return how many there are."""
         for i in to_copy:
             self._replace(i)
         grads = self._gradients()
-        changed = [p for p, gradient in zip(self.members, grads, strict=True) if gradient is not None]
-        if not changed:
-            return False
         self._set_hyperparameters()
+        bound: int = self.rule._refreshed().compiled.bind(grads)
+        self.held: list[Any] = grads
+        return bound
+
+    def step(self, optimizer: Any, to_copy: list[int]) -> bool:
+        """Check everything, then update; return whether anything was updated."""
+        bound = self.hold(to_copy)
+        grads, self.held = self.held, []
+        if not bound:
+            return False
         compiled = self.rule._refreshed().compiled
-        compiled.bind(grads)  # refuses bad gradients while nothing has changed
         compiled.stages["scale"] = self.rule.gradient_sign() * self._unscale(optimizer, compiled)
+        changed = [p for p, gradient in zip(self.members, grads, strict=True) if gradient is not None]
         torch.autograd.graph.increment_version(changed)
         count = self.rule._state.count
         before = count[0]

@@ -105,6 +105,7 @@ class TensorPlan:
         self.groups: list[Part] = []
         self.members: list[Any] = []
         self.names: list[str] = []
+        self.copied: dict[str, str] = vars(optimizer).setdefault("_copied", {})
         numbers_of: list[int] = []
         number = itertools.count()
         for k, group in enumerate(optimizer.param_groups):
@@ -120,7 +121,7 @@ class TensorPlan:
                 if p.grad is None and not optimizer.state.get(p):
                     continue
                 self.members.append(p)
-                self.names.append(group["param_names"][i] if "param_names" in group else f"parameter {n}")
+                self.names.append(name_of(group, i, n))
                 numbers_of.append(n)
             part.members = slice(first, len(self.members))
         self.parts = [part for part in self.groups if part.members.stop > part.members.start]
@@ -144,7 +145,7 @@ class TensorPlan:
         for part in self.parts:
             for i in range(part.members.start, part.members.stop):
                 p, state = self.members[i], optimizer.state.get(self.members[i]) or {}
-                self._check(p, self.names[i], None)
+                check(self.owner, self.names[i], p)
                 slots = {name: self._slot(part, name, i, state.get(name)) for name in part.slots}
                 kept = {name: x for name, x in slots.items() if name in state or torch_keeps(name, part.hyper)}
                 average = {EMA: self._slot(part, EMA, i, state.get(EMA))} if self.ema else {}
@@ -175,15 +176,8 @@ class TensorPlan:
         same = isinstance(found, torch.Tensor) and all(getattr(found, k) == getattr(p, k) for k in ALIKE)
         if same and READER.memory(found, like=p) is None:
             found = torch.empty_like(p, requires_grad=False).copy_(found.detach())
-        self._check(found, label, p)
+        check(self.owner, label, found, p)
         return found
-
-    def _check(self, tensor: Any, label: str, like: Any) -> None:
-        """Raise the error of a parameter, or a slot `like` its parameter, that kernels cannot update."""
-        real = isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.float32, torch.float64)
-        good = real and not tensor.is_inference() and READER.memory(tensor, like) is not None
-        if not good or (like is not None and like.dtype != tensor.dtype):
-            raise refused(self.owner, label, tensor, "a dense float32 or float64 tensor on the CPU")
 
     def _array(self, tensor: Any, label: str) -> Any:
         return buffers.array_at(READER.memory(tensor), f"{self.owner}: {label}")
@@ -221,11 +215,16 @@ class TensorPlan:
                 return None
         return self.watch.read_gradients(lists, optimizer.state)
 
-    def step(self, optimizer: Any, to_copy: list[int]) -> bool:
-        """Check everything, then update; return whether anything was updated."""
+    def hold(self, to_copy: list[int]) -> int:
+        """Check the gradients, and hold them for a step; return how many there are."""
         for i in to_copy:
             self._replace(i)
-        bound = self.plan.bind(self.watch.memory)
+        bound: int = self.plan.bind(self.watch.memory)
+        return bound
+
+    def step(self, optimizer: Any, to_copy: list[int]) -> bool:
+        """Check everything, then update; return whether anything was updated."""
+        bound = self.hold(to_copy)
         present = None if bound == len(self.members) else self.watch.memory["format"] >= 0
         if not bound:
             return False
@@ -311,13 +310,11 @@ class TensorPlan:
         """Let the kernels read a copy of a gradient that lies like its parameter."""
         p, gradient = self.members[i], self.members[i].grad
         label = f"gradient of {self.names[i]}"
-        if type(gradient) not in CLASSES or gradient.layout is not torch.strided or gradient.device != p.device:
-            raise refused(self.owner, label, gradient, "a dense tensor on the CPU")
-        if gradient.shape != p.shape:
-            raise ValueError(f"{self.owner}: {label} must have shape {(*p.shape,)}, got {(*gradient.shape,)}")
+        check_gradient(self.owner, label, gradient, p)
         copy = torch.empty_like(p, dtype=gradient.dtype, requires_grad=False).copy_(gradient.detach())
         if not self.watch.replace(i, copy):
             raise refused(self.owner, label, gradient, "real numbers")
+        self.copied[self.names[i]] = why_copied(gradient, p)
 
     def _cohorts(self, present: Any) -> list[list[Any]]:
         """Return the counts, and numbers carried, of those members of each part that have gradients."""
@@ -374,6 +371,36 @@ def torch_keeps(slot: str, hyper: Any) -> bool:
 def of_default() -> torch.dtype:
     """Return the dtype that PyTorch counts steps in."""
     return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+
+
+def name_of(group: dict[str, Any], i: int, number: int) -> str:
+    """Return the name of parameter `i` of a group, which has a number among all."""
+    return group["param_names"][i] if "param_names" in group else f"parameter {number}"
+
+
+def check(owner: str, label: str, tensor: Any, like: Any = None) -> None:
+    """Raise the error of a parameter, or a slot `like` its parameter, that kernels cannot update."""
+    real = isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.float32, torch.float64)
+    good = real and not tensor.is_inference() and READER.memory(tensor, like) is not None
+    if not good or (like is not None and like.dtype != tensor.dtype):
+        raise refused(owner, label, tensor, "a dense float32 or float64 tensor on the CPU")
+
+
+def check_gradient(owner: str, label: str, gradient: Any, p: Any) -> None:
+    """Raise the error of a gradient that cannot even be copied."""
+    if type(gradient) not in CLASSES or gradient.layout is not torch.strided or gradient.device != p.device:
+        raise refused(owner, label, gradient, "a dense tensor on the CPU")
+    if gradient.shape != p.shape:
+        raise ValueError(f"{owner}: {label} must have shape {(*p.shape,)}, got {(*gradient.shape,)}")
+
+
+def why_copied(gradient: Any, p: Any) -> str:
+    """Return why kernels cannot read a gradient where it lies."""
+    if gradient.is_neg() or gradient.is_conj() or torch._is_zerotensor(gradient):
+        return "it is a view of other numbers"
+    if gradient.stride() != p.stride():
+        return f"its strides are {gradient.stride()}, those of the parameter {p.stride()}"
+    return "it does not begin at a multiple of the size of its elements"
 
 
 def refused(owner: str, label: str, got: Any, wanted: str) -> TypeError:

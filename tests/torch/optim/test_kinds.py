@@ -38,13 +38,40 @@ def test_optimizers_of_variables_name_those_of_tensors(name: str, kind: str) -> 
         make(TENSORS[kind](torch.nn.Linear(2, 2)))
 
 
+def for_tensors(name: str) -> str:
+    """Return what an error must name: the class that is there under that name, in any case."""
+    classes = [
+        each for each in on_tensors.__all__ if issubclass_of_optimizer(each) and each.lower() == name.lower()
+    ]
+    return "".join(f".{each}" for each in classes)
+
+
+def issubclass_of_optimizer(name: str) -> bool:
+    thing = getattr(on_tensors, name)
+    return isinstance(thing, type) and issubclass(thing, torch.optim.Optimizer)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in TENSORS if kind != "group"])
-def test_optimizers_of_fastvar_name_those_of_tensors(kind: str) -> None:
+@pytest.mark.parametrize("name", [name for name in fv.optimizers.__all__ if name != "LossScaleOptimizer"])
+def test_optimizers_of_fastvar_name_those_of_tensors(name: str, kind: str) -> None:
     given = TENSORS[kind](torch.nn.Linear(2, 2))
-    with pytest.raises(TypeError, match=r"^Adam: .* use fastvar\.torch\.optim\.Adam for torch tensors"):
-        fv.optimizers.Adam().build(given)
-    with pytest.raises(TypeError, match=r"^Lion: .* use fastvar\.torch\.optim for torch tensors"):
-        fv.optimizers.Lion().build(TENSORS[kind](torch.nn.Linear(2, 2)))
+    there = rf"fastvar\.torch\.optim{for_tensors(name)} for torch tensors$"
+    with pytest.raises(TypeError, match=rf"^{name}: variables must be fastvar\.Variable, .* use {there}"):
+        getattr(fv.optimizers, name)().build(given)
+
+
+def test_names_are_of_what_is_there() -> None:
+    assert [for_tensors(name) for name in ("Adam", "Lion", "Lamb", "Nadam", "Explain")] == [
+        ".Adam",
+        ".Lion",
+        ".Lamb",
+        ".NAdam",
+        "",
+    ]
+    with pytest.raises(TypeError, match=r"^mine: .* use fastvar\.torch\.optim for torch tensors$"):
+        fv.optimizers.Adam(name="mine").build([torch.ones(1)])
+    with pytest.raises(TypeError, match=r"^Adam: .* use fastvar\.torch\.optim\.Adam for torch tensors$"):
+        fv.optimizers.Adam().apply_gradients([(torch.ones(1), torch.nn.Parameter(torch.ones(1)))])
 
 
 def test_tensors_among_known_variables_are_named() -> None:
@@ -68,7 +95,19 @@ def test_tensors_are_named_only_if_pytorch_is_there() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 
+class Dense(fv.Module):
+    def __init__(self, w: Any) -> None:
+        self.w = w
+
+
 VARIABLES: dict[str, Any] = {
+    "variable": lambda w: w,
+    "module": Dense,
+    "module without variables": lambda w: fv.Module(),
+    "dict": lambda w: {"w": w},
+    "iterator": lambda w: iter([w]),
+    "tuple": lambda w: (w,),
+    "modules": lambda w: [Dense(w)],
     "list": lambda w: [w],
     "group": lambda w: [{"params": [w]}],
     "variable of a group": lambda w: [{"params": w}],
@@ -77,12 +116,13 @@ VARIABLES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *on_tensors.native.__all__])
 @pytest.mark.parametrize("kind", VARIABLES)
 def test_optimizers_of_tensors_name_those_of_variables(name: str, kind: str) -> None:
-    make = getattr(on_tensors, name)
+    make, package = getattr(on_tensors, name), "torch" if name in NAMES else "optimizers"
+    assert hasattr(getattr(fastvar, package), name)
     with pytest.raises(
-        TypeError, match=rf"^{name}: parameters .* use fastvar\.torch\.{name} for fastvar\.Variable"
+        TypeError, match=rf"^{name}: parameters .* use fastvar\.{package}\.{name} for fastvar\.Variable$"
     ):
         make(VARIABLES[kind](fv.Variable([1.0])))
 
