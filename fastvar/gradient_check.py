@@ -122,10 +122,10 @@ def check_gradients(
 
     Notes
     -----
-    During the check the variables hold copies in float64, so that float32 weights are checked as sharply, unless
-    the program rounds to float32. Afterwards they and their `grad` are what they were before, also after an error.
-    Views that were taken before (`w.value`) do not see the copies. Where the loss has a kink, as ReLU has at 0,
-    central differences are wrong.
+    During the check the variables hold copies, trained ones in float64, so that float32 weights are checked as
+    sharply, unless the program rounds to float32. Afterwards they and their `grad` are what they were before, also
+    after an error. Views that were taken before (`w.value`) do not see the copies. Where the loss has a kink, as
+    ReLU has at 0, central differences are wrong.
 
     An element x moves by the cube root of the machine epsilon, times max(abs(x), 1). The error of a central
     difference is then about the epsilon to the power of 2/3; the default of `atol` is 100 times as large.
@@ -148,17 +148,18 @@ def check_gradients(
       w[1]: 8, by differences 12
       w[0]: 2, by differences 3
     """
-    tree = Tree(as_tree(variables, f"{OWNER}: variables"), counters=False)
+    root = as_tree(variables, f"{OWNER}: variables")
+    tree, every = Tree(root, counters=False), Tree(root).variables
     flat = [v for v in tree.variables if v.trainable]
     for v in flat:
         if v.dtype not in buffers.REAL:
             raise TypeError(f"{OWNER}: {v!r} must be float32 or float64")
     if not flat:
         raise ValueError(f"{OWNER}: there are no trainable variables")
-    before: list[Any] = [(v, {"_array": v._array, "_grad": v._grad}) for v in tree.variables]
+    before: list[Any] = [(v, {"_array": v._array, "_grad": v._grad}) for v in every]
     with Atomic(before, before):
-        for v in flat:
-            v._array = v._array.astype(np.float64)
+        for v in every:  # the program may change frozen ones, such as moving statistics
+            v._array = v._array.astype(np.float64) if v.trainable and v.dtype in buffers.REAL else v._array.copy()
         differences = Differences(value_and_grad, tree, rtol, atol)
         rng = np.random.default_rng(seed)
         compared = [d for i in range(len(flat)) for d in differences.of_variable(i, max_elements, rng)]

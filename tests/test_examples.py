@@ -84,10 +84,60 @@ def test_an_interrupted_run_resumes_bit_for_bit(trained: tuple[Path, str], tmp_p
 
 
 def test_fine_tuning_takes_the_body_by_name(trained: tuple[Path, str]) -> None:
-    out = run("fine_tune.py", "--folder", str(trained[0]), "--epochs", "8")
+    out = run("fine_tune.py", "--folder", str(trained[0]), "--epochs", "4")
     assert "4 restored" in out
     frozen, unfrozen = map(float, re.findall(r"([\d.]+)%", out))
     assert 85 < frozen < unfrozen
+
+
+def test_a_job_is_killed_resumed_inspected_and_converted(tmp_path: Path) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    out = run("batch_norm.py", "--folder", str(whole), "--epochs", "4")
+    assert "derivatives agree" in out
+    assert float(re.search(r"held-out accuracy ([\d.]+)%", out)[1]) > 93  # type: ignore[index]
+    process = start("batch_norm.py", "--folder", str(folder), "--epochs", "4")
+    while not (list(folder.glob("ckpt-*.h5")) or process.poll()):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=300)
+    assert "Resumed after epoch" in run("batch_norm.py", "--folder", str(folder), "--epochs", "4")
+    for name, _ in fv.list_variables(latest(whole)):
+        np.testing.assert_array_equal(
+            fv.load_variable(latest(folder), name), fv.load_variable(latest(whole), name)
+        )
+    command = [sys.executable, "-m", "fastvar"]
+    table = subprocess.run([*command, "inspect", str(folder)], capture_output=True, text=True, check=True).stdout
+    assert Path(latest(folder)).name in table
+    target = tmp_path / "model.safetensors"
+    subprocess.run([*command, "convert", latest(folder), str(target)], capture_output=True, check=True)
+    names = fv.checkpoint.load_foreign(target)
+    assert {"head/kernel", "norm/mean"} <= names.keys()
+
+
+def test_training_stops_early_and_keeps_the_best(tmp_path: Path) -> None:
+    out = run("batch_norm.py", "--folder", str(tmp_path), "--epochs", "60", "--patience", "1")
+    losses = [float(loss) for loss in re.findall(r"held-out loss ([\d.]+)", out)]
+    assert len(losses) < 60
+    assert losses[-1] >= min(losses) == losses[-2]
+    checkpoint = fv.Checkpoint(w=fv.Variable(0.0))
+    best = fv.CheckpointManager(checkpoint, tmp_path, monitor="loss").best_checkpoint
+    assert str(best).endswith(f"ckpt-{len(losses) - 1}.h5")
+
+
+def test_an_oscillation_is_fitted_in_bounds() -> None:
+    out = run("oscillator.py", "--steps", "2000")
+    assert "Result(converged=True" in out
+    fits = re.findall(r"amplitude ([-\d.]+), damping ([-\d.]+), frequency ([-\d.]+), phase ([-\d.]+)", out)
+    np.testing.assert_allclose(np.array(fits, float), [[2.0, 0.3, 5.0, 0.5]] * 2, atol=0.03)
+
+
+def test_an_evolution_strategy_learns() -> None:
+    assert float(re.search(r"up for (\d+) of 300", run("evolution.py", "--generations", "20"))[1]) > 250  # type: ignore[index]
+
+
+def test_a_factorisation_predicts_ratings_that_were_held_out() -> None:
+    before, after = map(float, re.findall(r"error ([\d.]+)", run("factorisation.py", "--steps", "2000")))
+    assert after < before / 4
 
 
 @pytest.mark.parametrize("script", ["digits_torch.py", "digits_sklearn.py"])
