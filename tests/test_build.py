@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     first = text.index("MODULES = [")
     last = text.index("\n)\n", first) + len("\n)\n")
     (tmp_path / "setup.py").write_text(f'{text[:first]}MODULES = ["probe"]\n{text[last:]}')
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     kernels = tmp_path / "fastvar" / "kernels"
     kernels.mkdir(parents=True)
@@ -87,7 +88,13 @@ def test_a_build_with_other_switches_uses_nothing_of_the_last(folder: Path) -> N
     assert build(folder, FASTVAR_DEBUG="1")[0] == "IndexError"
     assert build(folder)[0] == "0"
     assert build(folder, FASTVAR_COVERAGE="1", FASTVAR_DEBUG="1")[0] == "IndexError"
-    assert "__Pyx_TraceLine" in (folder / "fastvar" / "kernels" / "probe.c").read_text()
+    generated = folder / "fastvar" / "kernels" / "probe.c"
+    assert "__Pyx_TraceLine" in generated.read_text()
+    done = run(folder, "setup.py", "-q", "bdist_wheel")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (folder / "dist").glob("*.whl")
+    packed = {Path(name).suffix for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
+    assert packed == {".pyx", ".h", ".so"}
 
 
 def test_without_a_compiler_the_error_says_what_to_install(folder: Path) -> None:
