@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Unpack
+
 import torch
 
 import fastvar.torch as ours
 from fastvar.torch.optim.stepping import KernelStep
+
+if TYPE_CHECKING:  # the arguments of PyTorch's classes, for type checkers and editors
+    from torch import Tensor
+    from torch.optim.optimizer import ParamsT
+
+    from fastvar.torch.optim.keywords import Arguments
 
 __all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]
 
@@ -16,17 +24,74 @@ class SGD(KernelStep, torch.optim.SGD):
     rule_class = ours.SGD
     counts_steps = False
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            momentum: float = ...,
+            dampening: float = ...,
+            weight_decay: float | Tensor = ...,
+            nesterov: bool = ...,
+            *,
+            maximize: bool = ...,
+            foreach: bool | None = ...,
+            differentiable: bool = ...,
+            fused: bool | None = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
+
 
 class Adam(KernelStep, torch.optim.Adam):
     """`torch.optim.Adam`."""
 
     rule_class = ours.Adam
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            betas: tuple[float | Tensor, float | Tensor] = ...,
+            eps: float = ...,
+            weight_decay: float = ...,
+            amsgrad: bool = ...,
+            *,
+            foreach: bool | None = ...,
+            maximize: bool = ...,
+            capturable: bool = ...,
+            differentiable: bool = ...,
+            fused: bool | None = ...,
+            decoupled_weight_decay: bool = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
+
 
 class AdamW(KernelStep, torch.optim.AdamW):
     """`torch.optim.AdamW`."""
 
     rule_class = ours.AdamW
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            betas: tuple[float | Tensor, float | Tensor] = ...,
+            eps: float = ...,
+            weight_decay: float = ...,
+            amsgrad: bool = ...,
+            *,
+            maximize: bool = ...,
+            foreach: bool | None = ...,
+            capturable: bool = ...,
+            differentiable: bool = ...,
+            fused: bool | None = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
 
 
 class NAdam(KernelStep, torch.optim.NAdam):
@@ -35,6 +100,25 @@ class NAdam(KernelStep, torch.optim.NAdam):
     rule_class = ours.NAdam
     carries = ("mu_product",)
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            betas: tuple[float, float] = ...,
+            eps: float = ...,
+            weight_decay: float = ...,
+            momentum_decay: float = ...,
+            decoupled_weight_decay: bool = ...,
+            *,
+            foreach: bool | None = ...,
+            maximize: bool = ...,
+            capturable: bool = ...,
+            differentiable: bool = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
+
 
 class ASGD(KernelStep, torch.optim.ASGD):
     """`torch.optim.ASGD`."""
@@ -42,11 +126,46 @@ class ASGD(KernelStep, torch.optim.ASGD):
     rule_class = ours.ASGD
     carries = ("eta", "mu")
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            lambd: float = ...,
+            alpha: float = ...,
+            t0: float = ...,
+            weight_decay: float = ...,
+            foreach: bool | None = ...,
+            maximize: bool = ...,
+            differentiable: bool = ...,
+            capturable: bool = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
+
 
 class RAdam(KernelStep, torch.optim.RAdam):
     """`torch.optim.RAdam`."""
 
     rule_class = ours.RAdam
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            betas: tuple[float, float] = ...,
+            eps: float = ...,
+            weight_decay: float = ...,
+            decoupled_weight_decay: bool = ...,
+            *,
+            foreach: bool | None = ...,
+            maximize: bool = ...,
+            capturable: bool = ...,
+            differentiable: bool = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
 
 
 class Adamax(KernelStep, torch.optim.Adamax):
@@ -54,11 +173,46 @@ class Adamax(KernelStep, torch.optim.Adamax):
 
     rule_class = ours.Adamax
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            betas: tuple[float, float] = ...,
+            eps: float = ...,
+            weight_decay: float = ...,
+            foreach: bool | None = ...,
+            *,
+            maximize: bool = ...,
+            differentiable: bool = ...,
+            capturable: bool = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
+
 
 class RMSprop(KernelStep, torch.optim.RMSprop):
     """`torch.optim.RMSprop`."""
 
     rule_class = ours.RMSprop
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            alpha: float = ...,
+            eps: float = ...,
+            weight_decay: float = ...,
+            momentum: float = ...,
+            centered: bool = ...,
+            capturable: bool = ...,
+            foreach: bool | None = ...,
+            maximize: bool = ...,
+            differentiable: bool = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
 
 
 class Adagrad(KernelStep, torch.optim.Adagrad):
@@ -66,14 +220,65 @@ class Adagrad(KernelStep, torch.optim.Adagrad):
 
     rule_class = ours.Adagrad
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            lr_decay: float = ...,
+            weight_decay: float = ...,
+            initial_accumulator_value: float = ...,
+            eps: float = ...,
+            foreach: bool | None = ...,
+            *,
+            maximize: bool = ...,
+            differentiable: bool = ...,
+            fused: bool | None = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
+
 
 class Adadelta(KernelStep, torch.optim.Adadelta):
     """`torch.optim.Adadelta`."""
 
     rule_class = ours.Adadelta
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            rho: float = ...,
+            eps: float = ...,
+            weight_decay: float = ...,
+            foreach: bool | None = ...,
+            *,
+            capturable: bool = ...,
+            maximize: bool = ...,
+            differentiable: bool = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
+
 
 class Rprop(KernelStep, torch.optim.Rprop):
     """`torch.optim.Rprop`."""
 
     rule_class = ours.Rprop
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            etas: tuple[float, float] = ...,
+            step_sizes: tuple[float, float] = ...,
+            *,
+            capturable: bool = ...,
+            foreach: bool | None = ...,
+            maximize: bool = ...,
+            differentiable: bool = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 
@@ -25,6 +25,14 @@ KEYWORDS: dict[str, Parameter] = {
 DEFAULTS = {name: parameter.default for name, parameter in KEYWORDS.items()}
 for _name, _parameter in KEYWORDS.items():
     _parameter.name = _name
+
+
+class Arguments(TypedDict, total=False):
+    """The keywords as arguments, for type checkers."""
+
+    max_grad_norm: float | None
+    ema: float | None
+    nonfinite: Literal["ignore", "skip", "raise"]
 
 
 class Keyword:

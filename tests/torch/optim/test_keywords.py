@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import io
@@ -14,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fastvar.torch.optim as ours
+from fastvar.torch.optim import keywords
 from tests.support.torch_tensors import (
     HERE,
     NAMES,
@@ -446,3 +448,16 @@ def test_subclasses_have_their_own_signature() -> None:
     assert [*inspect.signature(Mine).parameters] == ["net", "rate"]
     assert inspect.signature(Same) == inspect.signature(ours.Lion)
     assert Mine(torch.nn.Linear(1, 1)).max_grad_norm == 1.0
+
+
+@every_class_of_pytorch
+def test_arguments_for_type_checkers_are_those_of_pytorch(name: str) -> None:
+    tree = ast.parse(inspect.getsource(ours.classes))
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    (of_class,) = (node.body[0].args for node in found.body if isinstance(node, ast.If))
+    theirs = inspect.signature(getattr(torch.optim, name)).parameters.values()
+    by_name = [p.name for p in theirs if p.kind == inspect.Parameter.KEYWORD_ONLY]
+    either = [p.name for p in theirs if p.name not in by_name]
+    assert [arg.arg for arg in of_class.args] == ["self", *either]
+    assert [arg.arg for arg in of_class.kwonlyargs] == by_name
+    assert keywords.Arguments.__annotations__.keys() == KEYWORDS.keys()
