@@ -13,6 +13,7 @@ from fastvar.arraylike import Arraylike, same_memory, unwrap
 from fastvar.buffers import Array
 from fastvar.constraints import Constraint
 from fastvar.hyper import declares_attribute, suggestion
+from fastvar.initializers import Initializer
 from fastvar.place import Structure
 from fastvar.regularizers import Regularizer
 from fastvar.slices import IndexedSlices
@@ -124,6 +125,7 @@ class Variable(Arraylike):
         label = self._label
         shape = (int(shape),) if isinstance(shape, (int, np.integer)) else shape
         if callable(initial_value) and not isinstance(initial_value, Variable):
+            _check_initializer(initial_value, shape, label)
             initial_value = initial_value() if shape is None else initial_value(shape, dtype)
         self._array = _buffer(initial_value, dtype, shape, copy, label)
         self._grad: Any = None
@@ -289,6 +291,13 @@ def _check_name(name: Any) -> None:
         raise TypeError(f"Variable: name must be a string, got {name!r}")
     if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
         raise ValueError(f"Variable: name must be like 'encoder/0/kernel', got {name!r}")
+
+
+def _check_initializer(make: Any, shape: Any, owner: str) -> None:
+    if isinstance(make, type) and issubclass(make, Initializer):
+        raise TypeError(f"{owner}: initial value is the class {make.__name__}; write {make.__name__}(...)")
+    if isinstance(make, Initializer) and shape is None:
+        raise TypeError(f"{owner}: shape is missing, which {make!r} needs")
 
 
 def _buffer(value: Any, dtype: Any, shape: tuple[int, ...] | None, copy: bool, label: str) -> Array:

@@ -82,8 +82,8 @@ def finish(w: Array, average: Array | None, s: Any, updated: bool) -> None:
         average[...] = real(s["average"]) * average + real(1 - s["average"]) * w
         if s["overwrite"] != 0:
             w[...] = average
-    if updated:
-        low, high = real(s["low"]), real(s["high"])
+    low, high = real(s["low"]), real(s["high"])
+    if updated and (low != -np.inf or high != np.inf):
         w[...] = np.where(w < low, low, np.where(w > high, high, w))
 
 

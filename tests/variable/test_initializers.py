@@ -151,6 +151,13 @@ def test_a_variable_takes_an_initializer() -> None:
     assert repr(initializers.RandomNormal(stddev=0.5, seed=3)) == "RandomNormal(mean=0.0, stddev=0.5, seed=3)"
 
 
+def test_a_variable_says_what_an_initializer_needs() -> None:
+    with pytest.raises(TypeError, match=r"^Variable 'w': shape is missing, which HeNormal\(seed=0\) needs$"):
+        fv.Variable(initializers.HeNormal(seed=0), name="w")
+    with pytest.raises(TypeError, match=r"^Variable: initial value is the class Zeros; write Zeros\(\.\.\.\)$"):
+        fv.Variable(initializers.Zeros, shape=3)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
