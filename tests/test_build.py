@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -115,3 +116,20 @@ def test_without_the_headers_of_python_the_error_says_what_to_install(folder: Pa
     assert done.returncode == 1
     assert "fastvar: Python.h was not found in /none" in done.stderr
     assert "apt-get install python3-dev" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_takes_the_newest_python_and_says_if_there_is_none(folder: Path) -> None:
+    shutil.copy(ROOT / "Makefile", folder)
+    for minor in (9, 12, 30):
+        stub = folder / f"python3.{minor}"
+        stub.write_text("#!/bin/sh\n")
+        stub.chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=False)
+    done = run(["make", "--dry-run", ".venv/.test"], env=os.environ | {"PATH": path})
+    assert "python3.30 -m venv .venv" in done.stdout
+    done = run(["make", ".venv/.test", "PYTHON="])
+    assert done.returncode != 0
+    assert "Python 3.11 or newer is needed: apt-get install python3" in done.stderr
+    assert not (folder / ".venv").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,19 @@ def test_a_table_that_is_too_wide_keeps_names_whole_and_wraps_the_rest(capsys: A
     ]
     assert wide[2] == f"{LONG}  1,000  loss 0.25, accuracy 0.75, rate 0.001"
     assert wide == piped
+
+
+def test_the_width_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
+    far, near = pty.openpty()
+    with os.fdopen(far), os.fdopen(near, "w") as terminal:
+        monkeypatch.delenv("COLUMNS")
+        for name in ("stdout", "__stdout__"):
+            monkeypatch.setattr(sys, name, terminal)
+        for columns, expected in [(60, 60), (160, 160), (10, 40)]:
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+            assert screen.width() == expected
+        monkeypatch.undo()
 
 
 def test_lines_are_wrapped_at_spaces_on_a_terminal_only(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
