@@ -146,11 +146,13 @@ def text(*, default: str | None, kw_only: bool = False) -> Any:
     return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
 
 
-def choice(*allowed: str, default: str, kw_only: bool = False) -> Any:
-    """Declare one of the strings `allowed`."""
+def choice(*allowed: str, default: str | None, optional: bool = False, kw_only: bool = False) -> Any:
+    """Declare one of the strings `allowed`; `optional` allows None."""
     wanted = " or ".join(map(repr, allowed))
 
-    def check(value: Any) -> str:
+    def check(value: Any) -> str | None:
+        if value is None and optional:
+            return None
         if not isinstance(value, str):
             raise TypeError(f"must be {wanted}, got {value!r}")
         if value not in allowed:
@@ -210,7 +212,7 @@ def _checked_element(i: int, of: Any, value: Any) -> Any:
         raise type(error)(f"[{i}] {error}") from None
 
 
-def pair(first: Any, second: Any, *, default: tuple[float, float]) -> Any:
+def pair(first: Any, second: Any, *, default: tuple[float | None, float]) -> Any:
     """Declare two numbers, each with its own declaration: `pair(number(low=0), number(above=1), ...)`."""
 
     def check(values: Any) -> tuple[Any, ...]:

@@ -91,6 +91,7 @@ cdef class Plan:
             if units.shapes[i] is not None and s.n:
                 s.matrices = k + 1
                 s.units[k].rows, s.units[k].columns = units.shapes[i]
+                s.units[k].most = <const double*> cnp.PyArray_DATA(units.most) + i
                 s.units[k].by_column = <double*> cnp.PyArray_DATA(units.columns_of(units.by_column, i))
                 if units.rows:
                     s.units[k].by_row = <double*> cnp.PyArray_DATA(units.rows_of(units.by_row, i))

@@ -42,6 +42,10 @@ cdef inline real maximum(real x, real other) noexcept nogil:
     return other if other > x else x
 
 
+cdef inline real minimum(real x, real other) noexcept nogil:
+    return other if other < x else x
+
+
 cdef inline real saturate(real x) noexcept nogil:
     cdef real most = FLT_MAX if real is float else DBL_MAX
     return most if most < x else x

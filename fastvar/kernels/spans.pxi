@@ -5,6 +5,7 @@ cdef struct Units:  # factors of a gradient that is treated as matrices, see uni
     Py_ssize_t columns  # 0: it is not
     double* by_row  # NULL: none
     double* by_column
+    const double* most  # the largest product of both
 
 
 cdef struct Sums:  # the sums of a span, see sums.pxi

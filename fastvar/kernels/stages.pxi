@@ -3,7 +3,7 @@
 #
 #     load      x = g * scale                        from any format (formats.pxi) to the arithmetic type
 #     regularize x = x + l2*w + l1*sign(w)           clip      x = x * clip      limit   -limit <= x <= limit
-#     units     x = x * by_row * by_column           of matrices (units.pxi)
+#     units     x = x * min(by_row * by_column, most)  of matrices (units.pxi)
 #     size      x = x * size
 #     decay     w = w - decay*w                      then the rule on (w, x, slots), then
 #     average   a = average*a + (1 - average)*w      overwrite w = a

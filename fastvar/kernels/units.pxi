@@ -17,13 +17,15 @@ cdef struct Patch:  # of a matrix; the order of the fields is that of units.PATC
 
 cdef const real* rescale(
         real* scratch, const real* x, Py_ssize_t at, Py_ssize_t n, const Units* u) noexcept nogil:
-    # Multiply elements `at` to `at + n` by the factors of their rows, and then by those of their columns.
+    # Multiply elements `at` to `at + n` by the factors of their columns or, with rows, by the product of both
+    # factors, at most `most`.
     cdef Py_ssize_t row, column, i, m
     cdef real* to = scratch
-    cdef real factor
+    cdef real factor, most
     cdef const double* factors
     if u.columns == 0:  # no matrices
         return x
+    most = <real> u.most[0]
     row, column = at // u.columns, at % u.columns
     while n > 0:
         factors = u.by_column + row // u.rows * u.columns + column
@@ -31,12 +33,12 @@ cdef const real* rescale(
         if u.columns == 1:
             factor = <real> factors[0]
             for i in range(m):
-                to[i] = (x[i] if u.by_row == NULL else x[i] * <real> u.by_row[row + i]) * factor
+                to[i] = x[i] * (factor if u.by_row == NULL else minimum(<real> u.by_row[row + i] * factor, most))
             row += m
         elif u.by_row != NULL:
             factor = <real> u.by_row[row]
             for i in range(m):
-                to[i] = x[i] * factor * <real> factors[i]
+                to[i] = x[i] * minimum(factor * <real> factors[i], most)
             row, column = row + 1, 0
         else:
             for i in range(m):

@@ -37,6 +37,8 @@ class Units:
     ----------
     by_row, by_column : ndarray
         The factors of all variables in sequence, initially 1; without `rows`, `by_row` is empty.
+    most : ndarray
+        For each variable the largest product of the factors of a row and a column, initially infinite.
     row_starts, column_starts : list of int
         The position of the first factor of each variable, and the number of all.
     patches : ndarray
@@ -60,6 +62,7 @@ class Units:
         self.patches.flags.writeable = False  # compiled code trusts them
         self.by_row = np.ones(self.row_starts[-1] if rows else 0)
         self.by_column = np.ones(self.column_starts[-1])
+        self.most = np.full(len(self.shapes), np.inf)
 
     def _patches(self, i: int, count: int, rows: int, columns: int) -> list[tuple[int, ...]]:
         """Return the patches of one variable, in the order in which they are added."""
@@ -88,11 +91,12 @@ class Units:
         shape = self.shapes[i]
         if shape is None or not x.size:
             return x
-        matrices = x.reshape(-1, *shape)
+        factors = self.columns_of(self.by_column, i).astype(x.dtype).reshape(-1, 1, shape[1])
         if self.rows:
-            matrices = matrices * self.rows_of(self.by_row, i).astype(x.dtype).reshape(-1, shape[0], 1)
-        by_column = self.columns_of(self.by_column, i).astype(x.dtype)
-        scaled: npt.NDArray[Any] = (matrices * by_column.reshape(-1, 1, shape[1])).reshape(x.shape)
+            product = self.rows_of(self.by_row, i).astype(x.dtype).reshape(-1, shape[0], 1) * factors
+            most = x.dtype.type(self.most[i])
+            factors = np.where(most < product, most, product)
+        scaled: npt.NDArray[Any] = (x.reshape(-1, *shape) * factors).reshape(x.shape)
         return scaled
 
     def add(

@@ -185,7 +185,7 @@ class StepPlan:
             matrices.append(([units(v.shape) for v in variables], False))
         if any(one.matrices for one in of_variable):
             pairs = zip(variables, of_variable, strict=True)
-            matrices.append(([v.shape[-2:] if one.matrices else None for v, one in pairs], True))
+            matrices.append(([matrix_shape(v) if one.matrices else None for v, one in pairs], True))
         return matrices
 
     def _set_stages_of_variables(self) -> None:
@@ -248,12 +248,17 @@ class StepPlan:
 
     def set_conditions(self) -> None:
         """Set the stages that condition gradients."""
-        unscale = self.rule.gradient_sign() / (self.own.loss_scale_factor or 1)
+        unscale = self.signs() / (self.own.loss_scale_factor or 1)
         if self.accumulation:
             self.accumulation.plan.stages["scale"] = unscale
         self.compiled.stages["scale"] = 1 / self.accumulation.steps if self.accumulation else unscale
         self.compiled.stages["limit"] = limit_of_values(self.own)
         self.compiled.stages["l2"] = self.l2 + self._of_variables(self.rule.l2_rate)
+
+    def signs(self) -> Array:
+        """Return the sign of the gradient of each variable: -1 where the loss is maximized."""
+        signs: Array = np.array([self.rule.gradient_sign(hyper) for hyper in self.hyper] or [1.0])[self.group_of]
+        return signs
 
     def steps(self) -> Array:
         """Return the factor of the direction of each variable."""
@@ -299,3 +304,9 @@ def projected(rule: Rule, variable: Place) -> Any:
             f"{variable.shape}, got {values.dtype} of shape {values.shape}"
         )
     return values
+
+
+def matrix_shape(variable: Place) -> tuple[int, int]:
+    """Return the shape of the matrices of a variable: its last two axes, or one row if it is no matrix."""
+    rows, columns = variable.shape[-2:] if variable.ndim >= 2 else (1, variable.size)
+    return rows, columns

@@ -130,8 +130,8 @@ class Rule(Options):
 
     # Stages around the rule.
 
-    def gradient_sign(self) -> float:
-        """Return 1, or -1 for an optimizer that maximizes."""
+    def gradient_sign(self, hyper: Any) -> float:
+        """Return 1, or -1 for a group that maximizes."""
         return 1.0
 
     def decay_rate(self, hyper: Any) -> float:

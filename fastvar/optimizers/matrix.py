@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
@@ -135,20 +136,34 @@ class Adafactor(Optimizer):
         for slot, means in (("row", of_rows / columns), ("column", of_columns / rows)):
             place = self.slot(variable, slot).value
             moved = keep * place + (1 - keep) * (means.reshape(place.shape) + hyper.epsilon_1)
-            most = np.finfo(place.dtype).max / 2  # keeps their mean finite; NaN passes
-            new[slot] = np.minimum(moved, most).astype(place.dtype)
+            new[slot] = saturated(moved, place.dtype)
             step.commits.append((place, new[slot]))
         row, column = (new[slot].astype(np.float64) for slot in ("row", "column"))
         mean = np.cumsum(row / rows, axis=-1)[..., -1:]  # in order: the same on every processor
         return np.sqrt(mean) / np.sqrt(row), 1 / np.sqrt(column)
 
     def adjust(self, step: Measured) -> None:
-        size = 1 / np.sqrt(np.maximum([v.size for v in step.variables], 1))
         smallest, threshold = step.of_variables("epsilon_2"), step.of_variables("clip_threshold")
-        rate = np.minimum(step.of_variables("learning_rate"), 1 / sqrt(step.t))
-        rate = rate * np.maximum(smallest, step.weight_norms(0) * size)
-        excess = step.norms(1) * size / threshold
-        step.sizes[:] = np.where(excess <= 1, rate, rate / excess)  # NaN passes
+        rate = step.of_variables("learning_rate")
+        step.sizes[:] = relative_sizes(step, rate, smallest, step.weight_norms(0), threshold)
+
+
+def relative_sizes(step: Measured, rate: Array, smallest: Array, norms: Array, threshold: Array) -> Array:
+    """Return the sizes of steps relative to the weights, of which `norms` are the norms.
+
+    Sum number 1 of the step must be that of the squares of what is added.
+    """
+    size = 1 / np.sqrt(np.maximum([v.size for v in step.variables], 1))
+    rate = np.minimum(rate, 1 / np.sqrt(step.counts)) * np.maximum(smallest, norms * size)
+    excess = step.norms(1) * size / threshold
+    sizes: Array = np.where(excess <= 1, rate, rate / excess)  # NaN passes
+    return sizes
+
+
+def saturated(means: Array, dtype: Any) -> Array:
+    """Return positive numbers in a dtype, at most half its largest: their mean is finite. NaN passes."""
+    numbers: Array = np.asarray(np.minimum(means, np.finfo(dtype).max / 2), dtype)
+    return numbers
 
 
 class Muon(Optimizer):
@@ -282,22 +297,24 @@ class Muon(Optimizer):
             if direction is None or not step.present[i] or not direction.size:
                 continue
             hyper = step.groups[step.group_of[i]]
-            self._orthogonalize(direction, float(norms[i]), hyper)
+            coefficients = hyper.muon_a, hyper.muon_b, hyper.muon_c
+            orthogonalize(direction, float(norms[i]) + 1e-7, coefficients, self.ns_steps)
             if hyper.rms_rate is not None:
                 step.sizes[i] = sqrt(max(direction.shape)) * hyper.rms_rate
 
-    def _orthogonalize(self, x: Array, norm: float, hyper: Any) -> None:
-        """Write what the iteration makes of `x` into it."""
-        short = x.T if x.shape[0] > x.shape[1] else x
-        out, a, b, c = short, hyper.muon_a, hyper.muon_b, hyper.muon_c
-        short = np.ascontiguousarray(short / x.dtype.type(norm + 1e-7))
-        for _ in range(self.ns_steps):
-            square = short @ short.T  # NumPy computes half of a symmetric product
-            cube = square @ square.T
-            cube *= x.dtype.type(c)
-            square *= x.dtype.type(b)
-            square += cube
-            following = square @ short
-            short *= x.dtype.type(a)
-            short += following
-        out[...] = short
+
+def orthogonalize(x: Array, divisor: float, coefficients: Sequence[float], steps: int) -> None:
+    """Write into `x` what a Newton-Schulz iteration makes of it, divided by `divisor`."""
+    short = x.T if x.shape[0] > x.shape[1] else x
+    out, (a, b, c) = short, coefficients
+    short = np.ascontiguousarray(short / x.dtype.type(divisor))
+    for _ in range(steps):
+        square = short @ short.T  # NumPy computes half of a symmetric product
+        cube = square @ square.T
+        cube *= x.dtype.type(c)
+        square *= x.dtype.type(b)
+        square += cube
+        following = square @ short
+        short *= x.dtype.type(a)
+        short += following
+    out[...] = short

@@ -8,16 +8,19 @@ from fastvar.torch.adagrad import Adadelta, Adagrad, RMSprop
 from fastvar.torch.adam import Adam, AdamW
 from fastvar.torch.adam_variants import Adamax, NAdam, RAdam
 from fastvar.torch.base import ParamGroup, TorchOptimizer
+from fastvar.torch.matrix import Adafactor, Muon
 from fastvar.torch.sgd import ASGD, SGD, Rprop
 
 __all__ = [
     "ASGD",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Muon",
     "NAdam",
     "ParamGroup",
     "RAdam",

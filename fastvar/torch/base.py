@@ -85,8 +85,8 @@ class TorchOptimizer(Optimizer):
             raise ValueError(f"{self._owner}: params must not be empty")
         self.build(params)
 
-    def gradient_sign(self) -> float:
-        return -1.0 if self.maximize else 1.0
+    def gradient_sign(self, hyper: Any) -> float:
+        return -1.0 if hyper.maximize else 1.0
 
     def decay_rate(self, hyper: Any) -> float:
         return 0.0

@@ -188,6 +188,7 @@ class Matrices:
         for units in self.plan.units:
             units.by_row[...] = rng.standard_normal(units.by_row.shape)
             units.by_column[...] = rng.standard_normal(units.by_column.shape)
+            units.most[...] = rng.uniform(0.25, 1, units.most.shape)
         self.plan.stages["limit"] = 1.5
         self.plan.bind(self.gradients)
 
@@ -230,7 +231,7 @@ def test_factors_and_sums_are_those_of_rows_and_columns(dtype: str) -> None:
             np.testing.assert_allclose(units.columns_of(columns, i), squares.sum(1).reshape(-1), rtol=1e-12)
             by_row = units.rows_of(units.by_row, i).reshape(-1, shape[0], 1)
             by_column = units.columns_of(units.by_column, i).reshape(-1, 1, shape[1])
-            moved = before[i].reshape(g.shape) - g * by_row * by_column
+            moved = before[i].reshape(g.shape) - g * np.minimum(by_row * by_column, units.most[i])
             np.testing.assert_allclose(scene.w[i], moved.reshape(-1), rtol=1e-5, atol=1e-5)
 
 

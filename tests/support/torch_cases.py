@@ -43,6 +43,20 @@ OWN: dict[str, list[dict[str, Any]]] = {  # for every class, options that show e
     "ASGD": [{"lr": 0.1}, {"lr": 0.1, "lambd": 0.5, "alpha": 0.5, "t0": 5.0}],
     "Rprop": [{"lr": 0.1}, {"lr": 0.1, "etas": (0.25, 1.5), "step_sizes": (0.05, 0.2)}],
 }
+OF_MATRICES: dict[str, list[dict[str, Any]]] = {  # see test_matrix.py
+    "Adafactor": [
+        {"lr": 0.1},
+        {"lr": 0.1, "beta2_decay": -0.5, "eps": (0.5, 0.1), "d": 1.5},
+        {"eps": (1.5, 1e-3), "weight_decay": 0.25, "maximize": True},
+        {"lr": 0.1, "eps": (1e-3, 0.5), "beta2_decay": -1.0},
+    ],
+    "Muon": [
+        {},
+        {"lr": 0.01, "momentum": 0.8, "weight_decay": 0.0, "ns_steps": 6},
+        {"lr": 0.01, "nesterov": False, "adjust_lr_fn": "match_rms_adamw"},
+        {"ns_coefficients": (3.4, -4.7, 2.0), "momentum": 0.0, "eps": 1.0},
+    ],
+}
 ALIKE: list[dict[str, Any]] = [
     {},
     {"weight_decay": 0.25},
@@ -66,7 +80,7 @@ FEW = [
 few_cases = pytest.mark.parametrize(("name", "options"), FEW, ids=[IDS[TABLE.index(case)] for case in FEW])
 every_case = pytest.mark.parametrize(("name", "options"), TABLE, ids=IDS)
 one_of_each = pytest.mark.parametrize(("name", "options"), [(n, o[-1]) for n, o in OWN.items()], ids=[*OWN])
-every_class = pytest.mark.parametrize("name", OWN)
+every_class = pytest.mark.parametrize("name", [*OWN, "Adafactor"])
 
 
 def make(name: str, *args: Any, **options: Any) -> fv.torch.TorchOptimizer:

@@ -11,11 +11,28 @@ from torch.testing._internal.common_optimizers import optim_db
 import fastvar.torch.optim as ours
 
 SHAPES = [(7, 3), (5,), (), (2, 3, 4), (0, 3)]
+SHAPES_OF = {
+    "Adafactor": SHAPES[:-1],
+    "Muon": [(7, 3), (4, 6), (5, 5)],
+}  # PyTorch's divide by a size of 0, or want matrices
 BOUND = 100  # units in the last place, see test_meaning.py
+IN_BFLOAT16 = 20 * 2**-5  # of 20 steps of Muon; PyTorch iterates with 8 bits
 HERE = [info for info in optim_db if info.optim_cls.__name__ in ours.classes.__all__]
 CASES = [(info.optim_cls.__name__, dict(i.kwargs)) for info in HERE for i in info.optim_inputs_func(device="cpu")]
 IDS = [f"{name}-{','.join(f'{k}={v}' for k, v in kwargs.items()) or 'default'}" for name, kwargs in CASES]
-NAMES = [info.optim_cls.__name__ for info in HERE]
+EVERY = [info.optim_cls.__name__ for info in HERE]
+NAMES = [name for name in EVERY if name not in SHAPES_OF]
+
+
+def parameters_of(name: str, dtype: Any = torch.float32) -> list[Any]:
+    """Return parameters that PyTorch's class can update."""
+    return parameters(dtype, SHAPES_OF.get(name, SHAPES))
+
+
+def plain(name: str) -> dict[str, Any]:
+    """Return the options with which PyTorch runs its plain loop."""
+    info = next(info for info in HERE if info.optim_cls.__name__ == name)
+    return {"foreach": False} if "foreach" in info.supported_impls else {}
 
 
 def parameters(dtype: Any = torch.float32, shapes: Any = SHAPES, seed: int = 0) -> list[Any]:
@@ -32,18 +49,20 @@ def give_gradients(params: list[Any], t: int, missing: Any = ()) -> None:
         p.grad = None if i in missing else torch.empty_like(p, requires_grad=False).copy_(gradient)
 
 
-def assert_close(mine: Any, other: Any, what: str) -> None:
+def assert_close(mine: Any, other: Any, what: str, more: float = 0) -> None:
     a, b = mine.detach().double().numpy(), other.detach().double().numpy()
     assert a.shape == b.shape, what
     eps = torch.finfo(other.dtype).eps
-    bound = BOUND * eps * np.maximum(1, np.abs(b).max(initial=0))
+    bound = BOUND * eps * np.maximum(1, np.abs(b).max(initial=0)) + more
     np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=what)
 
 
 def assert_same(mine: Any, ours_params: list[Any], other: Any, theirs: list[Any], what: str) -> None:
     """Compare parameters and states of two optimizers."""
+    rate = float(mine.param_groups[0]["lr"])
+    in_bfloat16 = IN_BFLOAT16 * rate if isinstance(mine, getattr(ours, "Muon", ())) else 0
     for k, (p, q) in enumerate(zip(ours_params, theirs, strict=True)):
-        assert_close(p, q, f"{what}: parameter {k}")
+        assert_close(p, q, f"{what}: parameter {k}", in_bfloat16)
         state, wanted = mine.state.get(p, {}), other.state.get(q, {})
         assert state.keys() == {name for name, x in wanted.items() if x is not None}, what
         for name, x in state.items():

@@ -17,7 +17,7 @@ import torch
 import fastvar as fv
 import fastvar.torch
 from tests.support.runs import assert_all_same_bits, gradients, variables
-from tests.support.torch_cases import LEFT_OUT, OWN, every_case, every_class, make, one_of_each
+from tests.support.torch_cases import LEFT_OUT, OF_MATRICES, OWN, every_case, every_class, make, one_of_each
 from tests.support.torch_steps import STEPS, follow
 
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -144,4 +144,4 @@ def test_what_is_left_out_is_refused(name: str, argument: str) -> None:
 
 
 def test_every_class_is_in_the_table() -> None:
-    assert {*OWN, "ParamGroup", "TorchOptimizer"} == set(fv.torch.__all__)
+    assert {*OWN, *OF_MATRICES, "ParamGroup", "TorchOptimizer"} == set(fv.torch.__all__)

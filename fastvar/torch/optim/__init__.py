@@ -23,6 +23,7 @@ from fastvar.torch.optim.classes import (
     ASGD,
     SGD,
     Adadelta,
+    Adafactor,
     Adagrad,
     Adam,
     Adamax,
@@ -56,6 +57,7 @@ __all__ = [
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -81,6 +83,10 @@ __all__ = [
     "lr_scheduler",
     "swa_utils",
 ]
+if hasattr(torch.optim, "Muon"):
+    from fastvar.torch.optim.classes import Muon
+
+    __all__ += ["Muon"]
 
 
 def __getattr__(name: str) -> NoReturn:

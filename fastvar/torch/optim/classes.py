@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 
 import fastvar.torch as ours
+from fastvar.torch.optim.measuring import MeasuringPart, MeasuringPlan
 from fastvar.torch.optim.stepping import KernelStep
 
 if TYPE_CHECKING:  # the arguments of PyTorch's classes, for type checkers and editors
@@ -15,7 +16,20 @@ if TYPE_CHECKING:  # the arguments of PyTorch's classes, for type checkers and e
 
     from fastvar.torch.optim.keywords import Arguments
 
-__all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]
+__all__ = [
+    "ASGD",
+    "SGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+]
 
 
 class SGD(KernelStep, torch.optim.SGD):
@@ -282,3 +296,54 @@ class Rprop(KernelStep, torch.optim.Rprop):
             differentiable: bool = ...,
             **keywords: Unpack[Arguments],
         ) -> None: ...
+
+
+class Adafactor(KernelStep, torch.optim.Adafactor):
+    """`torch.optim.Adafactor`."""
+
+    rule_class = ours.Adafactor
+    part_class, plan_class = MeasuringPart, MeasuringPlan
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            beta2_decay: float = ...,
+            eps: tuple[float | None, float] = ...,
+            d: float = ...,
+            weight_decay: float = ...,
+            *,
+            foreach: bool | None = ...,
+            maximize: bool = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
+
+
+if hasattr(torch.optim, "Muon"):  # since 2.9
+
+    class Muon(KernelStep, torch.optim.Muon):
+        """`torch.optim.Muon`, which iterates in the dtype of the parameters instead of bfloat16."""
+
+        rule_class = ours.Muon
+        part_class, plan_class = MeasuringPart, MeasuringPlan
+        counts_steps = False
+
+        if TYPE_CHECKING:
+
+            def __init__(
+                self,
+                params: ParamsT,
+                lr: float = ...,
+                weight_decay: float = ...,
+                momentum: float = ...,
+                nesterov: bool = ...,
+                ns_coefficients: tuple[float, float, float] = ...,
+                eps: float = ...,
+                ns_steps: int = ...,
+                adjust_lr_fn: str | None = ...,
+                **keywords: Unpack[Arguments],
+            ) -> None: ...
+
+    __all__ += ["Muon"]

@@ -35,6 +35,13 @@ def counting(rule_class: Any) -> Any:
     return type(rule_class.__name__, (Counting, rule_class), {"namespace": "torch.optim."})
 
 
+class MeasuringPart(planning.Part):
+    """A group of an optimizer of `fastvar.torch`, whose rule takes every hyperparameter from the group."""
+
+    def rule_for(self, rule_class: Any, group: dict[str, Any]) -> Any:
+        return rule_class()
+
+
 class TensorPlace:
     """The memory of a tensor as a place that an optimizer of fastvar updates."""
 
@@ -55,6 +62,11 @@ class MeasuringPlan(planning.TensorPlan):
         """Find the slots, the counts and the numbers for all members, and make what there is not."""
         super()._take_tensors(optimizer)
         self.rule = self._made_rule(optimizer)
+        self.all_slots = self.slots
+        of_members = [*zip(self.members, self.slots, strict=True)]
+        self.slots = [{n: x for n, x in of.items() if x.shape == p.shape} for p, of in of_members]
+        self.small = [x for p, of in of_members for x in of.values() if x.shape != p.shape]
+        self.memory_of_small = [planning.READER.memory(x) for x in self.small]
         states = [optimizer.state.get(p) or {} for p in self.members]
         last = states[int(np.argmax(self.counts))]
         self.numbers: dict[str, Any] = {}
@@ -68,20 +80,36 @@ class MeasuringPlan(planning.TensorPlan):
         """Return the rule. What cannot differ between groups is that of the first."""
         rule_class, first = optimizer.rule_class, self.groups[0].hyper
         names = [name for name in rule_class.parameters if name not in Options.parameters]
-        own = {n: getattr(first, n) for n in names if not rule_class.parameters[n].per_group}
+        own = {n: vars(first)[n] for n in names if n in vars(first) and not rule_class.parameters[n].per_group}
         rule = counting(rule_class)(**own, name=self.owner, use_ema=bool(self.ema), nonfinite=self.nonfinite)
         rule.ema_momentum = (self.averaged and self.ema) or 0.0  # at first, a copy
         return rule
 
+    def _slot(self, part: planning.Part, name: str, i: int, found: Any) -> Any:
+        """Return a slot: the one found, a copy of it, or a new one."""
+        p, label = self.members[i], f"slot {name} of {self.names[i]}"
+        shape = torch.Size(part.rule.slot_shape(name, p))
+        if shape == p.shape:
+            return super()._slot(part, name, i, found)
+        if found is None:
+            return p.new_zeros(shape, requires_grad=False)
+        memory = planning.READER.memory(found)
+        if memory is None or (found.shape, found.dtype) != (shape, p.dtype):
+            wanted = f"a dense {p.dtype} tensor of shape {tuple(shape)} on the CPU"
+            raise planning.refused(self.owner, label, found, wanted)
+        return found if found.is_contiguous() else found.contiguous()
+
     def _make_plan(self) -> None:
         """Let the rule work on the memory of the members and of their slots."""
         self.orders = [order_of(p) for p in self.members]
+        update = self.rule.pass_of("")
+        if update.matrices or update.keeps_directions:
+            self._refuse_layouts()
         places: list[Any] = [self._place(p, i, self.names[i]) for i, p in enumerate(self.members)]
         slots: dict[str, list[Any]] = {name: [None] * len(places) for name in self.rule.slots}
-        for part in self.parts:
-            for i in range(part.members.start, part.members.stop):
-                for name, slot in zip(part.slots, self.slots[i], strict=True):
-                    slots[name][i] = self._place(slot, i, f"slot {name} of {self.names[i]}")
+        for i, of in enumerate(self.all_slots):
+            for name, slot in of.items():
+                slots[name][i] = self._place(slot, i, f"slot {name} of {self.names[i]}")
         if self.ema:
             slots["average"] = [
                 self._place(average, i, f"average of {self.names[i]}")
@@ -99,6 +127,13 @@ class MeasuringPlan(planning.TensorPlan):
         self.hyper_of_parts: list[Any] = [None] * len(self.parts)
         self._set_hyperparameters()
         self.rule._refreshed()  # it refuses memory that is shared
+
+    def _refuse_layouts(self) -> None:
+        """Raise ValueError if the rows and columns of a member are not those of its memory."""
+        for name, order in zip(self.names, self.orders, strict=True):
+            if order is not None:
+                there = planning.instead_of(self.owner)
+                raise ValueError(f"{self.owner}: {name} must be contiguous: its rows and columns count{there}")
 
     def _place(self, tensor: Any, i: int, name: str) -> TensorPlace:
         """Return the memory of member `i`, or of a slot, with the axes in the order of memory."""
@@ -121,7 +156,8 @@ class MeasuringPlan(planning.TensorPlan):
         to_copy = super().read_gradients(lists, optimizer)
         state = self.rule._state
         same = not self.counted or np.array_equal(self.counts, state.count[0] - state.numbers["missed"])
-        return to_copy if same else None
+        still = [planning.READER.memory(x) for x in self.small] == self.memory_of_small
+        return to_copy if same and still else None
 
     def hold(self, to_copy: list[int]) -> int:
         """Check the gradients, and hold them for a step; return how many there are."""
@@ -139,8 +175,8 @@ class MeasuringPlan(planning.TensorPlan):
         grads, self.held = self.held, []
         if not bound:
             return False
-        compiled = self.rule._refreshed().compiled
-        compiled.stages["scale"] = self.rule.gradient_sign() * self._unscale(optimizer, compiled)
+        plan = self.rule._refreshed()
+        plan.compiled.stages["scale"] = plan.signs() * self._unscale(optimizer, plan.compiled)
         changed = [p for p, gradient in zip(self.members, grads, strict=True) if gradient is not None]
         torch.autograd.graph.increment_version(changed)
         count = self.rule._state.count

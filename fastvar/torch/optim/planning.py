@@ -128,7 +128,7 @@ class TensorPlan:
         if self.members:
             self._take_tensors(optimizer)
             lying = zip(self.members, self.slots, self.averages, strict=True)
-            tensors: list[Any] = [[p, *slots, *average] for p, slots, average in lying]
+            tensors: list[Any] = [[p, *slots.values(), *average] for p, slots, average in lying]
             self.watch = Watch(READER, lists, numbers_of, tensors)
             self._make_plan()
 
@@ -136,7 +136,7 @@ class TensorPlan:
 
     def _take_tensors(self, optimizer: Any) -> None:
         """Find the slots and counts of members, and make what there is not."""
-        self.slots: list[list[Any]] = []
+        self.slots: list[dict[str, Any]] = []
         self.averages: list[list[Any]] = []  # of each member: none or one
         self.averaged = not self.ema or any(EMA in of for of in optimizer.state.values())
         self.new_state: list[tuple[Any, dict[str, Any]]] = []
@@ -146,13 +146,14 @@ class TensorPlan:
             for i in range(part.members.start, part.members.stop):
                 p, state = self.members[i], optimizer.state.get(self.members[i]) or {}
                 check(self.owner, self.names[i], p)
-                slots = {name: self._slot(part, name, i, state.get(name)) for name in part.slots}
+                names = [name for name in part.slots if part.rule.has_slot(name, p)]
+                slots = {name: self._slot(part, name, i, state.get(name)) for name in names}
                 kept = {name: x for name, x in slots.items() if name in state or torch_keeps(name, part.hyper)}
                 average = {EMA: self._slot(part, EMA, i, state.get(EMA))} if self.ema else {}
-                self.slots.append([*slots.values()])
+                self.slots.append(slots)
                 self.averages.append([*average.values()])
                 self.new_state.append((p, kept | average))
-                whole = all(state.get(name) is not None for name in part.slots)
+                whole = all(state.get(name) is not None for name in slots)
                 begun.append(float(state.get("step", 0.0)) if self.counted else float(whole))
                 left.append([float(state.get(name, 0.0)) for name in self.carries])
         self.counts: Any = self._flat("step", begun) if self.counted else np.array(begun)
@@ -188,7 +189,7 @@ class TensorPlan:
         rules = [part.rule.rule() for part in self.parts]
         weights = [self._array(p, name) for p, name in zip(self.members, self.names, strict=True)]
         slots = [
-            [self._array(slot, f"slot of {name}") for slot in of]
+            [self._array(slot, f"slot of {name}") for slot in of.values()]
             for of, name in zip(self.slots, self.names, strict=True)
         ]
         averages = [
@@ -335,7 +336,11 @@ class TensorPlan:
         numbers = self._numbers() if self.scalars_of_members else []
         for k, part in enumerate(self.parts):
             hyper = part.hyper
-            sign, l2, decay = part.rule.gradient_sign(), part.decays.l2_rate(hyper), part.decays.decay_rate(hyper)
+            sign, l2, decay = (
+                part.rule.gradient_sign(hyper),
+                part.decays.l2_rate(hyper),
+                part.decays.decay_rate(hyper),
+            )
             if (condition := (sign * unscale, l2, decay)) != self.conditions[k]:
                 self.conditions[k] = condition
                 stages = self.plan.stages[part.members]
@@ -365,7 +370,7 @@ class TensorPlan:
 
 def torch_keeps(slot: str, hyper: Any) -> bool:
     """Return whether PyTorch keeps a slot, too: its centered RMSprop has no buffer if there is no momentum."""
-    return slot != "momentum_buffer" or bool(hyper.momentum)
+    return not (slot == "momentum_buffer" and getattr(hyper, "centered", False)) or bool(hyper.momentum)
 
 
 def of_default() -> torch.dtype:

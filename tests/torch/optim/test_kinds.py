@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -72,6 +73,17 @@ def test_names_are_of_what_is_there() -> None:
         fv.optimizers.Adam(name="mine").build([torch.ones(1)])
     with pytest.raises(TypeError, match=r"^Adam: .* use fastvar\.torch\.optim\.Adam for torch tensors$"):
         fv.optimizers.Adam().apply_gradients([(torch.ones(1), torch.nn.Parameter(torch.ones(1)))])
+
+
+@pytest.mark.parametrize("package", [fv.optimizers, fastvar.torch], ids=lambda package: package.__name__)
+def test_what_messages_name_is_there(package: Any) -> None:
+    for name in package.__all__:
+        make: Any = getattr(package, name)
+        if name not in ("LossScaleOptimizer", "ParamGroup"):
+            with pytest.raises(TypeError, match="for torch tensors") as error:
+                make([torch.ones(2, 2)]) if package is fastvar.torch else make().build([torch.ones(2, 2)])
+            (there,) = re.findall(r"use fastvar\.torch\.optim\.?(\w*)", str(error.value))
+            assert not there or issubclass(getattr(on_tensors, there), torch.optim.Optimizer)
 
 
 def test_tensors_among_known_variables_are_named() -> None:

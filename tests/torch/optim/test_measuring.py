@@ -196,3 +196,37 @@ def test_refused_steps_change_nothing(name: str) -> None:
         if odd == 2:
             give_gradients(params, t)
             mine.step()
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
+def test_matrices_must_lie_row_by_row(name: str) -> None:
+    p = torch.nn.Parameter(torch.ones(3, 4).t())
+    p.grad = torch.ones(4, 3)
+    optimizer = getattr(ours, name)([p])
+    with pytest.raises(ValueError, match=f"^{name}: parameter 0 must be contiguous: .*; use torch.optim.{name}$"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+def test_groups_of_adafactor_have_signs_of_their_own() -> None:
+    together, apart = parameters(shapes=SHAPES[:2]), parameters(shapes=SHAPES[:2])
+    one = ours.Adafactor([{"params": together[:1], "maximize": True}, {"params": together[1:]}])
+    others = [ours.Adafactor(apart[:1], maximize=True), ours.Adafactor(apart[1:])]
+    for t in range(3):
+        for params in (together, apart):
+            give_gradients(params, t)
+        for each in (one, *others):
+            each.step()
+    assert bits(together) == bits(apart)
+
+
+def test_sums_of_another_shape_are_refused() -> None:
+    (p,) = parameters(shapes=[(3, 4)])
+    give_gradients([p], 0)
+    optimizer = ours.Adafactor([p])
+    optimizer.step()
+    optimizer.state[p]["row_var"] = torch.ones(1, 4)
+    before = bytes_of(optimizer, [p])
+    with pytest.raises(TypeError, match=r"Adafactor: slot row_var of parameter 0 must be .* of shape \(3, 1\)"):
+        optimizer.step()
+    assert bytes_of(optimizer, [p]) == before
