@@ -26,6 +26,7 @@ bench: $(VENV)/.bench
 	$(PY) bench/overhead.py
 	$(PY) bench/small.py
 	$(PY) bench/torch_optim.py
+	$(PY) bench/torch_train.py
 	$(PY) bench/keras_optim.py
 
 lint: $(VENV)/.lint

@@ -7,7 +7,7 @@ import pytest
 from rich.table import Table
 
 import fastvar as fv
-from bench import overhead, plot, small, torch_optim
+from bench import overhead, plot, small, torch_optim, torch_train
 from bench.cases import ALGORITHMS, CASES, CLIP_DECAY_EMA, Case
 from bench.contenders import FASTVAR, contenders, threads
 from bench.measure import interleaved, ratio
@@ -61,6 +61,14 @@ def test_steps_on_tensors_can_be_measured(name: str) -> None:
     fused = ["fused"] if name == "Adam" else []
     assert [*times] == ["fastvar", *fused, "default", "reading"]
     assert all(len(took) == 2 and min(took) > 0 for took in times.values())
+
+
+@pytest.mark.parametrize("network", torch_train.NETWORKS)
+def test_training_can_be_measured(network: str) -> None:
+    times = torch_train.measured(torch_train.NETWORKS[network][0], rounds=2)
+    assert [*times] == ["fastvar", "fused", "default"]
+    assert all(len(took) == 2 and all(0 < step < whole for whole, step in took) for took in times.values())
+    assert len(torch_train.row(times)) == 8
 
 
 def test_the_plot_is_drawn_from_measurements(tmp_path: Path) -> None:

@@ -68,6 +68,30 @@ def test_arrays_that_a_loss_keeps_do_not_see_the_step(library: str) -> None:
     assert bool((kept[0] == 1).all())
 
 
+@pytest.mark.parametrize("share", ["device_put", "from_dlpack"])
+def test_jax_shares_memory_unless_it_copies(share: str) -> None:
+    """The trap of docs/gradients.md: what JAX shares sees steps; `minimize`, and the call of that page, copy."""
+    import jax
+
+    memory = np.zeros(1024 + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4  # JAX shares memory that begins at a multiple of 64 bytes
+    w = fv.Variable(memory[first : first + 1024], copy=False)
+    frozen = fv.Variable(w.value, trainable=False, copy=False)
+    shared = {"device_put": jax.device_put, "from_dlpack": jax.dlpack.from_dlpack}[share](w.value)
+    copied = jax.numpy.array(w.numpy())
+    kept: list[Any] = []
+
+    def keeping(p: Any) -> Any:
+        kept.append(p[1])
+        return p[0].sum()
+
+    fv.optimizers.SGD().minimize(keeping, [fv.Variable([0.0], dtype="f4"), frozen], gradients="jax")
+    fv.optimizers.SGD(0.25).apply([np.ones(1024, np.float32)], [w])
+    assert bool((shared == -0.25).all())
+    assert bool((copied == 0).all())
+    assert bool((kept[0] == 0).all())
+
+
 def test_float64_is_never_cast() -> None:
     for library in ("autograd", "torch"):
         w = fv.Variable([1.0 + 1e-12])

@@ -111,6 +111,31 @@ def runs(rank: int, folder: Path) -> Iterator[tuple[str, str, Result]]:
             yield f"dcp {kind}", who, checkpointed(library, kind, rank, str(folder / f"{who} {kind}"))
 
 
+def refusals() -> dict[str, str]:
+    """Return the errors of what docs/integrations.md says is refused."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    net = torch.nn.Linear(4, 2)
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = ours.AdamW(net.parameters())
+    net(torch.ones(3, 4)).sum().backward()
+    attempts = {
+        "fully_shard": optimizer.step,
+        "overlap": lambda: ZeroRedundancyOptimizer(
+            torch.nn.Linear(3, 2).parameters(), ours.AdamW, overlap_with_ddp=True
+        ),
+    }
+    errors = {}
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except (TypeError, ValueError) as error:
+            errors[name] = str(error)
+    return errors
+
+
 def main(rank: int, folder: Path) -> None:
     """Be one of the two processes."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -119,5 +144,5 @@ def main(rank: int, folder: Path) -> None:
     found: dict[str, dict[str, Result]] = {}
     for case, who, got in runs(rank, folder):
         found.setdefault(case, {})[who] = got
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save((found, refusals()), folder / f"{rank}.pt")
     distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from tests.support.torch_tensors import assert_close
 def test_two_ranks_train_as_with_pytorch(tmp_path: Path) -> None:
     """One test, so that the processes start once."""
     torch.multiprocessing.spawn(two_ranks.main, (tmp_path,), nprocs=2)
-    found, on_other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (found, errors), (on_other, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert len(found) == 5 * len(two_ranks.KINDS)
     assert found.keys() == on_other.keys()
     for case in found:
@@ -24,3 +25,5 @@ def test_two_ranks_train_as_with_pytorch(tmp_path: Path) -> None:
             assert_close(mine, theirs, f"{case}: parameter {k}")
             assert torch.equal(mine, on_other[case]["ours"][0][k]), f"{case}: ranks differ in parameter {k}"
         assert_close(torch.tensor(losses), torch.tensor(wanted_losses), f"{case}: losses")
+    assert re.search(r"AdamW: parameter 0 must be .* got .*DTensor", errors["fully_shard"])
+    assert "no supported functional optimizer" in errors["overlap"]  # PyTorch's
