@@ -84,7 +84,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(trained: tuple[Path, str], tmp_p
 
 
 def test_fine_tuning_takes_the_body_by_name(trained: tuple[Path, str]) -> None:
-    out = run("fine_tune.py", "--folder", str(trained[0]), "--epochs", "4")
+    out = run("fine_tune.py", "--folder", str(trained[0]), "--epochs", "8")
     assert "4 restored" in out
     frozen, unfrozen = map(float, re.findall(r"([\d.]+)%", out))
     assert 85 < frozen < unfrozen
