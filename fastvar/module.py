@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastvar import buffers
+from fastvar.tables import Table, count, size
 from fastvar.variable import Variable
 
 Part = Any  # a node of a tree: the number of a variable, a dict of parts, or None for anything else
@@ -390,6 +391,34 @@ class Module:
     def trainable(self, value: bool) -> None:
         for variable in self.variables:
             variable.trainable = value
+
+    def summary(self) -> Table:
+        """Return a table of the variables: names, shapes, dtypes, bytes, and which are trainable.
+
+        Examples
+        --------
+        >>> import fastvar as fv, numpy as np
+        >>> net = fv.Module()
+        >>> net.kernel = fv.Variable(np.zeros((300, 10), np.float32))
+        >>> net.bias = fv.Variable(np.zeros(10), trainable=False)
+        >>> net.summary()
+        Module
+        name    shape      dtype    trainable   bytes
+        ------  ---------  -------  ---------  ------
+        kernel  (300, 10)  float32  yes        12,000
+        bias    (10,)      float64  no             80
+        2 variables, 3,010 parameters (3,000 trainable), 12.1 kB
+        """
+        named = self.named_variables()
+        rows = [(name, str(v.shape), str(v.dtype), v.trainable, v.nbytes) for name, v in named.items()]
+        total = count(sum(v.size for v in named.values()), "parameter")
+        trainable = sum(v.size for v in named.values() if v.trainable)
+        memory = size(sum(v.nbytes for v in named.values()))
+        footer = f"{count(len(named), 'variable')}, {total} ({trainable:,} trainable), {memory}"
+        return Table(type(self).__name__, ("name", "shape", "dtype", "trainable", "bytes"), rows, footer)
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
 
     def __repr__(self) -> str:
         variables = self.variables

@@ -17,6 +17,9 @@ from fastvar.initializers import Initializer
 from fastvar.place import Structure
 from fastvar.regularizers import Regularizer
 from fastvar.slices import IndexedSlices
+from fastvar.tables import Table
+
+FEW_ELEMENTS = 100  # the most that a notebook shows
 
 
 def _planned(name: str, doc: str) -> Any:
@@ -275,6 +278,18 @@ class Variable(Arraylike):
 
     def __format__(self, spec: str) -> str:
         return format(self._array, spec) if spec else str(self)
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, Any]] = [("shape", str(self.shape)), ("dtype", str(self.dtype))]
+        rows += [("bytes", self.nbytes), ("trainable", self.trainable)]
+        rows += [("regularizer", self.regularizer), ("constraint", self.constraint)]
+        values = ""
+        if self.size <= FEW_ELEMENTS:
+            values = np.array2string(self._array, separator=", ", precision=6)
+        elif self.dtype.kind in "fiu":
+            with np.errstate(all="ignore"):
+                rows += [(name, float(getattr(self._array, name)())) for name in ("min", "mean", "max")]
+        return Table(self._label, ("", ""), [row for row in rows if row[1] is not None], values)._repr_html_()
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""

@@ -10,7 +10,7 @@ import pytest
 import fastvar
 
 LAYERS = [
-    {"formats", "hyper", "slices", "versions"},
+    {"figures", "formats", "hyper", "slices", "tables", "versions"},
     {"buffers", "hyper_json"},
     {"kernels", "threadpools"},
     {"arraylike", "constraints", "initializers", "regularizers", "schedules", "threads"},
@@ -20,7 +20,7 @@ LAYERS = [
     {"gradient_check", "gradients"},
     {"optimizer.options", "optimizer.passes"},
     {"optimizer.clipping", "optimizer.groups"},
-    {"optimizer.rule", "optimizer.state"},
+    {"optimizer.overview", "optimizer.rule", "optimizer.state"},
     {"optimizer.cohorts", "optimizer.slots"},
     {"optimizer.given", "optimizer.planning", "optimizer.trees"},
     {"optimizer.step"},

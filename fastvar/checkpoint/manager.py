@@ -15,11 +15,13 @@ from fastvar.checkpoint.bookkeeping import add_notes
 from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.file_format import CheckpointError, Saved, checked_step, failing, uncollected
 from fastvar.checkpoint.folder import Folder, message
+from fastvar.checkpoint.history import History
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.restore import Choice, checked_choice
 from fastvar.checkpoint.retention import Retention
 from fastvar.checkpoint.stopping import Listener
 from fastvar.checkpoint.writer import prepare
+from fastvar.tables import Table, count
 
 
 class CheckpointManager:
@@ -140,6 +142,34 @@ class CheckpointManager:
         """Path of the best checkpoint by `monitor`, earlier runs included; None if there is none."""
         ranked = self._retention.ranked(self._folder.scan().found)
         return ranked[0].path if ranked else None
+
+    def history(self) -> History:
+        """Return the steps, times and metrics of the checkpoints in the folder: columns, a table and a curve.
+
+        It does not know those that have been removed.
+
+        Examples
+        --------
+        >>> import fastvar as fv, tempfile
+        >>> manager = fv.CheckpointManager(fv.Checkpoint(w=fv.Variable(1.0)), tempfile.mkdtemp())
+        >>> for step, loss in [(100, 0.5), (200, 0.25)]:
+        ...     path = manager.save(step, metrics={"loss": loss})
+        >>> history = manager.history()
+        >>> history.step, history.metrics["loss"]
+        (array([100, 200]), array([0.5 , 0.25]))
+        """
+        return History(self._folder.scan().found)
+
+    def __repr__(self) -> str:
+        rules = self._retention
+        try:
+            found = self._folder.scan().found
+            rows = [("checkpoints", count(len(found), "file"))]
+            rows += [("latest", f"{os.path.basename(f.path)}, step {f.step:,}") for f in found[-1:]]
+            rows += [("best", f"{os.path.basename(f.path)}, step {f.step:,}") for f in rules.ranked(found)[:1]]
+        except CheckpointError as error:
+            rows = [("checkpoints", str(error))]
+        return repr(Table(f"CheckpointManager of {self.directory}", ("", ""), [*rows, ("keeps", str(rules))]))
 
     def _step(self) -> int:
         if self._step_counter is None:

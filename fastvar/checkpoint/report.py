@@ -13,7 +13,7 @@ _LINES = 10  # lines of each kind in an error
 _MANY = 2000  # names that are compared letter by letter to find a similar one
 
 
-@dataclass
+@dataclass(repr=False)
 class Restored:
     """What a restore has read from a file.
 
@@ -60,6 +60,8 @@ class Restored:
         lines += [f"  note: {text}" for text in self.notes[:_FEW]]
         lines += [f"  and {len(self.notes) - _FEW:,} more notes"] * (len(self.notes) > _FEW)
         return "\n".join(lines)
+
+    __repr__ = __str__
 
 
 def summary(names: Sequence[str]) -> str:

@@ -73,6 +73,18 @@ class Retention:
         if self.mode not in ("min", "max"):
             raise ValueError(f"CheckpointManager: mode must be 'min' or 'max', got {self.mode!r}")
 
+    def __str__(self) -> str:
+        if self.newest is None:
+            return "all"
+        rules = [f"the newest {self.newest:,}"]
+        if self.hours is not None:
+            rules.append(f"one in {self.hours:g} hours")
+        if self.steps is not None:
+            rules.append(f"one in {self.steps:,} steps")
+        if self.monitor is not None:
+            rules.append(f"the best {self.best:,} by {self.monitor} ({self.mode})")
+        return ", ".join(rules)
+
     def ranked(self, found: Sequence[Found]) -> list[Found]:
         """Return the checkpoints that have the metric, the best first."""
         if self.monitor is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from fastvar import tables
 from fastvar.checkpoint.differences import Change, Difference
 from fastvar.cli import screen
 
@@ -35,7 +36,7 @@ def show(found: Difference) -> None:
     for what in ("added", "removed", "reshaped", "state"):
         for name in getattr(found, what):
             screen.say(f"{what}: {name}")
-    screen.say(f"{screen.count(len(found.changed), 'tensor')} changed, {len(found.equal):,} equal")
+    screen.say(f"{tables.count(len(found.changed), 'tensor')} changed, {len(found.equal):,} equal")
 
 
 def _norms(change: Change) -> list[str]:

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 
-from fastvar import checkpoint
+from fastvar import checkpoint, tables
 from fastvar.checkpoint import conversion, differences, inspection
 from fastvar.cli import changes, screen
 from fastvar.cli.ending import DAMAGED, DIFFERENT, FINE, code_of, message
@@ -79,10 +79,10 @@ def _inspect(given: argparse.Namespace) -> int:
     if given.json:
         screen.write_json(dataclasses.asdict(found))
         return FINE
-    screen.say(f"{found.path}: {found.format}, {screen.size(found.size)}{', pinned' * found.pinned}")
+    screen.say(f"{found.path}: {found.format}, {tables.size(found.size)}{', pinned' * found.pinned}")
     if found.run is not None:
         screen.say(
-            f"step {found.step:,}, save {found.counter:,} of run {found.run[:8]}, {screen.moment(found.time)}"
+            f"step {found.step:,}, save {found.counter:,} of run {found.run[:8]}, {tables.moment(found.time)}"
         )
     if found.metrics:
         screen.say(f"metrics: {screen.metrics(found.metrics)}")
@@ -106,8 +106,8 @@ def _show_tensors(tensors: list[inspection.Tensor], values: bool) -> None:
         rows.append(row)
     screen.table(["tensor", "dtype", "shape", ">bytes"] + [">norm", ">min", ">max", ">non-finite"] * values, rows)
     numbers = sum(math.prod(tensor.shape) for tensor in tensors)
-    total = screen.size(sum(tensor.bytes for tensor in tensors))
-    screen.say(f"{screen.count(len(rows), 'tensor')}, {screen.count(numbers, 'number')}, {total}")
+    total = tables.size(sum(tensor.bytes for tensor in tensors))
+    screen.say(f"{tables.count(len(rows), 'tensor')}, {tables.count(numbers, 'number')}, {total}")
 
 
 def _inspect_folder(given: argparse.Namespace) -> int:
@@ -122,17 +122,17 @@ def _inspect_folder(given: argparse.Namespace) -> int:
         name, found = os.path.basename(item.path), item.inspection
         numbers = ["", "", ""]
         if found is not None:
-            numbers = [f"{found.step:,}", f"{found.counter:,}", screen.moment(found.time)[:16]]
+            numbers = [f"{found.step:,}", f"{found.counter:,}", tables.moment(found.time)[:16]]
         problem = item.problem and item.problem.removeprefix(f"{item.path}: ")
         what = "whole" if problem is None and not given.quick else problem or "not verified"
         pinned = ", pinned" * (found is not None and found.pinned)
         metrics = screen.metrics(found.metrics if found else {})
-        rows.append([name, *numbers, screen.size(item.size), metrics, what + pinned])
+        rows.append([name, *numbers, tables.size(item.size), metrics, what + pinned])
     if not rows:
         screen.say(f"{given.path}: there is no checkpoint in this folder")
         return code
     screen.table(["checkpoint", ">step", ">save", "saved at", ">size", "metrics", "state"], rows)
-    screen.say(f"{given.path}: {screen.count(len(rows), 'checkpoint')}, {damaged:,} damaged")
+    screen.say(f"{given.path}: {tables.count(len(rows), 'checkpoint')}, {damaged:,} damaged")
     return code
 
 

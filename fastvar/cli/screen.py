@@ -8,10 +8,10 @@ import math
 import os
 import shutil
 import sys
-import time
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+from fastvar.tables import cells, padded
 
 _GAP = "  "
 _LEAST = 16  # columns of a cell that is wrapped
@@ -66,16 +66,11 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
             row[0] = ""
         broken = [list(_broken(cell, size)) for cell, size in zip(row, sizes, strict=True)]
         for parts in itertools.zip_longest(*broken, fillvalue=""):
-            padded = [
-                _padded(part, size, i in left) for i, (part, size) in enumerate(zip(parts, sizes, strict=True))
+            line = [
+                padded(part, size, i in left) for i, (part, size) in enumerate(zip(parts, sizes, strict=True))
             ]
-            write(_GAP.join(padded).rstrip())
+            write(_GAP.join(line).rstrip())
     write("")
-
-
-def _padded(text: str, size: int, left: bool) -> str:
-    space = " " * (size - cells(text))
-    return text + space if left else space + text
 
 
 def _broken(text: str, size: int, indent: str = _GAP) -> Iterator[str]:
@@ -89,14 +84,6 @@ def _broken(text: str, size: int, indent: str = _GAP) -> Iterator[str]:
         yield text[:at].rstrip()
         text = indent + text[at:].lstrip()
     yield text
-
-
-def cells(text: str) -> int:
-    """Return the columns that a text takes on a terminal: two for wide characters, none for combining ones."""
-    if text.isascii():
-        return len(text)
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
 def clean(text: str, newline: str = "\n") -> str:
@@ -115,28 +102,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def size(count: float) -> str:
-    """Return a number of bytes with a unit."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def count(number: int, thing: str) -> str:
-    """Return a number of things, as "1 tensor" or "1,000 tensors"."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
-
-
-def moment(seconds: float | None) -> str:
-    """Return a time, in seconds since 1970, as date and time of day."""
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-    except (OverflowError, ValueError, OSError):  # a damaged state may hold any number
-        return str(seconds)
 
 
 def metrics(values: dict[str, Any]) -> str:

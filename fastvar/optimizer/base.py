@@ -14,6 +14,7 @@ from fastvar.kernels.turn import Turn
 from fastvar.module import Tree, as_tree, holds_variables, is_sequence
 from fastvar.optimizer.groups import Group
 from fastvar.optimizer.options import evaluated
+from fastvar.optimizer.overview import overview
 from fastvar.optimizer.planning import StepPlan
 from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.slots import begin_anew, first_numbers, first_values, keep
@@ -417,6 +418,9 @@ class Optimizer(Rule):
         if found is None:
             raise KeyError(f"{self._owner}: no slot {name!r} of {variable!r}; slots are {[*self._state.slots]}")
         return found  # type: ignore[no-any-return]
+
+    def _repr_html_(self) -> str:
+        return overview(self, self.iterations, self.groups, self.variables)._repr_html_()
 
     @property
     def _turns(self) -> list[Turn]:

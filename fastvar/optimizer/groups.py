@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
-from fastvar.hyper import Parameter
-from fastvar.optimizer.options import Options
-from fastvar.place import Place
+from fastvar.hyper import Parameter, Schedule
+from fastvar.optimizer.options import Options, schedules_in
+from fastvar.place import Place, label
+from fastvar.tables import Table, count
 
+FEW = 5  # the most names that a group shows
 P = TypeVar("P", bound=Place)
 
 
@@ -27,6 +30,11 @@ class Group(Generic[P]):
     def variables(self) -> list[P]:
         """The variables, in the order of `build`."""
         return [*self._variables]
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """The schedules that numbers of the group follow, by name; first those of the optimizer."""
+        return schedules_in({**self._optimizer._parameters, **self._own})
 
     def _parameter(self, name: str) -> Parameter:
         parameter: Parameter | None = type(self._optimizer).parameters.get(name)
@@ -50,5 +58,13 @@ class Group(Generic[P]):
         self._given.add(name)
 
     def __repr__(self) -> str:
-        own = "".join(f", {name}={value!r}" for name, value in self._own.items())
-        return f"<Group of {len(self.variables)} variables{own}>"
+        shared = "" if self._own else "with the hyperparameters of the optimizer"
+        schedules = self.schedules
+        rows = [(name, getattr(self, name), schedules.get(name)) for name in self._own]
+        return repr(Table(f"Group of {names_of(self.variables)}", ("", "", ""), rows, shared))
+
+
+def names_of(variables: Sequence[Place]) -> str:
+    """Return the number of variables and the names of the first."""
+    few = [label(v, i) for i, v in enumerate(variables[:FEW])]
+    return f"{count(len(variables), 'variable')}: {', '.join(few)}{', ...' if len(variables) > FEW else ''}"

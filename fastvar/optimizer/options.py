@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypedDict
 
 from fastvar.hyper import (
@@ -67,6 +67,11 @@ class Options(Declared):
         super().__init_subclass__(**kwargs)
 
     @property
+    def schedules(self) -> dict[str, Schedule]:
+        """The schedules that numbers follow, by name, as they were given. The attributes are present values."""
+        return schedules_in(self._parameters)
+
+    @property
     def _owner(self) -> str:
         """The beginning of error messages."""
         return self._parameters["name"] or type(self).__name__
@@ -80,6 +85,11 @@ class Options(Declared):
     def _change(self, values: dict[str, Any], name: str, value: Any) -> None:
         """Set a hyperparameter in `values`, the optimizer's or a group's, and apply all its consequences."""
         raise NotImplementedError
+
+
+def schedules_in(values: Mapping[str, Any]) -> dict[str, Schedule]:
+    """Return those of the values of parameters that are schedules."""
+    return {name: value for name, value in values.items() if callable(value)}
 
 
 def evaluated(owner: str, parameter: Parameter, schedule: Callable[[int], float], step: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from fastvar import figures
 from fastvar.hyper import Declared
 
 POINTS = 2000  # the most points of a plot: more than its width in pixels
@@ -57,7 +58,7 @@ class LearningRateSchedule(Declared):
         if steps < 1:
             raise ValueError(f"{type(self).__name__}: steps must be >= 1, got {steps}")
         if ax is None:
-            ax = _figure(type(self).__name__)
+            ax = figures.axes(type(self).__name__)
         at = [i * (steps - 1) // (POINTS - 1) for i in range(POINTS)] if steps > POINTS else list(range(steps))
         ax.plot(at, [self(step) for step in at], marker="." if steps <= 30 else None)
         title = textwrap.fill(repr(self), 76, break_long_words=False)
@@ -71,14 +72,6 @@ class LearningRateSchedule(Declared):
         values = {k: v for k, v in self._parameters.items() if v != self.parameters[k].default}
         shown = [f"{k}={list(v) if isinstance(v, tuple) else v!r}" for k, v in values.items()]
         return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def _figure(owner: str) -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(f'{owner}: plot needs matplotlib: pip install "fastvar[plot]"') from error
-    return pyplot.subplots(figsize=(8, 4.5), layout="constrained")[1]
 
 
 def value_at(schedule: Any, step: int) -> float:

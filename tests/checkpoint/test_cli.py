@@ -20,9 +20,8 @@ import safetensors.numpy
 
 import fastvar as fv
 from fastvar import __main__ as main
-from fastvar import checkpoint
+from fastvar import checkpoint, tables
 from fastvar.checkpoint import anyfile, differences, file_format, reader, writer
-from fastvar.cli import screen
 from fastvar.cli.ending import DAMAGED
 
 DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in file_format.NATIVE + file_format.EXTENDED]
@@ -474,4 +473,4 @@ def test_values_are_those_of_numpy() -> None:
     ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (14463, "14.5 kB"), (5e13, "50 TB")]
 )
 def test_sizes(count: float, text: str) -> None:
-    assert screen.size(count) == text
+    assert tables.size(count) == text

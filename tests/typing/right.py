@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, assert_type
 
 import numpy as np
@@ -51,6 +52,7 @@ def optimizers(w: fv.Variable, x: npt.NDArray[np.float32]) -> None:
     adam = fv.optimizers.Adam(fv.schedules.CosineDecay(0.1, decay_steps=10), beta_1=lambda step: 0.9, clipnorm=1)
     assert_type(adam.learning_rate, float)
     assert_type(adam.clipnorm, float | None)
+    assert_type(adam.schedules, dict[str, Callable[[int], float]])
     adam.learning_rate = fv.schedules.Warmup(0.1, warmup_steps=5)
     adam.learning_rate = np.float32(0.1)
     adam.clipnorm = None
@@ -89,6 +91,7 @@ def modules_and_checkpoints() -> None:
         assert_type(manager.save(3, metrics={"loss": np.float32(1)}), str | None)
         assert_type(manager.save(check_interval=False), str)
         assert_type(manager.latest_checkpoint, str | None)
+        assert_type(manager.history().metrics, dict[str, Array])
     assert_type(path, str)
     assert_type(fv.list_variables(path), list[tuple[str, tuple[int, ...]]])
     assert_type(fv.load_variable(path, "head"), Array)

@@ -1,0 +1,46 @@
+"""Figures of matplotlib, which is imported when one is drawn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+_INK = "#010203"  # stands for the colour of the text on the page
+
+
+def axes(owner: str) -> Any:
+    """Return the axes of a new figure of pyplot.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(f'{owner}: plot needs matplotlib: pip install "fastvar[plot]"') from error
+    return pyplot.subplots(figsize=(8, 4.5), layout="constrained")[1]
+
+
+def svg(draw: Callable[[Any], object]) -> str:
+    """Return what `draw` draws into axes as SVG. It is transparent, and its text has the colour of the page's.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {"svg.fonttype": "none", "legend.framealpha": 0.0}
+    style |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK)
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        draw(figure.add_subplot())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    drawn = text.getvalue()
+    return drawn[drawn.index("<svg") :].replace(_INK, "currentColor")
