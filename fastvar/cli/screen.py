@@ -66,9 +66,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
             row[0] = ""
         broken = [list(_broken(cell, size)) for cell, size in zip(row, sizes, strict=True)]
         for parts in itertools.zip_longest(*broken, fillvalue=""):
-            line = [
-                padded(part, size, i in left) for i, (part, size) in enumerate(zip(parts, sizes, strict=True))
-            ]
+            line = [padded(part, size, i in left) for i, (part, size) in enumerate(zip(parts, sizes, strict=True))]
             write(_GAP.join(line).rstrip())
     write("")
 
