@@ -14,6 +14,7 @@ import fastvar as fv
 X = np.array([[0.5, 2.0, 1.25], [3.0, 0.25, 4.0]])
 SQUARE = np.array([[2.0, 1.0], [0.5, 3.0]])
 MASK = np.array([[True, False, True], [True, True, False]])
+pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # NumPy's, of any release
 MODULES = [np, np.linalg, np.fft, np.ma]
 
 # Arguments of functions that take others than an array and an axis; methods take the same.

@@ -195,6 +195,7 @@ def test_torch_reads_the_same_memory() -> None:
     assert tensor[0, 0] == 42
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")  # of NumPy 2.5
 def test_value_is_a_view_that_cannot_be_replaced() -> None:
     v = make()
     with pytest.raises(AttributeError):
