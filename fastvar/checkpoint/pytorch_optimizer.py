@@ -36,6 +36,8 @@ class StoredOptimizer:
             [name_of[n], pack(of, f"{keyword}/{name_of[n]}", self._keep)] for n, of in state["state"].items()
         ]
         self._own = [self._packed(k, group) for k, group in enumerate(self._groups)]
+        self._rest = {name: value for name, value in state.items() if name not in ("state", "param_groups")}
+        self._more = {name: pack(value, f"{keyword}/{name}", self._keep) for name, value in self._rest.items()}
 
     def _keep(self, path: str, tensor: Any) -> str:
         if path in self.arrays:
@@ -54,11 +56,18 @@ class StoredOptimizer:
         """Return its state as JSON, without the tensors."""
         of_groups = zip(self._names, self._shapes, self._own, strict=True)
         groups = [{"names": names, "shapes": shapes, "own": own} for names, shapes, own in of_groups]
-        return {"class_name": self._owner, "slots": self._slots, "groups": groups}
+        described = {"class_name": self._owner, "slots": self._slots, "groups": groups}
+        return described | {"more": self._more} if self._more else described
 
     def differences(self, saved: Any, find: Find) -> list[str]:
         """Return the hyperparameters that differ from those that were saved."""
-        return [
+        more = [
+            f"{self._keyword}.state_dict()[{name!r}]: "
+            f"{self._rest[name]!r} here, {unpack(there, find)!r} in the file"
+            for name, there in saved.get("more", {}).items()
+            if name in self._more and there != self._more[name]
+        ]
+        return more + [
             f"{self._keyword}.param_groups[{k}][{name!r}]: "
             f"{group[name]!r} here, {unpack(there, find)!r} in the file"
             for k, (group, mine) in enumerate(zip(self._groups, self._own, strict=True))
@@ -94,7 +103,10 @@ class StoredOptimizer:
                 if mine != shape:
                     raise ValueError(f"{self._owner}: {name} has shape {mine} here, {shape} in the file")
                 number[name] = self._number[here[name]]
+        more = {} if program else {name: unpack(x, find) for name, x in saved.get("more", {}).items()}
         return {
+            **self._rest,
+            **more,
             "state": {number[name]: unpack(of, find) for name, of in saved["slots"]},
             "param_groups": [
                 mine if program else mine | {name: unpack(x, find) for name, x in group["own"].items()}

@@ -311,6 +311,8 @@ def edits(state: dict[str, Any]) -> Any:
     yield state | {"slots": [["none", inner[1]]]}
     for own in (None, {"betas": {"x": 1}}):
         yield state | {"groups": [state["groups"][0] | {"own": own}]}
+    for more in (None, 1, "x", [1], {"fastvar": {"no": []}}, {"fastvar": {"tensor": "nothing"}}):
+        yield state | {"more": more}
 
 
 def test_malformed_state_is_refused(tmp_path: Path) -> None:
@@ -339,6 +341,55 @@ def test_hyperparameters_are_those_of_the_file_or_of_the_program(tmp_path: Path)
             "optimizer.param_groups[0]['betas']: (0.5, 0.5) here, (0.9, 0.999) in the file",
         ]
         assert optimizer.param_groups[0]["lr"] == rate
+
+
+class Noting(torch.optim.SGD):
+    """An optimizer whose `state_dict` has entries of its own."""
+
+    notes: Any = ()
+
+    def state_dict(self) -> Any:
+        return super().state_dict() | {"notes": {"calls": self.notes, "mean": torch.ones(2)}}
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        self.notes = state_dict["notes"]["calls"]
+        assert torch.equal(state_dict["notes"]["mean"], torch.ones(2))
+        super().load_state_dict(state_dict)
+
+
+def test_other_entries_of_a_state_are_stored(tmp_path: Path) -> None:
+    net = module()
+    optimizer = Noting(net.parameters(), lr=0.1)
+    optimizer.notes = (1, 2)
+    fv.Checkpoint(net, optimizer=optimizer).save(tmp_path / "a.ckpt")
+    for hyperparameters, notes in (("saved", (1, 2)), ("program", (3,))):
+        optimizer.notes = (3,)
+        fv.Checkpoint(net, optimizer=optimizer).restore(tmp_path / "a.ckpt", hyperparameters=hyperparameters)
+        assert optimizer.notes == notes
+
+
+def test_keywords_of_ours_resume_with_averages(tmp_path: Path) -> None:
+    keywords: Any = {"max_grad_norm": 0.5, "ema": 0.75, "nonfinite": "skip"}
+    net = module()
+    optimizer = ours.Adam(net.parameters(), **keywords)
+    train(net, optimizer, 2)
+    optimizer.skipped = 3
+    fv.Checkpoint(net, optimizer=optimizer).save(tmp_path / "a.ckpt")
+    train(net, optimizer, 2)
+    for hyperparameters in ("saved", "program"):
+        other = module()
+        own = {"max_grad_norm": 0.25} if hyperparameters == "saved" else keywords
+        again = ours.Adam(other.parameters(), **own)
+        report = fv.Checkpoint(other, optimizer=again).restore(
+            tmp_path / "a.ckpt",
+            hyperparameters=hyperparameters,  # type: ignore[arg-type]
+        )
+        assert report.hyperparameters[0].startswith("optimizer.state_dict()['fastvar']: {'max_grad_norm': 0.")
+        assert {name: getattr(again, name) for name in keywords} == keywords
+        assert again.skipped == (3 if hyperparameters == "saved" else 0)
+        train(other, again, 2)
+        assert contents(other.state_dict()) == contents(net.state_dict())
+        assert contents(again.state_dict()["state"]) == contents(optimizer.state_dict()["state"])
 
 
 def test_parameters_are_matched_by_name_not_by_order(tmp_path: Path) -> None:
