@@ -17,7 +17,8 @@ SHAPES_OF = {
 }  # PyTorch's divide by a size of 0, or want matrices
 BOUND = 100  # units in the last place, see test_meaning.py
 IN_BFLOAT16 = 20 * 2**-5  # of 20 steps of Muon; PyTorch iterates with 8 bits
-HERE = [info for info in optim_db if info.optim_cls.__name__ in ours.classes.__all__]
+DENSE = [info for info in optim_db if not info.only_supports_sparse_grads]  # see test_sparse.py for the other
+HERE = [info for info in DENSE if info.optim_cls.__name__ in ours.classes.__all__]
 CASES = [(info.optim_cls.__name__, dict(i.kwargs)) for info in HERE for i in info.optim_inputs_func(device="cpu")]
 IDS = [f"{name}-{','.join(f'{k}={v}' for k, v in kwargs.items()) or 'default'}" for name, kwargs in CASES]
 EVERY = [info.optim_cls.__name__ for info in HERE]

@@ -32,6 +32,7 @@ from fastvar.torch.optim.classes import (
     RAdam,
     RMSprop,
     Rprop,
+    SparseAdam,
 )
 from fastvar.torch.optim.explaining import Explanation, explain
 from fastvar.torch.optim.native import (
@@ -78,6 +79,7 @@ __all__ = [
     "Rprop",
     "ScheduleFreeAdamW",
     "Signum",
+    "SparseAdam",
     "Yogi",
     "explain",
     "lr_scheduler",

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 
 import fastvar.torch as ours
+from fastvar import optimizers
 from fastvar.torch.optim.measuring import MeasuringPart, MeasuringPlan
+from fastvar.torch.optim.sparse import SparsePart, SparsePlan
 from fastvar.torch.optim.stepping import KernelStep
 
 if TYPE_CHECKING:  # the arguments of PyTorch's classes, for type checkers and editors
@@ -29,6 +31,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "SparseAdam",
 ]
 
 
@@ -316,6 +319,25 @@ class Adafactor(KernelStep, torch.optim.Adafactor):
             weight_decay: float = ...,
             *,
             foreach: bool | None = ...,
+            maximize: bool = ...,
+            **keywords: Unpack[Arguments],
+        ) -> None: ...
+
+
+class SparseAdam(KernelStep, torch.optim.SparseAdam):
+    """`torch.optim.SparseAdam`."""
+
+    rule_class = optimizers.Adam
+    part_class, plan_class = SparsePart, SparsePlan
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = ...,
+            betas: tuple[float, float] = ...,
+            eps: float = ...,
             maximize: bool = ...,
             **keywords: Unpack[Arguments],
         ) -> None: ...

@@ -9,7 +9,7 @@ from typing import Any
 from fastvar import kernels, threads
 from fastvar.optimizer.planning import PARALLEL
 from fastvar.torch.optim.keywords import DEFAULTS
-from fastvar.torch.optim.planning import check, check_gradient, name_of
+from fastvar.torch.optim.planning import check, name_of
 from fastvar.torch.optim.stepping import KernelStep
 
 
@@ -126,8 +126,8 @@ def refusals(optimizer: KernelStep) -> list[str]:
                 if p.grad is not None or optimizer.state.get(p):
                     check(owner, name, p)
                 if p.grad is not None:
-                    check_gradient(owner, f"gradient of {name}", p.grad, p)
-            except (TypeError, ValueError) as error:
+                    optimizer.plan_class.check_gradient(owner, f"gradient of {name}", p.grad, p)
+            except (TypeError, ValueError, RuntimeError) as error:
                 found.append(str(error))
     if found:
         return found

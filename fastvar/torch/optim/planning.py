@@ -132,6 +132,14 @@ class TensorPlan:
             self.watch = Watch(READER, lists, numbers_of, tensors)
             self._make_plan()
 
+    @staticmethod
+    def check_gradient(owner: str, label: str, gradient: Any, p: Any) -> None:
+        """Raise the error of a gradient that cannot even be copied."""
+        if type(gradient) not in CLASSES or gradient.layout is not torch.strided or gradient.device != p.device:
+            raise refused(owner, label, gradient, "a dense tensor on the CPU")
+        if gradient.shape != p.shape:
+            raise ValueError(f"{owner}: {label} must have shape {(*p.shape,)}, got {(*gradient.shape,)}")
+
     # Tensors.
 
     def _take_tensors(self, optimizer: Any) -> None:
@@ -311,7 +319,7 @@ class TensorPlan:
         """Let the kernels read a copy of a gradient that lies like its parameter."""
         p, gradient = self.members[i], self.members[i].grad
         label = f"gradient of {self.names[i]}"
-        check_gradient(self.owner, label, gradient, p)
+        self.check_gradient(self.owner, label, gradient, p)
         copy = torch.empty_like(p, dtype=gradient.dtype, requires_grad=False).copy_(gradient.detach())
         if not self.watch.replace(i, copy):
             raise refused(self.owner, label, gradient, "real numbers")
@@ -389,14 +397,6 @@ def check(owner: str, label: str, tensor: Any, like: Any = None) -> None:
     good = real and not tensor.is_inference() and READER.memory(tensor, like) is not None
     if not good or (like is not None and like.dtype != tensor.dtype):
         raise refused(owner, label, tensor, "a dense float32 or float64 tensor on the CPU")
-
-
-def check_gradient(owner: str, label: str, gradient: Any, p: Any) -> None:
-    """Raise the error of a gradient that cannot even be copied."""
-    if type(gradient) not in CLASSES or gradient.layout is not torch.strided or gradient.device != p.device:
-        raise refused(owner, label, gradient, "a dense tensor on the CPU")
-    if gradient.shape != p.shape:
-        raise ValueError(f"{owner}: {label} must have shape {(*p.shape,)}, got {(*gradient.shape,)}")
 
 
 def why_copied(gradient: Any, p: Any) -> str:
