@@ -27,6 +27,15 @@ SIZES = [
     (1, 2**24, 11),
 ]  # tensors, each, rounds
 FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
+OF_MATRICES = ("Adafactor", "Muon")
+
+
+def shape_of(name: str, size: int) -> tuple[int, ...]:
+    """Return the shape of a tensor: of these classes a matrix, as square as powers of 2 allow."""
+    columns = 1
+    while name in OF_MATRICES and size % (2 * columns) == 0 and 4 * columns * columns <= size:
+        columns *= 2
+    return (size // columns, columns) if name in OF_MATRICES else (size,)
 
 
 def reading(params: list[Any], optimizer: Any) -> Callable[[], object]:
@@ -38,7 +47,7 @@ def reading(params: list[Any], optimizer: Any) -> Callable[[], object]:
     watch = optimizer._plan.watch
 
     def read() -> None:
-        watch.look([params], optimizer.state)
+        watch.read_gradients([params], optimizer.state)
         torch.autograd.graph.increment_version(params)
         watch.release()
 
@@ -55,7 +64,7 @@ def contenders(name: str, count: int, size: int) -> dict[str, tuple[list[Any], C
     }
     made = {}
     for who, make in makers.items():
-        params = [torch.nn.Parameter(torch.ones(size)) for _ in range(count)]
+        params = [torch.nn.Parameter(torch.ones(shape_of(name, size))) for _ in range(count)]
         optimizer = make(params)
         made[who] = params, reading(params, optimizer) if who == "reading" else optimizer.step
     return made
@@ -63,7 +72,7 @@ def contenders(name: str, count: int, size: int) -> dict[str, tuple[list[Any], C
 
 def measured(name: str, count: int, size: int, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of every step of each contender, after two that are not counted."""
-    gradients = [torch.randn(size) for _ in range(count)]
+    gradients = [torch.randn(shape_of(name, size)) for _ in range(count)]
     entries = contenders(name, count, size)
     times: dict[str, list[float]] = {who: [] for who in entries}
     for _ in range(rounds + 2):
