@@ -21,14 +21,15 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fastvar.torch.optim as ours
-from tests.support.torch_tensors import NAMES, assert_close
+from tests.support.torch_tensors import EVERY, assert_close
 
 STEPS = 6
 
 
-def network() -> Any:
+def network(bias: bool = True) -> Any:
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
+    layers = torch.nn.Linear(5, 7, bias), torch.nn.Linear(7, 3, bias)
+    return torch.nn.Sequential(layers[0], torch.nn.Tanh(), layers[1])
 
 
 def loss_of(net: Any, t: int) -> Any:
@@ -183,6 +184,10 @@ def test_training_is_that_of_pytorch(way: Any) -> None:
         assert_close(p, q, name)
 
 
+def network_for(name: str) -> Any:
+    return network(bias=name != "Muon")  # whose parameters must be matrices
+
+
 def optimizer_of(name: str, net: Any) -> Any:
     options = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
     return getattr(ours, name)(net.parameters(), lr=0.01, **options)
@@ -198,13 +203,13 @@ def assert_go_on_alike(pairs: list[Any]) -> None:
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters(), strict=True))
 
 
-every_class = pytest.mark.parametrize("name", [*NAMES, *sorted(set(ours.native.__all__) - {"Ftrl"})])
+every_class = pytest.mark.parametrize("name", [*EVERY, *sorted(set(ours.native.__all__) - {"Ftrl"})])
 
 
 @every_class
 @pytest.mark.parametrize("flat", [False, True])
 def test_state_by_the_names_of_parameters(name: str, flat: bool) -> None:
-    net, options = network(), StateDictOptions(flatten_optimizer_state_dict=flat)
+    net, options = network_for(name), StateDictOptions(flatten_optimizer_state_dict=flat)
     optimizer = optimizer_of(name, net)
     train(net, optimizer, range(3))
     state = copy.deepcopy(get_optimizer_state_dict(net, optimizer, options=options))
@@ -224,11 +229,11 @@ def test_rate_0_by_which_pytorch_makes_state_is_refused_by_ftrl() -> None:
 @every_class
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_distributed_checkpoints_without_ranks(name: str, tmp_path: Path) -> None:
-    net = network()
+    net = network_for(name)
     optimizer = optimizer_of(name, net)
     train(net, optimizer, range(3))
     dcp.save(dict(zip("mo", get_state_dict(net, optimizer), strict=True)), checkpoint_id=tmp_path)
-    other = network()
+    other = network_for(name)
     another = optimizer_of(name, other)
     state = dict(zip("mo", get_state_dict(other, another), strict=True))
     dcp.load(state, checkpoint_id=tmp_path)
