@@ -111,7 +111,7 @@ def explain(optimizer: KernelStep) -> Explanation:
         instruction_set=kernels.isa,
         threads=threads.get_num_threads() if elements >= PARALLEL else 1,
         keywords={name: x for name, x in optimizer._keywords.items() if x != DEFAULTS[name]},
-        copied=dict(vars(optimizer).get("_copied", {})),
+        copied=dict(optimizer._copied),
         refused=refused,
     )
 

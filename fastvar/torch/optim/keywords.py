@@ -114,6 +114,7 @@ class Extended(torch.optim.Optimizer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._take(popped(kwargs))
+        self._copied: dict[str, str] = {}  # parameters whose gradient had to be copied, and why
         params = args[0] if args else kwargs.get("params")
         if isinstance(params, Module) or not isinstance(params, (list, tuple)):
             self._refuse_variables(params)
@@ -151,7 +152,8 @@ class Extended(torch.optim.Optimizer):
         return state | ({"skipped": self.skipped} if self.skipped else {})
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_keywords": self._keywords, "skipped": self.skipped}
+        own = {"_keywords": self._keywords, "skipped": self.skipped, "_copied": self._copied}
+        return super().__getstate__() | own
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as PyTorch does, with the keywords under "fastvar" if any is set."""

@@ -105,7 +105,7 @@ class TensorPlan:
         self.groups: list[Part] = []
         self.members: list[Any] = []
         self.names: list[str] = []
-        self.copied: dict[str, str] = vars(optimizer).setdefault("_copied", {})
+        self.copied: dict[str, str] = optimizer._copied
         numbers_of: list[int] = []
         number = itertools.count()
         for k, group in enumerate(optimizer.param_groups):
