@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from math import sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 
 from fastvar import kernels
 from fastvar.buffers import Array
-from fastvar.hyper import choice, flag, integer, number, pair, sequence
+from fastvar.hyper import Number, Real, Schedule, choice, flag, integer, number, pair, sequence
+from fastvar.optimizer.options import OptionTypes
 from fastvar.optimizer.passes import Measured, Pass
 from fastvar.optimizers.matrix import orthogonalize, relative_sizes, saturated
 from fastvar.place import Place
 from fastvar.torch.base import TorchOptimizer
+
+Adjustment = Literal["original", "match_rms_adamw"]
 
 
 class Adafactor(TorchOptimizer):
@@ -74,11 +77,26 @@ class Adafactor(TorchOptimizer):
            [2.726, 3.726]])
     """
 
-    lr: float = number(default=1e-2, low=0)
-    beta2_decay: float = number(default=-0.8, high=0)
+    lr: Number = number(default=1e-2, low=0)
+    beta2_decay: Number = number(default=-0.8, high=0)
     eps: tuple[float | None, float] = pair(number(low=0, optional=True), number(low=0), default=(None, 1e-3))
-    d: float = number(default=1.0, low=1)
-    weight_decay: float = number(default=0.0, low=0)
+    d: Number = number(default=1.0, low=1)
+    weight_decay: Number = number(default=0.0, low=0)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            beta2_decay: Real | Schedule = ...,
+            eps: tuple[float | None, float] = ...,
+            d: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     slots = ("variance", "row_var", "col_var")
 
@@ -203,14 +221,32 @@ class Muon(TorchOptimizer):
            [0.  , 1.11]])
     """
 
-    lr: float = number(default=1e-3, low=0)
-    weight_decay: float = number(default=0.1, low=0)
-    momentum: float = number(default=0.95, low=0)
+    lr: Number = number(default=1e-3, low=0)
+    weight_decay: Number = number(default=0.1, low=0)
+    momentum: Number = number(default=0.95, low=0)
     nesterov: bool = flag(default=True)
     ns_coefficients: tuple[float, ...] = sequence(number(), default=(3.4445, -4.7750, 2.0315))
-    eps: float = number(default=1e-7)
+    eps: Number = number(default=1e-7)
     ns_steps: int = integer(default=5, low=0)
-    adjust_lr_fn: str | None = choice("original", "match_rms_adamw", default=None, optional=True)
+    adjust_lr_fn: Adjustment | None = choice("original", "match_rms_adamw", default=None, optional=True)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: Any = None,
+            lr: Real | Schedule = ...,
+            weight_decay: Real | Schedule = ...,
+            momentum: Real | Schedule = ...,
+            nesterov: bool = ...,
+            ns_coefficients: tuple[float, ...] = ...,
+            eps: Real | Schedule = ...,
+            ns_steps: int = ...,
+            adjust_lr_fn: Adjustment | None = ...,
+            *,
+            maximize: bool = ...,
+            **options: Unpack[OptionTypes],
+        ) -> None: ...
 
     slots = ("momentum_buffer",)
 
