@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, settings
 # Before anything imports Keras. tests/keras/test_backends.py runs tests on another backend.
 os.environ["KERAS_BACKEND"] = os.environ.get("FASTVAR_KERAS_BACKEND", "numpy")
 
+os.environ.pop("COLUMNS", None)  # pytest's processes have it: commands would break lines as on a terminal
+
 settings.register_profile(
     "fastvar",
     deadline=None,
