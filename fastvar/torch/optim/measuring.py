@@ -124,6 +124,8 @@ class MeasuringPlan(planning.TensorPlan):
             self.rule._counts = self.counts
             state.count[0] = int(self.counts.max())
             state.numbers["missed"][...] = state.count[0] - self.counts
+        elif self.ema:
+            state.count[0] = int(self.averaged)  # the core begins averages anew at 0
         self.hyper_of_parts: list[Any] = [None] * len(self.parts)
         self._set_hyperparameters()
         self.rule._refreshed()  # it refuses memory that is shared

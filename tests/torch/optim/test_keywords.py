@@ -19,6 +19,7 @@ from fastvar.torch.optim import keywords
 from tests.support.torch_tensors import (
     HERE,
     NAMES,
+    SHAPES_OF,
     assert_close,
     assert_same,
     bytes_of,
@@ -248,6 +249,24 @@ def test_averages_are_those_of_pytorch(name: str) -> None:
     for p, wanted in zip(params, averaged.parameters(), strict=True):
         assert_close(p, wanted, "copied")
     assert optimizer.kernel_steps == 6
+
+
+@pytest.mark.parametrize("name", [*NAMES, *SHAPES_OF, *ours.native.__all__])
+def test_averages_go_on_after_a_new_plan(name: str) -> None:
+    p = torch.nn.Parameter(torch.randn(7, 5))
+    optimizer = getattr(ours, name)([p], lr=0.1, ema=0.75, max_grad_norm=1.0, nonfinite="skip")
+    for t in range(4):
+        give_gradients([p], t)
+        before = None if t == 0 else optimizer.state[p]["ema"].clone()
+        optimizer.step()
+        wanted = p.detach() if before is None else 0.75 * before + 0.25 * p.detach()
+        assert_close(optimizer.state[p]["ema"], wanted, f"step {t}")
+        optimizer.load_state_dict(optimizer.state_dict())
+    p.grad[0] = torch.nan
+    state = bytes_of(optimizer, [p])
+    optimizer.step()
+    assert bytes_of(optimizer, [p]) == state
+    assert (optimizer.kernel_steps, optimizer.skipped) == (4, 1)
 
 
 def test_parameters_with_averages_are_not_stepped() -> None:
