@@ -26,6 +26,7 @@ FIXED = (float, int, bool, str, type(None))  # types of values that cannot chang
 CLIP_EPSILON = 1e-6  # what `torch.nn.utils.clip_grad_norm_` adds to the norm
 ALIKE = ("shape", "dtype", "device", "layout")  # what a slot has in common with its parameter
 CLASSES = (torch.Tensor, torch.nn.Parameter)
+SPARSE = "; SparseAdam, torch.optim.SGD and torch.optim.Adagrad take sparse gradients"
 READER = Reader(CLASSES, torch.strided)
 
 
@@ -136,7 +137,8 @@ class TensorPlan:
     def check_gradient(owner: str, label: str, gradient: Any, p: Any) -> None:
         """Raise the error of a gradient that cannot even be copied."""
         if type(gradient) not in CLASSES or gradient.layout is not torch.strided or gradient.device != p.device:
-            raise refused(owner, label, gradient, "a dense tensor on the CPU")
+            sparse = isinstance(gradient, torch.Tensor) and gradient.layout is torch.sparse_coo
+            raise refused(owner, label, gradient, "a dense tensor on the CPU", SPARSE if sparse else None)
         if gradient.shape != p.shape:
             raise ValueError(f"{owner}: {label} must have shape {(*p.shape,)}, got {(*gradient.shape,)}")
 
@@ -394,6 +396,8 @@ def name_of(group: dict[str, Any], i: int, number: int) -> str:
 def check(owner: str, label: str, tensor: Any, like: Any = None) -> None:
     """Raise the error of a parameter, or a slot `like` its parameter, that kernels cannot update."""
     real = isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.float32, torch.float64)
+    if real and like is not None and tensor.shape != like.shape:
+        raise ValueError(f"{owner}: {label} must have the shape {(*like.shape,)} of it, got {(*tensor.shape,)}")
     good = real and not tensor.is_inference() and READER.memory(tensor, like) is not None
     if not good or (like is not None and like.dtype != tensor.dtype):
         raise refused(owner, label, tensor, "a dense float32 or float64 tensor on the CPU")
@@ -408,12 +412,12 @@ def why_copied(gradient: Any, p: Any) -> str:
     return "it does not begin at a multiple of the size of its elements"
 
 
-def refused(owner: str, label: str, got: Any, wanted: str) -> TypeError:
-    """Return the error of a tensor that kernels cannot use."""
+def refused(owner: str, label: str, got: Any, wanted: str, advice: str | None = None) -> TypeError:
+    """Return the error of a tensor that kernels cannot use, with the advice or else PyTorch's own class."""
     what = type(got).__name__
     if isinstance(got, torch.Tensor):
         what = f"{got.dtype}, {got.layout} on {got.device} ({what})"
-    return TypeError(f"{owner}: {label} must be {wanted}, got {what}{instead_of(owner)}")
+    return TypeError(f"{owner}: {label} must be {wanted}, got {what}{advice or instead_of(owner)}")
 
 
 def instead_of(owner: str) -> str:

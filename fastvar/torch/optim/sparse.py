@@ -49,6 +49,9 @@ class SparsePlan(TensorPlan):
         plain = type(gradient) is torch.Tensor and gradient.layout is torch.sparse_coo
         if not plain or gradient.is_complex() or gradient.device.type != "cpu":
             raise refused(owner, label, gradient, "sparse (COO), real numbers on the CPU")
+        limits = torch.tensor(p.shape[: gradient.sparse_dim()]).unsqueeze(1)
+        if gradient.shape != p.shape or ((found := gradient._indices()) < 0).any() or (found >= limits).any():
+            raise ValueError(f"{owner}: {label} must have the shape {(*p.shape,)}, and indices within it")
 
     def _take_tensors(self, optimizer: Any) -> None:
         """Find the slots and counts of members, and how many axes of each are sparse."""

@@ -135,7 +135,11 @@ def subclassed(p: Any) -> Any:
 
 
 BAD_GRADIENTS: dict[str, Any] = {
-    "sparse": (lambda p: torch.ones(3, 4).to_sparse(), TypeError, "must be a dense tensor on the CPU"),
+    "sparse": (
+        lambda p: torch.ones(3, 4).to_sparse(),
+        TypeError,
+        "must be a dense tensor on the CPU.*; SparseAdam, torch.optim.SGD and torch.optim.Adagrad take",
+    ),
     "aliased": (lambda p: p.detach(), ValueError, "must not share memory with .*parameter 0'?; pass a copy"),
     "subclass": (subclassed, TypeError, "must be a dense tensor on the CPU"),
 }
@@ -163,6 +167,20 @@ def test_bad_gradients_are_refused(kind: str, name: str, reader: Any) -> None:
         optimizer.step()
     assert bytes_of(optimizer, [p, *rest]) == before
     assert optimizer.kernel_steps == 1
+
+
+@elementwise_and_measuring
+def test_a_parameter_of_another_shape_is_refused_once_it_has_slots(name: str) -> None:
+    p = torch.nn.Parameter(torch.zeros(3, 4))
+    optimizer = getattr(ours, name)([p], lr=0.1)
+    p.grad = torch.ones(3, 4)
+    optimizer.step()
+    p.data = torch.zeros(2, 5)
+    p.grad = torch.ones(2, 5)
+    wanted = rf"^{name}: slot \w+ of parameter 0 must have the shape \(2, 5\) of it, got \(3, 4\)$"
+    with pytest.raises(ValueError, match=wanted):
+        optimizer.step()
+    assert not p.detach().any()
 
 
 @elementwise_and_measuring

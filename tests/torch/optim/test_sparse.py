@@ -116,6 +116,20 @@ def test_refused_steps_change_nothing(begun: bool) -> None:
     assert str(optimizer.state_dict()["state"]) == str(state)
 
 
+@pytest.mark.parametrize("index", [[[3]], [[-1]], [[2**62]], [[0], [4]], [[3], [0]], [[-1], [0]]])
+def test_indices_outside_of_the_parameter_are_refused(index: list[list[int]]) -> None:
+    p = torch.nn.Parameter(torch.zeros(3, 4))
+    optimizer = ours.SparseAdam([p])
+    values = torch.ones((1, 4)[: 3 - len(index)])
+    with torch.sparse.check_sparse_tensor_invariants(False):
+        p.grad = torch.ops.aten._sparse_coo_tensor_unsafe(torch.tensor(index), values, p.shape)
+    wanted = r"^SparseAdam: gradient of parameter 0 must have the shape \(3, 4\), and indices within it$"
+    with pytest.raises(ValueError, match=wanted):
+        optimizer.step()
+    assert not p.detach().any()
+    assert not optimizer.state
+
+
 def test_an_embedding_is_trained_and_only_its_rows_change() -> None:
     net = torch.nn.Embedding(1000, 8, sparse=True)
     optimizer, before = ours.SparseAdam(net.parameters(), lr=0.1), net.weight.detach().clone()
