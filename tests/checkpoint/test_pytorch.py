@@ -34,6 +34,28 @@ def module(channels: int = 4, layout: Any = torch.channels_last) -> Any:
     return nn.Sequential(first, nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(4 * channels, 2))
 
 
+class Rows(nn.Module):
+    """Rows of a table, which have sparse gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 3, sparse=True)
+
+    def forward(self, x: Any) -> Any:
+        return self.table((9 * x).long() % 20)
+
+
+def module_for(make: Any) -> Any:
+    """Return a module that optimizers of a class can train."""
+    torch.manual_seed(0)
+    if make.__name__ == "SparseAdam":
+        return Rows()
+    if make.__name__ == "Muon":  # matrices alone
+        return nn.Sequential(nn.Flatten(), nn.Linear(48, 4, bias=False), nn.Linear(4, 2, bias=False))
+    contiguous = make.__name__ in ("Adafactor", "LBFGS")
+    return module(layout=torch.contiguous_format if contiguous else torch.channels_last)
+
+
 def train(net: Any, optimizer: Any, steps: int, schedule: Any = None) -> None:
     def closure() -> Any:
         optimizer.zero_grad()
@@ -68,7 +90,7 @@ def everything(*things: Any) -> Any:
 def test_training_resumes_bit_for_bit(make: Any, names: bool, tmp_path: Path) -> None:
     runs = []
     for _ in range(2):
-        net = module(layout=torch.contiguous_format if make is torch.optim.LBFGS else torch.channels_last)
+        net = module_for(make)
         optimizer = make(net.named_parameters() if names else net.parameters(), lr=0.01)
         schedule = ours.lr_scheduler.CosineAnnealingLR(optimizer, 20)
         runs.append((net, optimizer, schedule))
