@@ -404,11 +404,15 @@ _ALIASES = {  # names in other libraries
     "max_grad_norm": "global_clipnorm",
 }
 _OF_TORCH = {  # only fastvar.torch has these
+    "adjust_lr_fn",
+    "beta2_decay",
     "betas",
+    "d",
     "dampening",
     "etas",
     "lr_decay",
     "maximize",
+    "ns_coefficients",
     "params",
     "step_sizes",
 }

@@ -8,6 +8,7 @@ import pytest
 import fastvar as fv
 import fastvar.torch
 from fastvar import constraints, optimizers
+from fastvar.optimizers import matrix
 from tests.support.cases import contents, digest
 from tests.support.interrupts import check_at_instants
 
@@ -127,7 +128,7 @@ def failing_once_measured(monkeypatch, optimizer) -> None:
     if isinstance(optimizer, Flaky):
         optimizer.fails = 1
         return
-    made, calls = optimizer._orthogonalize, []
+    made, calls = matrix.orthogonalize, []
 
     def orthogonal(*arguments):
         calls.append(arguments)
@@ -135,7 +136,7 @@ def failing_once_measured(monkeypatch, optimizer) -> None:
             raise MemoryError("measured")
         return made(*arguments)
 
-    monkeypatch.setattr(optimizer, "_orthogonalize", orthogonal)
+    monkeypatch.setattr(matrix, "orthogonalize", orthogonal)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

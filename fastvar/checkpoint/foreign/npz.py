@@ -13,6 +13,7 @@ import numpy as np
 from fastvar.buffers import Array
 from fastvar.checkpoint import file_format
 from fastvar.checkpoint.foreign.source import Foreign, Spec, Unreadable, check_dtype, check_ratio, fill
+from fastvar.kernels.atomic import Uninterrupted
 
 _HEADERS = {  # version of the format -> bytes of the header's length, parser
     (1, 0): (2, np.lib.format.read_array_header_1_0),
@@ -49,6 +50,12 @@ class Npz(Foreign):
                 self._leave_out(name, error)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"array {name!r}: {error}") from error
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        with Uninterrupted():  # Python loses an interrupt in the finalizer of a ZipFile
+            vars(self).pop("_zip", None)
+        super().close()
 
     def _add(self, name: str, member: zipfile.ZipInfo) -> None:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
