@@ -59,6 +59,9 @@ def test_copied_gradients_are_named_before_and_after_a_step(name: str) -> None:
     assert ours.explain(optimizer).copied == reasons
 
 
+FOR_SPARSE = "; SparseAdam, torch.optim.SGD and torch.optim.Adagrad take sparse gradients"
+
+
 @every_class
 def test_all_that_is_refused_is_listed(name: str) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).half(), torch.nn.Linear(2, 2))
@@ -73,7 +76,7 @@ def test_all_that_is_refused_is_listed(name: str) -> None:
     )
     assert refused == [
         f"{name}: gradient of 0.bias must be a dense tensor on the CPU, got torch.float32, "
-        f"torch.sparse_coo on cpu (Tensor){instead}",
+        f"torch.sparse_coo on cpu (Tensor){FOR_SPARSE}",
         *(tensor.format(f"1.{p}", "float16") + f" (Parameter){instead}" for p in ("weight", "bias")),
         *(tensor.format(f"2.{p}", "bfloat16") + f" (Parameter){instead}" for p in ("weight", "bias")),
     ]
@@ -144,7 +147,7 @@ def test_text_has_a_line_for_each_fact() -> None:
         "  keywords    max_grad_norm=1.0, nonfinite='skip'",
         "  copied      gradient of parameter 0: its strides are (1, 3), those of the parameter (4, 1)",
         "  refused     SGD: gradient of parameter 1 must be a dense tensor on the CPU, got torch.float32, "
-        "torch.sparse_coo on cpu (Tensor); use torch.optim.SGD",
+        f"torch.sparse_coo on cpu (Tensor){FOR_SPARSE}",
     ]
     assert repr(ours.explain(ours.Lion(parameters()))).endswith("  copied      nothing\n  refused     nothing")
 
