@@ -17,6 +17,7 @@ cdef class Plan:
     cdef int most_sums  # of a variable
     cdef Py_ssize_t blocks, elements  # of the concatenation, and of its spans
     cdef readonly tuple units
+    cdef list factors  # those of `units` in float32
     cdef list sums_of_patches
     cdef bint bound, zero, disjoint, sparse
     cdef uint64_t running  # whether a thread uses it
@@ -39,6 +40,7 @@ cdef class Plan:
         self.written = len(table.extents.names)
         self.stages = _stages.neutral(self.n)
         self.units = _units.checked(owner, [w.size for w in self.weights], matrices)
+        self.factors = [[np.ones(len(of), np.float32) for of in (u.by_row, u.by_column)] for u in self.units]
         self.sums_of_patches = [np.empty(units.length) for units in self.units]
         self.set_rules(table.sums)
         self.spans = <Span*> calloc(max(self.n, 1), sizeof(Span))
@@ -92,9 +94,22 @@ cdef class Plan:
                 s.matrices = k + 1
                 s.units[k].rows, s.units[k].columns = units.shapes[i]
                 s.units[k].most = <const double*> cnp.PyArray_DATA(units.most) + i
-                s.units[k].by_column = <double*> cnp.PyArray_DATA(units.columns_of(units.by_column, i))
+                by_row, by_column = (units.by_row, units.by_column) if s.wide else self.factors[k]
+                s.units[k].by_column = cnp.PyArray_BYTES(units.columns_of(by_column, i))
                 if units.rows:
-                    s.units[k].by_row = <double*> cnp.PyArray_DATA(units.rows_of(units.by_row, i))
+                    s.units[k].by_row = cnp.PyArray_BYTES(units.rows_of(by_row, i))
+        return 0
+
+    cdef int round_factors(self) except -1:
+        # Round the factors of units, which Python sets, to float32.
+        cdef Py_ssize_t i
+        cdef const double* factors
+        cdef float* rounded
+        for k, units in enumerate(self.units):
+            for origin, to in zip((units.by_row, units.by_column), self.factors[k], strict=True):
+                factors, rounded = <const double*> cnp.PyArray_DATA(origin), <float*> cnp.PyArray_DATA(to)
+                for i in range(len(to)):
+                    rounded[i] = <float> factors[i]
         return 0
 
     cdef void place(self) noexcept:
@@ -285,6 +300,7 @@ cdef class Plan:
         self.enter_bound()
         try:
             self.set_scalars(scalars)
+            self.round_factors()
             return self.block_sums(False, self.most_sums, True, threads, scale)
         finally:
             self.leave()
@@ -322,6 +338,7 @@ cdef class Plan:
         rows = rows if units.rows else NULL
         self.enter_bound()
         try:
+            self.round_factors()
             with nogil:
                 share(patch_sums, &job, n, workers)
                 for b in range(n):
@@ -334,6 +351,7 @@ cdef class Plan:
         self.enter_bound()
         try:
             self.set_scalars(scalars)
+            self.round_factors()
             if commits is not None:
                 for kept, value in commits:
                     buffers.check_update(kept, value, f"{self.owner}: state")

@@ -3,8 +3,8 @@
 cdef struct Units:  # factors of a gradient that is treated as matrices, see units.pxi
     Py_ssize_t rows
     Py_ssize_t columns  # 0: it is not
-    double* by_row  # NULL: none
-    double* by_column
+    const char* by_row  # in the type of the variable; NULL: none
+    const char* by_column
     const double* most  # the largest product of both
 
 

@@ -197,8 +197,11 @@ cdef void sums_of_task(void* context, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t b = task * (TASK // BLOCK), end = min(b + TASK // BLOCK, job.blocks)
     cdef const Span* s
     cdef const Sums* sums
+    cdef Py_ssize_t i = find(job.spans, job.n, b * BLOCK)
     while b < end:
-        s = &job.spans[find(job.spans, job.n, b * BLOCK)]
+        while i + 1 < job.n and job.spans[i + 1].start <= b * BLOCK:
+            i += 1
+        s = &job.spans[i]
         sums = &_squares if job.squares else s.sums
         if s.wide:
             block_sums(job.out + b * job.count, <const double*> s.w, s, sums, b * BLOCK - s.start, job.scale)

@@ -22,27 +22,28 @@ cdef const real* rescale(
     cdef Py_ssize_t row, column, i, m
     cdef real* to = scratch
     cdef real factor, most
-    cdef const double* factors
+    cdef const real* by_row = <const real*> u.by_row
+    cdef const real* factors
     if u.columns == 0:  # no matrices
         return x
     most = <real> u.most[0]
     row, column = at // u.columns, at % u.columns
     while n > 0:
-        factors = u.by_column + row // u.rows * u.columns + column
+        factors = <const real*> u.by_column + row // u.rows * u.columns + column
         m = min(n, u.columns - column if u.columns > 1 else u.rows - row % u.rows)
         if u.columns == 1:
-            factor = <real> factors[0]
+            factor = factors[0]
             for i in range(m):
-                to[i] = x[i] * (factor if u.by_row == NULL else minimum(<real> u.by_row[row + i] * factor, most))
+                to[i] = x[i] * (factor if by_row == NULL else minimum(by_row[row + i] * factor, most))
             row += m
-        elif u.by_row != NULL:
-            factor = <real> u.by_row[row]
+        elif by_row != NULL:
+            factor = by_row[row]
             for i in range(m):
-                to[i] = x[i] * minimum(factor * <real> factors[i], most)
+                to[i] = x[i] * minimum(factor * factors[i], most)
             row, column = row + 1, 0
         else:
             for i in range(m):
-                to[i] = x[i] * <real> factors[i]
+                to[i] = x[i] * factors[i]
             row, column = row + 1, 0
         to, x, n = to + m, x + m, n - m
     return scratch
@@ -76,6 +77,44 @@ cdef void add_columns(double* sums, const real** x, int rows, Py_ssize_t n, doub
 
 cdef inline double square(real x, double scale) noexcept nogil:
     return (<double> x * scale) * (<double> x * scale)
+
+
+cdef void add_pair(
+        double* of_first, double* of_second, double* of_columns, const real* first, const real* second,
+        Py_ssize_t n, double scale) noexcept nogil:
+    # Add the squares of at most a tile of two rows to the lanes of both rows and to the sums of their columns.
+    # Converting to double costs more than adding; so do it once.
+    cdef double a[LANES]
+    cdef double b[LANES]
+    cdef double x, y
+    cdef Py_ssize_t i, j, whole = n // LANES * LANES
+    memcpy(a, of_first, sizeof(a))
+    memcpy(b, of_second, sizeof(b))
+    for i in range(n // LANES):
+        for j in range(LANES):
+            x, y = square(first[i * LANES + j], scale), square(second[i * LANES + j], scale)
+            a[j] += x
+            b[j] += y
+            of_columns[i * LANES + j] = of_columns[i * LANES + j] + x + y
+    for j in range(n - whole):
+        x, y = square(first[whole + j], scale), square(second[whole + j], scale)
+        a[j] += x
+        b[j] += y
+        of_columns[whole + j] = of_columns[whole + j] + x + y
+    memcpy(of_first, a, sizeof(a))
+    memcpy(of_second, b, sizeof(b))
+
+
+cdef void add_rows(
+        double[LANES]* lanes, double* columns, const real** x, int rows, Py_ssize_t n,
+        double scale) noexcept nogil:
+    # Add the squares of at most a tile of some rows to the lanes of each row and to the sums of their columns.
+    cdef int k
+    for k in range(0, rows - 1, 2):
+        add_pair(lanes[k], lanes[k + 1], columns, x[k], x[k + 1], n, scale)
+    if rows % 2:
+        add_products(lanes[rows - 1], x[rows - 1], x[rows - 1], n, scale)
+        add_columns(columns, x + rows - 1, 1, n, scale)
 
 
 cdef void column_patch(
@@ -114,9 +153,10 @@ cdef void matrix_patch(
             for k in range(m):
                 x[k] = loaded(<real*> aligned(scratch[k]), w, s, (row + k) * row_length + p.column + at, n,
                               matrices, weights)
-                if rows != NULL:
-                    add_products(lanes[k], x[k], x[k], n, scale)
-            add_columns(columns + at, x, m, n, scale)
+            if rows == NULL:
+                add_columns(columns + at, x, m, n, scale)
+            else:
+                add_rows(lanes, columns + at, x, m, n, scale)
             at += n
         for k in range(m):
             if rows != NULL:
