@@ -47,7 +47,8 @@ def fastvar(case: Case) -> Contender:
 def traffic_limit(case: Case) -> Run | None:
     """Return the limit for the same elements in one variable."""
     written = [fv.buffers.full((prod(case.shape),), case.dtype, 0.5) for _ in range(case.written)]
-    return limit.runner(written, np.full_like(written[0], 0.1), case.algorithm.clip_and_average, case.threads)
+    g = np.full_like(written[0], 0.1)
+    return limit.runner(written, g, case.threads, [g] if case.algorithm.clip_and_average else [])
 
 
 def contenders(case: Case) -> dict[str, Contender]:

@@ -1,6 +1,6 @@
 /* The traffic limit: the least memory traffic of a fused update. Every array that the update writes is read and
-   written once. The gradient is read once, or twice with `scan`, as clipping by norm must. Threads and elements
-   are as many as in the update. One addition per element keeps the compiler from leaving anything out. What a
+   written once. The gradient is read once. Before that, what the update sums first is read: the gradient for
+   clipping by norm, more for other norms. Threads and elements are as many as in the update. One addition per element keeps the compiler from leaving anything out. What a
    real update computes beyond that can at best overlap with the traffic.
 
    limit.py compiles this with -Dreal=float and with -Dreal=double. Each number of arrays has a loop of its own:
@@ -9,7 +9,7 @@
 
 #include <stddef.h>
 
-enum { LINE = 16, LANES = 64, MOST_THREADS = 256, SERIAL = 1 << 15 /* with fewer elements, threads do not pay */ };
+enum { LINE = 16, LANES = 64, PAGE = 1024, MOST_THREADS = 256, SERIAL = 1 << 15 /* with fewer elements, threads do not pay */ };
 
 /* Where part k of n elements begins: at a multiple of LINE, so that threads share no cache line. */
 static ptrdiff_t part(ptrdiff_t n, ptrdiff_t k, int threads)
@@ -30,12 +30,18 @@ static void touch(real *const *arrays, int count, const real *restrict g, ptrdif
     }
 }
 
-static double sum(const real *g, ptrdiff_t i, ptrdiff_t end)
+/* Side by side here means in turn, a page of each. */
+static double sum(const real *const *read, int count, ptrdiff_t i, ptrdiff_t end)
 {
     real lanes[LANES] = {0}; /* independent sums: a single one would wait for each addition */
     double total = 0;
-    for (; i + LANES <= end; i += LANES)
-        for (int k = 0; k < LANES; k++) lanes[k] += g[i + k];
+    for (; i + PAGE <= end; i += PAGE)
+        for (int a = 0; a < count; a++)
+            for (ptrdiff_t j = i; j < i + PAGE; j += LANES)
+                for (int k = 0; k < LANES; k++) lanes[k] += read[a][j + k];
+    for (int a = 0; a < count; a++)
+        for (ptrdiff_t j = i; j + LANES <= end; j += LANES)
+            for (int k = 0; k < LANES; k++) lanes[k] += read[a][j + k];
     for (int k = 0; k < LANES; k++) total += lanes[k];
     return total;
 }
@@ -44,6 +50,8 @@ typedef struct {
     real *const *arrays;
     int count;
     const real *g;
+    const real *const *read;
+    int read_count;
     ptrdiff_t n;
     int threads;
     double totals[MOST_THREADS];
@@ -52,7 +60,7 @@ typedef struct {
 static void sum_part(void *context, ptrdiff_t k)
 {
     Pass *p = context;
-    p->totals[k] += sum(p->g, part(p->n, k, p->threads), part(p->n, k + 1, p->threads));
+    p->totals[k] += sum(p->read, p->read_count, part(p->n, k, p->threads), part(p->n, k + 1, p->threads));
 }
 
 static void touch_part(void *context, ptrdiff_t k)
@@ -64,12 +72,15 @@ static void touch_part(void *context, ptrdiff_t k)
 /* fastvar's own threads, see crew.pxd. */
 typedef void (*Share)(void (*job)(void *context, ptrdiff_t task), void *context, ptrdiff_t tasks, int threads);
 
-/* `arrays`: five pointers; the first `count` are used. The sum is returned so that it is not optimised away. */
-double limit(real *const *arrays, int count, const real *g, ptrdiff_t n, int scan, int threads, long repeat, Share share)
+/* `arrays`: five pointers; the first `count` are used. `read`: what is read first, `read_count` pointers. The sum is
+   returned so that it is not optimised away. */
+double limit(real *const *arrays, int count, const real *g, const real *const *read, int read_count, ptrdiff_t n,
+             int threads, long repeat, Share share)
 {
-    Pass pass = {arrays, count, g, n, n < SERIAL ? 1 : threads, {0}}; /* threads cost more than a small array */
+    threads = n < SERIAL ? 1 : threads; /* they cost more than a small array */
+    Pass pass = {arrays, count, g, read, read_count, n, threads, {0}};
     while (repeat-- > 0) {
-        if (scan) share(sum_part, &pass, pass.threads, pass.threads);
+        if (read_count) share(sum_part, &pass, pass.threads, pass.threads);
         share(touch_part, &pass, pass.threads, pass.threads);
     }
     return pass.totals[0];

@@ -48,7 +48,9 @@ def compiled_function(capsule: object) -> ctypes.c_void_p:
     return ctypes.c_void_p(python.PyCapsule_GetPointer(capsule, python.PyCapsule_GetName(capsule)))
 
 
-def runner(written: Sequence[Array], g: Array, scan: bool, threads: int) -> Callable[[int], None] | None:
+def runner(
+    written: Sequence[Array], g: Array, threads: int, read_first: Sequence[Array] = ()
+) -> Callable[[int], None] | None:
     """Return a function that touches the arrays `number` times in one call, or None without a compiler."""
     library = compiled(REAL[g.dtype])
     if library is None:
@@ -56,13 +58,19 @@ def runner(written: Sequence[Array], g: Array, scan: bool, threads: int) -> Call
     if len(written) > MOST:
         raise ValueError(f"limit.c: can update {MOST} arrays, got {len(written)}")
     pointers = (ctypes.c_void_p * MOST)(*(array.ctypes.data for array in written))
-    size = ctypes.c_ssize_t(g.size)
+    read = (ctypes.c_void_p * len(read_first))(*(array.ctypes.data for array in read_first))
     share = compiled_function(crew.__pyx_capi__["share"])
 
     def run(number: int) -> None:
         library.limit(
-            *(pointers, len(written), ctypes.c_void_p(g.ctypes.data), size),
-            *(scan, threads, ctypes.c_long(number), share),
+            *(
+                pointers,
+                len(written),
+                ctypes.c_void_p(g.ctypes.data),
+                read,
+                len(read_first),
+            ),  # which keeps both alive
+            *(ctypes.c_ssize_t(g.size), threads, ctypes.c_long(number), share),
         )
 
     return run
