@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from fastvar.regularizers import Regularizer
 class Place(Protocol):
     """Memory that an optimizer updates. A `Variable` is one kind of place.
 
-    If `trainable`, `regularizer` or `constraint` changes, it must take the next number of `Structure`.
+    If `trainable`, `regularizer` or `constraint` changes, it must set a new version of `Structure`.
     """
 
     @property
@@ -60,10 +59,12 @@ class Place(Protocol):
 
 
 class Structure:
-    """A version number of everything that plans depend on: a step compares it, and checks nothing else."""
+    """The version of everything that plans depend on: a step compares it, and checks nothing else.
 
-    version = 0
-    numbers = itertools.count(1)  # no two threads get the same
+    Every change makes a new object, so that no two threads set the same version.
+    """
+
+    version = object()
 
 
 def label(place: Place, position: int) -> str:

@@ -30,8 +30,8 @@ def _planned(name: str, doc: str) -> Any:
         return getattr(self, private)
 
     def set_(self: Any, value: Any) -> None:
-        own, checked, number = vars(self), _CHECKS[name](value, self._label), next(Structure.numbers)
-        own[private], Structure.version = checked, number  # two stores, between which no signal is handled
+        own, checked, version = vars(self), _CHECKS[name](value, self._label), object()
+        own[private], Structure.version = checked, version  # two stores, between which no signal is handled
 
     return property(get, set_, doc=doc)
 

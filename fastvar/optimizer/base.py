@@ -205,7 +205,7 @@ class Optimizer(Rule):
         if keep(self, self._state):
             self._plan = None
         plan = self._plan
-        if plan is None or plan.version != Structure.version:
+        if plan is None or plan.version is not Structure.version:
             plan = self._plan = StepPlan(self, self._state)
         elif plan.stale:
             plan.read_hyperparameters()
@@ -251,7 +251,7 @@ class Optimizer(Rule):
                 if not self._state.variables:
                     return
             plan = self._plan
-            if plan is None or plan.stale or plan.version != Structure.version:
+            if plan is None or plan.stale or plan.version is not Structure.version:
                 plan = self._refreshed()
             step(plan, grads, zero)
 

@@ -10,7 +10,7 @@ import numpy as np
 from fastvar import buffers, kernels, threads
 from fastvar.buffers import Array
 from fastvar.constraints import BUILTIN, number_bounds
-from fastvar.kernels import reference
+from fastvar.kernels import crew, reference
 from fastvar.optimizer.clipping import by_norm, limit_of_values, units
 from fastvar.optimizer.cohorts import Cohorts
 from fastvar.optimizer.passes import Pass
@@ -18,7 +18,7 @@ from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.state import State
 from fastvar.place import Place, Structure, label
 
-PARALLEL = 2**15  # with fewer elements, a step runs on one thread, and does not ask for their number
+PARALLEL = crew.parallel  # with fewer elements, a step does not ask for the number of threads
 RATES = ("learning_rate", "lr")  # these may change without a change of how gradients are conditioned
 
 
@@ -77,7 +77,7 @@ class StepPlan:
 
     Attributes
     ----------
-    version : int
+    version : object
         The `Structure.version` at which it was made.
     stale : bool
         Whether hyperparameters have changed since they were read.
@@ -216,6 +216,14 @@ class StepPlan:
 
     def read_hyperparameters(self) -> None:
         """Read the hyperparameters of each group, and list the scheduled ones."""
+        try:
+            self.stale = False  # first: another thread may change them meanwhile, for the next step
+            self._read_hyperparameters()
+        except BaseException:
+            self.stale = True
+            raise
+
+    def _read_hyperparameters(self) -> None:
         rule, numbers = self.rule, self.state.numbers
         self.scheduled: list[tuple[Any, Any, Any]] = []
         self.own: Any = self._resolved(rule._parameters, "")
@@ -237,7 +245,6 @@ class StepPlan:
         self.compiled.stages["decay"] = 0  # until the schedules are evaluated, as the step does
         if not self.scheduled:
             self.set_decay()
-        self.stale = False
 
     def _resolved(self, values: dict[str, Any], kind: str) -> Any:
         resolved = Resolved(values | {"slots": tuple(self.rule.slots), "kind": kind})

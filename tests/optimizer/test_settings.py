@@ -335,6 +335,24 @@ def test_a_setting_that_fails_changes_nothing() -> None:
     assert optimizer.slot(w, "total")[0] == 0.5
 
 
+def test_a_change_while_hyperparameters_are_read_is_not_lost() -> None:
+    """Another thread may set one at any time. Here this happens as late as can be: while they are read."""
+
+    class Changing(fv.optimizers.SGD):
+        def decay_rate(self, hyper: Any) -> float:
+            if self.learning_rate == 1.0:
+                self.learning_rate = 0.5
+            return 0.0
+
+    w, optimizer = fv.Variable([0.0]), Changing(0.25)
+    optimizer.apply([[1.0]], [w])
+    optimizer.learning_rate = 1.0
+    w.assign([0.0])
+    for _ in range(3):
+        optimizer.apply([[1.0]], [w])
+    assert w.value.tolist() == [-2.0]
+
+
 def test_the_inner_optimizer_stays() -> None:
     optimizer = fv.optimizers.LossScaleOptimizer(fv.optimizers.SGD())
     with pytest.raises(ValueError, match="inner_optimizer is fixed"):
