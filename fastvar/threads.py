@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 from fastvar import threadpools
+from fastvar.kernels import crew
 
-MOST = 256
+MOST = crew.most_threads
 _chosen: int | None = None
 _limit = MOST  # of threadpoolctl
 

@@ -10,7 +10,8 @@ from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
-from fastvar.kernels.crew cimport combine, exchange, share, store_ordered
+from fastvar.kernels.crew cimport (MOST_THREADS, PARALLEL, combine, exchange, load_relaxed, share, store_ordered,
+                                   store_relaxed)
 
 import itertools
 
@@ -64,11 +65,9 @@ cdef enum:
     BLOCK = 1024  # elements of a partial sum
     LANES = 16
     TASK = 16 * BLOCK  # elements that a thread takes at a time: enough to hide the overhead, few enough to balance
-    SERIAL = 2 * TASK  # with fewer elements, a second thread costs more than it saves
     MAX_SLOTS = 8
     MAX_SUMS = 4
     MAX_UNITS = 2
-    MOST_THREADS = 256
     PAGE = 4096
     TILE_BYTES = 8 * TILE + 64  # bytes of a tile of doubles, at any alignment
     COPY = 8 * TILE

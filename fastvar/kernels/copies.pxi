@@ -54,7 +54,7 @@ cdef inline bint fits(Move* m, object target, object source) noexcept:
 cdef void move(const Move* m, int threads) noexcept nogil:
     cdef int workers = 1
     cdef Pieces pieces
-    if m.nbytes >= SERIAL * <Py_ssize_t> sizeof(float):
+    if m.nbytes >= PARALLEL * <Py_ssize_t> sizeof(float):
         workers = max(1, min(threads, MOST_THREADS))
     if workers == 1:
         memcpy(m.to, m.origin, m.nbytes)

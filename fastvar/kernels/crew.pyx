@@ -31,13 +31,7 @@ cdef extern from "pythread.h":
 
 cdef extern from "crew.h":
     uint64_t load_acquire(uint64_t*) nogil
-    uint64_t load_relaxed(uint64_t*) nogil
-    uint64_t load_ordered(uint64_t*) nogil
-    void store_relaxed(uint64_t*, uint64_t) nogil
-    void store_ordered(uint64_t*, uint64_t) nogil
-    uint64_t exchange(uint64_t*, uint64_t) nogil
     uint64_t subtract(uint64_t*, uint64_t) nogil
-    bint replace(uint64_t*, uint64_t* expected, uint64_t) nogil
     uint64_t rounding() nogil
     void set_rounding(uint64_t) nogil
     void relax() nogil
@@ -47,7 +41,6 @@ cdef extern from "crew.h":
     void after_fork(void (*)() noexcept nogil) nogil
 
 cdef enum:
-    MOST = 255  # helpers
     TASK_BITS = 24
     WORKER_BITS = 10
     MOST_TASKS = (1 << TASK_BITS) - 1
@@ -76,9 +69,10 @@ cdef struct Crew:
     uint64_t hired  # helpers
     bint refused  # whether the system has refused a thread
     Sleeper caller
-    Sleeper[MOST] helpers
+    Sleeper[MOST_THREADS - 1] helpers
 
 cdef Crew crew
+most_threads, parallel = MOST_THREADS, PARALLEL  # for Python
 
 
 cdef inline uint64_t tasks_left(uint64_t word) noexcept nogil:
@@ -160,8 +154,9 @@ cdef void wait_for_helpers() noexcept nogil:
 cdef void share(Job job, void* context, Py_ssize_t tasks, int workers) noexcept nogil:
     # Run tasks 0 to `tasks` of a job on at most so many threads, in any order.
     cdef Py_ssize_t i
-    if workers > 1 and tasks > 1 and tasks <= MOST_TASKS and exchange(&crew.busy, 1) == 0:
-        hire(min(workers, MOST + 1) - 1)
+    workers = <int> min(<Py_ssize_t> min(workers, <int> MOST_THREADS), tasks)
+    if workers > 1 and tasks <= MOST_TASKS and exchange(&crew.busy, 1) == 0:
+        hire(<Py_ssize_t> workers - 1)
         if crew.hired > 0:
             lead(job, context, tasks, min(workers, <int> crew.hired + 1))
             store_ordered(&crew.busy, 0)
@@ -198,7 +193,8 @@ cdef void hire(Py_ssize_t wanted) noexcept nogil:
             crew.caller.lock == NULL or crew.helpers[crew.hired].lock == NULL
             or PyThread_start_new_thread(help, <void*> crew.hired) == PYTHREAD_INVALID_THREAD_ID
         )
-        crew.hired += not crew.refused
+        if not crew.refused:
+            store_relaxed(&crew.hired, crew.hired + 1)  # others may read it
 
 
 cdef PyThread_type_lock held_lock() noexcept nogil:
@@ -220,4 +216,4 @@ after_fork(forget)
 
 def helpers_hired():
     """Return how many helpers there are."""
-    return crew.hired
+    return load_relaxed(&crew.hired)

@@ -308,7 +308,7 @@ cdef class Plan:
     cdef block_sums(self, bint squares, int count, bint each, int threads, double scale):
         # Return the sums of each variable or, for squares, of all; added in the order of the blocks.
         cdef Py_ssize_t b, i = 0, n = self.blocks
-        cdef int k, workers = 1 if self.elements < SERIAL else min(threads, n, MOST_THREADS)
+        cdef int k, workers = threads if self.elements >= PARALLEL else 1
         partials, totals = np.zeros((n, count)), np.zeros((self.n if each else 1, count))
         cdef double* partial = <double*> cnp.PyArray_DATA(partials)
         cdef BlockSums job = BlockSums(self.spans, self.n, n, squares, scale, partial, count)
@@ -329,7 +329,7 @@ cdef class Plan:
         units = self.units[k]
         of_rows, of_columns = np.zeros(len(units.by_row)), np.zeros(len(units.by_column))
         cdef Py_ssize_t n = len(units.patches)
-        cdef int workers = 1 if self.elements < SERIAL else min(threads, n, MOST_THREADS)
+        cdef int workers = threads if self.elements >= PARALLEL else 1
         cdef const Patch* patches = <const Patch*> cnp.PyArray_DATA(units.patches)
         cdef double* sums = <double*> cnp.PyArray_DATA(self.sums_of_patches[k])
         cdef PatchSums job = PatchSums(self.spans, patches, sums, k, weights, scale)
@@ -364,7 +364,7 @@ cdef class Plan:
     cdef list update(self, int threads, list count, list commits, bint guard):
         cdef bint good = True
         cdef Py_ssize_t i, tasks = (self.blocks * BLOCK + TASK - 1) // TASK
-        cdef int workers = 1 if self.elements < SERIAL else min(threads, tasks, MOST_THREADS)
+        cdef int workers = threads if self.elements >= PARALLEL else 1
         cdef Run job = Run(self.spans, self.n, self.zero)
         try:
             with nogil:
