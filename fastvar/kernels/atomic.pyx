@@ -1,3 +1,4 @@
+# cython: freethreading_compatible = True
 """Changes that happen wholly or not at all, also after a signal such as Ctrl-C.
 
 Python handles signals only between its own instructions, so compiled code is never interrupted.

@@ -1,1 +1,2 @@
+# cython: freethreading_compatible = True
 include "common.pxi"

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible = True
 """Find the instruction sets of this processor. Compiled for the oldest one, so that it runs anywhere."""
 
 cdef extern from *:

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible = True
 """Threads that share the tasks of a job, and never make the caller wait for one that is not running.
 
 A job is a function, a context and a number of tasks. The caller publishes it, wakes a helper, and takes tasks.

@@ -13,7 +13,7 @@ cdef struct Format:
     Load32 f32
     Load64 f64
     Py_ssize_t width  # bytes of a number
-    int kind  # NumPy's number of the dtype; NPY_NOTYPE until an array of it is seen
+    uint64_t kind  # NumPy's number of the dtype; NPY_NOTYPE until an array of it is seen
 
 cdef Format[MOST_FORMATS] formats
 cdef int known_formats = 0
@@ -81,9 +81,10 @@ formats[F32].kind, formats[F64].kind = cnp.NPY_FLOAT, cnp.NPY_DOUBLE
 
 cdef inline int format_of(cnp.ndarray array) noexcept:
     # Return the format of an array, or -1 if it has none or NumPy's number of it is not known yet.
-    cdef int f, kind = cnp.PyArray_TYPE(array)
+    cdef int f
+    cdef uint64_t kind = <uint64_t> cnp.PyArray_TYPE(array)
     for f in range(known_formats):
-        if formats[f].kind == kind:
+        if load_relaxed(&formats[f].kind) == kind:
             return f
     return -1
 
@@ -93,5 +94,5 @@ cdef int learn_format(cnp.ndarray array) except -1:
     cdef int f = format_of(array)
     if f < 0:
         f = list(_formats).index(array.dtype.name)
-        formats[f].kind = cnp.PyArray_TYPE(array)
+        store_relaxed(&formats[f].kind, <uint64_t> cnp.PyArray_TYPE(array))
     return f

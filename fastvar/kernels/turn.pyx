@@ -1,3 +1,4 @@
+# cython: freethreading_compatible = True
 """Locks that let one thread at a time step, save or restore, also when signals such as Ctrl-C arrive.
 
 They are compiled, because Python handles signals between taking a turn and entering the block: an exception there
