@@ -9,7 +9,7 @@ import torch
 import fastvar.torch as ours
 from fastvar import optimizers
 from fastvar.torch.optim.measuring import MeasuringPart, MeasuringPlan
-from fastvar.torch.optim.sparse import SparsePart, SparsePlan
+from fastvar.torch.optim.sparse import RowsPlan, SparsePart, SparsePlan
 from fastvar.torch.optim.stepping import KernelStep
 
 if TYPE_CHECKING:  # the arguments of PyTorch's classes, for type checkers and editors
@@ -39,6 +39,7 @@ class SGD(KernelStep, torch.optim.SGD):
     """`torch.optim.SGD`."""
 
     rule_class = ours.SGD
+    sparse_plan_class = RowsPlan
     counts_steps = False
 
     if TYPE_CHECKING:
@@ -236,6 +237,7 @@ class Adagrad(KernelStep, torch.optim.Adagrad):
     """`torch.optim.Adagrad`."""
 
     rule_class = ours.Adagrad
+    sparse_plan_class = RowsPlan
 
     if TYPE_CHECKING:
 

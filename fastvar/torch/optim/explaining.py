@@ -9,7 +9,7 @@ from typing import Any
 from fastvar import kernels, threads
 from fastvar.optimizer.planning import PARALLEL
 from fastvar.torch.optim.keywords import DEFAULTS
-from fastvar.torch.optim.planning import check, name_of
+from fastvar.torch.optim.planning import name_of
 from fastvar.torch.optim.stepping import KernelStep
 
 
@@ -119,21 +119,22 @@ def explain(optimizer: KernelStep) -> Explanation:
 def refusals(optimizer: KernelStep) -> list[str]:
     """Return the errors of all parameters and gradients or, if there are none, that of the whole step."""
     owner, found, number = type(optimizer).__name__, [], itertools.count()
+    plan_class = optimizer._plan_class()
     for group in optimizer.param_groups:
         for i, p in enumerate(group["params"]):
             name = name_of(group, i, next(number))
             try:
                 if p.grad is not None or optimizer.state.get(p):
-                    check(owner, name, p)
+                    plan_class.check_parameter(owner, name, p)
                 if p.grad is not None:
-                    optimizer.plan_class.check_gradient(owner, f"gradient of {name}", p.grad, p)
+                    plan_class.check_gradient(owner, f"gradient of {name}", p.grad, p)
             except (TypeError, ValueError, RuntimeError) as error:
                 found.append(str(error))
     if found:
         return found
     lists = [group["params"] for group in optimizer.param_groups]
     try:
-        plan = optimizer.plan_class(optimizer, lists)
+        plan = plan_class(optimizer, lists)
         if plan.members:
             plan.hold(plan.read_gradients(lists, optimizer) or [])
     except (TypeError, ValueError, RuntimeError) as error:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fastvar.buffers import Array
+from fastvar.kernels.atomic import Uninterrupted
 from fastvar.optimizer import given
 from fastvar.optimizer.options import Options
 from fastvar.optimizer.planning import PARALLEL
@@ -57,6 +58,13 @@ class TensorPlace:
 
 class MeasuringPlan(planning.TensorPlan):
     """A step that measures before it updates, in the core of fastvar's optimizers."""
+
+    @staticmethod
+    def check_parameter(owner: str, label: str, p: Any) -> None:
+        """Raise the error of a parameter that kernels cannot update, of the type that PyTorch raises."""
+        if p.is_complex() and hasattr(torch.optim, owner):
+            raise RuntimeError(f"{owner} does not support complex parameters, such as {label}")
+        planning.check(owner, label, p)
 
     def _take_tensors(self, optimizer: Any) -> None:
         """Find the slots, the counts and the numbers for all members, and make what there is not."""
@@ -180,11 +188,15 @@ class MeasuringPlan(planning.TensorPlan):
         plan = self.rule._refreshed()
         plan.compiled.stages["scale"] = plan.signs() * self._unscale(optimizer, plan.compiled)
         changed = [p for p, gradient in zip(self.members, grads, strict=True) if gradient is not None]
-        torch.autograd.graph.increment_version(changed)
         count = self.rule._state.count
         before = count[0]
-        with self._committed(optimizer, count) if self.new_state else nullcontext():
-            self.rule._apply(grads, self.rule._state.variables, False)
+        if not self.guard:
+            planning.advance(changed)
+        with Uninterrupted() if self.guard else nullcontext():
+            with self._committed(optimizer, count) if self.new_state else nullcontext():
+                self.rule._apply(grads, self.rule._state.variables, False)
+            if self.guard and count[0] != before:
+                planning.advance(changed)
         if count[0] == before:
             optimizer.skipped += 1
             return False

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastvar import buffers, kernels, threads
+from fastvar.kernels.atomic import Uninterrupted
 from fastvar.kernels.tensors import Reader, Watch
 from fastvar.optimizer.clipping import norm_of_all
 from fastvar.optimizer.planning import PARALLEL, Resolved
@@ -26,8 +27,9 @@ FIXED = (float, int, bool, str, type(None))  # types of values that cannot chang
 CLIP_EPSILON = 1e-6  # what `torch.nn.utils.clip_grad_norm_` adds to the norm
 ALIKE = ("shape", "dtype", "device", "layout")  # what a slot has in common with its parameter
 CLASSES = (torch.Tensor, torch.nn.Parameter)
-SPARSE = "; SparseAdam, torch.optim.SGD and torch.optim.Adagrad take sparse gradients"
+SPARSE = "; SGD, Adagrad and SparseAdam take sparse gradients"
 READER = Reader(CLASSES, torch.strided)
+advance = torch.autograd.graph.increment_version
 
 
 class Carrying:
@@ -134,11 +136,17 @@ class TensorPlan:
             self._make_plan()
 
     @staticmethod
+    def check_parameter(owner: str, label: str, p: Any) -> None:
+        """Raise the error of a parameter that kernels cannot update."""
+        check(owner, label, p)
+
+    @staticmethod
     def check_gradient(owner: str, label: str, gradient: Any, p: Any) -> None:
         """Raise the error of a gradient that cannot even be copied."""
         if type(gradient) not in CLASSES or gradient.layout is not torch.strided or gradient.device != p.device:
-            sparse = isinstance(gradient, torch.Tensor) and gradient.layout is torch.sparse_coo
-            raise refused(owner, label, gradient, "a dense tensor on the CPU", SPARSE if sparse else None)
+            raise refused(
+                owner, label, gradient, "a dense tensor on the CPU", SPARSE if is_sparse(gradient) else None
+            )
         if gradient.shape != p.shape:
             raise ValueError(f"{owner}: {label} must have shape {(*p.shape,)}, got {(*gradient.shape,)}")
 
@@ -155,7 +163,7 @@ class TensorPlan:
         for part in self.parts:
             for i in range(part.members.start, part.members.stop):
                 p, state = self.members[i], optimizer.state.get(self.members[i]) or {}
-                check(self.owner, self.names[i], p)
+                self.check_parameter(self.owner, self.names[i], p)
                 names = [name for name in part.slots if part.rule.has_slot(name, p)]
                 slots = {name: self._slot(part, name, i, state.get(name)) for name in names}
                 kept = {name: x for name, x in slots.items() if name in state or torch_keeps(name, part.hyper)}
@@ -244,24 +252,35 @@ class TensorPlan:
             self.plan.share_scalars(range(len(self.members)))
             self.scalars_of_members = True
         rows, left = self._scalars(self._unscale(optimizer, self.plan), cohorts)
-        changed = self.members if present is None else [*itertools.compress(self.members, present)]
-        torch.autograd.graph.increment_version(changed)
         more = self.counts + (self.one if present is None else present * self.one)
         commits = [(self.counts, more if self.counted else np.minimum(more, 1))]
         for k, array in enumerate(self.carried):
             new = np.array([of[k] for of in left], array.dtype)
             commits.append((array, new if present is None else np.where(present, new, array)))
-        workers = self._workers()
-        if self.new_state:
-            with self._committed(optimizer, count := [0]):
-                found = self.plan.run(rows, workers, count, commits, self.guard)
+        changed = self.members if present is None else [*itertools.compress(self.members, present)]
+        if self.guard:  # which may leave everything as it is
+            with Uninterrupted():
+                if not (found := self._run(optimizer, rows, commits)):
+                    advance(changed)
         else:
-            found = self.plan.run(rows, workers, None, commits, self.guard)
+            advance(changed)
+            found = self._run(optimizer, rows, commits)
         if found:
             return self._refuse(optimizer, found)
         if not self.averaged:
             self.averaged, self.plan.stages["average"] = True, self.ema
         return True
+
+    def _run(self, optimizer: Any, rows: list[Any], commits: list[Any]) -> list[tuple[int, bool]]:
+        """Run the compiled update; return the members that the guard refused."""
+        found: list[tuple[int, bool]]
+        workers = self._workers()
+        if not self.new_state:
+            found = self.plan.run(rows, workers, None, commits, self.guard)
+        else:
+            with self._committed(optimizer, count := [0]):
+                found = self.plan.run(rows, workers, count, commits, self.guard)
+        return found
 
     @contextmanager
     def _committed(self, optimizer: Any, count: list[int]) -> Iterator[None]:
@@ -401,6 +420,11 @@ def check(owner: str, label: str, tensor: Any, like: Any = None) -> None:
     good = real and not tensor.is_inference() and READER.memory(tensor, like) is not None
     if not good or (like is not None and like.dtype != tensor.dtype):
         raise refused(owner, label, tensor, "a dense float32 or float64 tensor on the CPU")
+
+
+def is_sparse(gradient: Any) -> bool:
+    """Return whether a gradient is a sparse tensor of coordinates."""
+    return isinstance(gradient, torch.Tensor) and gradient.layout is torch.sparse_coo
 
 
 def why_copied(gradient: Any, p: Any) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastvar import buffers
 from fastvar.kernels.atomic import Uninterrupted
 from fastvar.optimizers import Adam
 from fastvar.slices import IndexedSlices
-from fastvar.torch.optim.planning import Part, TensorPlan, refused
+from fastvar.torch.optim.planning import READER, Part, TensorPlan, instead_of, is_sparse, refused
 
 
 class LazyAdam(Adam):
@@ -38,16 +39,16 @@ class SparsePart(Part):
         return names | {"weight_decay": None, "maximize": bool(read.get("maximize"))}
 
 
-class SparsePlan(TensorPlan):
-    """A step from sparse gradients alone."""
+class RowsPlan(TensorPlan):
+    """A step from gradients of which some are sparse."""
 
     @staticmethod
     def check_gradient(owner: str, label: str, gradient: Any, p: Any) -> None:
-        """Raise the error of a gradient that is not sparse, or cannot be read."""
-        if type(gradient) is torch.Tensor and gradient.layout is torch.strided:
-            raise RuntimeError(f"{owner}: {label} must be sparse; use Adam for dense gradients")
-        plain = type(gradient) is torch.Tensor and gradient.layout is torch.sparse_coo
-        if not plain or gradient.is_complex() or gradient.device.type != "cpu":
+        """Raise the error of a gradient that cannot be read."""
+        if not is_sparse(gradient):
+            TensorPlan.check_gradient(owner, label, gradient, p)
+            return
+        if type(gradient) is not torch.Tensor or gradient.is_complex() or gradient.device.type != "cpu":
             raise refused(owner, label, gradient, "sparse (COO), real numbers on the CPU")
         limits = torch.tensor(p.shape[: gradient.sparse_dim()]).unsqueeze(1)
         if gradient.shape != p.shape or ((found := gradient._indices()) < 0).any() or (found >= limits).any():
@@ -58,7 +59,7 @@ class SparsePlan(TensorPlan):
         for p, name in zip(self.members, self.names, strict=True):
             if p.grad is not None:
                 self.check_gradient(self.owner, f"gradient of {name}", p.grad, p)
-        self.sparse_axes = [1 if p.grad is None else p.grad.sparse_dim() for p in self.members]
+        self.sparse_axes = [p.grad.sparse_dim() if is_sparse(p.grad) else 1 for p in self.members]
         super()._take_tensors(optimizer)
         self.axes_of: dict[int, int] = {}
         for p, slots, averages, axes in zip(
@@ -66,36 +67,79 @@ class SparsePlan(TensorPlan):
         ):
             self.axes_of |= {id(x): axes for x in (p, *slots.values(), *averages)}
 
-    def _flat(self, name: str, values: list[float]) -> Any:
-        """Let the state of every member have its count, a number as in PyTorch; return all as one array."""
-        for (_, kept), value in zip(self.new_state, values, strict=True):
-            kept[name] = int(value)
-        return np.array(values)
-
     def _array(self, tensor: Any, label: str) -> Any:
-        """Return the memory of a member or of a slot: a row for each index that a gradient can have."""
-        if not tensor.is_contiguous():
-            raise ValueError(f"{self.owner}: {label} must be contiguous")
-        return super()._array(tensor, label).reshape(rows_of(tensor.shape, self.axes_of[id(tensor)]))
+        """Return the memory of a member or of a slot: if contiguous, a row for each index of a sparse gradient."""
+        flat = super()._array(tensor, label)
+        return flat.reshape(rows_of(tensor.shape, self.axes_of[id(tensor)])) if tensor.is_contiguous() else flat
 
     def read_gradients(self, lists: list[list[Any]], optimizer: Any) -> list[int] | None:
         """Return the members whose gradient must be read here, or None if the plan is stale."""
         found = super().read_gradients(lists, optimizer)
         for gradient, axes in zip(self.watch.gradients, self.sparse_axes, strict=True):
-            if gradient is not None and gradient.layout is torch.sparse_coo and gradient.sparse_dim() != axes:
+            if is_sparse(gradient) and gradient.sparse_dim() != axes:
                 return None
         return found
 
     def hold(self, to_copy: list[int]) -> int:
         """Check the gradients, and hold them for a step; return how many there are."""
-        slices: list[Any] = [None] * len(self.members)
-        for i, gradient in enumerate(self.watch.gradients):
-            if gradient is not None:
-                self.check_gradient(self.owner, f"gradient of {self.names[i]}", gradient, self.members[i])
-                slices[i] = slices_of(gradient, self.members[i])
-        self.watch.memory["format"] = [-1 if x is None else 0 for x in slices]  # which are there
-        bound: int = self.plan.bind(slices)
+        held: list[Any] = [None] * len(self.members)
+        for part in self.parts:
+            for i in range(part.members.start, part.members.stop):
+                if (gradient := self.watch.gradients[i]) is not None:
+                    self.check_gradient(self.owner, f"gradient of {self.names[i]}", gradient, self.members[i])
+                if is_sparse(gradient):
+                    held[i] = self._rows(part, i)
+        dense = [i for i, x in enumerate(self.watch.gradients) if x is not None and held[i] is None]
+        for i in {*dense} & {*to_copy}:
+            self._replace(i)
+        for i in dense:
+            held[i] = self._dense(self.watch.gradients[i], self.members_as_arrays[i])
+        self.watch.memory["format"] = [-1 if x is None else 0 for x in held]  # which are there
+        bound: int = self.plan.bind(held)
         return bound
+
+    def _rows(self, part: Part, i: int) -> IndexedSlices:
+        """Return a good sparse gradient as rows, or raise the error of a member or group that cannot take it."""
+        p, gradient, label = self.members[i], self.watch.gradients[i], f"gradient of {self.names[i]}"
+        there = instead_of(self.owner)
+        if not p.is_contiguous():
+            raise ValueError(f"{self.owner}: {self.names[i]} must be contiguous, as its gradient is sparse{there}")
+        if part.decays.l2_rate(part.hyper):
+            of = f"such as that of {self.names[i]}"
+            raise RuntimeError(f"{self.owner}: weight_decay option is not compatible with sparse gradients, {of}")
+        if getattr(part.hyper, "momentum", 0):
+            raise RuntimeError(f"{self.owner}: momentum must be 0, as the {label} is sparse{there}")
+        return slices_of(gradient, p)
+
+    def _dense(self, gradient: Any, like: Any) -> Any:
+        """Return the memory of a dense gradient that lies as its parameter does."""
+        if gradient.dtype is torch.bfloat16:  # which NumPy lacks
+            gradient = gradient.float()
+        return buffers.array_at(READER.memory(gradient), self.owner, gradient).reshape(like.shape)
+
+    def step(self, optimizer: Any, to_copy: list[int]) -> bool:
+        """Check everything, then update; return whether anything was updated."""
+        with Uninterrupted():
+            return super().step(optimizer, to_copy)
+
+
+class SparsePlan(RowsPlan):
+    """A step from sparse gradients alone, whose counts are numbers."""
+
+    @staticmethod
+    def check_gradient(owner: str, label: str, gradient: Any, p: Any) -> None:
+        """Raise the error of a gradient that is not sparse, or cannot be read."""
+        if type(gradient) is torch.Tensor and gradient.layout is torch.strided:
+            raise RuntimeError(f"{owner}: {label} must be sparse; use Adam for dense gradients")
+        if not is_sparse(gradient):
+            raise refused(owner, label, gradient, "sparse (COO), real numbers on the CPU")
+        RowsPlan.check_gradient(owner, label, gradient, p)
+
+    def _flat(self, name: str, values: list[float]) -> Any:
+        """Let the state of every member have its count, a number as in PyTorch; return all as one array."""
+        for (_, kept), value in zip(self.new_state, values, strict=True):
+            kept[name] = int(value)
+        return np.array(values)
 
     def step(self, optimizer: Any, to_copy: list[int]) -> bool:
         """Check everything, then update and count; return whether anything was updated."""

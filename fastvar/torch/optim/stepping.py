@@ -9,7 +9,7 @@ import torch
 from torch.optim import optimizer as of_torch
 
 from fastvar.torch.optim.keywords import Extended
-from fastvar.torch.optim.planning import Part, TensorPlan
+from fastvar.torch.optim.planning import Part, TensorPlan, is_sparse
 
 _profiling: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
@@ -30,6 +30,8 @@ class KernelStep(Extended):
         How the groups give that rule its hyperparameters.
     plan_class : type
         What runs the step.
+    sparse_plan_class : type or None
+        What runs a step in which a gradient is sparse, if that is something else.
     counts_steps : bool
         Whether PyTorch keeps a count of steps for each parameter.
     carries : tuple of str
@@ -40,6 +42,7 @@ class KernelStep(Extended):
 
     part_class: ClassVar[type[Part]] = Part
     plan_class: ClassVar[type[TensorPlan]] = TensorPlan
+    sparse_plan_class: ClassVar[type[TensorPlan] | None] = None
     counts_steps: ClassVar[bool] = True
     carries: ClassVar[tuple[str, ...]] = ()
     kernel_steps = 0
@@ -70,6 +73,14 @@ class KernelStep(Extended):
             return _with_hooks(self, closure)
         return _step(self, closure)
 
+    def _plan_class(self) -> type[TensorPlan]:
+        """Return what can run a step from the gradients that are there now."""
+        if self.sparse_plan_class is not None:
+            for group in self.param_groups:
+                if any(is_sparse(p.grad) for p in group["params"]):
+                    return self.sparse_plan_class
+        return self.plan_class
+
     step.hooked = True  # type: ignore[attr-defined]  # PyTorch need not wrap it: 7 us at every step
 
 
@@ -84,9 +95,11 @@ def _step(optimizer: KernelStep, closure: Callable[[], Any] | None = None) -> An
     lists = [group["params"] for group in optimizer.param_groups]
     plan = optimizer._plan
     to_copy = None if plan is None else plan.read_gradients(lists, optimizer)
+    if to_copy and not isinstance(plan, optimizer._plan_class()):
+        to_copy = None  # one of them is sparse for the first time
     if plan is None or to_copy is None:
         optimizer._plan = None
-        plan = optimizer.plan_class(optimizer, lists)
+        plan = optimizer._plan_class()(optimizer, lists)
         to_copy = plan.read_gradients(lists, optimizer) if plan.members else None
         if to_copy is None:  # nothing has a gradient
             return loss

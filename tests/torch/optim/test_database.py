@@ -107,6 +107,20 @@ def test_errors_are_those_of_pytorch(info: Any) -> None:
             make(params, **given.kwargs)
 
 
+@pytest.mark.parametrize("info", HERE, ids=EVERY)
+def test_errors_of_steps_are_those_of_pytorch_and_name_the_parameter(info: Any) -> None:
+    bad_ones = info.optim_error_inputs_func(device="cpu", dtype=torch.float32)
+    for bad in (each for each in bad_ones if each.error_on is OptimizerErrorEnum.STEP_ERROR):
+        given = bad.optimizer_error_input
+        for p in given.params:
+            p.grad = torch.ones_like(p)
+        optimizer = getattr(ours, info.optim_cls.__name__)(given.params, **given.kwargs)
+        with pytest.raises(bad.error_type, match=f"{bad.error_regex}.*parameter 0"):
+            optimizer.step()
+        assert "parameter 0" in ours.explain(optimizer).refused[0]
+        assert not optimizer.state
+
+
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("flag", ["foreach", "fused"])
 def test_other_paths_of_pytorch_may_be_asked_for(name: str, flag: str) -> None:

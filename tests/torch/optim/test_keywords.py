@@ -150,13 +150,16 @@ def test_skipped_steps_change_nothing(name: str, bad: float, most: float | None)
         before = bytes_of(optimizer, params)
         give_gradients(params, 10 + t)
         params[3].grad[1, 2, 3] = bad
+        versions = [p._version for p in params]
         optimizer.step()
         assert bytes_of(optimizer, params) == before
+        assert [p._version for p in params] == versions
         if t == 0:
             assert before == begun
         for each, of in ((optimizer, params), (other, others)):
             give_gradients(of, t)
             each.step()
+        assert [p._version for p in params] == [v + 1 for v in versions]
     assert optimizer.skipped == optimizer.kernel_steps == 4
     assert_same(optimizer, params, other, others, "skipped")
     assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
@@ -172,10 +175,11 @@ def test_errors_of_bad_gradients_name_the_parameters(name: str, bad: float, most
     for t in range(2):
         give_gradients(params, t)
         params[0].grad[0, 0] = params[3].grad[1] = bad
-        before = bytes_of(optimizer, params)
+        before, versions = bytes_of(optimizer, params), [p._version for p in params]
         with pytest.raises(ValueError, match=rf"^{name}: gradient of '?0\.weight'?, '?1\.bias'? must be finite$"):
             optimizer.step()
         assert bytes_of(optimizer, params) == before
+        assert [p._version for p in params] == versions
         give_gradients(params, t)
         optimizer.step()
     assert optimizer.kernel_steps == 2
