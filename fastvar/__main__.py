@@ -24,7 +24,8 @@ def _info(given: argparse.Namespace) -> int:
         "NumPy": np.__version__,
         "Python": f"{platform.python_version()} on {platform.machine()}",
         "instruction set": f"{kernels.isa} (this processor runs {', '.join(kernels.supported())})",
-        "threads": f"{fastvar.get_num_threads()} of at most {fastvar.threads.usable()} that this process may use",
+        "threads": f"{fastvar.get_num_threads()} of at most {fastvar.threads.usable()} that this process may use; "
+        "our own, without OpenMP",
         "rules": ", ".join(kernels.RULES),
     }
     for name, value in rows.items():

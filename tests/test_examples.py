@@ -194,3 +194,4 @@ def test_info_tells_what_runs_here() -> None:
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.search(r"instruction set +\w+ \(this processor runs baseline", out)
     assert re.search(r"threads +\d+ of at most \d+", out)
+    assert "OpenMP" in out
