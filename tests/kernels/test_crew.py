@@ -34,6 +34,7 @@ def trained(size=200_003, steps=3):
     return w.numpy().tobytes()
 """
 KERNELS = Path(__file__).parent.parent.parent / "fastvar" / "kernels"
+FREE = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, or asks for processors")
 
 
@@ -46,10 +47,11 @@ def test_kernels_need_no_openmp() -> None:
         assert not any(name in content for name in (b"GOMP_", b"__kmpc_", b"libgomp", b"libomp")), path
 
 
-@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has the GIL")
+@pytest.mark.skipif(not FREE, reason="this Python always has the GIL")
+@pytest.mark.skipif("PYTHON_GIL" in os.environ, reason="the environment says whether there is a GIL")
 def test_an_import_leaves_the_gil_off() -> None:
-    code = "import sys, fastvar, fastvar.schedules, fastvar.sklearn; print(sys._is_gil_enabled())"
-    assert output(code, PYTHON_GIL="") == "False"
+    code = "import sys, fastvar, fastvar.torch; print(sys._is_gil_enabled())"
+    assert output(code) == "False"
 
 
 @pytest.mark.skipif(not (KERNELS / "crew.pyx").exists(), reason="needs the sources")
@@ -158,6 +160,7 @@ print("the same")
         assert program.communicate(timeout=60)[0] == "the same\n"
 
 
+@pytest.mark.skipif(FREE, reason="Python 3.13t sometimes hangs at its end: with NumPy alone in such threads, too")
 def test_the_program_ends_during_steps_of_other_threads() -> None:
     code = """
 fv.set_num_threads(4)

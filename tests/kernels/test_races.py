@@ -68,11 +68,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(folder: Path, weak: int) -> None:
     """Build for the sanitizer, with a value of FASTVAR_WEAK (crew.h): everything at first, then the crew alone."""
-    kernels = folder / "fastvar" / "kernels"
-    header, made = kernels / "crew.h", (kernels / "crew.h").stat()
-    header.write_text(f"#define FASTVAR_WEAK {weak}\n" + (ROOT / "fastvar" / "kernels" / "crew.h").read_text())
-    os.utime(header, ns=(made.st_atime_ns, made.st_mtime_ns))  # as if it had not changed, for the others
-    (kernels / "crew.pyx").touch()
+    text = f"#define FASTVAR_WEAK {weak}\n" + (ROOT / "fastvar" / "kernels" / "crew.h").read_text()
+    for header in folder.rglob("crew.h"):  # Cython copies it beside what it makes
+        made = header.stat()
+        header.write_text(text)
+        os.utime(header, ns=(made.st_atime_ns, made.st_mtime_ns))  # as if it had not changed, for the others
+    (folder / "fastvar" / "kernels" / "crew.pyx").touch()
     env = {**os.environ, "FASTVAR_SANITIZE": "thread"}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
