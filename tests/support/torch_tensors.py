@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch.testing._internal.common_optimizers import optim_db
 
@@ -23,6 +24,9 @@ CASES = [(info.optim_cls.__name__, dict(i.kwargs)) for info in HERE for i in inf
 IDS = [f"{name}-{','.join(f'{k}={v}' for k, v in kwargs.items()) or 'default'}" for name, kwargs in CASES]
 EVERY = [info.optim_cls.__name__ for info in HERE]
 NAMES = [name for name in EVERY if name not in SHAPES_OF]
+with_grad_dtype = pytest.mark.skipif(
+    not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have the dtype of parameters in this PyTorch"
+)
 
 
 def parameters_of(name: str, dtype: Any = torch.float32) -> list[Any]:

@@ -11,7 +11,7 @@ import torch
 
 import fastvar.torch.optim as ours
 from tests.support import torch_tensors
-from tests.support.torch_tensors import assert_same
+from tests.support.torch_tensors import assert_same, with_grad_dtype
 from tests.torch.optim.test_sparse import give_gradients, parameters
 
 STEPS = 12
@@ -111,6 +111,7 @@ def test_embeddings_are_trained_with_dense_layers(name: str, begun: bool) -> Non
     assert optimizer.kernel_steps == 4
 
 
+@with_grad_dtype
 @both
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_gradients_of_16_bits_are_read(name: str, dtype: Any) -> None:
@@ -171,7 +172,7 @@ REFUSED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[with_grad_dtype] * (k == "complex")) for k in REFUSED])
 def test_refused_steps_change_nothing(kind: str, begun: bool) -> None:
     name, kwargs, error, message = REFUSED[kind]
     first, p = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.zeros(3, 2))
