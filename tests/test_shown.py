@@ -178,6 +178,16 @@ def test_an_optimizer_shows_values_schedules_and_groups() -> None:
     assert cells[cells.index("groups[0].beta_1") + 1] == "0.5"
     assert repr(optimizer.groups[0]).splitlines() == ["Group of 1 variable: 'kernel'", "beta_1  0.5"]
     assert "with the hyperparameters of the optimizer" in repr(optimizer.groups[1])
+    assert "beta_1" in read(optimizer.groups[0]).cells
+
+
+def test_a_group_of_pytorch_shows_values_and_schedules() -> None:
+    optimizer = fv.torch.SGD([{"params": [fv.Variable([1.0], name="w")], "lr": SCHEDULE}], 0.1, nesterov=False)
+    cells = read(optimizer.param_groups[0]).cells
+    assert cells[cells.index("lr") :][:3] == ["lr", "0.0", repr(SCHEDULE)]
+    lines = [" ".join(line.split()) for line in repr(optimizer.param_groups[0]).splitlines()]
+    assert lines[:2] == ["ParamGroup of 1 variable: 'w'", f"lr 0.0 {SCHEDULE!r}"]
+    assert "nesterov False" in lines
 
 
 def test_a_schedule_comes_back_as_it_was_given() -> None:

@@ -57,11 +57,17 @@ class Group(Generic[P]):
         self._optimizer._change(self._own, name, checked)
         self._given.add(name)
 
-    def __repr__(self) -> str:
+    def _table(self) -> Table:
         shared = "" if self._own else "with the hyperparameters of the optimizer"
         schedules = self.schedules
         rows = [(name, getattr(self, name), schedules.get(name)) for name in self._own]
-        return repr(Table(f"Group of {names_of(self.variables)}", ("", "", ""), rows, shared))
+        return Table(f"Group of {names_of(self.variables)}", ("", "", ""), rows, shared)
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_()
+
+    def __repr__(self) -> str:
+        return repr(self._table())
 
 
 def names_of(variables: Sequence[Place]) -> str:

@@ -11,9 +11,10 @@ from fastvar import buffers
 from fastvar.hyper import Number, flag, number
 from fastvar.module import as_tree, children
 from fastvar.optimizer import Optimizer
-from fastvar.optimizer.groups import Group
+from fastvar.optimizer.groups import Group, names_of
 from fastvar.optimizer.options import Options
 from fastvar.optimizer.trees import refuse_tensors
+from fastvar.tables import Table
 from fastvar.variable import Variable
 
 
@@ -71,7 +72,7 @@ class TorchOptimizer(Optimizer):
         super().__init_subclass__(**kwargs)
         first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
         signature = cls._signature.replace(parameters=[first, *cls._signature.parameters.values()])
-        cls.__signature__ = signature  # type: ignore[attr-defined]
+        cls.__signature__ = signature
 
     def __init__(self, params: Any = None, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -216,5 +217,13 @@ class ParamGroup(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def _table(self) -> Table:
+        schedules = self._group.schedules
+        rows = [(key, str(self[key]), schedules.get(key)) for key in self if key != "params"]
+        return Table(f"ParamGroup of {names_of(self._group.variables)}", ("", "", ""), rows)
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_()
+
     def __repr__(self) -> str:
-        return f"ParamGroup({dict(self)!r})"
+        return repr(self._table())
