@@ -169,6 +169,45 @@ class Arraylike:
     __gt__: Operator[npt.NDArray[np.bool]] = _left("gt", np.greater)
     __ge__: Operator[npt.NDArray[np.bool]] = _left("ge", np.greater_equal)
     __eq__: Operator[npt.NDArray[np.bool]] = _left("eq", np.equal)
+    __add__: Operator[Array]
+    __radd__: Operator[Array]
+    __iadd__: InPlaceOperator
+    __sub__: Operator[Array]
+    __rsub__: Operator[Array]
+    __isub__: InPlaceOperator
+    __mul__: Operator[Array]
+    __rmul__: Operator[Array]
+    __imul__: InPlaceOperator
+    __truediv__: Operator[Array]
+    __rtruediv__: Operator[Array]
+    __itruediv__: InPlaceOperator
+    __floordiv__: Operator[Array]
+    __rfloordiv__: Operator[Array]
+    __ifloordiv__: InPlaceOperator
+    __mod__: Operator[Array]
+    __rmod__: Operator[Array]
+    __imod__: InPlaceOperator
+    __pow__: Operator[Array]
+    __rpow__: Operator[Array]
+    __ipow__: InPlaceOperator
+    __matmul__: Operator[Array]
+    __rmatmul__: Operator[Array]
+    __imatmul__: InPlaceOperator
+    __lshift__: Operator[Array]
+    __rlshift__: Operator[Array]
+    __ilshift__: InPlaceOperator
+    __rshift__: Operator[Array]
+    __rrshift__: Operator[Array]
+    __irshift__: InPlaceOperator
+    __and__: Operator[Array]
+    __rand__: Operator[Array]
+    __iand__: InPlaceOperator
+    __or__: Operator[Array]
+    __ror__: Operator[Array]
+    __ior__: InPlaceOperator
+    __xor__: Operator[Array]
+    __rxor__: Operator[Array]
+    __ixor__: InPlaceOperator
     __add__, __radd__, __iadd__ = _numeric("add", np.add, "+=")
     __sub__, __rsub__, __isub__ = _numeric("sub", np.subtract, "-=")
     __mul__, __rmul__, __imul__ = _numeric("mul", np.multiply, "*=")
@@ -183,10 +222,10 @@ class Arraylike:
     __or__, __ror__, __ior__ = _numeric("or_", np.bitwise_or, "|=")
     __xor__, __rxor__, __ixor__ = _numeric("xor", np.bitwise_xor, "^=")
     __divmod__, __rdivmod__ = _binary("divmod", np.divmod)
-    __neg__ = _unary("neg")
-    __pos__ = _unary("pos")
-    __abs__ = _unary("abs")
-    __invert__ = _unary("invert")
+    __neg__: Callable[[Any], Array] = _unary("neg")
+    __pos__: Callable[[Any], Array] = _unary("pos")
+    __abs__: Callable[[Any], Array] = _unary("abs")
+    __invert__: Callable[[Any], Array] = _unary("invert")
 
     @overload
     def __ne__(self, other: Operand, /) -> npt.NDArray[np.bool]: ...
@@ -315,19 +354,19 @@ class Arraylike:
     def flat(self, values: Any) -> None:
         self._array.flat[:] = unwrap_nested(values)
 
-    sum = _method("sum", out=True)
-    prod = _method("prod", out=True)
-    mean = _method("mean", out=True)
-    std = _method("std", out=True)
-    var = _method("var", out=True)
-    min = _method("min", out=True)
-    max = _method("max", out=True)
-    argmin = _method("argmin", out=True)
-    argmax = _method("argmax", out=True)
-    any = _method("any", out=True)
-    all = _method("all", out=True)
+    sum: Callable[..., Any] = _method("sum", out=True)
+    prod: Callable[..., Any] = _method("prod", out=True)
+    mean: Callable[..., Any] = _method("mean", out=True)
+    std: Callable[..., Any] = _method("std", out=True)
+    var: Callable[..., Any] = _method("var", out=True)
+    min: Callable[..., Any] = _method("min", out=True)
+    max: Callable[..., Any] = _method("max", out=True)
+    argmin: Callable[..., Any] = _method("argmin", out=True)
+    argmax: Callable[..., Any] = _method("argmax", out=True)
+    any: Callable[..., Any] = _method("any", out=True)
+    all: Callable[..., Any] = _method("all", out=True)
     cumsum: Callable[..., Array] = _method("cumsum", out=True)
-    dot = _method("dot", out=True)
+    dot: Callable[..., Any] = _method("dot", out=True)
     clip: Callable[..., Array] = _method("clip", out=True)
     round: Callable[..., Array] = _method("round", out=True)
     reshape: Callable[..., Array] = _method("reshape")
@@ -341,8 +380,8 @@ class Arraylike:
     fill: Callable[..., None] = _method("fill")
     sort: Callable[..., None] = _method("sort")
     take: Callable[..., Array] = _method("take", out=True)
-    item = _method("item")
-    tolist = _method("tolist")
+    item: Callable[..., Any] = _method("item")
+    tolist: Callable[..., Any] = _method("tolist")
 
 
 Operand = complex | np.generic | Array | Arraylike | Sequence[Any]

@@ -238,7 +238,7 @@ class Extents:
                 raise ValueError(f"{first} and {second} must not share memory")
         self.starts = np.array([row[0] for row in rows], np.uintp)
         self.ends = np.array([row[1] for row in rows], np.uintp)
-        self.names = [row[2] for row in rows]
+        self.names: list[str] = [row[2] for row in rows]
 
     def refuse(self, array: Array, owner: str) -> None:
         """Raise ValueError if the memory of the contiguous `array` overlaps any of the ranges."""

@@ -33,8 +33,8 @@ class Parameter:
         self.kw_only = kw_only
         self.per_group = per_group
         self.numeric = numeric
-        self.scheduled = False  # may be a callable of the iteration
-        self.name = ""
+        self.scheduled: bool = False  # may be a callable of the iteration
+        self.name: str = ""
 
     def __set_name__(self, owner: type[Declared], name: str) -> None:
         self.name = name
@@ -279,6 +279,7 @@ class Declared:
     """Whether a callable of the iteration may stand for any number declared."""
     namespace: ClassVar[str] = ""
     """Prefix of stored class names: fastvar.torch has classes with the same names and other meanings."""
+    __signature__: ClassVar[inspect.Signature]
     stateful: ClassVar[Collection[str]] = ()
     """Names of parameters that hold state, not choices of the program; `a.b` is the parameter b of a."""
     _signature: ClassVar[inspect.Signature]
@@ -303,7 +304,7 @@ class Declared:
             for name, p in sorted(cls.parameters.items(), key=lambda item: item[1].kw_only)
         ]
         cls._signature = inspect.Signature(signature)
-        cls.__signature__ = cls._signature  # type: ignore[attr-defined]
+        cls.__signature__ = cls._signature
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         cls = type(self)

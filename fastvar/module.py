@@ -116,14 +116,14 @@ class Tree:
         self.paths: list[str] = []
         self.foreign: list[tuple[str, Any]] = []
         self.duplicates: list[tuple[str, str]] = []
-        self.ordered = True
+        self.ordered: bool = True
         self._counters = counters
         self._parts = self._part(root, path, "data", {})
         self._positions = is_sequence(root)
-        self.flat = self._positions and all(type(part) is int for part in self._parts.values())
+        self.flat: bool = self._positions and all(type(part) is int for part in self._parts.values())
         alike = self._positions and len(self._parts) == len(self.variables) and not self.flat
         in_order = type(self._parts) is dict and self.ordered and not alike
-        self.sequence_length = len(self.variables) if in_order else -1
+        self.sequence_length: int = len(self.variables) if in_order else -1
 
     def _part(self, thing: Any, path: str, within: str, seen: dict[int, tuple[str, Part, Any]]) -> Part:
         """Return the part for an object at a path. `seen` has the path and the part of each object so far."""

@@ -53,7 +53,9 @@ class IndexedSlices:
                 f"IndexedSlices: values must have one row per index, got shape {rows.shape} for indices of shape "
                 f"{which.shape}"
             )
-        self.dense_shape = None if dense_shape is None else tuple(int(n) for n in dense_shape)
+        self.dense_shape: tuple[int, ...] | None = (
+            None if dense_shape is None else tuple(int(n) for n in dense_shape)
+        )
         if self.dense_shape is not None and (self.dense_shape == () or self.dense_shape[1:] != row_shape):
             raise ValueError(
                 f"IndexedSlices: dense_shape must be (n, *{row_shape}) as the rows are, got {self.dense_shape}"

@@ -67,7 +67,7 @@ class CheckpointError(OSError):
     def __init__(self, message: str, *, errno: int | None = None, damaged: Iterable[str] = ()) -> None:
         super().__init__(message)
         self.errno = errno
-        self.damaged = tuple(damaged)
+        self.damaged: tuple[str, ...] = tuple(damaged)
 
 
 def checked_step(step: Any) -> int:

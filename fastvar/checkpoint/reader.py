@@ -61,7 +61,7 @@ class File:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         self._descriptor = os.open(self.path, _OPEN_FLAGS)
         try:
             self._open()
@@ -82,7 +82,7 @@ class File:
         uncovered(((part.offset, part.length) for part in sections), record.length)
         manifest = _read_section(self._descriptor, "manifest", record.manifest)
         self.entries = parse_manifest(manifest, record.version)
-        self.state = parse_object(_read_section(self._descriptor, "state", record.state))
+        self.state: dict[str, Any] = parse_object(_read_section(self._descriptor, "state", record.state))
         places = [*filter(itemgetter(1), map(itemgetter(2, 3), self.entries.values()))]  # offset, length
         places += [(part.offset, part.length) for part in sections]
         digest = xxhash.xxh3_128()

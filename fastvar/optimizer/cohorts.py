@@ -50,7 +50,7 @@ class Cohorts:
             for v in group.variables:
                 number = numbers.setdefault((k, rule.kind_of(v)), len(numbers))
                 self.number_of[state.index[id(v)]] = number
-        self.pairs = [*numbers]
+        self.pairs: list[tuple[int, str]] = [*numbers]
         self.present: list[bool] | None = None
         self._numbers = ["missed", *rule.initial_numbers_per_variable()]
         self._cohorts: list[Cohort] = []

@@ -100,12 +100,12 @@ class StepPlan:
     """
 
     def __init__(self, rule: Rule, state: State) -> None:
-        self.version = Structure.version
+        self.version: object = Structure.version
         self.rule, self.state, self.count = rule, state, state.count
         variables = state.variables
-        self.labels = [label(v, i) for i, v in enumerate(variables)]
-        self.frozen = {i for i, v in enumerate(variables) if not v.trainable}
-        self.parallel = sum(v.size for v in variables) >= PARALLEL
+        self.labels: list[str] = [label(v, i) for i, v in enumerate(variables)]
+        self.frozen: set[int] = {i for i, v in enumerate(variables) if not v.trainable}
+        self.parallel: bool = sum(v.size for v in variables) >= PARALLEL
         self.accumulation: Accumulation | None = None
         if rule.gradient_accumulation_steps:
             self.accumulation = Accumulation(rule, state, self.labels)
@@ -195,7 +195,7 @@ class StepPlan:
         self.l2 = np.array([2 * p.l2 if p else 0 for p in penalties])
         bounds = np.array([number_bounds(v.constraint) for v in variables])
         self.compiled.stages["low"], self.compiled.stages["high"] = bounds.T
-        self.constrained = [i for i, v in enumerate(variables) if v.constraint]
+        self.constrained: list[int] = [i for i, v in enumerate(variables) if v.constraint]
         for i in self.constrained:
             if type(variables[i].constraint) in BUILTIN:  # a missing axis or a wrong shape is an error here
                 try:
@@ -231,14 +231,14 @@ class StepPlan:
         self.hyper = [self._resolved({**rule._parameters, **owns[k]}, kind) for k, kind in self.cohorts.pairs]
         self.taken = self.cohorts.formulas(self.formulas, self.hyper)
         self.guard = self.own.nonfinite != "ignore"
-        self.changing = any(p.name not in RATES for _, p, _ in self.scheduled)
+        self.changing: bool = any(p.name not in RATES for _, p, _ in self.scheduled)
         decays = rule.overrides("decay_rate") or any(hyper.weight_decay for hyper in self.hyper)
         keeps_numbers = bool(rule.initial_numbers() or rule.initial_numbers_per_variable())
-        self.decay_varies = decays and bool(self.scheduled or rule.initial_numbers())
-        self.unbegun = [i for i, begun in enumerate(numbers.get("begun", ())) if not begun]
+        self.decay_varies: bool = decays and bool(self.scheduled or rule.initial_numbers())
+        self.unbegun: list[int] = [i for i, begun in enumerate(numbers.get("begun", ())) if not begun]
         kept = self.guard and keeps_numbers  # computing the scalars may change them
         special = self.measuring or self.decay_varies or by_norm(self.own) or self.own.use_ema or self.unbegun
-        self.plain = not (special or self.staged or self.constrained or kept)
+        self.plain: bool = not (special or self.staged or self.constrained or kept)
         self.compiled.stages["clip"] = self.compiled.stages["size"] = 1
         if not self.changing:
             self.set_conditions()

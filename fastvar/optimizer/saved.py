@@ -91,7 +91,7 @@ class Resumption:
         self.optimizer, self._owner = optimizer, type(optimizer).__name__
         if saved["class_name"] != _class_name(optimizer):
             raise ValueError(f"{self._owner}: the saved optimizer is of class {saved['class_name']}")
-        self.new = not optimizer._state.variables
+        self.new: bool = not optimizer._state.variables
         self._members = self._find_members([g["variables"] for g in saved["groups"]], name_of, named)
         self.variables = [v for member in self._members for v in member]
         self._steps = _checked_steps(saved["steps"], self._owner)

@@ -42,14 +42,14 @@ class State:
     def __init__(self) -> None:
         self.slots: Slots = {}
         self.numbers: dict[str, Array] = {"skipped": np.zeros(())}
-        self.count = [0]
+        self.count: list[int] = [0]
         self.take([])
 
     def take(self, groups: list[Group[Any]]) -> None:
         """Set the groups and variables on which the optimizer is built."""
         self.groups = groups
         self.variables: list[Any] = [v for group in groups for v in group.variables]
-        self.names = [v.name or "" for v in self.variables]
+        self.names: list[Any | str] = [v.name or "" for v in self.variables]
         self.index = {id(v): i for i, v in enumerate(self.variables)}
         self.asked_for: tuple[object, ...] = ()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fastvar import kernels
 from fastvar.hyper import Number, flag, number
@@ -55,7 +55,7 @@ class Adagrad(Optimizer):
     initial_accumulator_value: Number = number(default=0.1, low=0)
     epsilon: Number = number(default=1e-7, low=0)
 
-    slots = ("accumulator",)
+    slots: ClassVar[Sequence[str]] = ("accumulator",)
 
     def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.initial_accumulator_value
@@ -190,7 +190,7 @@ class Adadelta(Optimizer):
     rho: Number = number(default=0.95, low=0, below=1)
     epsilon: Number = number(default=1e-7, above=0)
 
-    slots = ("accumulated_grad", "accumulated_delta_var")
+    slots: ClassVar[Sequence[str]] = ("accumulated_grad", "accumulated_delta_var")
 
     def rule(self) -> Any:
         return kernels.RULES["adadelta"]

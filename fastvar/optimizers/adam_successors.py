@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
-from typing import Any
+from typing import Any, ClassVar
 
 from fastvar import kernels
 from fastvar.hyper import Number, OptionalNumber, number
@@ -64,7 +65,7 @@ class AdEMAMix(Optimizer):
     alpha: Number = number(default=5.0, low=0)
     epsilon: Number = number(default=1e-8, low=0)
 
-    slots = ("momentum", "slow_momentum", "velocity")
+    slots: ClassVar[Sequence[str]] = ("momentum", "slow_momentum", "velocity")
 
     def rule(self) -> Any:
         return kernels.RULES["ademamix"]
@@ -133,7 +134,7 @@ class Adan(Optimizer):
     epsilon: Number = number(default=1e-8, low=0)
     epsilon_root: Number = number(default=1e-8, low=0)
 
-    slots = ("momentum", "drift", "velocity", "previous_gradient")
+    slots: ClassVar[Sequence[str]] = ("momentum", "drift", "velocity", "previous_gradient")
 
     def rule(self) -> Any:
         return kernels.RULES["adan"]
@@ -202,7 +203,7 @@ class Adopt(Optimizer):
     epsilon: Number = number(default=1e-6, above=0)
     clip_power: OptionalNumber = number(default=0.25, low=0, optional=True)
 
-    slots = ("momentum", "velocity")
+    slots: ClassVar[Sequence[str]] = ("momentum", "velocity")
 
     def rule(self) -> Any:
         return kernels.RULES["adopt"]
@@ -275,8 +276,8 @@ class ScheduleFreeAdamW(Optimizer):
     epsilon: Number = number(default=1e-8, low=0)
     warmup_steps: Number = number(default=0.0, low=0)
 
-    slots = ("momentum", "velocity")
-    weight_copies = ("momentum",)
+    slots: ClassVar[Sequence[str]] = ("momentum", "velocity")
+    weight_copies: ClassVar[Sequence[str]] = ("momentum",)
 
     def rule(self) -> Any:
         return kernels.RULES["schedule_free"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from fastvar import kernels
 from fastvar.hyper import Number, number
@@ -76,7 +77,7 @@ class Nadam(Optimizer):
     beta_2: Number = number(default=0.999, low=0, below=1)
     epsilon: Number = number(default=1e-7, low=0)
 
-    slots = ("momentum", "velocity")
+    slots: ClassVar[Sequence[str]] = ("momentum", "velocity")
 
     def rule(self) -> Any:
         return kernels.RULES["adam"]
@@ -145,7 +146,7 @@ class RAdam(Optimizer):
     beta_2: Number = number(default=0.999, low=0, below=1)
     epsilon: Number = number(default=1e-8, low=0)
 
-    slots = ("momentum", "velocity")
+    slots: ClassVar[Sequence[str]] = ("momentum", "velocity")
 
     def rule(self) -> Any:
         return kernels.RULES["radam"]
@@ -198,7 +199,7 @@ class Adamax(Optimizer):
     beta_2: Number = number(default=0.999, low=0, below=1)
     epsilon: Number = number(default=1e-7, low=0)
 
-    slots = ("momentum", "norm")
+    slots: ClassVar[Sequence[str]] = ("momentum", "norm")
 
     def rule(self) -> Any:
         return kernels.RULES["adamax"]
@@ -259,7 +260,7 @@ class AdaBelief(Optimizer):
     epsilon: Number = number(default=1e-16, low=0)
     epsilon_root: Number = number(default=1e-16, low=0)
 
-    slots = ("momentum", "velocity")
+    slots: ClassVar[Sequence[str]] = ("momentum", "velocity")
 
     def rule(self) -> Any:
         return kernels.RULES["adabelief"]
@@ -320,7 +321,7 @@ class Yogi(Optimizer):
     epsilon: Number = number(default=1e-3, low=0)
     initial_accumulator_value: Number = number(default=1e-6, low=0)
 
-    slots = ("momentum", "velocity")
+    slots: ClassVar[Sequence[str]] = ("momentum", "velocity")
 
     def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.initial_accumulator_value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from fastvar import kernels
 from fastvar.hyper import Number, Parameter, number
@@ -76,7 +77,7 @@ class Ftrl(Optimizer):
     l2_shrinkage_regularization_strength: Number = number(default=0.0, low=0)
     beta: Number = number(default=0.0, low=0)
 
-    slots = ("accumulator", "linear")
+    slots: ClassVar[Sequence[str]] = ("accumulator", "linear")
 
     def _compiled(self) -> bool:
         return bool(self._parameters["learning_rate_power"] == -0.5)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Lamb(Optimizer):
     beta_1: Number = number(default=0.9, low=0, below=1)
     beta_2: Number = number(default=0.999, low=0, below=1)
     epsilon: Number = number(default=1e-7, low=0)
-    slots = ("momentum", "velocity")
+    slots: ClassVar[Sequence[str]] = ("momentum", "velocity")
 
     def rule(self) -> Any:
         return kernels.RULES["adam"]
@@ -136,7 +137,7 @@ class Lars(Optimizer):
     nesterov: bool = flag(default=False)
     trust_coefficient: Number = number(default=0.001, above=0)
     epsilon: Number = number(default=0.0, low=0)
-    slots = ("momentum",)
+    slots: ClassVar[Sequence[str]] = ("momentum",)
 
     def rule(self) -> Any:
         return kernels.RULES["momentum"]
@@ -216,8 +217,8 @@ class Prodigy(Optimizer):
     epsilon: Number = number(default=1e-8, low=0)
     initial_distance: Number = number(default=1e-6, above=0, per_group=False)
     distance_coefficient: Number = number(default=1.0, above=0, per_group=False)
-    slots = ("momentum", "velocity", "gradient_sum", "start")
-    weight_copies = ("start",)
+    slots: ClassVar[Sequence[str]] = ("momentum", "velocity", "gradient_sum", "start")
+    weight_copies: ClassVar[Sequence[str]] = ("start",)
 
     @property
     def distance(self) -> float:

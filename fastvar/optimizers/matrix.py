@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -79,7 +79,7 @@ class Adafactor(Optimizer):
     epsilon_2: Number = number(default=1e-3, low=0)
     clip_threshold: Number = number(default=1.0, above=0)
     relative_step: bool = flag(default=True)
-    slots = ("velocity", "row", "column")
+    slots: ClassVar[Sequence[str]] = ("velocity", "row", "column")
 
     def kind_of(self, variable: Place) -> str:
         return MATRIX if variable.ndim >= 2 else OTHER
@@ -249,7 +249,7 @@ class Muon(Optimizer):
     ns_steps: int = integer(default=5, low=1, kw_only=True)
     nesterov: bool = flag(default=True, kw_only=True)
     rms_rate: OptionalNumber = number(default=0.2, low=0, optional=True, kw_only=True)
-    slots = ("momentum", "velocity")
+    slots: ClassVar[Sequence[str]] = ("momentum", "velocity")
 
     def kind_of(self, variable: Place) -> str:
         name = self._name_of(variable)

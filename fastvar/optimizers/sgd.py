@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fastvar import kernels
 from fastvar.hyper import Number, flag, number
@@ -118,7 +118,7 @@ class ASGD(Optimizer):
     alpha: Number = number(default=0.75, low=0)
     t0: Number = number(default=1e6, low=0)
 
-    slots = ("ax",)
+    slots: ClassVar[Sequence[str]] = ("ax",)
 
     def rule(self) -> Any:
         return kernels.RULES["asgd"]

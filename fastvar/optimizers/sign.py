@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from fastvar import kernels
 from fastvar.hyper import Number, number
@@ -55,7 +56,7 @@ class Lion(Optimizer):
     beta_1: Number = number(default=0.9, above=0, high=1)
     beta_2: Number = number(default=0.99, low=0, high=1)
 
-    slots = ("momentum",)
+    slots: ClassVar[Sequence[str]] = ("momentum",)
 
     def rule(self) -> Any:
         return kernels.RULES["sign_momentum"]
@@ -105,7 +106,7 @@ class Signum(Optimizer):
     learning_rate: Number = number(default=0.001, low=0)
     momentum: Number = number(default=0.9, low=0, below=1)
 
-    slots = ("momentum",)
+    slots: ClassVar[Sequence[str]] = ("momentum",)
 
     def rule(self) -> Any:
         return kernels.RULES["sign_momentum"]
@@ -172,7 +173,7 @@ class Rprop(Optimizer):
     step_size_min: Number = number(default=1e-6, low=0)
     step_size_max: Number = number(default=50.0, above=0)
 
-    slots = ("previous_gradient", "step_size")
+    slots: ClassVar[Sequence[str]] = ("previous_gradient", "step_size")
 
     def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.learning_rate if slot == "step_size" else 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Collection
+from typing import Any, ClassVar
 
 from fastvar.hyper import choice, integer, is_real, number
 from fastvar.schedules.base import LearningRateSchedule
@@ -68,7 +69,7 @@ class ReduceOnPlateau(LearningRateSchedule):
     wait: int = integer(default=0, low=0, kw_only=True)
     cooldown_counter: int = integer(default=0, low=0, kw_only=True)
     value: float | None = number(default=None, low=0, optional=True, kw_only=True)
-    stateful = ("best", "wait", "cooldown_counter", "value")
+    stateful: ClassVar[Collection[str]] = ("best", "wait", "cooldown_counter", "value")
 
     def __call__(self, step: int = 0) -> float:
         """Return the present value, which does not depend on the iteration."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from fastvar import kernels
 from fastvar.hyper import Number, Real, Schedule, flag, number
@@ -86,7 +86,7 @@ class Adagrad(TorchOptimizer):
             **options: Unpack[OptionTypes],
         ) -> None: ...
 
-    slots = ("sum",)
+    slots: ClassVar[Sequence[str]] = ("sum",)
 
     def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.initial_accumulator_value
@@ -267,7 +267,7 @@ class Adadelta(TorchOptimizer):
             **options: Unpack[OptionTypes],
         ) -> None: ...
 
-    slots = ("square_avg", "acc_delta")
+    slots: ClassVar[Sequence[str]] = ("square_avg", "acc_delta")
 
     def rule(self) -> Any:
         return kernels.RULES["adadelta"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from fastvar import kernels
 from fastvar.hyper import Number, Real, Schedule, number
@@ -87,7 +88,7 @@ class NAdam(TorchOptimizer):
             **options: Unpack[OptionTypes],
         ) -> None: ...
 
-    slots = ("exp_avg", "exp_avg_sq")
+    slots: ClassVar[Sequence[str]] = ("exp_avg", "exp_avg_sq")
 
     def initial_numbers_per_variable(self) -> dict[str, float]:
         return self.carried("mu_product")
@@ -178,7 +179,7 @@ class RAdam(TorchOptimizer):
             **options: Unpack[OptionTypes],
         ) -> None: ...
 
-    slots = ("exp_avg", "exp_avg_sq")
+    slots: ClassVar[Sequence[str]] = ("exp_avg", "exp_avg_sq")
 
     def rule(self) -> Any:
         return kernels.RULES["radam"]
@@ -255,7 +256,7 @@ class Adamax(TorchOptimizer):
             **options: Unpack[OptionTypes],
         ) -> None: ...
 
-    slots = ("exp_avg", "exp_inf")
+    slots: ClassVar[Sequence[str]] = ("exp_avg", "exp_inf")
 
     def rule(self) -> Any:
         return kernels.RULES["adamax"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import numpy as np
 
@@ -98,7 +99,7 @@ class Adafactor(TorchOptimizer):
             **options: Unpack[OptionTypes],
         ) -> None: ...
 
-    slots = ("variance", "row_var", "col_var")
+    slots: ClassVar[Sequence[str]] = ("variance", "row_var", "col_var")
 
     def has_slot(self, slot: str, variable: Place) -> bool:
         return (slot == "variance") == (variable.ndim < 2)
@@ -248,7 +249,7 @@ class Muon(TorchOptimizer):
             **options: Unpack[OptionTypes],
         ) -> None: ...
 
-    slots = ("momentum_buffer",)
+    slots: ClassVar[Sequence[str]] = ("momentum_buffer",)
 
     def _validate(self) -> None:
         super()._validate()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from fastvar import kernels
 from fastvar.hyper import Number, Real, Schedule, flag, number, pair
@@ -183,7 +183,7 @@ class ASGD(TorchOptimizer):
             **options: Unpack[OptionTypes],
         ) -> None: ...
 
-    slots = ("ax",)
+    slots: ClassVar[Sequence[str]] = ("ax",)
 
     def initial_numbers_per_variable(self) -> dict[str, float]:
         return self.carried("eta")
@@ -266,7 +266,7 @@ class Rprop(TorchOptimizer):
             **options: Unpack[OptionTypes],
         ) -> None: ...
 
-    slots = ("prev", "step_size")
+    slots: ClassVar[Sequence[str]] = ("prev", "step_size")
 
     def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.lr if slot == "step_size" else 0
