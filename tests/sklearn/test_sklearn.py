@@ -111,6 +111,16 @@ def test_a_refused_update_changes_nothing(solver: str) -> None:
     assert pickle.dumps((params, optimizer)) == before
 
 
+@pytest.mark.parametrize("what", ["coefs_", "ms"])
+def test_arrays_that_became_read_only_are_not_written(what: str) -> None:
+    model = pair()[1].partial_fit(X, LABELS, classes=[0, 1])
+    (model if what == "coefs_" else model._optimizer).__dict__[what][0].setflags(write=False)
+    before = [w.copy() for w in model.coefs_]
+    with pytest.raises(ValueError, match=r"parameter 0.*: array must be writable"):
+        model.partial_fit(X, LABELS)
+    np.testing.assert_array_equal(model.coefs_[0], before[0])
+
+
 def test_an_old_version_is_refused() -> None:
     code = "import sklearn; sklearn.__version__ = '1.4.2'; import fastvar.sklearn"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
