@@ -126,8 +126,9 @@ class Evaluations:
         self.count = 0
 
     def __call__(self, x: Array) -> Point:
-        value = np.asarray(self._fun(x.copy(), *self._args))
-        gradient = np.atleast_1d(np.array(self._jac(x.copy(), *self._args), np.float64))
+        value = _real(self._owner, "fun", self._fun(x.copy(), *self._args))
+        gradient = _real(self._owner, "the gradient", self._jac(x.copy(), *self._args))
+        gradient = np.atleast_1d(np.array(gradient, np.float64))
         if value.size != 1:
             raise ValueError(f"{self._owner}: fun must return a scalar, got the shape {value.shape}")
         if gradient.shape != x.shape:
@@ -137,6 +138,14 @@ class Evaluations:
         if self.count == 1 or (point.is_finite() and not point.fun > self.best.fun):
             self.best = point
         return point
+
+
+def _real(owner: str, what: str, given: Any) -> Array:
+    """Return an array. Raise TypeError if it is complex: NumPy would drop the imaginary part."""
+    array = np.asarray(given)
+    if np.iscomplexobj(array):
+        raise TypeError(f"{owner}: {what} must be real, got {array.dtype}")
+    return array
 
 
 class Stopping(Fixed):
@@ -188,7 +197,7 @@ def _minimize(
     for what, given in ignored.items():
         if np.any(given):
             warnings.warn(f"{owner}: does not use {what}", RuntimeWarning, stacklevel=3)
-    x0 = np.atleast_1d(np.asarray(x0))
+    x0 = np.atleast_1d(_real(owner, "x0", x0))
     box, limits = _box(owner, bounds, x0.shape)
     x = Variable(x0, dtype=np.float64, constraint=None if bounds is None else box)
     x.assign(box(x.value))

@@ -304,6 +304,16 @@ def test_bad_values_are_refused() -> None:
         solve(lambda x: (1.0, 1.0))
 
 
+@pytest.mark.parametrize("what", ["x0", "fun", "the gradient"])
+def test_complex_numbers_are_refused(what: str) -> None:
+    def value(x: Any) -> Any:
+        return (x @ x) * (1 + 1j if what == "fun" else 1), 2 * x * (1j if what == "the gradient" else 1)
+
+    x0 = [1j if what == "x0" else 1.0, 2.0]
+    with pytest.raises(TypeError, match=f"Adam: {what} must be real, got complex128"):
+        minimize(value, x0, jac=True, method=method(fv.optimizers.Adam()))
+
+
 def test_bad_optimizers_are_refused() -> None:
     built = fv.optimizers.SGD()
     built.build([fv.Variable(0.0)])
