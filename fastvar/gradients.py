@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -12,11 +13,11 @@ from fastvar.module import Tree, as_tree, children, is_sequence
 from fastvar.variable import Variable
 
 Library = Literal["autograd", "jax", "torch"]
+Loss = Callable[[Any], Any]
+Fill = Callable[[list[Any]], Any]  # makes the argument of a loss from the arrays of trained variables
 
 
-def differentiated(
-    owner: str, loss: Callable[[Any], Any], variables: Any, library: Library
-) -> Callable[[], tuple[Any, Any]]:
+def differentiated(owner: str, loss: Loss, variables: Any, library: Library) -> Callable[[], tuple[Any, Any]]:
     """Return a function that returns the loss and its gradients, in a tree like that of the variables.
 
     Parameters
@@ -45,11 +46,11 @@ def differentiated(
         flat = Tree(root, counters=False).variables
         trained = [v for v in flat if v.trainable]
 
-        def of_trained(arrays: Any) -> Any:
-            return loss(_filled(root, given | dict(zip(map(id, trained), arrays, strict=True))))
+        def tree(arrays: Any) -> Any:
+            return _filled(root, given | dict(zip(map(id, trained), arrays, strict=True)))
 
         given = {id(v): convert(module, v, owner) for v in flat}
-        value, grads = differentiate(module, of_trained, [given[id(v)] for v in trained])
+        value, grads = differentiate(module, loss, tree, [given[id(v)] for v in trained])
         return value, _filled(root, {id(v): g for v, g in zip(trained, grads, strict=True)})
 
     return value_and_grad
@@ -68,8 +69,8 @@ def _filled(thing: Any, values: dict[int, Any]) -> Any:
     return type(thing)(**filled) if isinstance(thing, tuple) else filled
 
 
-def _by_autograd(module: Any, loss: Callable[[Any], Any], arrays: list[Any]) -> Any:
-    return module.value_and_grad(loss)(arrays)
+def _by_autograd(module: Any, loss: Loss, tree: Fill, arrays: list[Any]) -> Any:
+    return module.value_and_grad(lambda trained: loss(tree(trained)))(arrays)
 
 
 def _to_jax(jax: Any, v: Variable, owner: str) -> Any:
@@ -82,13 +83,36 @@ def _to_jax(jax: Any, v: Variable, owner: str) -> Any:
     return jax.numpy.array(v.numpy(), copy=True)
 
 
-def _by_jax(jax: Any, loss: Callable[[Any], Any], arrays: list[Any]) -> Any:
-    value, grads = jax.value_and_grad(loss)(arrays)
+def _by_jax(jax: Any, loss: Loss, tree: Fill, arrays: list[Any]) -> Any:
+    bound = loss if isinstance(loss, functools.partial) else functools.partial(loss)
+    if isinstance(bound.func, jax.stages.Wrapped):  # jax.jit has made constants of what it closes over
+        given, structure = jax.tree.flatten(tree(arrays))
+        number_of = {id(array): i for i, array in enumerate(arrays)}
+        numbers = tuple(number_of.get(id(array), -1) for array in given)
+        compiled = _compiled(jax, bound.func)
+        value, grads = compiled(arrays, given, bound.args, bound.keywords, numbers, structure)
+    else:
+        value, grads = jax.value_and_grad(lambda trained: loss(tree(trained)))(arrays)
     return float(value), [np.asarray(g) for g in grads]
 
 
-def _by_torch(torch: Any, loss: Callable[[Any], Any], arrays: list[Any]) -> Any:
-    value = loss([tensor.requires_grad_() for tensor in arrays])
+@functools.lru_cache(maxsize=16)
+def _compiled(jax: Any, function: Any) -> Any:
+    """Return the value and the gradients, compiled, of a loss that `jax.jit` has made.
+
+    It takes the trained arrays; the leaves of the argument of the loss; the other arguments; of each leaf its
+    number among the trained arrays, -1 if it is none; and the structure of the argument.
+    """
+
+    def loss(arrays: Any, given: Any, args: Any, keywords: Any, numbers: Any, structure: Any) -> Any:
+        leaves = [leaf if i < 0 else arrays[i] for leaf, i in zip(given, numbers, strict=True)]
+        return function(*args, structure.unflatten(leaves), **keywords)
+
+    return jax.jit(jax.value_and_grad(loss), static_argnums=(4, 5))
+
+
+def _by_torch(torch: Any, loss: Loss, tree: Fill, arrays: list[Any]) -> Any:
+    value = loss(tree([tensor.requires_grad_() for tensor in arrays]))
     grads = torch.autograd.grad(value, arrays, allow_unused=True)
     return value.item(), [None if g is None else g.numpy() for g in grads]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,66 @@ def test_jax_shares_memory_unless_it_copies(share: str) -> None:
     assert bool((shared == -0.25).all())
     assert bool((copied == 0).all())
     assert bool((kept[0] == 0).all())
+
+
+@pytest.mark.parametrize("kind", [fv.optimizers.SGD, fv.optimizers.Adam])
+def test_compiled_losses_are_compiled_once(kind: Any) -> None:
+    """JAX calls a compiled function only to trace it; its data are arguments, and are always the present ones."""
+    import jax
+
+    calls: list[Any] = []
+
+    @jax.jit
+    def scaled(p: Any, x: Any) -> Any:
+        calls.append(x)
+        return loss(p) * x
+
+    ours, plain = tree(), tree()
+    first, second = kind(0.001), kind(0.001)
+    for t in range(6):
+        if t == 4:
+            ours["a"][1].assign([1, 1, 1])  # not trained, and no constant of the compiled function
+            plain["a"][1].assign([1, 1, 1])
+        x = np.float32(t + 1)
+        value = first.minimize(partial(scaled, x=x), ours, gradients="jax")
+        assert value == pytest.approx(second.minimize(lambda p, x=x: loss(p) * x, plain, gradients="jax"))
+    for a, b in [(ours["z"]["kernel"], plain["z"]["kernel"]), *zip(ours["a"], plain["a"], strict=True)]:
+        np.testing.assert_allclose(a.value, b.value, rtol=1e-6)
+    assert len(calls) == 1
+
+
+def test_compiled_losses_of_other_trees() -> None:
+    """Another structure, shape or trained variable makes another compilation; one used twice counts twice."""
+    import jax
+
+    class Tied(fv.Module):
+        def __init__(self, weight: fv.Variable) -> None:
+            self.encoder = self.decoder = weight
+
+    square = jax.jit(lambda p: sum((array**2).sum() for array in jax.tree.leaves(p)))
+    w, u = fv.Variable(np.ones(3, np.float32)), fv.Variable(np.ones(2, np.float32))
+    for variables, value, (first, second) in [
+        ([w, u], 5, (0.5, 0.5)),
+        ({"a": w, "b": u}, 1.25, (0.25, 0.25)),
+        (Tied(w), 0.375, (0.0, 0.25)),
+    ]:
+        assert fv.optimizers.SGD(0.25).minimize(square, variables, gradients="jax") == value
+        assert (w.value == first).all()
+        assert (u.value == second).all()
+    w.trainable = False
+    w.assign(np.ones(3))
+    assert fv.optimizers.SGD(0.25).minimize(square, [w, u], gradients="jax") == 3.125
+    assert ((w.value == 1).all(), (u.value == 0.125).all()) == (True, True)
+
+
+def test_data_that_a_plain_loss_closes_over_may_change() -> None:
+    for library in LIBRARIES:
+        w, data = fv.Variable(np.zeros(2, np.float32)), [1.0]
+        optimizer = fv.optimizers.SGD(0.5)
+        for value in (1.0, 4.0):
+            data[0] = value
+            optimizer.minimize(lambda p, data=data: ((p[0] - data[0]) ** 2).sum(), [w], gradients=library)
+            assert (w.value == value).all()
 
 
 def test_float64_is_never_cast() -> None:
