@@ -369,6 +369,18 @@ def test_a_refused_step_changes_nothing() -> None:
     assert optimizer.kernel_steps == 2
 
 
+def test_unknown_variables_are_keras_s_error() -> None:
+    optimizer, of, *_ = pair("SGD")
+    apply(optimizer, gradients(0), of)
+    for bad in ([*of[:4], keras.Variable(np.ones((6, 6), np.float32))], [*of[1:], keras.Variable(0.0)]):
+        before = everything(optimizer, of)
+        with pytest.raises(ValueError, match="Unknown variable"):
+            optimizer.apply(gradients(1), bad)
+        assert everything(optimizer, of) == before
+    apply(optimizer, gradients(1)[::-1], of[::-1])
+    assert optimizer.kernel_steps == 2
+
+
 def test_gradients_may_be_arrays_lists_and_variables() -> None:
     of, its = variables(), variables()
     first, second = make(ours, "SGD"), make(ours, "SGD")

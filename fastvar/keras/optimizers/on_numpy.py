@@ -23,9 +23,7 @@ class Memory:
     def __init__(self) -> None:
         self.variables: list[Any] = []
         self.arrays: list[Array] = []
-        self.counts: list[
-            int
-        ] = []  # references to the arrays after a step: those of the variables and of the plan
+        self.counts: list[int] = []  # references to the arrays after a step: the variables' and the plan's
 
     def take_weight(self, variable: Any) -> Array:
         """Return a new array of a variable that the optimizer updates."""

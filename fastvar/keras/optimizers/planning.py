@@ -91,9 +91,13 @@ class KerasPlan:
         same = self._settings(optimizer) == self.read and excluded(optimizer) is self.excluded
         return same and self.memory.holds()
 
+    def has(self, variables: list[Any]) -> bool:
+        """Return whether these are all of its variables, in its order."""
+        return len(variables) == len(self.variables) and all(map(is_, variables, self.variables))
+
     def arranged(self, grads: list[Any], variables: list[Any]) -> list[Any]:
         """Return the gradients, or None, in the order of the plan."""
-        if len(variables) != len(self.variables) or not all(map(is_, variables, self.variables)):
+        if not self.has(variables):
             ordered: list[Any] = [None] * len(self.variables)
             for gradient, variable in zip(grads, variables, strict=True):
                 i = self.index[id(variable)]

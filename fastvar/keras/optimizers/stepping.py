@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import keras
@@ -12,6 +13,7 @@ from fastvar.keras.optimizers.planning import KerasPlan
 from fastvar.keras.supported import Unfit
 from fastvar.optimizer import Optimizer
 
+is_overwritten = attrgetter("overwrite_with_gradient")
 OF_A_STEP = (  # methods of Keras that a step of the kernels replaces
     "update_step",
     "_apply_weight_decay",
@@ -51,6 +53,16 @@ class KernelStep(keras.optimizers.Optimizer):
     def keras_class(cls) -> Any:
         """Return Keras's own class."""
         return next(each for each in cls.__mro__ if each.__module__.startswith("keras."))
+
+    def _check_variables_are_known(self, variables: list[Any]) -> None:
+        if self._plan is None or not self._plan.has(variables):
+            super()._check_variables_are_known(variables)
+
+    def _overwrite_variables_directly_with_gradients(self, grads: Any, variables: Any) -> Any:
+        """Return the gradients and variables that remain; do so at once where Keras would look at each."""
+        if any(map(is_overwritten, variables)):
+            return super()._overwrite_variables_directly_with_gradients(grads, variables)
+        return grads, variables
 
     def _backend_apply_gradients(self, grads: list[Any], trainable_variables: list[Any]) -> None:
         try:
