@@ -64,7 +64,7 @@ def assert_close(mine: Any, other: Any, what: str, more: float = 0) -> None:
 
 def assert_same(mine: Any, ours_params: list[Any], other: Any, theirs: list[Any], what: str) -> None:
     """Compare parameters and states of two optimizers."""
-    rate = float(mine.param_groups[0]["lr"])
+    rate = max(float(group["lr"]) for group in mine.param_groups)
     in_bfloat16 = IN_BFLOAT16 * rate if isinstance(mine, getattr(ours, "Muon", ())) else 0
     for k, (p, q) in enumerate(zip(ours_params, theirs, strict=True)):
         assert_close(p, q, f"{what}: parameter {k}", in_bfloat16)
