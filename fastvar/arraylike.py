@@ -222,10 +222,10 @@ class Arraylike:
     __or__, __ror__, __ior__ = _numeric("or_", np.bitwise_or, "|=")
     __xor__, __rxor__, __ixor__ = _numeric("xor", np.bitwise_xor, "^=")
     __divmod__, __rdivmod__ = _binary("divmod", np.divmod)
-    __neg__: Callable[[Any], Array] = _unary("neg")
-    __pos__: Callable[[Any], Array] = _unary("pos")
-    __abs__: Callable[[Any], Array] = _unary("abs")
-    __invert__: Callable[[Any], Array] = _unary("invert")
+    __neg__ = _unary("neg")
+    __pos__ = _unary("pos")
+    __abs__ = _unary("abs")
+    __invert__ = _unary("invert")
 
     @overload
     def __ne__(self, other: Operand, /) -> npt.NDArray[np.bool]: ...

@@ -9,8 +9,8 @@ from fastvar.hyper import Fixed, number
 class Regularizer(Fixed):
     """A penalty `l1 * sum(|w|) + l2 * sum(w**2)`, whose gradient is `l1 * sign(w) + 2 * l2 * w`."""
 
-    l1: float = 0.0
-    l2: float = 0.0
+    l1 = 0.0
+    l2 = 0.0
 
     def __call__(self, w: Array) -> float:
         """Return the penalty, which belongs to the loss. The optimizer adds its gradient."""
