@@ -41,49 +41,10 @@ cdef extern from "Python.h":
 cdef extern from "prefetch.h":
     void prefetch_read(const void*) nogil
 
+include "dlpack.pxi"
+
 cdef enum:
-    MAX_AXES = 64  # PyTorch's own limit
-    MAJOR = 1  # version of DLPack
-    CPU = 1  # kDLCPU
-    FLOAT = 2  # kDLFloat
-    BFLOAT = 4  # kDLBfloat
     AHEAD = 6  # how many parameters ahead to prefetch
-
-# As in dlpack.h 1.x.
-
-cdef struct Version:
-    uint32_t major
-    uint32_t minor
-
-cdef struct Header:
-    Version version
-    Header* previous
-
-cdef struct Device:
-    int kind
-    int32_t number
-
-cdef struct DataType:
-    uint8_t code
-    uint8_t bits
-    uint16_t lanes
-
-cdef struct DLTensor:
-    void* data
-    Device device
-    int32_t ndim
-    DataType dtype
-    int64_t* shape
-    int64_t* strides
-    uint64_t byte_offset
-
-cdef struct ExchangeAPI:
-    Header header
-    void* allocate
-    void* managed
-    void* imported
-    int (*read)(void*, DLTensor*) noexcept
-    void* stream
 
 cdef struct TensorInfo:  # what was read of a tensor, until other code runs
     uintptr_t address
@@ -108,10 +69,6 @@ cdef struct Memory:  # buffers.MEMORY
 
 if sizeof(Memory) != buffers.MEMORY.itemsize:
     raise ImportError("fastvar: the compiled kernels do not match buffers.MEMORY; build them again")
-
-cdef list NAMES = [*_declared.FORMATS]
-cdef int F32 = NAMES.index("float32"), F64 = NAMES.index("float64")
-cdef int F16 = NAMES.index("float16"), BF16 = NAMES.index("bfloat16")
 
 
 @cython.final
@@ -168,6 +125,23 @@ cdef class Reader:
         bfloat16 cannot be read: NumPy lacks it.
         """
         return [self.array_of(tensor) for tensor in tensors]
+
+    def records(self, list tensors not None, list like not None):
+        """Return the `buffers.MEMORY` of tensors; None unless each is another one that lies as its `like`."""
+        cdef TensorInfo seen, other
+        cdef Py_ssize_t i, n = len(like)
+        cdef Memory* m
+        if len(tensors) != n:
+            return None
+        memory = np.empty(n, buffers.MEMORY)
+        m = <Memory*> cnp.PyArray_DATA(memory)
+        for i in range(n):
+            if not self.read(tensors[i], &seen) or tensors[i] is like[i] or not self.read_known(like[i], &other):
+                return None
+            if not (alike(&seen, &other) and dense(&other) and aligned(&seen)):
+                return None
+            m[i] = Memory(seen.address, seen.size, seen.format, 1)
+        return memory
 
     cdef object array_of(self, object tensor):
         cdef TensorInfo seen
@@ -230,12 +204,6 @@ cdef class Reader:
         return seen.address != 0 or seen.size == 0
 
 
-cdef int format_of(int code, int bits) noexcept:
-    if code == FLOAT:
-        return F32 if bits == 32 else F64 if bits == 64 else F16 if bits == 16 else -1
-    return BF16 if code == BFLOAT and bits == 16 else -1
-
-
 cdef bint dense(const TensorInfo* seen) noexcept:
     # Whether the elements lie side by side, in any order of the axes.
     cdef int64_t stride = 1
@@ -260,6 +228,50 @@ cdef bint alike(const TensorInfo* x, const TensorInfo* y) noexcept:
                 x.shape[axis] > 1 and x.size and x.strides[axis] != y.strides[axis]):
             return False
     return True
+
+
+cdef int locate(Reader reader, object tensor, Location* at) except -1:
+    cdef TensorInfo seen
+    if not reader.read(tensor, &seen):
+        raise ValueError("must be given tensors that can be read")
+    at[0] = Location(seen.address, seen.size, seen.format, NULL)
+    if reader.api != NULL:
+        at.inside = seen.shape
+    return 0
+
+
+@cython.final
+cdef class Places:
+    """Where tensors are, to see later whether they are still there."""
+
+    cdef Reader reader
+    cdef list tensors
+    cdef Location* kept
+
+    def __cinit__(self, Reader reader not None, list tensors not None):
+        cdef Py_ssize_t i
+        self.reader, self.tensors = reader, [*tensors]
+        self.kept = <Location*> calloc(max(len(self.tensors), 1), sizeof(Location))
+        if self.kept == NULL:
+            raise MemoryError
+        for i in range(len(self.tensors)):
+            locate(reader, self.tensors[i], self.kept + i)
+
+    def __dealloc__(self):
+        free(self.kept)
+
+    def hold(self, list tensors not None):
+        """Return whether these are the same objects, with their memory where it was."""
+        cdef TensorInfo seen
+        cdef Py_ssize_t i
+        if len(tensors) != len(self.tensors):
+            return False
+        for i in range(len(self.tensors)):
+            if tensors[i] is not self.tensors[i]:
+                return False
+            if not self.reader.read_known(tensors[i], &seen) or not is_at(self.kept + i, &seen):
+                return False
+        return True
 
 
 @cython.final
@@ -312,20 +324,11 @@ cdef class Watch:
             self.number_of[i] = k
         for i in range(self.n):
             for k, tensor in enumerate(self.tensors[i]):
-                self.keep(i * self.width + k, tensor)
+                locate(reader, tensor, self.kept + i * self.width + k)
 
     def __dealloc__(self):
         free(self.number_of)
         free(self.kept)
-
-    cdef int keep(self, Py_ssize_t at, object tensor) except -1:
-        cdef TensorInfo seen
-        if not self.reader.read(tensor, &seen):
-            raise ValueError("Watch: must be given tensors that can be read")
-        self.kept[at] = Location(seen.address, seen.size, seen.format, NULL)
-        if self.reader.api != NULL:
-            self.kept[at].inside = seen.shape
-        return 0
 
     def remember(self, state):
         """Remember which objects `state` holds, a dict of a dict of slots for each parameter."""

@@ -30,6 +30,9 @@ from tests.support.keras_steps import (
 if BACKEND == "torch":
     import torch
 
+    from fastvar.keras.optimizers.on_torch import READER
+    from fastvar.kernels.tensors import Places
+
 pytestmark = [
     pytest.mark.skipif(BACKEND != "torch", reason="of the torch backend; test_backends.py runs it"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -172,3 +175,52 @@ def test_autograd_notices_the_change() -> None:
     apply(mine, gradients(0), of)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_unknown_variables_are_keras_s_error() -> None:
+    mine, of, *_ = pair("SGD")
+    apply(mine, gradients(0), of)
+    with pytest.raises(ValueError, match="Unknown variable"):
+        mine.apply(gradients(1), [*of[:4], keras.Variable(np.ones((6, 6), np.float32))])
+    apply(mine, gradients(1), of)
+    assert mine.kernel_steps == 2
+
+
+def changed(memory: str, tensor: Any) -> Any:
+    """Return a tensor that differs from a (7, 5) one in where, or what, it is."""
+    other = torch.ones(7, 5)
+    other.copy_(tensor.detach())
+    return {
+        "elsewhere": lambda: other,
+        "smaller": lambda: tensor.data[:5],
+        "of another dtype": lambda: tensor.data.view(torch.int32),
+    }[memory]()
+
+
+@pytest.mark.parametrize("memory", ["elsewhere", "smaller", "of another dtype"])
+def test_places_notice_a_change(memory: str) -> None:
+    tensor = torch.ones(7, 5)
+    places = Places(READER, [tensor])
+    assert places.hold([tensor])
+    assert not places.hold([])
+    assert not places.hold([tensor.clone()])
+    tensor.data = changed(memory, tensor)
+    assert not places.hold([tensor])
+    with pytest.raises(ValueError, match="must be given tensors that can be read"):
+        Places(READER, [torch.ones(2, dtype=torch.int32)])
+
+
+def test_only_gradients_that_lie_as_the_weights_are_read_as_records() -> None:
+    weight = torch.ones(6, 6)
+    (record,) = READER.records([torch.ones(6, 6, dtype=torch.float16)], [weight])
+    assert (record["size"], record["writable"]) == (36, 1)
+    for gradient in (
+        None,
+        weight,
+        torch.ones(6, 6).T,
+        torch.ones(36),
+        torch.ones(6, 6, dtype=torch.int32),
+        np.ones((6, 6)),
+    ):
+        assert READER.records([gradient], [weight]) is None
+    assert READER.records([], [weight]) is None

@@ -54,7 +54,10 @@ class Memory:
                 variable._value = array
         return bool(self.counts)  # otherwise no step has run
 
-    def gradients(self, grads: list[Any]) -> list[Any]:
+    def taken(self) -> None:
+        """Do nothing: references are counted after a step."""
+
+    def gradients(self, grads: list[Any], raw: bool) -> list[Any]:
         """Return the gradients, or None, as what NumPy can read."""
         return [gradient.numpy() if isinstance(gradient, keras.Variable) else gradient for gradient in grads]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import keras
@@ -12,10 +12,11 @@ import torch
 from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.keras.supported import Unfit
-from fastvar.kernels.tensors import Reader
+from fastvar.kernels.tensors import Places, Reader
 
 CLASSES = (torch.Tensor, torch.nn.Parameter)
 READER = Reader(CLASSES, torch.strided)
+tensor_of = attrgetter("_value")
 Order = tuple[int, ...] | None  # of the axes, by decreasing strides; None: their own
 
 
@@ -25,7 +26,7 @@ class Memory:
     def __init__(self) -> None:
         self.variables: list[Any] = []
         self.tensors: list[Any] = []
-        self.addresses: list[int] = []
+        self.places: Places | None = None  # of all tensors, once all are taken
         self.weights: list[Any] = []
         self.orders: list[Order] = []
         self.turned: list[int] = []  # the weights with another order
@@ -52,7 +53,6 @@ class Memory:
                 tensor.data = torch.empty_like(weight, requires_grad=False).copy_(tensor)
         if tensor.dtype != weight.dtype:  # Keras's zeros may be float32
             tensor.data = tensor.data.to(weight.dtype)
-        self.addresses[-1] = tensor.data_ptr()
         return _reordered(tensor.detach().numpy(), order)
 
     def _take(self, variable: Any) -> Any:
@@ -64,17 +64,21 @@ class Memory:
             )
         self.variables.append(variable)
         self.tensors.append(tensor)
-        self.addresses.append(tensor.data_ptr())
         return tensor
 
     def holds(self) -> bool:
         """Return whether all variables are where they were."""
-        tensors = [v._value for v in self.variables]
-        return all(map(is_, tensors, self.tensors)) and [t.data_ptr() for t in tensors] == self.addresses
+        return self.places is not None and self.places.hold([*map(tensor_of, self.variables)])
 
-    def gradients(self, grads: list[Any]) -> list[Any]:
-        """Return the gradients of the weights, or None, as what NumPy can read."""
+    def taken(self) -> None:
+        """Remember where all variables are."""
+        self.places = Places(READER, self.tensors)
+
+    def gradients(self, grads: list[Any], raw: bool) -> Any:
+        """Return gradients, or None, as NumPy can read them; if `raw`, records of their memory where possible."""
         grads = [*grads]
+        if raw and (records := READER.records(grads, self.weights)) is not None:
+            return records
         arrays: list[Any] = READER.arrays(grads)
         for i in [i for i, array in enumerate(arrays) if array is None]:
             arrays[i] = _read(grads[i])

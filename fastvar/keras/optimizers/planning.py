@@ -73,7 +73,8 @@ class KerasPlan:
                     self._slot(optimizer, slot, kept, p, v) for p, v in zip(places, self.variables, strict=True)
                 ]
         given.take(self.rule, [places], slots)
-        self.rule._refreshed()  # it refuses what kernels cannot update
+        self.plain = self.rule._refreshed().plain  # it refuses what kernels cannot update
+        self.memory.taken()
         self.excluded = excluded(optimizer)
 
     def _slot(self, optimizer: Any, slot: str, kept: list[Any], place: Any, variable: Any) -> Variable | None:
@@ -95,7 +96,7 @@ class KerasPlan:
         """Return whether these are all of its variables, in its order."""
         return len(variables) == len(self.variables) and all(map(is_, variables, self.variables))
 
-    def arranged(self, grads: list[Any], variables: list[Any]) -> list[Any]:
+    def arranged(self, grads: list[Any], variables: list[Any]) -> Any:
         """Return the gradients, or None, in the order of the plan."""
         if not self.has(variables):
             ordered: list[Any] = [None] * len(self.variables)
@@ -105,7 +106,7 @@ class KerasPlan:
                     raise Unfit(f"{variable.path} has several gradients")
                 ordered[i] = gradient
             grads = ordered
-        return self.memory.gradients(grads)
+        return self.memory.gradients(grads, self.plain)
 
     def follow(self, optimizer: Any) -> None:
         """Read the learning rate and the count of steps."""
@@ -116,7 +117,7 @@ class KerasPlan:
             raise Unfit(f"learning_rate {error}") from None
         self.rule._state.count[0] = int(optimizer._iterations)
 
-    def step(self, grads: list[Any]) -> bool:
+    def step(self, grads: Any) -> bool:
         """Check everything, then update; return whether variables were updated, and not sums alone."""
         state, before = self.rule._state, self.rule.iterations
         if "accumulated" in state.numbers:
