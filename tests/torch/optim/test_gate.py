@@ -269,6 +269,8 @@ def amsgrad(optimizer: Any) -> None:
 
 @pytest.mark.parametrize("kind", MOVES)
 def test_steps_follow_what_moves(kind: str, reader: Any) -> None:
+    if kind == "decoupled" and "decoupled_weight_decay" not in torch.optim.Adam(parameters()).defaults:
+        pytest.skip("Adam of this PyTorch has no decoupled_weight_decay")
     mine, theirs = parameters(), parameters()
     pairs = [(ours.Adam(mine, lr=0.1), mine), (torch.optim.Adam(theirs, lr=0.1, foreach=False), theirs)]
     for t in range(6):
