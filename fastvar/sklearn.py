@@ -50,9 +50,8 @@ class KernelUpdate:
         """Update the parameters in place, or raise an error and change nothing."""
         arrays = (*params, *(array for of_slot in self._slots() for array in of_slot))
         known = len(arrays) == len(self._arrays) and not any(map(is_not, arrays, self._arrays))
-        if not known or not all(
-            array.flags.writeable for array in arrays
-        ):  # of what is read-only, no plan is made
+        writable = all(array.flags.writeable for array in arrays)
+        if not (known and writable):  # read-only arrays are an error of the plan
             self._make_plan(params, arrays)
         self._plan.bind(grads)
         self._plan.run([self._scalars()], self._workers())

@@ -59,7 +59,7 @@ def test_saves_of_small_tensors_can_be_measured() -> None:
 def test_steps_on_tensors_can_be_measured(name: str) -> None:
     times = torch_optim.measured(name, 3, 10, rounds=2)
     fused = ["fused"] if name == "Adam" else []
-    assert [*times] == ["fastvar", *fused, "default", "reading"]
+    assert [*times] == ["fastvar", "loaded", *fused, "default", "reading"]
     assert all(len(took) == 2 and min(took) > 0 for took in times.values())
 
 
