@@ -17,7 +17,7 @@ cdef class Plan:
     cdef int most_sums  # of a variable
     cdef Py_ssize_t blocks, elements  # of the concatenation, and of its spans
     cdef readonly tuple units
-    cdef list factors  # those of `units` in float32
+    cdef list factors  # for each of `units`: those of rows and columns, and both in float32
     cdef list sums_of_patches
     cdef bint bound, zero, disjoint, sparse
     cdef uint64_t running  # whether a thread uses it
@@ -40,7 +40,8 @@ cdef class Plan:
         self.written = len(table.extents.names)
         self.stages = _stages.neutral(self.n)
         self.units = _units.checked(owner, [w.size for w in self.weights], matrices)
-        self.factors = [[np.ones(len(of), np.float32) for of in (u.by_row, u.by_column)] for u in self.units]
+        exact = [(units.by_row, units.by_column) for units in self.units]
+        self.factors = [(*both, *(of.astype("f4") for of in both)) for both in exact]
         self.sums_of_patches = [np.empty(units.length) for units in self.units]
         self.set_rules(table.sums)
         self.spans = <Span*> calloc(max(self.n, 1), sizeof(Span))
@@ -94,7 +95,7 @@ cdef class Plan:
                 s.matrices = k + 1
                 s.units[k].rows, s.units[k].columns = units.shapes[i]
                 s.units[k].most = <const double*> cnp.PyArray_DATA(units.most) + i
-                by_row, by_column = (units.by_row, units.by_column) if s.wide else self.factors[k]
+                by_row, by_column = self.factors[k][:2] if s.wide else self.factors[k][2:]
                 s.units[k].by_column = cnp.PyArray_BYTES(units.columns_of(by_column, i))
                 if units.rows:
                     s.units[k].by_row = cnp.PyArray_BYTES(units.rows_of(by_row, i))
@@ -105,8 +106,8 @@ cdef class Plan:
         cdef Py_ssize_t i
         cdef const double* factors
         cdef float* rounded
-        for k, units in enumerate(self.units):
-            for origin, to in zip((units.by_row, units.by_column), self.factors[k], strict=True):
+        for of_units in self.factors:
+            for origin, to in zip(of_units[:2], of_units[2:], strict=True):
                 factors, rounded = <const double*> cnp.PyArray_DATA(origin), <float*> cnp.PyArray_DATA(to)
                 for i in range(len(to)):
                     rounded[i] = <float> factors[i]

@@ -63,6 +63,12 @@ class Units:
         self.by_row = np.ones(self.row_starts[-1] if rows else 0)
         self.by_column = np.ones(self.column_starts[-1])
         self.most = np.full(len(self.shapes), np.inf)
+        self._made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(self, "_made"):
+            raise AttributeError(f"{name}: write into the arrays of units; compiled code has their addresses")
+        super().__setattr__(name, value)
 
     def _patches(self, i: int, count: int, rows: int, columns: int) -> list[tuple[int, ...]]:
         """Return the patches of one variable, in the order in which they are added."""

@@ -235,6 +235,14 @@ def test_factors_and_sums_are_those_of_rows_and_columns(dtype: str) -> None:
             np.testing.assert_allclose(scene.w[i], moved.reshape(-1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["by_row", "by_column", "most", "patches", "shapes", "length"])
+def test_what_compiled_code_reads_of_units_cannot_be_replaced(name: str) -> None:
+    for module in (reference, *MODULES.values()):
+        (units,) = Matrices(module, "f4", (True,)).plan.units
+        with pytest.raises(AttributeError, match=f"{name}: write into the arrays"):
+            setattr(units, name, np.ones(1))
+
+
 BAD: list[dict[str, Any]] = [
     {"sums": [[("weights",)]] * 3},
     {"sums": [[("nothing",)]]},
