@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch.testing._internal.common_optimizers import optim_db
 
 import fastvar.torch.optim as ours
-from tests.support.torch_tensors import assert_close
+from tests.support.torch_tensors import assert_close, exchange_states
 
 (INFO,) = (info for info in optim_db if info.optim_cls is torch.optim.SparseAdam)
 CASES = [dict(each.kwargs) for each in INFO.optim_inputs_func(device="cpu")]
@@ -79,13 +78,7 @@ def test_states_are_exchanged(kwargs: dict[str, Any], dtype: Any) -> None:
     for t in range(STEPS):
         if t == 10:
             again = made(kwargs, dtype)
-            for (new, fresh), (old, before) in zip(again, reversed(pairs), strict=True):
-                file = io.BytesIO()
-                torch.save(old.state_dict(), file)
-                file.seek(0)
-                new.load_state_dict(torch.load(file, weights_only=True))
-                for p, q in zip(fresh, before, strict=True):
-                    p.data.copy_(q.data)
+            exchange_states(pairs, again)
             pairs = again
         step(pairs, t)
         assert_same(*pairs[0], *pairs[1], f"step {t}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 import fastvar.torch.optim as ours
 from tests.support import torch_tensors
-from tests.support.torch_tensors import assert_same, with_grad_dtype
+from tests.support.torch_tensors import assert_same, exchange_states, with_grad_dtype
 from tests.torch.optim.test_sparse import give_gradients, parameters
 
 STEPS = 12
@@ -73,13 +72,7 @@ def test_states_are_exchanged(name: str, kwargs: dict[str, Any], dtype: Any) -> 
     for t in range(STEPS):
         if t == STEPS // 2:
             again = made(name, kwargs, dtype)
-            for (new, fresh), (old, before) in zip(again, reversed(pairs), strict=True):
-                file = io.BytesIO()
-                torch.save(old.state_dict(), file)
-                file.seek(0)
-                new.load_state_dict(torch.load(file, weights_only=True))
-                for p, q in zip(fresh, before, strict=True):
-                    p.data.copy_(q.data)
+            exchange_states(pairs, again)
             pairs = again
         step(pairs, t)
 
