@@ -13,6 +13,7 @@ from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.kernels.atomic import Atomic
 from fastvar.module import Tree, as_tree
+from fastvar.tables import Shown, Table, count
 
 OWNER = "check_gradients"
 SHOWN = 5  # the most elements that an error lists
@@ -49,13 +50,18 @@ class Derivative:
             return 0.0
         return difference / self.tolerance if self.tolerance and math.isfinite(difference) else math.inf
 
+    @property
+    def where(self) -> str:
+        """The element, such as `w[1, 0]`."""
+        element = " along a random direction" if self.index is None else str([*self.index]) * bool(self.index)
+        return f"{self.name}{element}"
+
     def __str__(self) -> str:
-        where = " along a random direction" if self.index is None else str([*self.index]) * bool(self.index)
-        return f"{self.name}{where}: {self.analytic:.9g}, by differences {self.numeric:.9g}"
+        return f"{self.where}: {self.analytic:.9g}, by differences {self.numeric:.9g}"
 
 
 @dataclass(frozen=True, repr=False)
-class GradientCheck:
+class GradientCheck(Shown):
     """What `check_gradients` has compared.
 
     Attributes
@@ -74,8 +80,11 @@ class GradientCheck:
         """The derivative that differs most, in units of its tolerance."""
         return self.derivatives[0]
 
-    def __repr__(self) -> str:
-        return f"<GradientCheck: {len(self.derivatives):,} derivatives agree; the worst is {self.worst}>"
+    def _table(self) -> Table:
+        columns = ("the worst", "gradient", "by differences", "of the tolerance")
+        rows = [(d.where, d.analytic, d.numeric, f"{d.excess:.1%}") for d in self.derivatives[:SHOWN]]
+        found = f"{count(len(self.derivatives), 'derivative')} agree{'s' * (len(self.derivatives) == 1)}"
+        return Table(f"GradientCheck: {found}, loss {self.loss:.6g}", columns, rows)
 
 
 def check_gradients(

@@ -7,8 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastvar.tables import Shown, Table, count
 
-class IndexedSlices:
+FEW = 6  # longer vectors of indices show their beginning and their end
+
+
+class IndexedSlices(Shown):
     """A sparse gradient: some rows of an array, such as the rows of an embedding table that a step used.
 
     The gradient is `values[k]` in the row `indices[k]`, and zero in all other rows. Values for the same row are
@@ -86,9 +90,12 @@ class IndexedSlices:
         np.add.at(dense, self.indices, self.values)
         return dense
 
-    def __repr__(self) -> str:
-        whole = "" if self.dense_shape is None else f", dense_shape={self.dense_shape}"
-        return f"<fastvar.IndexedSlices of {len(self.indices)} rows, values {self.values.shape}{whole}>"
+    def _table(self) -> Table:
+        rows = [("indices", np.array2string(self.indices, threshold=FEW, separator=", "))]
+        rows.append(("values", f"{self.values.shape} {self.dtype}"))
+        if self.dense_shape is not None:
+            rows.append(("dense_shape", str(self.dense_shape)))
+        return Table(f"IndexedSlices of {count(len(self.indices), 'row')}", ("", ""), rows)
 
 
 class Rows(NamedTuple):

@@ -75,6 +75,19 @@ class Table:
         return [not kind or not kind <= {int, float} for kind in kinds]
 
 
+class Shown:
+    """An object that prints as its table, and a notebook shows it as one."""
+
+    def _table(self) -> Table:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return repr(self._table())
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_()
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -10,7 +10,8 @@ import pytest
 import fastvar
 
 LAYERS = [
-    {"figures", "formats", "hyper", "slices", "tables", "versions"},
+    {"figures", "formats", "tables", "versions"},
+    {"hyper", "slices"},
     {"buffers", "hyper_json"},
     {"kernels", "threadpools"},
     {"arraylike", "constraints", "initializers", "regularizers", "schedules", "threads"},

@@ -229,6 +229,55 @@ def test_a_manager_shows_its_folder(manager: fv.CheckpointManager, tmp_path: Pat
     ]
 
 
+SHOWN = {  # what shows its table: the first line and the first cells
+    "manager": ("CheckpointManager of ", ["checkpoints", "3 files", "latest", "ckpt-3.h5, step 300"]),
+    "report": ("/ckpt-1.h5, step 100: 2 restored", ["restored", "variables/kernel, variables/bias"]),
+    "checkpoint": ("Checkpoint of 2 variables", ["variables", "kernel, bias", "optimizer", "Adam, 0 iterations"]),
+    "slices": ("IndexedSlices of 3 rows", ["indices", "[7, 0, 7]", "values", "(3, 2) float32"]),
+    "check": ("GradientCheck: 1 derivative agrees, loss 4", ["the worst", "gradient", "by differences"]),
+    "result": ("LBFGS converged after ", ["message"]),
+    "group": ("Group of 1 variable: variable 0", ["beta_1", "0.5", ""]),
+    "torch group": ("ParamGroup of 1 variable: variable 0", ["lr", "0.5", ""]),
+    "history": ("", ["checkpoint", "step", "saved", "loss", "<b>"]),
+}
+
+
+@pytest.fixture
+def shown(manager: fv.CheckpointManager) -> dict[str, Any]:
+    pytest.importorskip("scipy")
+    w = fv.Variable([2.0], name="w")
+    lbfgs, adam = fv.optimizers.LBFGS(), fv.optimizers.Adam()
+    checkpoint = fv.Checkpoint(Net(), optimizer=fv.optimizers.Adam(), rng=np.random.default_rng(0))
+    check = fv.check_gradients(lambda: ((w.value**2).sum(), [2 * w.value]), [w])
+    lbfgs.minimize(lambda: ((w.value**2).sum(), [2 * w.value]), [w])
+    adam.build([{"variables": [fv.Variable([1.0])], "beta_1": 0.5}])
+    return {
+        "manager": manager,
+        "report": fv.Checkpoint(Net()).restore(manager.checkpoints[0]),
+        "checkpoint": checkpoint,
+        "slices": fv.IndexedSlices(np.ones((3, 2), np.float32), [7, 0, 7]),
+        "check": check,
+        "result": lbfgs.result,
+        "group": adam.groups[0],
+        "torch group": fv.torch.SGD([fv.Variable([1.0])], 0.5).param_groups[0],
+        "history": manager.history(),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(SHOWN))
+def test_a_prompt_and_a_notebook_show_the_same(name: str, shown: dict[str, Any]) -> None:
+    title, cells = SHOWN[name]
+    lines = repr(shown[name]).splitlines()
+    assert len(lines) > 1
+    assert title in lines[0]
+    page = Reader(re.sub(r"<svg.*</svg>", "", shown[name]._repr_html_(), flags=re.DOTALL))
+    assert page.cells[: len(cells)] == cells
+    assert lines[0] in page.text
+    words = " ".join(" ".join(lines).split())
+    assert all(" ".join(cell.split()) in words for cell in page.cells)
+    assert not re.search(r"#[0-9a-f]{3}|rgb|background|(?<!-)color: (?!inherit)", " ".join(page.styles))
+
+
 def test_a_manager_without_its_folder_is_shown(manager: fv.CheckpointManager, tmp_path: Path) -> None:
     tmp_path.rename(tmp_path.with_name("elsewhere"))
     assert "cannot be read" in repr(manager)

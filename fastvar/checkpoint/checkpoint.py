@@ -14,11 +14,12 @@ from fastvar.checkpoint.foreign import open_foreign
 from fastvar.checkpoint.foreign.source import Opaque
 from fastvar.checkpoint.publishing import absolute, make_directory
 from fastvar.checkpoint.reader import File, prefetch
-from fastvar.checkpoint.report import Restored
+from fastvar.checkpoint.report import Restored, summary
 from fastvar.checkpoint.restore import Choice, NameMap, assign, prepare_import, prepare_restore
 from fastvar.checkpoint.writer import write
 from fastvar.kernels.turn import Hold
 from fastvar.optimizer import Optimizer
+from fastvar.tables import Shown, Table, count
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,7 +36,7 @@ def _between_steps(method: Callable[Concatenate[Checkpoint, P], R]) -> Callable[
     return held
 
 
-class Checkpoint:
+class Checkpoint(Shown):
     """A set of objects that are saved and restored together.
 
     A save or restore waits for a step that another thread makes with one of the optimizers, and steps wait for it.
@@ -273,11 +274,16 @@ class Checkpoint:
         assign(commits)
         return restored
 
-    def __repr__(self) -> str:
+    def _table(self) -> Table:
         contents = self._contents()
-        count = len(contents.variables) + len(contents.tensors_of_modules)
-        parts = [f"{count} variables", *contents.optimizers, *contents.of_pytorch, *contents.states]
-        return f"<fastvar.Checkpoint of {', '.join(parts)}>"
+        names = [*contents.variables, *contents.tensors_of_modules]
+        rows = [("variables", summary(names))] if names else []
+        rows += [
+            (name, f"{type(optimizer).__name__}, {count(optimizer.iterations, 'iteration')}")
+            for name, optimizer in contents.optimizers.items()
+        ]
+        rows += [(name, type(thing).__name__) for name, thing in (contents.of_pytorch | contents.states).items()]
+        return Table(f"Checkpoint of {count(len(names), 'variable')}", ("", ""), rows)
 
 
 def _step_of(contents: Contents) -> int:

@@ -12,10 +12,10 @@ import numpy as np
 from fastvar import figures
 from fastvar.buffers import Array
 from fastvar.checkpoint.retention import Found
-from fastvar.tables import Table, moment
+from fastvar.tables import Shown, Table, moment
 
 
-class History:
+class History(Shown):
     """The checkpoints in a folder, oldest first: steps, times and metrics.
 
     It prints as a table. A notebook shows it as HTML, with a curve if matplotlib is installed.
@@ -73,11 +73,8 @@ class History:
         rows = [*zip(names, map(int, self.step), map(moment, self.time), *metrics, strict=True)]
         return Table(os.path.dirname(self.paths[0]) if rows else "no checkpoints", columns, rows)
 
-    def __repr__(self) -> str:
-        return repr(self._table())
-
     def _repr_html_(self) -> str:
-        return self._table()._repr_html_() + (self._curve() if len(self) > 1 and self.metrics else "")
+        return super()._repr_html_() + (self._curve() if len(self) > 1 and self.metrics else "")
 
     def _curve(self) -> str:
         """Return the plot as SVG in the colour of the page's text, or nothing without matplotlib."""

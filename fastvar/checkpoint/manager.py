@@ -21,10 +21,10 @@ from fastvar.checkpoint.restore import Choice, checked_choice
 from fastvar.checkpoint.retention import Retention
 from fastvar.checkpoint.stopping import Listener
 from fastvar.checkpoint.writer import prepare
-from fastvar.tables import Table, count
+from fastvar.tables import Shown, Table, count
 
 
-class CheckpointManager:
+class CheckpointManager(Shown):
     """Saves a `Checkpoint` into a folder again and again, removes old files, and restores the latest.
 
     One manager at a time may save under one name into a folder: from `with`, its restore or its first save until
@@ -160,7 +160,7 @@ class CheckpointManager:
         """
         return History(self._folder.scan().found)
 
-    def __repr__(self) -> str:
+    def _table(self) -> Table:
         rules = self._retention
         try:
             found = self._folder.scan().found
@@ -169,7 +169,7 @@ class CheckpointManager:
             rows += [("best", f"{os.path.basename(f.path)}, step {f.step:,}") for f in rules.ranked(found)[:1]]
         except CheckpointError as error:
             rows = [("checkpoints", str(error))]
-        return repr(Table(f"CheckpointManager of {self.directory}", ("", ""), [*rows, ("keeps", str(rules))]))
+        return Table(f"CheckpointManager of {self.directory}", ("", ""), [*rows, ("keeps", str(rules))])
 
     def _step(self) -> int:
         if self._step_counter is None:

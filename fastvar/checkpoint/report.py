@@ -8,13 +8,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from fastvar.tables import Shown, Table
+
 _FEW = 5  # list up to this many names; for more, count those that share a path
 _LINES = 10  # lines of each kind in an error
 _MANY = 2000  # names that are compared letter by letter to find a similar one
 
 
 @dataclass(repr=False)
-class Restored:
+class Restored(Shown):
     """What a restore has read from a file.
 
     Attributes
@@ -44,22 +46,27 @@ class Restored:
     kept: bool = False
     notes: list[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
-        step = f", step {self.step:,}" if self.step else ""
-        lines = [f"{self.path}{step}: {len(self.taken):,} restored"]
-        lines += [f"  restored: {summary(self.taken)}"] * bool(self.taken)
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [("restored", summary(self.taken))] * bool(self.taken)
         if len(self.missing) <= _FEW:
             like = Like(self.skipped)
-            lines += [f"  not in the file: {name}{like.hint(name)}" for name in self.missing]
+            rows += [("not in the file", f"{name}{like.hint(name)}") for name in self.missing]
         else:
-            lines.append(f"  not in the file: {summary(self.missing)}")
-        lines += [f"  only in the file: {summary(self.skipped)}"] * bool(self.skipped)
-        lines += [f"  refused: {text}" for text in self.refused]
+            rows.append(("not in the file", summary(self.missing)))
+        rows += [("only in the file", summary(self.skipped))] * bool(self.skipped)
+        rows += [("refused", text) for text in self.refused]
         whose = "the program's is kept" if self.kept else "the file's is taken"
-        lines += [f"  hyperparameter: {text}; {whose}" for text in self.hyperparameters]
-        lines += [f"  note: {text}" for text in self.notes[:_FEW]]
-        lines += [f"  and {len(self.notes) - _FEW:,} more notes"] * (len(self.notes) > _FEW)
-        return "\n".join(lines)
+        rows += [("hyperparameter", f"{text}; {whose}") for text in self.hyperparameters]
+        rows += [("note", text) for text in self.notes[:_FEW]]
+        more = len(self.notes) - _FEW
+        return rows + [("note", f"and {more:,} more notes")] * (more > 0)
+
+    def _table(self) -> Table:
+        step = f", step {self.step:,}" if self.step else ""
+        return Table(f"{self.path}{step}: {len(self.taken):,} restored", ("", ""), self._rows())
+
+    def __str__(self) -> str:
+        return "\n".join([self._table().title, *(f"  {what}: {text}" for what, text in self._rows())])
 
     __repr__ = __str__
 

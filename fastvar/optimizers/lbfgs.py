@@ -16,11 +16,12 @@ from fastvar.hyper import integer, number
 from fastvar.kernels.atomic import Atomic
 from fastvar.module import penalty
 from fastvar.optimizer import Optimizer
+from fastvar.tables import Shown, Table, count
 from fastvar.variable import Variable
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Shown):
     """What SciPy says of a minimization.
 
     Attributes
@@ -37,6 +38,11 @@ class Result:
     message: str
     iterations: int
     evaluations: int
+
+    def _table(self) -> Table:
+        verb = "converged" if self.converged else "stopped"
+        rows = [("message", self.message), ("evaluations", str(self.evaluations))]
+        return Table(f"LBFGS {verb} after {count(self.iterations, 'iteration')}", ("", ""), rows)
 
 
 class LBFGS(Optimizer, options=False):

@@ -14,7 +14,7 @@ from fastvar.optimizer import Optimizer
 from fastvar.optimizer.groups import Group, names_of
 from fastvar.optimizer.options import Options
 from fastvar.optimizer.trees import refuse_tensors
-from fastvar.tables import Table
+from fastvar.tables import Shown, Table
 from fastvar.variable import Variable
 
 
@@ -169,7 +169,7 @@ def _carried_names(what: str) -> tuple[str, str, str]:
     return f"{what} at", what, f"{what} next"
 
 
-class ParamGroup(MutableMapping[str, Any]):
+class ParamGroup(Shown, MutableMapping[str, Any]):
     """A group of an optimizer as a dict, like PyTorch's: "params", and hyperparameters by name.
 
     It also keeps other keys, such as the "initial_lr" of PyTorch's schedulers. Checkpoints leave these out.
@@ -221,9 +221,3 @@ class ParamGroup(MutableMapping[str, Any]):
         schedules = self._group.schedules
         rows = [(key, str(self[key]), schedules.get(key)) for key in self if key != "params"]
         return Table(f"ParamGroup of {names_of(self._group.variables)}", ("", "", ""), rows)
-
-    def _repr_html_(self) -> str:
-        return self._table()._repr_html_()
-
-    def __repr__(self) -> str:
-        return repr(self._table())

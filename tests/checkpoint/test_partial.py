@@ -160,5 +160,5 @@ def test_refusals_and_notes_are_in_the_report() -> None:
     assert lines[1:] == [
         "  refused: optimizer: class Adam",
         *(f"  note: n{i}" for i in range(5)),
-        "  and 2 more notes",
+        "  note: and 2 more notes",
     ]

@@ -40,7 +40,7 @@ def test_its_result_is_what_scipy_says() -> None:
         assert (result.converged, result.message) == (theirs.success, theirs.message)
         assert (result.iterations, result.evaluations) == (theirs.nit, theirs.nfev)
         assert (type(loss), result.converged, type(result.converged)) == (float, converged, bool)
-    assert repr(result).startswith("Result(converged=True, message='CONVERGENCE: ")
+    assert repr(result).startswith("LBFGS converged after ")
     with pytest.raises(ZeroDivisionError):
         optimizer.minimize(lambda: 1 / 0, [w])
     assert optimizer.result is result

@@ -59,7 +59,8 @@ def test_right_gradients_pass(dtype: str, hidden: int) -> None:
     assert len(found.derivatives) == sum(counts.values())
     assert found.worst.excess == max(d.excess for d in found.derivatives) <= 1
     assert found.worst.excess < 0.1  # the tolerances have room
-    assert repr(found).startswith(f"<GradientCheck: {len(found.derivatives):,} derivatives agree; the worst is ")
+    assert repr(found).startswith(f"GradientCheck: {len(found.derivatives):,} derivatives agree, loss ")
+    assert repr(found).splitlines()[3].startswith(found.worst.where)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
