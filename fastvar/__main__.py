@@ -14,6 +14,7 @@ import numpy as np
 import fastvar
 from fastvar import kernels
 from fastvar.cli import ending, files, screen
+from fastvar.cli.parsing import Parser
 from fastvar.schedules.notation import parse
 
 
@@ -58,13 +59,13 @@ def _help(given: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    whole = argparse.ArgumentParser(
+    whole = Parser(
         prog="fastvar",
         description=textwrap.fill(str(fastvar.__doc__)),
         epilog=ending.CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    whole.add_argument("--version", action="version", version=f"fastvar {fastvar.__version__}")
+    whole.add_argument("--version", "-V", action="version", version=f"fastvar {fastvar.__version__}")
     whole.set_defaults(run=_help, parser=whole)
     commands = whole.add_subparsers(metavar="COMMAND")
 

@@ -184,6 +184,8 @@ class Record:
                 raise ValueError(
                     "not written by fastvar; import .npz and safetensors files by Checkpoint.import_weights"
                 )
+            if not block:
+                raise ValueError("the file is empty; use another checkpoint")
             raise ValueError("not written by fastvar, or destroyed: there is no commit record")
         body, own_hash = block[:_BODY], block[_BODY:USER_BLOCK]
         if xxhash.xxh3_128_digest(body) != own_hash:

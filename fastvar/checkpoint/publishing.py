@@ -43,7 +43,10 @@ def _make_locked(directory: str) -> tuple[str, int]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
         path = os.path.join(directory, _PREFIX + secrets.token_hex(8) + _SUFFIX)
-        keeper = os.open(path, flags, 0o666)  # less the umask
+        try:
+            keeper = os.open(path, flags, 0o666)  # less the umask
+        except OSError as error:  # users know the folder, not the file
+            raise OSError(error.errno, error.strerror, directory) from error
         try:
             # Another process that cleans up just before the file is locked takes it for debris and removes it.
             if try_lock(keeper) is not False and os.fstat(keeper).st_nlink:

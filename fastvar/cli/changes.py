@@ -29,7 +29,7 @@ def show(found: Difference) -> None:
     if plain:
         plain.sort(key=lambda change: -change.relative)
         titles = ["changed", ">norm before", ">norm after", ">difference", ">relative"]
-        screen.table(titles, [[*_norms(c), f"{c.difference:.4g}", f"{c.relative:.2e}"] for c in plain])
+        screen.table(titles, [[*_norms(c), f"{c.difference:.4g}", f"{c.relative:.3g}"] for c in plain])
     if fresh:
         fresh.sort(key=lambda change: -change.difference)
         screen.table(["zero before", ">norm after"], [[c.name, f"{c.after:.4g}"] for c in fresh])

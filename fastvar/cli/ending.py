@@ -75,8 +75,8 @@ def code_of(error: BaseException) -> int:
 
 def message(error: BaseException) -> str:
     """Return the message of an error; leave out the number of a system error."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{os.fspath(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fspath(error.filename) or repr('')}: {error.strerror}"
     return str(error)
 
 

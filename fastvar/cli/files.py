@@ -166,8 +166,16 @@ def _files(paths: Iterable[str]) -> Iterable[str]:
             yield path
 
 
+def _file(path: str) -> str:
+    """Return the path unless it is a folder."""
+    if os.path.isdir(path):
+        found = inspection.checkpoints_in(path)
+        raise ValueError(f"{path}: this is a folder; give a file{f', such as {found[-1]}' if found else ''}")
+    return path
+
+
 def _diff(given: argparse.Namespace) -> int:
-    found = checkpoint.diff(given.before, given.after, opaque=given.opaque)
+    found = checkpoint.diff(_file(given.before), _file(given.after), opaque=given.opaque)
     if given.json:
         screen.write_json(changes.as_json(found))
     else:
@@ -179,7 +187,7 @@ def _diff(given: argparse.Namespace) -> int:
 
 def _convert(given: argparse.Namespace) -> int:
     notes = checkpoint.convert(
-        given.source,
+        _file(given.source),
         given.target,
         to=given.to,
         overwrite=given.overwrite,

@@ -51,7 +51,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table. Columns are aligned left, or right if the title begins with ">".
 
     If it is too wide for the terminal, a long name in the first column has a line of its own. If that is not
-    enough, other columns that are aligned left are wrapped.
+    enough, other columns that are aligned left are wrapped, and then all names have lines of their own.
     """
     body = [[clean(cell, newline="\\n") for cell in row] for row in rows]
     head = [title.removeprefix(">") for title in titles]
@@ -60,6 +60,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     room = width() - len(_GAP) * (len(sizes) - 1)
     for index in left:
         sizes[index] -= max(0, min(sum(sizes) - room, sizes[index] - _LEAST))
+    sizes[0] -= max(0, min(sum(sizes) - room, sizes[0] - cells(head[0])))
     for row in [head, ["-" * size for size in sizes], *body]:
         if cells(row[0]) > sizes[0]:
             say(row[0])
@@ -78,7 +79,7 @@ def _broken(text: str, size: int, indent: str = _GAP) -> Iterator[str]:
         while cells(text[:most]) > size:
             most -= 1
         at = max(text.rfind(mark, 0, most) for mark in " /.,") + 1
-        at = at if at > most // 2 else most
+        at = at if at > most // 3 else most
         yield text[:at].rstrip()
         text = indent + text[at:].lstrip()
     yield text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 from typing import Any
 
 from fastvar import schedules
@@ -26,7 +27,10 @@ def parse(text: str) -> LearningRateSchedule:
     Warmup(schedule=CosineDecay(initial_learning_rate=0.1, decay_steps=1000), warmup_steps=100)
     """
     try:
-        value = _value(ast.parse(text.strip(), mode="eval").body)
+        body = ast.parse(text.strip(), mode="eval").body
+        if isinstance(body, (ast.Name, ast.Attribute)):
+            raise ValueError(f"schedule must have arguments, as {_class(body).__name__}(...), got {text!r}")
+        value = _value(body)
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"schedule must be a Python expression, got {text!r}") from error
     if not isinstance(value, LearningRateSchedule):
@@ -45,16 +49,21 @@ def _value(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise ValueError(
-            f"arguments must be numbers, strings, lists or schedules, got {ast.unparse(node)}"
-        ) from None
+        text = ast.unparse(node)
+        raise ValueError(f"arguments must be numbers, strings, lists or schedules, got {text}") from None
 
 
 def _class(node: ast.expr) -> Any:
     prefix, _, name = ast.unparse(node).rpartition(".")
     if prefix not in PREFIXES or name not in _known():
-        raise ValueError(f"schedule must be one of {', '.join(_known())}, got {ast.unparse(node)}")
+        raise _unknown(ast.unparse(node))
     return getattr(schedules, name)
+
+
+def _unknown(text: str) -> ValueError:
+    close = difflib.get_close_matches(text, _known(), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return ValueError(f"schedule must be one of {', '.join(_known())}, got {text}{hint}")
 
 
 def _known() -> list[str]:

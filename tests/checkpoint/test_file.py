@@ -328,7 +328,7 @@ def test_hostile_record_and_foreign_files(small):
             small.write_bytes(content)
     for foreign in (b"", b"x", bytes(9000), b"{}" * 9000):
         small.write_bytes(foreign)
-        with pytest.raises(file_format.CheckpointError, match="not written by fastvar"):
+        with pytest.raises(file_format.CheckpointError, match=r"not written by fastvar|is empty"):
             reader.File(small)
     for block in (0, 512, 4096):
         with h5py.File(small, "w", userblock_size=block) as file:

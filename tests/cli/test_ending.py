@@ -18,6 +18,7 @@ from fastvar import __main__ as main
 from fastvar.checkpoint import writer
 from fastvar.cli import ending, files
 from fastvar.cli.ending import CLOSED, DAMAGED, DIFFERENT, FINE, INTERRUPTED, TROUBLE
+from tests.support.commands import run
 
 ROOT = Path(fv.__file__).parents[1]
 
@@ -29,17 +30,6 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     script = f'fastvar() {{ {sys.executable} -m fastvar "$@"; }}\n{line}'
     command = ["bash", "-o", "pipefail", "-c", script]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
-
-
-def run(capsys: Any, *arguments: Any) -> tuple[int, str, str]:
-    """Run the command line in this process."""
-    old, sys.argv = sys.argv, ["fastvar", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as end:
-            main.main()
-    finally:
-        sys.argv = old
-    return int(end.value.code or 0), *capsys.readouterr()
 
 
 @pytest.fixture
@@ -95,13 +85,6 @@ def test_the_installed_command_is_the_same() -> None:
 
 def test_without_a_command_the_help_is_shown(capsys: Any) -> None:
     assert run(capsys) == (TROUBLE, main.parser().format_help(), "")
-
-
-def test_a_folder_instead_of_a_file_is_said_in_one_line(folder: Path, capsys: Any) -> None:
-    for command in (["convert", folder, "x.npz"], ["diff", folder, folder]):
-        assert run(capsys, *command) == (TROUBLE, "", f"fastvar {command[0]}: {folder}: not a file\n")
-    assert "--values" in run(capsys, "inspect", folder, "--values")[2]
-    assert "--quick" in run(capsys, "inspect", folder / "a.h5", "--quick")[2]
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("x"), MemoryError()], ids=repr)

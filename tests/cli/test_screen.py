@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def test_lines_are_wrapped_at_spaces_on_a_terminal_only(capsys: Any, monkeypatch
 def test_no_command_is_wider_than_the_terminal(
     columns: int, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = {LONG.replace("11", str(i)): fv.Variable(np.ones((2, 2)) * i) for i in range(3)}
+    weights = {LONG.replace("11", str(i)): fv.Variable(np.full((2, 2), -0.1234 * i)) for i in range(3)}
     optimizer = fv.optimizers.Adam(0.1)
     manager = fv.CheckpointManager(fv.Checkpoint(weights, optimizer=optimizer), tmp_path / "run")
     first = manager.save(metrics={"loss": 0.25, "accuracy": 0.75, "learning_rate": 0.0123456})
@@ -101,8 +102,14 @@ def test_no_command_is_wider_than_the_terminal(
     second = manager.save(metrics={"loss": 0.125})
     monkeypatch.setenv("COLUMNS", str(columns))
     widths = {}
-    for command in (["info"], ["inspect", first, "--values"], ["inspect", "run"], ["diff", first, second]):
-        monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cut.h5").write_bytes(Path(first).read_bytes()[:9000])
+    for command in (
+        *(["--help"], ["info"], ["plot-schedule", "LinearDecay(0.1, decay_steps=1000)", "--output", "a.png"]),
+        *(["inspect", first, "--values"], ["inspect", first], ["inspect", "run"], ["inspect", "."]),
+        *(["verify", "run"], ["verify", "cut.h5"], ["diff", first, second], ["diff", first, "run/ckpt-1.h5"]),
+        ["convert", first, "weights.npz", "--weights-only", "--names", "torch"],
+    ):
         monkeypatch.setattr(sys, "argv", ["fastvar", *map(str, command)])
         with pytest.raises(SystemExit):
             main.main()
@@ -113,3 +120,22 @@ def test_no_command_is_wider_than_the_terminal(
         assert max(widths.values()) <= columns
     if columns == 160:
         assert widths["inspect", "--values"] > 80
+
+
+@pytest.mark.parametrize(
+    "variables", [{"NO_COLOR": "1"}, {"TERM": "dumb", "LC_ALL": "C", "PYTHONUTF8": "0"}], ids=str
+)
+def test_a_terminal_without_colours_shows_what_a_pipe_gets(variables: dict[str, str], tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    fv.Checkpoint(ä=fv.Variable(np.full(3, np.nan))).save(tmp_path / "a.h5")
+    command = [sys.executable, "-m", "fastvar", "inspect", str(tmp_path / "a.h5"), "--values"]
+    environment = os.environ | variables | {"COLUMNS": "80", "PYTHONPATH": os.pathsep.join(sys.path)}
+    piped = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    far, near = pty.openpty()
+    with os.fdopen(far, "rb", buffering=0) as reader:
+        subprocess.run(command, env=environment, stdout=near, check=True)
+        shown = reader.read(100_000).decode()
+        os.close(near)
+    assert shown.replace("\r\n", "\n") == piped
+    assert "\x1b" not in shown
+    assert ("ä" if "NO_COLOR" in variables else "\\xe4") in shown

@@ -331,7 +331,7 @@ ERRORS: dict[str, tuple[type[Exception], str]] = {
     "ReduceOnPlateau(0.1, patience=-1)": (ValueError, "ReduceOnPlateau: patience must be >= 0, got -1"),
     "ReduceOnPlateau(0.1, best='x')": (TypeError, "best must be a real number, got 'x'"),
     "LearningRateSchedule()": (ValueError, "schedule must be one of CosineDecay, .*, got LearningRateSchedule"),
-    "CosineDecay": (ValueError, "arguments must be numbers, strings, lists or schedules, got CosineDecay"),
+    "CosineDecay": (ValueError, "schedule must have arguments, as CosineDecay\\(...\\), got 'CosineDecay'"),
     "0.5": (ValueError, "schedule must be one of CosineDecay, .*, got '0.5'"),
     "CosineDecay(0.1, 10": (ValueError, "schedule must be a Python expression"),
     "CosineDecay(*[0.1, 10])": (ValueError, r"arguments must be .*, got \*\[0.1, 10\]"),

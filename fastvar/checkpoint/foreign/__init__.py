@@ -103,6 +103,8 @@ def open_foreign(path: str | os.PathLike[str], *, edited: bool = False, opaque: 
             kind = Npz
         elif head[8:9] == b"{":
             kind = Safetensors
+        elif not head:
+            raise CheckpointError(f"{path}: the file is empty")
         else:
             raise CheckpointError(f"{path}: neither HDF5 nor .npz nor safetensors")
         stream.seek(0)
