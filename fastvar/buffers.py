@@ -100,6 +100,33 @@ def check_update(array: Array, like: Array, owner: str) -> None:
         )
 
 
+def check_slot(slot: Any, like: Array, owner: str) -> None:
+    """Check that a kernel may update a slot of `like`: in its dtype, in bfloat16, or in 8 bits."""
+    if isinstance(slot, formats.Codes):
+        groups = -(-like.size // formats.GROUP)
+        check_update(slot.scales, np.empty(groups, np.float32), f"{owner}: scales")
+        writable_view(slot.codes, f"{owner}: codes")
+        if slot.codes.dtype != np.uint8 or slot.codes.shape != like.shape:
+            got = f"{slot.codes.dtype} of shape {slot.codes.shape}"
+            raise ValueError(f"{owner}: codes must be uint8 of shape {like.shape}, got {got}")
+    elif isinstance(slot, np.ndarray) and slot.dtype.name == "bfloat16" and formats.in_place(slot.dtype):
+        writable_view(slot, owner)
+        if slot.shape != like.shape:
+            raise ValueError(f"{owner}: must have shape {like.shape}, got {slot.shape}")
+    else:
+        check_update(slot, like, owner)
+
+
+def check_row_groups(gradient: Rows, arrays: Sequence[Any], owner: str) -> None:
+    """Raise ValueError if a sparse gradient would update a part of a group of an 8-bit slot."""
+    weights, _, _, *slots = arrays
+    if weights[:1].size % formats.GROUP and any(isinstance(slot, formats.Codes) for slot in slots):
+        raise ValueError(
+            f"{owner}: with slots in 8 bits, rows must have a multiple of {formats.GROUP} elements, got "
+            f'{weights[:1].size}; use slot_dtype="bfloat16", or a dense gradient'
+        )
+
+
 def as_gradient(gradient: Any, like: Array, owner: str, rows: bool = True) -> Any:
     """Return `gradient` as a contiguous native array of one of `formats.FORMATS` and of the shape of `like`.
 
@@ -264,6 +291,7 @@ class PlanTable:
     sums: list[Sequence[tuple[str | int, ...]]]
     direct: list[bool]
     extents: Extents
+    native: bool  # whether all slots have the dtype of their weights
 
 
 def plan_table(
@@ -310,12 +338,18 @@ def plan_table(
         parts = [(f"{owner}: {name}", w)]
         parts += [(f"{owner}: average of {name}", average)] if average is not None else []
         parts += [(f"{owner}: direction of {name}", direction)] if direction is not None else []
-        parts += [(f"{owner}: slot {k} of {name}", slot) for k, slot in enumerate(own_slots)]
         for label, array in parts:
             check_update(array, w, label)
         written += parts
+        for k, slot in enumerate(own_slots):
+            label = f"{owner}: slot {k} of {name}"
+            (check_slot if k < taken else check_update)(slot, w, label)
+            written += [(label, array) for array in (slot if isinstance(slot, formats.Codes) else [slot])]
         rows.append((w, average, direction, *own_slots))
-    return PlanTable(weights, rows, group_of, list(rules), list(sums), list(direct), Extents(written))
+    native = all(isinstance(slot, np.ndarray) and slot.dtype in REAL for row in rows for slot in row[3:])
+    return PlanTable(
+        weights, rows, group_of, list(rules), list(sums), list(direct), Extents(written), native
+    )
 
 
 def cohort_rules(owner: str, cohort_of: Sequence[int], rule_of: Sequence[Any]) -> list[Any]:

@@ -1,13 +1,14 @@
-"""Storage formats: the dtypes in which kernels read gradients in place.
+"""Storage formats: the dtypes in which kernels read gradients in place, and the formats of slots.
 
-`kernels/formats.pxi` decodes them. The NumPy twin of every decoder is the cast to float32 or float64.
+`kernels/formats.pxi` decodes them. The NumPy twin of every decoder of a dtype is the cast to float32 or float64.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 FORMATS = {  # bytes of a number, in the order of formats.pxi
     "float32": 4,
@@ -15,6 +16,16 @@ FORMATS = {  # bytes of a number, in the order of formats.pxi
     "float16": 2,
     "bfloat16": 2,
 }
+
+
+GROUP = 256  # elements of a variable with one scale
+
+
+class Codes(NamedTuple):
+    """The memory of a slot of the format "8bit": a code for each element, and a scale for each group of 256."""
+
+    codes: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
 
 
 def in_place(dtype: np.dtype[Any]) -> bool:

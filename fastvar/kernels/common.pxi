@@ -20,7 +20,9 @@ import numpy as np
 from fastvar import buffers
 from fastvar import formats as _declared
 from fastvar.buffers import Rows
+from fastvar.formats import Codes
 from fastvar.kernels import reference as _reference
+from fastvar.kernels import rounding as _rounding
 from fastvar.kernels import stages as _stages
 from fastvar.kernels import units as _units
 
@@ -71,7 +73,7 @@ cdef enum:
     PAGE = 4096
     TILE_BYTES = 8 * TILE + 64  # bytes of a tile of doubles, at any alignment
     COPY = 8 * TILE
-    COPIES = (1 + MAX_SLOTS) * COPY + 64  # bytes of a direction and all slots of a tile
+    COPIES = (1 + MAX_SLOTS) * COPY + 64  # bytes of a direction and all slots of a tile, at any alignment
     LINE = 64  # bytes of a cache line
     AHEAD = 8  # how many rows of a sparse gradient ahead to prefetch
     FETCHED = 512  # bytes of a row to prefetch; the processor fetches the rest
@@ -109,6 +111,8 @@ cdef class CompiledRule:
 
 include "rules.pxi"
 include "formats.pxi"
+include "codes.pxi"
+include "rounding.pxi"
 include "stages.pxi"
 
 RULES = dict(_rules)
@@ -119,11 +123,14 @@ if (sizeof(Stages) != _stages.STAGES.itemsize or BLOCK != _stages.BLOCK or LANES
 if sizeof(Patch) != _units.PATCH.itemsize or MAX_UNITS != _units.MOST or MAX_SUMS != buffers.MOST_SUMS or \
         MAX_SLOTS != buffers.MOST_SLOTS:
     raise ImportError("fastvar: the compiled kernels do not match kernels/units.py; build them again")
+if sizeof(Seeds) != _rounding.SEEDS.itemsize or TILE != _declared.GROUP:
+    raise ImportError("fastvar: the compiled kernels do not match kernels/rounding.py; build them again")
 if list(_formats.items()) != list(_declared.FORMATS.items()):
     raise ImportError("fastvar: the compiled kernels do not match formats.py; build them again")
 
 
 include "spans.pxi"
+include "stored.pxi"
 include "units.pxi"
 include "guard.pxi"
 include "rows.pxi"

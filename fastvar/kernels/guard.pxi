@@ -2,24 +2,61 @@
 # not finite, or if something finite became infinite or NaN. Unlike with a trial step, memory is read only once.
 
 cdef enum:
-    MAX_WRITTEN = MAX_SLOTS + 2
+    MAX_CHECKED = MAX_SLOTS + 2
+    MAX_WRITTEN = MAX_CHECKED + MAX_SLOTS
     STAGGER = 5 * LINE  # offset between saved arrays, which would otherwise begin at the same offset in a page
     IN_CACHE = 1 << 22  # up to this many bytes, saved arrays should stay in the cache
     BAD_GRADIENT = 1  # not finite
     BAD_STATE = 2  # finite before, but not after
 
 
-cdef inline int written(char** places, const Span* s) noexcept nogil:
-    # Find the arrays of a span that a step writes: weights, slots, average. Return their number.
-    cdef int k, count = 1 + s.rule.slots
-    places[0] = s.w
-    for k in range(s.rule.slots):
-        places[1 + k] = s.slots[k]
-    if s.average != NULL:
-        places[count] = s.average
-        count += 1
-    return count
+cdef struct Written:  # an array that a step writes
+    char* memory
+    char* saved  # its copy
+    Py_ssize_t width  # bytes of an element
+    Py_ssize_t share  # variables' elements that share an element: 1, or those of a group
+    int slot  # its number, if it is a stored slot, otherwise NATIVE
 
+
+cdef struct AllWritten:
+    Written arrays[MAX_WRITTEN]  # weights, slots, average; then scales of slots
+    int checked  # how many of the arrays hold numbers to check
+    int count
+    Py_ssize_t nbytes  # of all copies
+
+
+cdef inline Py_ssize_t bytes_until(const Written* one, Py_ssize_t at) noexcept nogil:
+    return (at + one.share - 1) // one.share * one.width
+
+
+cdef void add_written(
+        AllWritten* all, const Span* s, void* memory, Py_ssize_t width, Py_ssize_t share,
+        int slot) noexcept nogil:
+    cdef Written* one = &all.arrays[all.count]
+    cdef Py_ssize_t nbytes
+    one.memory, one.saved, one.width, one.share, one.slot = <char*> memory, NULL, width, share, slot
+    if s.saved != NULL:
+        one.saved = s.saved + all.nbytes
+    nbytes = (bytes_until(one, s.n) + LINE - 1) // LINE * LINE
+    all.nbytes += nbytes + (STAGGER if nbytes >= PAGE else 0)
+    all.count += 1
+
+
+cdef Py_ssize_t written(AllWritten* all, const Span* s) noexcept nogil:
+    # Find the arrays of a span that a step writes. Return the bytes of their copies.
+    cdef Py_ssize_t native = sizeof(double) if s.wide else sizeof(float)
+    cdef int k
+    all.count, all.nbytes = 0, 0
+    add_written(all, s, s.w, native, 1, NATIVE)
+    for k in range(s.rule.slots):
+        add_written(all, s, s.slots[k], width_of_slot(s, k), 1, NATIVE if format_of_slot(s, k) == NATIVE else k)
+    if s.average != NULL:
+        add_written(all, s, s.average, native, 1, NATIVE)
+    all.checked = all.count
+    for k in range(s.rule.slots):
+        if s.stored != NULL and s.stored.scales[k] != NULL:
+            add_written(all, s, s.stored.scales[k], sizeof(float), TILE, NATIVE)
+    return all.nbytes
 
 cdef inline bint is_finite(real x) noexcept nogil:
     if real is float:
@@ -75,24 +112,50 @@ cdef void save(char* to, const char* origin, Py_ssize_t n, bint past_cache) noex
         line += LINE
 
 
+cdef void view(real** tiles, char* copies, const AllWritten* all, const Span* s, bint saved, Py_ssize_t at,
+               Py_ssize_t n) noexcept nogil:
+    # Find the numbers of a tile in what a step writes, or in its copies; those of stored slots are decoded.
+    cdef const Written* one
+    cdef const float* scales
+    cdef int k, scaled = all.checked
+    for k in range(all.checked):
+        one = &all.arrays[k]
+        if one.slot == NATIVE:
+            tiles[k] = <real*> (one.saved if saved else one.memory) + at
+            continue
+        tiles[k], scales = <real*> (copies + k * COPY), s.stored.scales[one.slot]
+        if scales != NULL:
+            scales = <const float*> (all.arrays[scaled].saved if saved else all.arrays[scaled].memory)
+            scaled += 1
+        decode(tiles[k], s.stored.formats[one.slot], one.saved if saved else one.memory, scales, at, n)
+
+
 cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
     # Save, update and check elements lo to hi of a variable.
     cdef char scratch[TILE_BYTES]
+    cdef char copies[2 * COPIES]
+    cdef char* decoded = <char*> aligned(copies)
     cdef const real* g = NULL
-    cdef real* now[MAX_WRITTEN]
-    cdef real* before[MAX_WRITTEN]
-    cdef char* places[MAX_WRITTEN]
-    cdef Py_ssize_t at = lo, n
-    cdef int k, count = written(places, s), bad = 0
+    cdef real* now[MAX_CHECKED]
+    cdef real* before[MAX_CHECKED]
+    cdef AllWritten all
+    cdef const Written* one
+    cdef Py_ssize_t at = lo, n, begin
+    cdef int k, bad = 0
+    written(&all, s)
     while at < hi:
-        n = min(<Py_ssize_t> TILE, hi - at)
-        for k in range(count):
-            now[k], before[k] = <real*> places[k] + at, <real*> (s.saved + k * s.stride) + at
-            save(<char*> before[k], <const char*> now[k], n * sizeof(real), s.past_cache and s.rows == NULL)
+        n = tile_at(s, at, hi)
+        for k in range(all.count):
+            one = &all.arrays[k]
+            begin = at // one.share * one.width
+            save(one.saved + begin, one.memory + begin, bytes_until(one, at + n) - begin,
+                 s.past_cache and s.rows == NULL)
         if s.g != NULL:
             g = read_raw_gradient(<real*> aligned(scratch), w, s, at, shift, n)
         advance(w, s, at, at + n, shift, False)
-        bad |= spoils(now, before, g, count, n)
+        view(now, decoded, &all, s, False, at, n)
+        view(before, decoded + COPIES, &all, s, True, at, n)
+        bad |= spoils(now, before, g, all.checked, n)
         at += n
     return bad
 
@@ -109,13 +172,20 @@ cdef int guarded_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t sh
 
 
 cdef int look(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
-    cdef char* places[MAX_WRITTEN]
-    cdef real* before
-    cdef int k
-    for k in range(written(places, s)):
-        before = <real*> (s.saved + k * s.stride) + lo
-        if spoilt(<const real*> places[k] + lo, <const real*> before, hi - lo):
+    cdef char copies[2 * COPIES]
+    cdef char* decoded = <char*> aligned(copies)
+    cdef real* now[MAX_CHECKED]
+    cdef real* before[MAX_CHECKED]
+    cdef AllWritten all
+    cdef Py_ssize_t n
+    written(&all, s)
+    while lo < hi:
+        n = tile_at(s, lo, hi)
+        view(now, decoded, &all, s, False, lo, n)
+        view(before, decoded + COPIES, &all, s, True, lo, n)
+        if spoils(now, before, <const real*> NULL, all.checked, n):
             return BAD_STATE
+        lo += n
     return 0
 
 
@@ -145,11 +215,15 @@ cdef int look_at_gradient_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_s
 
 
 cdef int put_back_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
-    cdef char* places[MAX_WRITTEN]
-    cdef Py_ssize_t width = sizeof(double) if s.wide else sizeof(float)
+    cdef AllWritten all
+    cdef const Written* one
+    cdef Py_ssize_t begin
     cdef int k
-    for k in range(written(places, s)):
-        memcpy(places[k] + lo * width, s.saved + k * s.stride + lo * width, (hi - lo) * width)
+    written(&all, s)
+    for k in range(all.count):
+        one = &all.arrays[k]
+        begin = lo // one.share * one.width
+        memcpy(one.memory + begin, one.saved + begin, bytes_until(one, hi) - begin)
     return 0
 
 
@@ -212,3 +286,22 @@ cdef bint run_guarded(Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, 
     for i in range(n):  # which depend on the weights before the step
         spans[i].found |= on_span(&spans[i], 0, spans[i].length, look_at_gradient_part)
     return False
+
+
+cdef allocate_copies(Span* spans, Py_ssize_t n, str owner):
+    # Allocate memory for what guarded runs save, and return what holds it.
+    cdef AllWritten all
+    cdef Py_ssize_t i, size = LINE
+    cdef char* at
+    for i in range(n):
+        size += written(&all, &spans[i])
+    try:
+        saved = np.empty(size, np.uint8)  # NumPy uses huge pages, which need fewer address translations
+    except MemoryError:
+        raise MemoryError(f"{owner}: no room for a copy of what a guarded step writes") from None
+    at = <char*> aligned(cnp.PyArray_BYTES(saved))
+    for i in range(n):
+        spans[i].past_cache = size > IN_CACHE
+        spans[i].saved = at
+        at += written(&all, &spans[i])
+    return saved

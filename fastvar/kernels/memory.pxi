@@ -1,4 +1,4 @@
-# Gradients given as raw memory: a record of `buffers.MEMORY` for each.
+# What kernels can read in place: arrays, and raw memory, a record of `buffers.MEMORY` for each gradient.
 
 cdef struct Memory:
     uintptr_t address
@@ -23,3 +23,21 @@ cdef inline bint readable_memory(const Memory* m, const Span* s, bint zero) noex
         and m.address % <uintptr_t> formats[m.format].width == 0
         and (m.writable or not zero)
     )
+
+
+cdef inline bint readable(object gradient, cnp.ndarray like) noexcept:
+    # Return whether kernels can read it in place; otherwise buffers.as_gradient converts or refuses it.
+    return (
+        cnp.PyArray_CheckExact(gradient)
+        and format_of(<cnp.ndarray> gradient) >= 0
+        and cnp.PyArray_ISCARRAY_RO(gradient)
+        and cnp.PyArray_NDIM(gradient) == cnp.PyArray_NDIM(like)
+        and cnp.PyArray_CompareLists(
+            cnp.PyArray_DIMS(gradient), cnp.PyArray_DIMS(like), cnp.PyArray_NDIM(like))
+    )
+
+
+cdef inline bint readable_rows(object gradient, Py_ssize_t width) noexcept:
+    # Return whether the values of a sparse gradient are still those that were checked.
+    return (format_of(gradient.values) >= 0 and cnp.PyArray_ISCARRAY_RO(gradient.values)
+            and cnp.PyArray_SIZE(gradient.values) == cnp.PyArray_SIZE(gradient.rows) * width)

@@ -15,6 +15,9 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
+from fastvar.kernels.numpy_formats import decoded, encode, put_back, stored_copy
+from fastvar.kernels.numpy_rows import merge
+from fastvar.kernels.rounding import SEEDS, random_bits
 from fastvar.kernels.stages import BLOCK, LANES, neutral
 from fastvar.kernels.units import checked, sum_in_order
 from fastvar.slices import Rows
@@ -101,7 +104,7 @@ class Plan:
     weights : sequence of ndarray
         float32 or float64, C-contiguous, writable; updated in place.
     slots : sequence of sequences of ndarray
-        State arrays of each variable, of its shape and dtype.
+        State of each variable: arrays of its shape, of its dtype or bfloat16, or `formats.Codes`.
     groups : sequence of int
         The group of each variable, whose scalars it takes.
     averages : sequence of (ndarray or None), optional
@@ -126,6 +129,9 @@ class Plan:
     ----------
     stages : ndarray
         One record of `stages.STAGES` per variable, to be filled by the optimizer.
+    seeds : ndarray
+        One record of `rounding.SEEDS` per variable, to be set before each run if slots are not in the dtype of
+        their weights: these are rounded stochastically.
     units : tuple of Units
         The factors of `matrices`, to be filled by the optimizer.
     """
@@ -154,6 +160,7 @@ class Plan:
         self._held: list[Array | Rows | None] | None = None
         self._zero = False
         self.stages = neutral(len(self._table.weights))
+        self.seeds = np.zeros(len(self._table.weights), SEEDS)
         self._rule_of = [self._table.rules[group] for group in self._table.group_of]
         self._cohort_of, self._rules = self._table.group_of, self._table.rules
 
@@ -189,7 +196,9 @@ class Plan:
             array = None
             if gradient is not None:
                 array = buffers.as_gradient(gradient, like, label, self._rows)
-                array = merge(array, like.dtype == np.float64) if isinstance(array, Rows) else array
+                if isinstance(array, Rows):
+                    array = merge(array, like.dtype == np.float64)
+                    buffers.check_row_groups(array, self._table.arrays[len(held)], label)
                 self._table.extents.refuse(array.values if isinstance(array, Rows) else array, label)
                 if zero and not (array is gradient and array.flags.writeable):
                     buffers.refuse_zeroing(label)
@@ -250,7 +259,7 @@ class Plan:
         """Return the arrays of a variable that can be summed, in double precision."""
         rule = self._table.rules[self._table.group_of[i]]
         w, _, direction, *slots = self._table.arrays[i]
-        copies = [slot.copy() for slot in slots]
+        copies = [decoded(slot, w.dtype).copy() for slot in slots]
         of: dict[str | int, Array] = {}
         if g is not None:
             x, d = self._taken(i, g), np.zeros_like(w)
@@ -321,7 +330,9 @@ class Plan:
         for place, value in commits or ():
             buffers.check_update(place, value, f"{self.owner}: state")
         self._held = None
-        before = [[None if a is None else a.copy() for a in of] for of in self._table.arrays] if guard else []
+        before = (
+            [[None if a is None else stored_copy(a) for a in of] for of in self._table.arrays] if guard else []
+        )
         with np.errstate(all="ignore"):
             for i, g in enumerate(held):
                 cohort = self._cohort_of[i]
@@ -358,16 +369,18 @@ class Plan:
         for arrays, of in zip(table.arrays, before, strict=True) if bad else ():
             for array, old in zip(arrays, of, strict=True):
                 if array is not None:
-                    array[...] = old
+                    put_back(array, old)
         return sorted(bad.items())
 
     def _advance(self, i: int, g: Array | Rows | None, scalars: Sequence[float]) -> None:
         table, s, rule = self._table, self.stages[i], self._rule_of[i]
         w, average, direction, *slots = table.arrays[i]
-        slots = slots[: len(rule.slots)]
+        kept = slots[: len(rule.slots)]
         if g is None:
             finish(w, average, s, False)
-        elif isinstance(g, Rows):
+            return
+        slots = [decoded(slot, w.dtype) for slot in kept]
+        if isinstance(g, Rows):
             touched = [None if array is None else array[g.rows] for array in (w, average, *slots)]
             update(rule, self._taken(i, g), touched[0], touched[1], touched[2:], s, scalars)
             for array, part in zip((w, average, *slots), touched, strict=True):
@@ -380,6 +393,10 @@ class Plan:
             finish(w, average, s, True)
         else:
             update(rule, self._taken(i, g), w, average, slots, s, scalars)
+        for k, (slot, values) in enumerate(zip(kept, slots, strict=True)):
+            if slot is not values:
+                random = random_bits(self.seeds[i], k, w.size).reshape(w.shape)
+                encode(slot, values, random, g.rows if isinstance(g, Rows) else ...)
 
 
 def update(
@@ -407,29 +424,12 @@ def follow(
     w[...] = w + w.dtype.type(s["step"]) * (w.dtype.type(s["size"]) * direction)
 
 
-def merge(gradient: Rows, wide: bool) -> Rows:
-    """Return a sparse gradient with each row once, in rising order. Values of a row are summed in their order.
-
-    Values in other than native formats are summed in float64 if `wide`, else in float32.
-    """
-    rows, values = gradient
-    buffers.check_rows("merge", rows, values)
-    if (rows[1:] > rows[:-1]).all():
-        return gradient
-    order = np.argsort(rows, kind="stable")
-    rows, values = rows[order], values[order]
-    begins = np.append(True, rows[1:] > rows[:-1])
-    with np.errstate(all="ignore"):
-        if values.dtype not in buffers.REAL:
-            values = values.astype(np.float64 if wide else np.float32)
-        summed = values[begins]
-        np.add.at(summed, np.cumsum(begins)[~begins] - 1, values[~begins])
-    return Rows(rows[begins], summed)
-
-
 def spoilt(now: Any, before: Any) -> bool:
     """Return whether something finite became infinite or NaN."""
-    return now is not None and bool((np.isfinite(before) & ~np.isfinite(now)).any())
+    if now is None:
+        return False
+    new, old = (decoded(array, np.float64) for array in (now, before))
+    return bool((np.isfinite(old) & ~np.isfinite(new)).any())
 
 
 def block_sums(x: Array, y: Array) -> Array:

@@ -3,7 +3,7 @@
 cdef class Plan:
     """All variables of a step and their rules; see numpy_plan.Plan for what each method means."""
 
-    cdef readonly object stages
+    cdef readonly object stages, seeds
     cdef readonly str owner
     cdef bint rows
     cdef list rules, rule_of, names, weights, held, keep
@@ -25,6 +25,7 @@ cdef class Plan:
     cdef const uintptr_t* ends
     cdef Py_ssize_t written
     cdef object saved  # copies of what a guarded run overwrites
+    cdef Stored* stored  # one per variable; NULL: no slot needs it
 
     def __cinit__(self, str owner, rule not None, names, weights, slots, groups, averages=None, directions=None,
                   bint rows=True, sums=None, direct=None, matrices=()):
@@ -38,7 +39,7 @@ cdef class Plan:
         self.starts = <const uintptr_t*> cnp.PyArray_DATA(table.extents.starts)
         self.ends = <const uintptr_t*> cnp.PyArray_DATA(table.extents.ends)
         self.written = len(table.extents.names)
-        self.stages = _stages.neutral(self.n)
+        self.stages, self.seeds = _stages.neutral(self.n), np.zeros(self.n, _rounding.SEEDS)
         self.units = _units.checked(owner, [w.size for w in self.weights], matrices)
         exact = [(units.by_row, units.by_column) for units in self.units]
         self.factors = [(*both, *(of.astype("f4") for of in both)) for both in exact]
@@ -47,6 +48,10 @@ cdef class Plan:
         self.spans = <Span*> calloc(max(self.n, 1), sizeof(Span))
         if self.spans == NULL:
             raise MemoryError
+        if not table.native:
+            self.stored = <Stored*> calloc(max(self.n, 1), sizeof(Stored))
+            if self.stored == NULL:
+                raise MemoryError
         first = list(itertools.accumulate([len(given.scalars) for given in self.rules], initial=0))
         for i in range(self.n):
             self.set_span(i, table.group_of[i], first[table.group_of[i]], table.direct[table.group_of[i]])
@@ -82,8 +87,12 @@ cdef class Plan:
         s.average = NULL if arrays[1] is None else cnp.PyArray_BYTES(arrays[1])
         s.direction = NULL if arrays[2] is None else cnp.PyArray_BYTES(arrays[2])
         s.rule = &(<CompiledRule> self.rules[group]).rule
-        for k in range(len(arrays) - 3):
-            s.slots[k] = cnp.PyArray_BYTES(arrays[3 + k])
+        if self.stored == NULL:
+            for k in range(len(arrays) - 3):
+                s.slots[k] = cnp.PyArray_BYTES(arrays[3 + k])
+        elif set_stored(&self.stored[i], s, list(arrays[3:])):
+            s.stored = &self.stored[i]
+            s.stored.seeds = <const Seeds*> cnp.PyArray_DATA(self.seeds) + i
         s.n = s.length = arrays[0].size
         s.width = s.n // max(len(arrays[0]), 1) if arrays[0].ndim else 1
         s.wide, s.direct = arrays[0].itemsize == sizeof(double), direct
@@ -151,6 +160,7 @@ cdef class Plan:
 
     def __dealloc__(self):
         free(self.spans)
+        free(self.stored)
         free(self.widths)
         free(self.sums_of_group)
         free(self.c32)
@@ -173,6 +183,7 @@ cdef class Plan:
                 held[i] = buffers.as_gradient(gradient, self.weights[i], self.label(i), self.rows)
                 if type(held[i]) is Rows:
                     held[i], sparse = merge(held[i], self.spans[i].wide), True
+                    buffers.check_row_groups(held[i], self.keep[i], self.label(i))
                 learn_format(held[i].values if type(held[i]) is Rows else held[i])
             if zero and not (gradient is held[i] and cnp.PyArray_ISWRITEABLE(gradient)):
                 buffers.refuse_zeroing(self.label(i))
@@ -357,7 +368,7 @@ cdef class Plan:
                 for kept, value in commits:
                     buffers.check_update(kept, value, f"{self.owner}: state")
             if guard and self.saved is None:
-                self.allocate_copies()
+                self.saved = allocate_copies(self.spans, self.n, self.owner)
             return self.update(threads, count, commits, guard)
         finally:
             self.leave()
@@ -369,6 +380,8 @@ cdef class Plan:
         cdef Run job = Run(self.spans, self.n, self.zero)
         try:
             with nogil:
+                if self.stored != NULL:
+                    draw_all(self.spans, self.n)
                 if guard:
                     good = run_guarded(self.spans, self.n, tasks, workers, self.zero)
                 elif workers > 1:
@@ -388,29 +401,6 @@ cdef class Plan:
             self.bound = False
             self.held = None
 
-    cdef int allocate_copies(self) except -1:
-        # Allocate memory for what guarded runs save.
-        cdef Py_ssize_t i, size = LINE
-        cdef char* places[MAX_WRITTEN]
-        cdef char* at
-        cdef Span* s
-        for i in range(self.n):
-            s = &self.spans[i]
-            s.stride = (s.n * <Py_ssize_t> (sizeof(double) if s.wide else sizeof(float)) + LINE - 1) // LINE * LINE
-            s.stride += STAGGER if s.stride >= PAGE else 0
-            size += written(places, s) * s.stride
-        try:
-            saved = np.empty(size, np.uint8)  # NumPy uses huge pages, which need fewer address translations
-        except MemoryError:
-            raise MemoryError(f"{self.owner}: no room for a copy of what a guarded step writes") from None
-        at = <char*> aligned(cnp.PyArray_BYTES(saved))
-        for i in range(self.n):
-            s = &self.spans[i]
-            s.saved, s.past_cache = at, size > IN_CACHE
-            at += written(places, s) * s.stride
-        self.saved = saved
-        return 0
-
     cdef int enter(self) except -1:
         # Begin to use the spans: alone until `leave`, also when foreign code runs meanwhile.
         if exchange(&self.running, 1):
@@ -426,21 +416,3 @@ cdef class Plan:
 
     cdef void leave(self) noexcept:
         store_ordered(&self.running, 0)
-
-
-cdef inline bint readable(object gradient, cnp.ndarray like) noexcept:
-    # Return whether kernels can read it in place; otherwise buffers.as_gradient converts or refuses it.
-    return (
-        cnp.PyArray_CheckExact(gradient)
-        and format_of(<cnp.ndarray> gradient) >= 0
-        and cnp.PyArray_ISCARRAY_RO(gradient)
-        and cnp.PyArray_NDIM(gradient) == cnp.PyArray_NDIM(like)
-        and cnp.PyArray_CompareLists(
-            cnp.PyArray_DIMS(gradient), cnp.PyArray_DIMS(like), cnp.PyArray_NDIM(like))
-    )
-
-
-cdef inline bint readable_rows(object gradient, Py_ssize_t width) noexcept:
-    # Return whether the values of a sparse gradient are still those that were checked.
-    return (format_of(gradient.values) >= 0 and cnp.PyArray_ISCARRAY_RO(gradient.values)
-            and cnp.PyArray_SIZE(gradient.values) == cnp.PyArray_SIZE(gradient.rows) * width)

@@ -18,7 +18,8 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
-from fastvar.kernels.numpy_plan import Block, Plan, Rule, merge
+from fastvar.kernels.numpy_plan import Block, Plan, Rule
+from fastvar.kernels.numpy_rows import merge
 from fastvar.kernels.stages import TINY
 
 __all__ = ["RULES", "Plan", "Rule", "copy", "merge"]

@@ -37,8 +37,8 @@ cdef struct Span:  # fields that every step reads come first, on few cache lines
     Units units[MAX_UNITS]
     Sums* sums
     char* slots[MAX_SLOTS]  # those of the rule, and then those that are only summed
-    char* saved  # copies of what guarded runs write (guard.pxi): arrays `stride` bytes apart
-    Py_ssize_t stride
+    Stored* stored  # how slots are stored (stored.pxi); NULL: all in the type of the variable
+    char* saved  # copies of what guarded runs write (guard.pxi)
     bint past_cache  # the copies are larger than the cache
     int found  # what was wrong
     Py_ssize_t start  # its position in the concatenation of all spans, each of which begins a block
@@ -88,12 +88,6 @@ cdef const real* read_gradient(
     return x if s.direct else enlarge(scratch, x, n, <real> s.stages.size)
 
 
-cdef inline void find_slots(real** slots, const Span* s, Py_ssize_t at) noexcept nogil:
-    cdef int k
-    for k in range(s.rule.slots):
-        slots[k] = <real*> s.slots[k] + at
-
-
 cdef void apply_rule(real* w, const real* g, real** slots, Py_ssize_t n, const Span* s) noexcept nogil:
     if real is float:
         s.rule.f32(w, g, slots, n, s.c32)
@@ -131,26 +125,34 @@ cdef void clear_gradient(const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept no
     memset(s.g + at * width, 0, n * width)  # zero in every format
 
 
+cdef inline Py_ssize_t tile_at(const Span* s, Py_ssize_t at, Py_ssize_t hi) noexcept nogil:
+    # Return the elements of the tile that begins at `at`.
+    return min(<Py_ssize_t> TILE - (0 if s.stored == NULL else at % TILE), hi - at)
+
+
 cdef void advance(
         real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift, bint zero) noexcept nogil:
     # Run elements lo to hi of a variable: in place, or tile by tile through the stages.
     cdef char scratch[TILE_BYTES]
+    cdef char copies[COPIES]
     cdef const real* x = NULL
     cdef real* average = <real*> s.average
     cdef real* slots[MAX_SLOTS]
     cdef Py_ssize_t at = lo, n
     check(0 <= lo <= hi <= s.n)
-    find_slots(slots, s, lo)
     if (s.g != NULL and average == NULL and not zero and in_place(s) and s.stages.decay == 0
-            and not bounded(s.stages) and not s.direct):
+            and not bounded(s.stages) and not s.direct and s.stored == NULL):
+        load_slots(slots, copies, s, s.rule.slots, lo, hi - lo)
         apply_rule(w + lo, <const real*> s.g + lo + shift, slots, hi - lo, s)
         return
     while at < hi:
-        n = min(<Py_ssize_t> TILE, hi - at)
+        n = tile_at(s, at, hi)
         if s.g != NULL:
             x = read_gradient(<real*> aligned(scratch), w, s, at, shift, n)
-        find_slots(slots, s, at)
+            load_slots(slots, <char*> aligned(copies), s, s.rule.slots, at, n)
         update(w + at, NULL if average == NULL else average + at, slots, x, at, n, s)
+        if s.stored != NULL and s.g != NULL:
+            encode_slots(slots, s, at, n)
         if zero and s.g != NULL:
             clear_gradient(s, at, n)
         at += n
@@ -202,7 +204,8 @@ cdef inline void prefetch_row(const Span* s, Py_ssize_t row) noexcept nogil:
     while line < width and line < FETCHED:
         prefetch(s.w + row * width + line)
         for k in range(s.rule.slots):
-            prefetch(s.slots[k] + row * width + line)
+            if line < s.width * width_of_slot(s, k):
+                prefetch(s.slots[k] + row * s.width * width_of_slot(s, k) + line)
         line += LINE
 
 

@@ -106,7 +106,7 @@ cdef void fetch_next(const Span* s, Py_ssize_t at, Py_ssize_t n, Py_ssize_t widt
     cdef int k
     fetch(s.w + at * width, n * width)
     for k in range(s.rule.measured):
-        fetch(s.slots[k] + at * width, n * width)
+        fetch(s.slots[k] + at * width_of_slot(s, k), n * width_of_slot(s, k))
     if s.g != NULL:
         fetch(s.g + at * formats[s.format].width, n * formats[s.format].width)
 
@@ -115,7 +115,7 @@ cdef void run_on_copies(
         real** arrays, char* scratch, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
     # Run the rule on copies from `at` on, for its direction and its new slots.
     cdef real** slots = arrays + FIRST_SLOT
-    cdef Py_ssize_t i
+    cdef real* copy
     cdef int k
     arrays[DIRECTION] = <real*> scratch
     memset(scratch, 0, n * sizeof(real))
@@ -123,9 +123,10 @@ cdef void run_on_copies(
         measure(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
     else:
         for k in range(s.rule.slots):
-            slots[k] = <real*> (scratch + (1 + k) * COPY)
-            for i in range(n):
-                slots[k][i] = (<const real*> s.slots[k])[at + i]
+            copy = <real*> (scratch + (1 + k) * COPY)
+            if slots[k] != copy:  # it is not decoded
+                memcpy(copy, slots[k], n * sizeof(real))
+                slots[k] = copy
         apply_rule(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
     if s.direction != NULL:
         memcpy(<real*> s.direction + at, scratch, n * sizeof(real))
@@ -151,7 +152,8 @@ cdef void block_sums(
     if sums.count == 0:
         return
     # Longer tiles, where nothing is copied.
-    cdef Py_ssize_t most = TILE if sums.of_rule or s.rows != NULL or not in_place(s) else BLOCK
+    cdef bint whole = in_place(s) and s.rows == NULL and s.stored == NULL and not sums.of_rule
+    cdef Py_ssize_t most = BLOCK if whole else TILE
     memset(lanes, 0, sums.count * sizeof(lanes[0]))
     while at < hi:
         n = min(most, hi - at)
@@ -160,6 +162,8 @@ cdef void block_sums(
         arrays[WEIGHTS], arrays[GRADIENT] = <real*> w + at, <real*> aligned(gradients)
         for k in range(MAX_SLOTS):
             arrays[FIRST_SLOT + k] = NULL if s.slots[k] == NULL else <real*> s.slots[k] + at
+        if s.stored != NULL and sums != &_squares:
+            load_slots(arrays + FIRST_SLOT, scratch + COPY, s, s.rule.slots, at, n)
         if s.g != NULL:
             if s.rows != NULL:
                 read_rows(arrays[GRADIENT], w, s, at, n)
