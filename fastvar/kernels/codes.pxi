@@ -37,14 +37,15 @@ cdef float store_codes(
         char* stored, const float* x, Py_ssize_t n, const uint32_t* random, uint32_t key) noexcept nogil:
     cdef Py_ssize_t i
     cdef unsigned char* codes = <unsigned char*> stored
-    cdef uint32_t code, magnitude, most = 0
-    cdef bint negative = False
+    cdef uint32_t code
+    cdef int32_t up, down, above = 0, below = 0  # the bits of the largest numbers without a sign: integers vectorise
+    cdef bint negative
     cdef float largest, inverse, two = 2
     for i in range(n):
-        magnitude = bits_of(x[i]) & 0x7FFFFFFF
-        most = magnitude if <int> magnitude > <int> most else most
-        negative |= x[i] < 0  # not -0
-    largest = of_bits(most)
+        up, down = <int32_t> bits_of(x[i]), <int32_t> (bits_of(x[i]) ^ <uint32_t> 0x80000000)
+        above = up if up > above else above
+        below = down if down > below else below
+    largest, negative = of_bits(<uint32_t> max(above, below)), below > 0
     if largest < NO_SCALE or not is_finite(largest):  # something that is not finite spoils its group
         memset(codes, 0, n)
         return 0 if largest < NO_SCALE else of_bits(0x7FC00000)
