@@ -299,7 +299,7 @@ def plan_table(
     rule: Any,
     names: Sequence[str],
     weights: Iterable[Array],
-    slots: Iterable[Sequence[Array]],
+    slots: Iterable[Sequence[Array | formats.Codes]],
     group_of: Iterable[int],
     averages: Iterable[Array | None] | None,
     directions: Iterable[Array | None] | None,
@@ -347,9 +347,7 @@ def plan_table(
             written += [(label, array) for array in (slot if isinstance(slot, formats.Codes) else [slot])]
         rows.append((w, average, direction, *own_slots))
     native = all(isinstance(slot, np.ndarray) and slot.dtype in REAL for row in rows for slot in row[3:])
-    return PlanTable(
-        weights, rows, group_of, list(rules), list(sums), list(direct), Extents(written), native
-    )
+    return PlanTable(weights, rows, group_of, list(rules), list(sums), list(direct), Extents(written), native)
 
 
 def cohort_rules(owner: str, cohort_of: Sequence[int], rule_of: Sequence[Any]) -> list[Any]:

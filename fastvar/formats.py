@@ -18,6 +18,7 @@ FORMATS = {  # bytes of a number, in the order of formats.pxi
 }
 
 
+OF_SLOTS = ("bfloat16", "8bit")  # the formats of slots, beside the dtype of the weights
 GROUP = 256  # elements of a variable with one scale
 
 

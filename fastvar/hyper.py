@@ -109,7 +109,9 @@ def number(
     return Parameter(default, check, kw_only=kw_only, per_group=per_group, numeric=True)
 
 
-def integer(*, default: Any = REQUIRED, low: int, optional: bool = False, kw_only: bool = False) -> Any:
+def integer(
+    *, default: Any = REQUIRED, low: int, optional: bool = False, kw_only: bool = False, per_group: bool = False
+) -> Any:
     """Declare a whole number of at least `low`; `optional` allows None."""
 
     def check(value: Any) -> int | None:
@@ -121,7 +123,7 @@ def integer(*, default: Any = REQUIRED, low: int, optional: bool = False, kw_onl
             raise ValueError(f"must be >= {low}, got {value!r}")
         return int(value)
 
-    return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
+    return Parameter(default, check, kw_only=kw_only, per_group=per_group, numeric=False)
 
 
 def flag(*, default: bool, kw_only: bool = False) -> Any:
@@ -146,7 +148,9 @@ def text(*, default: str | None, kw_only: bool = False) -> Any:
     return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
 
 
-def choice(*allowed: str, default: str | None, optional: bool = False, kw_only: bool = False) -> Any:
+def choice(
+    *allowed: str, default: str | None, optional: bool = False, kw_only: bool = False, per_group: bool = False
+) -> Any:
     """Declare one of the strings `allowed`; `optional` allows None."""
     wanted = " or ".join(map(repr, allowed))
 
@@ -159,7 +163,7 @@ def choice(*allowed: str, default: str | None, optional: bool = False, kw_only: 
             raise ValueError(f"must be {wanted}, got {value!r}")
         return value
 
-    return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
+    return Parameter(default, check, kw_only=kw_only, per_group=per_group, numeric=False)
 
 
 def schedule(*, low: float = 0) -> Any:

@@ -19,7 +19,7 @@ LAYERS = [
     {"variable"},
     {"module"},
     {"gradient_check", "gradients"},
-    {"optimizer.options", "optimizer.passes"},
+    {"optimizer.options", "optimizer.passes", "optimizer.quantized"},
     {"optimizer.clipping", "optimizer.groups"},
     {"optimizer.overview", "optimizer.rule", "optimizer.state"},
     {"optimizer.cohorts", "optimizer.slots"},

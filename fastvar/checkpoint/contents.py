@@ -20,6 +20,7 @@ from fastvar.checkpoint.pytorch import TensorPlace
 from fastvar.checkpoint.pytorch_optimizer import StoredOptimizer
 from fastvar.module import Module, Tree, children, holds_variables, walk
 from fastvar.optimizer import Optimizer
+from fastvar.optimizer.quantized import parts_of
 from fastvar.optimizer.saved import Resumption, describe, slots_of
 from fastvar.variable import Variable
 
@@ -141,9 +142,10 @@ class Contents:
                 variables, slots = resumed.variables, resumed.slots
             owners = [self.name_of(variable) for variable in variables]
             for slot, of_variable in slots.items():
-                for owner, place in zip(owners, of_variable, strict=True):
-                    if place is not None and places.setdefault(f"{keyword}/{owner}/{slot}", place) is not place:
-                        raise ValueError(f"Checkpoint: two variables of {keyword} are named {owner!r}")
+                for owner, kept in zip(owners, of_variable, strict=True):
+                    for suffix, place in {} if kept is None else parts_of(kept).items():
+                        if places.setdefault(f"{keyword}/{owner}/{slot}{suffix}", place) is not place:
+                            raise ValueError(f"Checkpoint: two variables of {keyword} are named {owner!r}")
         return places
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array], dict[str, Array]]:

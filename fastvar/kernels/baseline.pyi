@@ -4,6 +4,7 @@ from typing import Any, Self, final
 import numpy as np
 import numpy.typing as npt
 
+from fastvar.formats import Codes
 from fastvar.kernels.units import Units
 from fastvar.slices import Rows
 
@@ -21,6 +22,10 @@ class Plan:
     @property
     def stages(self) -> npt.NDArray[Any]: ...
     @property
+    def seeds(self) -> npt.NDArray[Any]: ...
+    @property
+    def rounds(self) -> bool: ...
+    @property
     def owner(self) -> str: ...
     @property
     def units(self) -> tuple[Units, ...]: ...
@@ -30,7 +35,7 @@ class Plan:
         rule: CompiledRule | Sequence[CompiledRule],
         names: Sequence[str],
         weights: Iterable[npt.NDArray[Any]],
-        slots: Iterable[Sequence[npt.NDArray[Any]]],
+        slots: Iterable[Sequence[npt.NDArray[Any] | Codes]],
         groups: Iterable[int],
         averages: Iterable[npt.NDArray[Any] | None] | None = None,
         directions: Iterable[npt.NDArray[Any] | None] | None = None,

@@ -49,9 +49,10 @@ def encode_codes(x: Array, random: Any) -> Codes:
     groups = _grouped(x)
     random = _grouped(np.broadcast_to(random, x.shape))
     largest = np.abs(groups).view(np.uint32).max(1, initial=0).astype(np.uint32).view(np.float32)
-    negative = (groups < 0).any(1)
+    negative: Any = (groups < 0).any(1)
     most = np.where(negative, MOST_SIGNED, MOST_UNSIGNED)
-    small, bad = largest < LEAST, ~np.isfinite(largest)
+    small: Any = largest < LEAST
+    bad: Any = ~np.isfinite(largest)
     with np.errstate(all="ignore"):
         inverse = most / largest
         while (over := (largest * inverse > most) & ~small & ~bad).any():
@@ -103,10 +104,12 @@ def encode(slot: Any, values: Array, random: Any, rows: Any = ...) -> None:
 
 def stored_copy(slot: Any) -> Any:
     """Return a copy of the memory of a slot."""
-    return Codes(*(array.copy() for array in slot)) if isinstance(slot, Codes) else slot.copy()
+    return Codes(slot.codes.copy(), slot.scales.copy()) if isinstance(slot, Codes) else slot.copy()
 
 
 def put_back(slot: Any, copy: Any) -> None:
     """Write a copy of the memory of a slot back."""
-    for to, origin in zip(slot, copy, strict=True) if isinstance(slot, Codes) else [(slot, copy)]:
-        to[...] = origin
+    if isinstance(slot, Codes):
+        slot.codes[...], slot.scales[...] = copy
+    else:
+        slot[...] = copy

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
+from fastvar.formats import Codes
 from fastvar.kernels.numpy_formats import decoded, encode, put_back, stored_copy
 from fastvar.kernels.numpy_rows import merge
 from fastvar.kernels.rounding import SEEDS, random_bits
@@ -130,8 +131,9 @@ class Plan:
     stages : ndarray
         One record of `stages.STAGES` per variable, to be filled by the optimizer.
     seeds : ndarray
-        One record of `rounding.SEEDS` per variable, to be set before each run if slots are not in the dtype of
-        their weights: these are rounded stochastically.
+        One record of `rounding.SEEDS` per variable, to be set before each run if it rounds.
+    rounds : bool
+        Whether a run rounds stochastically: some slot is not in the dtype of its weights.
     units : tuple of Units
         The factors of `matrices`, to be filled by the optimizer.
     """
@@ -142,7 +144,7 @@ class Plan:
         rule: Rule | Sequence[Rule],
         names: Sequence[str],
         weights: Iterable[Array],
-        slots: Iterable[Sequence[Array]],
+        slots: Iterable[Sequence[Array | Codes]],
         groups: Iterable[int],
         averages: Iterable[Array | None] | None = None,
         directions: Iterable[Array | None] | None = None,
@@ -160,6 +162,7 @@ class Plan:
         self._held: list[Array | Rows | None] | None = None
         self._zero = False
         self.stages = neutral(len(self._table.weights))
+        self.rounds = not table.native
         self.seeds = np.zeros(len(self._table.weights), SEEDS)
         self._rule_of = [self._table.rules[group] for group in self._table.group_of]
         self._cohort_of, self._rules = self._table.group_of, self._table.rules

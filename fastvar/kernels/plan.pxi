@@ -4,6 +4,7 @@ cdef class Plan:
     """All variables of a step and their rules; see numpy_plan.Plan for what each method means."""
 
     cdef readonly object stages, seeds
+    cdef readonly bint rounds
     cdef readonly str owner
     cdef bint rows
     cdef list rules, rule_of, names, weights, held, keep
@@ -48,7 +49,8 @@ cdef class Plan:
         self.spans = <Span*> calloc(max(self.n, 1), sizeof(Span))
         if self.spans == NULL:
             raise MemoryError
-        if not table.native:
+        self.rounds = not table.native
+        if self.rounds:
             self.stored = <Stored*> calloc(max(self.n, 1), sizeof(Stored))
             if self.stored == NULL:
                 raise MemoryError

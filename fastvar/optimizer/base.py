@@ -16,6 +16,7 @@ from fastvar.optimizer.groups import Group
 from fastvar.optimizer.options import evaluated
 from fastvar.optimizer.overview import overview
 from fastvar.optimizer.planning import StepPlan
+from fastvar.optimizer.quantized import Slot, arrays_of
 from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.slots import begin_anew, first_numbers, first_values, keep
 from fastvar.optimizer.state import State
@@ -68,6 +69,15 @@ class Optimizer(Rule):
         infinite or NaN: "ignore" updates anyway, "skip" changes nothing and counts the step in `skipped`, "raise"
         changes nothing and raises ValueError. The last two keep a copy of what a step writes. Then Adam takes 1.6
         times as long for large models, and up to 2.5 times for those that just fit the processor's cache.
+    slot_dtype : {None, "bfloat16", "8bit"}
+        How slots are stored: in the dtype of their variable, or in 2 bytes or about 1 byte an element. They are
+        rounded stochastically. Slots that are weights rather than statistics, moving averages, accumulators and
+        factored statistics keep the dtype of the variable. See docs/formats.md.
+    slot_dtype_min_size : int
+        Slots of variables with fewer elements, by default 4096, keep the dtype of the variable.
+    seed : int
+        Seed of the stochastic rounding, >= 0. The same seed gives the same bits on every processor and any number
+        of threads.
     name : str, optional
         The beginning of error messages; by default the name of the class.
 
@@ -131,7 +141,7 @@ class Optimizer(Rule):
 
     def _change(self, values: dict[str, Any], name: str, value: Any) -> None:
         state, firsts = self._state, first_values(self, self._state)
-        slots = [state.slots[slot][i].value for slot, i in firsts if i >= 0]
+        slots = [array for slot, i in firsts if i >= 0 for array in arrays_of(state.slots[slot][i])]
         before = [*self._kept(), (values, values.copy()), *((slot, slot.copy()) for slot in slots)]
         with Atomic(before, []):
             values[name] = value
@@ -401,12 +411,12 @@ class Optimizer(Rule):
         return int(self._state.numbers["skipped"])
 
     @property
-    def variables(self) -> list[Variable]:
+    def variables(self) -> list[Slot]:
         """The slots, moving averages and accumulators, by slot and then by variable."""
         return [v for of_slot in self._state.slots.values() for v in of_slot if v is not None]
 
-    def slot(self, variable: Place, name: str) -> Variable:
-        """Return the slot `name` of a variable, such as its "momentum".
+    def slot(self, variable: Place, name: str) -> Slot:
+        """Return the slot `name` of a variable, such as its "momentum". In 8 bits it is a `Quantized`.
 
         Raises
         ------

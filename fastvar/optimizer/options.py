@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypedDict
 
+from fastvar import formats
 from fastvar.hyper import (
     Declared,
     Number,
@@ -20,6 +21,7 @@ from fastvar.hyper import (
 )
 
 Nonfinite = Literal["ignore", "skip", "raise"]
+SlotDtype = Literal["bfloat16", "8bit"]
 
 
 class OptionTypes(TypedDict, total=False):
@@ -35,6 +37,9 @@ class OptionTypes(TypedDict, total=False):
     loss_scale_factor: Real | Schedule | None
     gradient_accumulation_steps: int | None
     nonfinite: Nonfinite
+    slot_dtype: SlotDtype | None
+    slot_dtype_min_size: int
+    seed: int
     name: str | None
 
 
@@ -57,6 +62,11 @@ class Options(Declared):
     nonfinite: Literal["ignore", "skip", "raise"] = choice(
         "ignore", "skip", "raise", default="ignore", kw_only=True
     )
+    slot_dtype: Literal["bfloat16", "8bit"] | None = choice(
+        *formats.OF_SLOTS, default=None, optional=True, kw_only=True, per_group=True
+    )
+    slot_dtype_min_size: int = integer(default=4096, low=0, kw_only=True, per_group=True)
+    seed: int = integer(default=0, low=0, kw_only=True)
     name: str | None = text(default=None, kw_only=True)
 
     def __init_subclass__(cls, options: bool = True, **kwargs: Any) -> None:

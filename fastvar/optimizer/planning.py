@@ -10,10 +10,11 @@ import numpy as np
 from fastvar import buffers, kernels, threads
 from fastvar.buffers import Array
 from fastvar.constraints import BUILTIN, number_bounds
-from fastvar.kernels import crew, reference
+from fastvar.kernels import crew, reference, rounding
 from fastvar.optimizer.clipping import by_norm, limit_of_values, units
 from fastvar.optimizer.cohorts import Cohorts
 from fastvar.optimizer.passes import Pass
+from fastvar.optimizer.quantized import arrays_of, memory_of
 from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.state import State
 from fastvar.place import Place, Structure, label
@@ -167,7 +168,7 @@ class StepPlan:
             rules,
             self.labels,
             [v.value for v in variables],
-            [[slots[name][i].value for name in one.slots] for i, one in enumerate(of_variable)],
+            [[memory_of(slots[name][i]) for name in one.slots] for i, one in enumerate(of_variable)],
             self.group_of,
             [v.value for v in average] or None,
             self.measuring.directions if self.measuring else None,
@@ -273,6 +274,11 @@ class StepPlan:
         of_variables: Array = np.array(parts)[self.group_of]
         return of_variables
 
+    def set_seeds(self, t: int) -> None:
+        """Set what random bits depend on, for update number `t`."""
+        updates = t - self.state.numbers.get("missed", np.zeros(())).astype(np.int64)
+        rounding.set_seeds(self.compiled.seeds, self.own.seed, updates, np.arange(len(self.group_of)))
+
     def set_decay(self) -> None:
         """Set the weight decay."""
         self.compiled.stages["decay"] = self._of_variables(self.rule.decay_rate)
@@ -290,7 +296,7 @@ class StepPlan:
         places = [self.compiled.stages, *state.numbers.values()]
         if self.fragile:
             of_slots = [v for of_slot in state.slots.values() for v in of_slot if v is not None]
-            places += [v.value for v in [*state.variables, *of_slots]]
+            places += [v.value for v in state.variables] + [array for v in of_slots for array in arrays_of(v)]
         if accumulation:
             places += [accumulation.plan.stages] + ([] if self.fragile else accumulation.sums)
         return places, [np.empty_like(place) for place in places]

@@ -31,6 +31,10 @@ class Rule(Options):
     weight_copies: ClassVar[Sequence[str]] = ()
     """Slots that start as a copy of the weights, taken when the variable gets its first gradient."""
 
+    exact_slots: ClassVar[Sequence[str]] = ()
+    """Slots that stay in the dtype of the weights whatever `slot_dtype` is, beside `weight_copies` and those that
+    no pass updates: they are weights rather than statistics, or rounding them spoils the rule."""
+
     def has_slot(self, slot: str, variable: Place) -> bool:
         """Return whether the variable has this slot."""
         return True

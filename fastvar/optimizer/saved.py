@@ -20,6 +20,7 @@ from fastvar.hyper_json import (
     with_saved_value,
 )
 from fastvar.optimizer.base import Optimizer
+from fastvar.optimizer.quantized import Slot, format_of
 from fastvar.optimizer.rule import MARKS
 from fastvar.optimizer.slots import names_per_variable, wanted
 from fastvar.optimizer.state import Slots
@@ -184,7 +185,7 @@ class Resumption:
         for name, made in slots.items():
             for i, old in enumerate(optimizer._state.slots.get(name, ())):
                 place = made[i]
-                if old is not None and place is not None and (old.shape, old.dtype) == (place.shape, place.dtype):
+                if old is not None and place is not None and _alike(old, place):
                     made[i] = old
         return slots
 
@@ -231,6 +232,10 @@ class Resumption:
             there = {*wanted(self._try(with_saved_value(self._chosen, self._saved, each.path))._updating)}
             for slot in sorted(here ^ there):
                 yield f"{each}; {'here' if slot in here else 'in the file'} it wants the slot {slot!r}"
+
+
+def _alike(slot: Slot, other: Slot) -> bool:
+    return (slot.shape, slot.dtype, format_of(slot)) == (other.shape, other.dtype, format_of(other))
 
 
 def _of_declared(values: Iterable[Any]) -> Iterator[dict[str, Any]]:

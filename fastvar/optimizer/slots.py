@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fastvar import buffers
+from fastvar import buffers, formats
 from fastvar.buffers import Array
+from fastvar.optimizer.quantized import Quantized, Slot, converted, format_of
 from fastvar.optimizer.rule import MARKS, Rule
 from fastvar.optimizer.state import Slots, State
 from fastvar.place import Place
@@ -30,7 +31,8 @@ def demand(rule: Rule, variables: Sequence[Place]) -> tuple[object, ...]:
     kinds = tuple(map(rule.kind_of, variables)) if rule.overrides("kind_of") else ()
     adaptive = given("adaptive_clipnorm") is not None
     options = given("use_ema"), given("gradient_accumulation_steps"), adaptive, given("name")
-    return tuple(rule.slots), kinds, options
+    stored = tuple((group.slot_dtype, group.slot_dtype_min_size) for group in rule.groups)
+    return tuple(rule.slots), kinds, options, stored
 
 
 def first_numbers(rule: Rule, n: int) -> dict[str, Array]:
@@ -78,21 +80,51 @@ def _slots(rule: Rule, state: State) -> Slots:
         slots[name] = [
             None
             if name in rule.slots and not rule.has_slot(name, v)
-            else _made(rule, name, v, group_of[id(v)])
-            if place is None
-            else place
+            else _kept(rule, name, v, group_of[id(v)], place)
             for v, place in zip(state.variables, here, strict=True)
         ]
     return slots
 
 
-def _made(rule: Rule, slot: str, variable: Place, group: Any) -> Variable:
+def _kept(rule: Rule, slot: str, variable: Place, group: Any, here: Slot | None) -> Slot:
+    """Return a slot in the format that it should have: the one that is there, or a new one."""
+    if here is None:
+        return _made(rule, slot, variable, group)
+    wanted = slot_format(rule, slot, variable, group)
+    return here if format_of(here) == wanted else converted(here, _empty(here.shape, wanted, variable, slot))
+
+
+def slot_format(rule: Rule, slot: str, variable: Place, group: Any) -> str:
+    """Return the format of a slot: one of `formats.OF_SLOTS`, or the name of the variable's dtype.
+
+    Only slots that a pass updates can have other formats than the variable.
+    """
+    native = variable.dtype.name
+    if group.slot_dtype is None or variable.size < max(group.slot_dtype_min_size, 1):
+        return native
+    one = rule.pass_of(rule.kind_of(variable))
+    updated = one.slots[: len(one.rule.slots)]
+    exact = slot in rule.exact_slots or slot in rule.weight_copies or slot not in updated
+    return native if exact else str(group.slot_dtype)
+
+
+def _made(rule: Rule, slot: str, variable: Place, group: Any) -> Slot:
     ours = slot in rule.slots
     shape = rule.slot_shape(slot, variable) if ours else variable.shape
     value = rule.initial(slot, variable, group) if ours else 0
     if slot == "average":
         value = variable.value
-    return Variable(buffers.full(shape, variable.dtype, value), False, slot, copy=False)
+    made = _empty(shape, slot_format(rule, slot, variable, group), variable, slot)
+    if not (np.ndim(value) == 0 and value == 0):
+        made[...] = value
+    return made
+
+
+def _empty(shape: tuple[int, ...], wanted: str, variable: Place, slot: str) -> Slot:
+    """Return a slot of zeros."""
+    if wanted == "8bit":
+        return Quantized(shape, variable.dtype, slot)
+    return Variable(buffers.full(shape, formats.dtype_of(wanted), 0), False, slot, copy=False)
 
 
 def first_values(rule: Rule, state: State) -> dict[tuple[str, int], Any]:

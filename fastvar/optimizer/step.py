@@ -32,6 +32,8 @@ def step(plan: StepPlan, given: list[Any], zero: bool) -> None:
     t, scalars = plan.count[0] + 1, []
     for formula, hyper in plan.taken:
         scalars.append(formula(hyper, t))
+    if plan.compiled.rounds:
+        plan.set_seeds(t)
     if found := plan.compiled.run(scalars, plan.workers, plan.count, plan.commits, plan.guard):
         _refuse(plan, found, _zeros(plan, grads) if zero else [])
 
@@ -105,6 +107,8 @@ def _update(
     commits = None
     if plan.measuring and any(present):
         scalars, commits = _measure(plan, present, scalars, _updates(plan, calls) + 1, workers)
+    if plan.compiled.rounds:
+        plan.set_seeds(_updates(plan, calls) + 1)
     _run(plan, plan.compiled, present, scalars, workers, plan.count, commits)
     if plan.constrained:
         _constrain(plan, grads, present, calls)

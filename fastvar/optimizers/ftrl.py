@@ -78,6 +78,7 @@ class Ftrl(Optimizer):
     beta: Number = number(default=0.0, low=0)
 
     slots: ClassVar[Sequence[str]] = ("accumulator", "linear")
+    exact_slots: ClassVar[Sequence[str]] = ("linear",)
 
     def _compiled(self) -> bool:
         return bool(self._parameters["learning_rate_power"] == -0.5)

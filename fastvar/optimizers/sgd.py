@@ -119,6 +119,7 @@ class ASGD(Optimizer):
     t0: Number = number(default=1e6, low=0)
 
     slots: ClassVar[Sequence[str]] = ("ax",)
+    exact_slots: ClassVar[Sequence[str]] = ("ax",)
 
     def rule(self) -> Any:
         return kernels.RULES["asgd"]

@@ -184,6 +184,7 @@ class ASGD(TorchOptimizer):
         ) -> None: ...
 
     slots: ClassVar[Sequence[str]] = ("ax",)
+    exact_slots: ClassVar[Sequence[str]] = ("ax",)
 
     def initial_numbers_per_variable(self) -> dict[str, float]:
         return self.carried("eta")
