@@ -1,6 +1,6 @@
-# The format "8bit": a group of 256 elements (a tile) has one float32 scale, and each element a code c of one byte. It
-# stands for (of_bits(TWO + (c << REST)) - 2) * scale: linear near 0, and with four mantissa bits above. If the group
-# has a negative number, c has seven bits and the eighth is the sign; such a scale is negative.
+# The format "8bit": a group of 256 elements (a tile) has one float32 scale, and each element a code c of one byte.
+# It stands for (of_bits(TWO + (c << REST)) - 2) * scale: linear near 0, four mantissa bits above. If the group has
+# a negative number, c has seven bits and the eighth is the sign; such a scale is negative.
 
 cdef enum:
     CODES = MOST_FORMATS - 1  # the position of this format, which is no dtype
@@ -38,7 +38,7 @@ cdef float store_codes(
     cdef Py_ssize_t i
     cdef unsigned char* codes = <unsigned char*> stored
     cdef uint32_t code
-    cdef int32_t up, down, above = 0, below = 0  # the bits of the largest numbers without a sign: integers vectorise
+    cdef int32_t up, down, above = 0, below = 0  # the bits of the largest numbers: maxima of integers vectorise
     cdef bint negative
     cdef float largest, inverse, two = 2
     for i in range(n):

@@ -1,5 +1,5 @@
-# Slots in other formats than the type that rules compute in. Their tiles are decoded before a rule runs, and encoded
-# after it. A tile never crosses a multiple of TILE, so that formats and random bits can belong to such groups.
+# Slots in other formats than the type that rules compute in. Their tiles are decoded before a rule runs, and
+# encoded after it. A tile never crosses a multiple of TILE, so that scales and random bits can belong to groups.
 
 cdef struct Stored:  # what a span with such slots has in addition
     int formats[MAX_SLOTS]  # NATIVE: rules use the slot in place

@@ -24,7 +24,9 @@ every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.nam
 scheduled = pytest.mark.parametrize("scheduled", [False, True], ids=["numbers", "schedules"])
 
 SHAPES = [(3, 2), (4,), (), (2, 3, 2)]
-OTHER: dict[str, Any] = {  # exceptions, where the declaration gives no other value
+OTHER: dict[str, Any] = {
+    "slot_dtype": "bfloat16",
+    "slot_dtype_min_size": 4,  # exceptions, where the declaration gives no other value
     "weight_decay": 0.5,
     "adam_weight_decay": 0.5,
     "learning_rate_power": -0.75,
