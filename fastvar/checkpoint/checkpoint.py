@@ -144,6 +144,7 @@ class Checkpoint(Shown):
         partial: bool = False,
         name_map: NameMap | None = None,
         hyperparameters: Choice = "saved",
+        cast: bool = False,
     ) -> Restored:
         """Read a file, verify all of it, and only then restore the state of every object.
 
@@ -173,6 +174,9 @@ class Checkpoint(Shown):
             Which hyperparameters to use from now on, by default those of the file. The report lists all that
             differ. With "program", the state of schedules still comes back, and the slots must be those of the
             file.
+        cast : bool
+            With "program", convert slots that have another `slot_dtype` in the file, which rounds them. By default
+            they are an error.
 
         Returns
         -------
@@ -208,7 +212,7 @@ class Checkpoint(Shown):
         prefetch(path)
         contents = self._contents()
         with File(path) as file:
-            restored, commits, before = prepare_restore(contents, file, partial, name_map, hyperparameters)
+            restored, commits, before = prepare_restore(contents, file, partial, name_map, hyperparameters, cast)
             assign(commits, before)
         return restored
 

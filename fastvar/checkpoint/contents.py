@@ -20,7 +20,7 @@ from fastvar.checkpoint.pytorch import TensorPlace
 from fastvar.checkpoint.pytorch_optimizer import StoredOptimizer
 from fastvar.module import Module, Tree, children, holds_variables, walk
 from fastvar.optimizer import Optimizer
-from fastvar.optimizer.quantized import parts_of
+from fastvar.optimizer.quantized import Slot, parts_of
 from fastvar.optimizer.saved import Resumption, describe, slots_of
 from fastvar.variable import Variable
 
@@ -135,6 +135,13 @@ class Contents:
         """
         places: dict[str, Place] = {f"variables/{name}": v for name, v in self.variables.items()}
         places |= {f"variables/{name}": place for name, place in self.tensors_of_modules.items()}
+        for name, slot in self.slots(resumptions).items():
+            places |= {name + suffix: part for suffix, part in parts_of(slot).items()}
+        return places
+
+    def slots(self, resumptions: Mapping[str, Resumption] = MappingProxyType({})) -> dict[str, Slot]:
+        """Return the slots by their names in a file, as they will be after the resumptions."""
+        named: dict[str, Slot] = {}
         for keyword, optimizer in self.optimizers.items():
             resumed = resumptions.get(keyword)
             variables, slots = optimizer._state.variables, slots_of(optimizer)
@@ -142,11 +149,10 @@ class Contents:
                 variables, slots = resumed.variables, resumed.slots
             owners = [self.name_of(variable) for variable in variables]
             for slot, of_variable in slots.items():
-                for owner, kept in zip(owners, of_variable, strict=True):
-                    for suffix, place in {} if kept is None else parts_of(kept).items():
-                        if places.setdefault(f"{keyword}/{owner}/{slot}{suffix}", place) is not place:
-                            raise ValueError(f"Checkpoint: two variables of {keyword} are named {owner!r}")
-        return places
+                for owner, place in zip(owners, of_variable, strict=True):
+                    if place is not None and named.setdefault(f"{keyword}/{owner}/{slot}", place) is not place:
+                        raise ValueError(f"Checkpoint: two variables of {keyword} are named {owner!r}")
+        return named
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array], dict[str, Array]]:
         """Return the state of optimizers, generators and other objects.

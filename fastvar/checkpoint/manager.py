@@ -333,7 +333,7 @@ class CheckpointManager(Shown):
         """Remove the pin of a checkpoint, if it has one."""
         self._folder.pin(path, False)
 
-    def restore_or_initialize(self, *, hyperparameters: Choice | None = None) -> str | None:
+    def restore_or_initialize(self, *, hyperparameters: Choice | None = None, cast: bool = False) -> str | None:
         """Restore the newest good checkpoint and return its path. If there is none, call `init_fn`, return None.
 
         A damaged checkpoint is skipped with a warning. So is a file whose name no manager gives (an absurd number,
@@ -346,6 +346,8 @@ class CheckpointManager(Shown):
         ----------
         hyperparameters : {"saved", "program"}, optional
             By default that of the manager; see `Checkpoint.restore`.
+        cast : bool
+            As in `Checkpoint.restore`.
 
         Raises
         ------
@@ -363,25 +365,26 @@ class CheckpointManager(Shown):
         except CheckpointError as error:
             warnings.warn(str(error), RuntimeWarning, stacklevel=2)
         try:
-            return self._restore_newest(choice)
+            return self._restore_newest(choice, cast)
         except BaseException:
             if not held:
                 lock.release()
             raise
 
-    def _restore_newest(self, choice: Choice) -> str | None:
+    def _restore_newest(self, choice: Choice, cast: bool) -> str | None:
         found, damaged, strangers = self._folder.scan()
         for stranger in strangers:
             warnings.warn(f"{stranger}; it is left alone", RuntimeWarning, stacklevel=3)
         for checkpoint in reversed(found):
             try:
-                self._last_step = self.checkpoint.restore(checkpoint.path, hyperparameters=choice).step
+                restored = self.checkpoint.restore(checkpoint.path, hyperparameters=choice, cast=cast)
+                self._last_step = restored.step
             except OSError as error:
                 of_file = isinstance(error, CheckpointError) or error.filename == checkpoint.path
                 if not of_file:  # an object that is restored raised it
                     raise
                 if isinstance(error, FileNotFoundError):  # another process has saved a newer one and removed it
-                    return self._restore_newest(choice)
+                    return self._restore_newest(choice, cast)
                 damaged.append(message(checkpoint.path, error))
                 continue
             for problem in damaged:

@@ -33,7 +33,7 @@ class Restored(Shown):
     kept : bool
         Whether those of the program were kept.
     notes : list of str
-        Of an import: converted dtypes, and things in the file that are not tensors.
+        Converted dtypes and, of an import, things in the file that are not tensors.
     """
 
     path: str

@@ -23,6 +23,7 @@ from fastvar.checkpoint.pytorch import TensorPlace
 from fastvar.checkpoint.pytorch_optimizer import StoredOptimizer
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.report import Like, Restored, mismatch
+from fastvar.checkpoint.slot_formats import differing, reading_of
 from fastvar.kernels.atomic import Atomic, Uninterrupted
 from fastvar.optimizer.saved import Resumption
 
@@ -71,7 +72,12 @@ def assign(commits: Sequence[Commit], before: Sequence[tuple[Any, Any]] = ()) ->
 
 
 def prepare_restore(
-    contents: Contents, file: File, partial: bool, name_map: NameMap | None, hyperparameters: Choice = "saved"
+    contents: Contents,
+    file: File,
+    partial: bool,
+    name_map: NameMap | None,
+    hyperparameters: Choice = "saved",
+    cast: bool = False,
 ) -> tuple[Restored, list[Commit], list[tuple[Any, Any]]]:
     """Check everything; return the report, the commits, to run while the file is open, and what they overwrite."""
     checked_choice(hyperparameters, "Checkpoint")
@@ -88,13 +94,23 @@ def prepare_restore(
         places = {name: place for name, place in places.items() if name.partition("/")[0] not in refused}
     sources = places if rename is _same else [_source(name, rename) for name in places]
     wanted = dict(zip(places, sources, strict=True))
+    converted = [
+        one
+        for one in differing(contents.slots(resumptions), lambda name: _source(name, rename), file.entries)
+        if wanted.keys() >= {*one.here}
+    ]
+    for name in [name for one in converted for name in one.here]:
+        del wanted[name]
     taking, wrong = _match(places, wanted, file, restored, lambda there, here: False)
-    used = {*sources}
+    used = {*sources, *(source for one in converted for source in one.sources)}
     own = ("state/", *(f"{keyword}/" for keyword in contents.of_pytorch))
     restored.skipped += [n for n in file.entries if n not in used and not n.startswith(own)]
     if not partial:
         wrong += restored.refused
     advice = ""
+    if converted and not cast:
+        wrong += [one.text for one in converted]
+        advice = "cast=True converts slots"
     if not partial and (restored.missing or restored.skipped) and hyperparameters == "program":
         slots = [f"{keyword}.{line}" for keyword, one in resumptions.items() for line in one.explain()]
         advice = 'hyperparameters="saved" takes those of the file' if slots else ""
@@ -107,6 +123,9 @@ def prepare_restore(
     objects = [commit for commit in commits if isinstance(commit, Loading)]
     others = [commit for commit in commits if not isinstance(commit, Loading)]
     settling = [place.settle for name in taking if isinstance(place := places[name], TensorPlace)]
+    restored.taken += [source for one in converted for source in one.sources]
+    restored.notes += [one.text for one in converted]
+    reading += [reading_of(one, file.read) for one in converted]
     commits = [*objects, *(one.take_over for one in resumptions.values()), *reading, *settling, *others]
     return restored, commits, [pair for one in resumptions.values() for pair in one.before()]
 

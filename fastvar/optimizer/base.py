@@ -13,13 +13,11 @@ from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
 from fastvar.module import Tree, as_tree, holds_variables, is_sequence
 from fastvar.optimizer.groups import Group
+from fastvar.optimizer.kept import Kept
 from fastvar.optimizer.options import evaluated
-from fastvar.optimizer.overview import overview
 from fastvar.optimizer.planning import StepPlan
-from fastvar.optimizer.quantized import Slot, arrays_of
-from fastvar.optimizer.rule import Rule
+from fastvar.optimizer.quantized import arrays_of
 from fastvar.optimizer.slots import begin_anew, first_numbers, first_values, keep
-from fastvar.optimizer.state import State
 from fastvar.optimizer.step import step
 from fastvar.optimizer.trees import arranged, check_variables, parsed, variables_of
 from fastvar.place import Place, Structure
@@ -28,7 +26,7 @@ from fastvar.variable import Variable
 L = TypeVar("L")
 
 
-class Optimizer(Rule):
+class Optimizer(Kept):
     """Base of all optimizers: update variables in place from gradients, in one pass over memory.
 
     All optimizers have the options below. The order of a step is Keras's: gradients that are None are dropped; the
@@ -126,7 +124,6 @@ class Optimizer(Rule):
                 "(the optimizers of fastvar.torch take them first, as in PyTorch)"
             )
         super().__init__(*args, **kwargs)
-        self._state = State()
         self._tree: Tree | None = None  # of the variables given to `build`
         self._sequence_length = -1  # a list of this length has the gradients in the order of the variables
         self._excluded: tuple[list[Variable], re.Pattern[str] | None] = ([], None)
@@ -204,11 +201,6 @@ class Optimizer(Rule):
     def _forget_plan(self) -> None:
         """Plan again at the next step."""
         self._updating._plan = None
-
-    @property
-    def _updating(self) -> Optimizer:
-        """The optimizer that makes the updates: this one, unless it wraps another."""
-        return self
 
     def _refreshed(self) -> StepPlan:
         """Return a plan with the present hyperparameters. Make a new one only if necessary."""
@@ -382,55 +374,7 @@ class Optimizer(Rule):
         i = self._state.index.get(id(variable))
         return variable.name or "" if i is None else self._state.names[i]
 
-    def finalize_variable_values(self, var_list: Any = None) -> None:
-        """Overwrite the variables with their moving averages, if `use_ema`. Call it when training ends."""
-        if self.use_ema and self._state.numbers.get("averaged", True):
-            variables = self._state.variables if var_list is None else variables_of(self._owner, var_list)
-            with Atomic([], [(v.value, self.slot(v, "average").value) for v in variables]):
-                pass
-
-    # State.
-
-    @property
-    def _steps(self) -> int:
-        return self._state.count[0]
-
-    @property
-    def groups(self) -> list[Group[Variable]]:
-        """The groups, in the order of `build`. Their hyperparameters can be set."""
-        return [*self._state.groups]
-
-    @property
-    def iterations(self) -> int:
-        """Number of updates so far. (With accumulation: one in `gradient_accumulation_steps` calls.)"""
-        return self._steps // (self.gradient_accumulation_steps or 1)
-
-    @property
-    def skipped(self) -> int:
-        """Number of steps that `nonfinite="skip"` has skipped."""
-        return int(self._state.numbers["skipped"])
-
-    @property
-    def variables(self) -> list[Slot]:
-        """The slots, moving averages and accumulators, by slot and then by variable."""
-        return [v for of_slot in self._state.slots.values() for v in of_slot if v is not None]
-
-    def slot(self, variable: Place, name: str) -> Slot:
-        """Return the slot `name` of a variable, such as its "momentum". In 8 bits it is a `Quantized`.
-
-        Raises
-        ------
-        KeyError
-            If there is no such slot.
-        """
-        slots = self._state.slots.get(name)
-        found = slots[self._state.index[id(variable)]] if slots and id(variable) in self._state.index else None
-        if found is None:
-            raise KeyError(f"{self._owner}: no slot {name!r} of {variable!r}; slots are {[*self._state.slots]}")
-        return found  # type: ignore[no-any-return]
-
-    def _repr_html_(self) -> str:
-        return overview(self, self.iterations, self.groups, self.variables)._repr_html_()
+    # Copies.
 
     @property
     def _turns(self) -> list[Turn]:

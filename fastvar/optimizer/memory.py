@@ -1,0 +1,47 @@
+"""The memory of an optimizer: what it takes now, and with each `slot_dtype`."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from fastvar import formats
+from fastvar.formats import GROUP
+from fastvar.optimizer.quantized import Slot
+from fastvar.optimizer.rule import Rule
+from fastvar.optimizer.slots import slot_format
+from fastvar.optimizer.state import State
+from fastvar.place import Place
+from fastvar.tables import Table, size
+
+CHOICES = (None, *formats.OF_SLOTS)
+
+
+def memory(rule: Rule, state: State) -> Table:
+    """Return a table of bytes: of the variables and of each slot, now and with each `slot_dtype`."""
+    group_of = {id(v): group for group in state.groups for v in group.variables}
+    weights = sum(v.value.nbytes for v in state.variables)
+    rows: list[list[Any]] = [["variables", weights, *[weights] * len(CHOICES)]]
+    for name, slots in state.slots.items():
+        kept = [(v, slot) for v, slot in zip(state.variables, slots, strict=True) if slot is not None]
+        now = sum(slot.nbytes for _, slot in kept)
+        rows.append([name, now, *(sum(_bytes(rule, name, v, s, group_of, c) for v, s in kept) for c in CHOICES)])
+    totals = [sum(column) for column in zip(*(row[1:] for row in rows), strict=True)]
+    elements = max(sum(v.size for v in state.variables), 1)
+    rows += [["total", *totals], ["bytes per parameter", *(round(total / elements, 2) for total in totals)]]
+    footer = f"{size(totals[0])} now; gradients are the caller's"
+    columns = ("", "now", *(f"slot_dtype={choice!r}" for choice in CHOICES))
+    return Table(f"{rule._owner}: bytes", columns, rows, footer)
+
+
+def _bytes(
+    rule: Rule, name: str, variable: Place, slot: Slot, group_of: dict[int, Any], choice: str | None
+) -> int:
+    """Return the bytes of a slot with a `slot_dtype`."""
+    least = group_of[id(variable)].slot_dtype_min_size
+    wanted = slot_format(rule, name, variable, SimpleNamespace(slot_dtype=choice, slot_dtype_min_size=least))
+    if wanted == "8bit":
+        return slot.size + 4 * -(-slot.size // GROUP)
+    return slot.size * (2 if wanted == "bfloat16" else np.dtype(wanted).itemsize)
