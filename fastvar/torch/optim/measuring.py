@@ -15,7 +15,7 @@ from fastvar.kernels.atomic import Uninterrupted
 from fastvar.optimizer import given
 from fastvar.optimizer.options import Options
 from fastvar.optimizer.planning import PARALLEL
-from fastvar.torch.optim import planning
+from fastvar.torch.optim import parts, planning, reading
 
 
 class Counting:
@@ -36,7 +36,7 @@ def counting(rule_class: Any) -> Any:
     return type(rule_class.__name__, (Counting, rule_class), {"namespace": "torch.optim."})
 
 
-class MeasuringPart(planning.Part):
+class MeasuringPart(parts.Part):
     """A group of an optimizer of `fastvar.torch`, whose rule takes every hyperparameter from the group."""
 
     def rule_for(self, rule_class: Any, group: dict[str, Any]) -> Any:
@@ -64,7 +64,7 @@ class MeasuringPlan(planning.TensorPlan):
         """Raise the error of a parameter that kernels cannot update, of the type that PyTorch raises."""
         if p.is_complex() and hasattr(torch.optim, owner):
             raise RuntimeError(f"{owner} does not support complex parameters, such as {label}")
-        planning.check(owner, label, p)
+        reading.check(owner, label, p)
 
     def _take_tensors(self, optimizer: Any) -> None:
         """Find the slots, the counts and the numbers for all members, and make what there is not."""
@@ -74,7 +74,7 @@ class MeasuringPlan(planning.TensorPlan):
         of_members = [*zip(self.members, self.slots, strict=True)]
         self.slots = [{n: x for n, x in of.items() if x.shape == p.shape} for p, of in of_members]
         self.small = [x for p, of in of_members for x in of.values() if x.shape != p.shape]
-        self.memory_of_small = [planning.READER.memory(x) for x in self.small]
+        self.memory_of_small = [reading.READER.memory(x) for x in self.small]
         states = [optimizer.state.get(p) or {} for p in self.members]
         last = states[int(np.argmax(self.counts))]
         self.numbers: dict[str, Any] = {}
@@ -93,7 +93,7 @@ class MeasuringPlan(planning.TensorPlan):
         rule.ema_momentum = (self.averaged and self.ema) or 0.0  # at first, a copy
         return rule
 
-    def _slot(self, part: planning.Part, name: str, i: int, found: Any) -> Any:
+    def _slot(self, part: parts.Part, name: str, i: int, found: Any) -> Any:
         """Return a slot: the one found, a copy of it, or a new one."""
         p, label = self.members[i], f"slot {name} of {self.names[i]}"
         shape = torch.Size(part.rule.slot_shape(name, p))
@@ -101,10 +101,10 @@ class MeasuringPlan(planning.TensorPlan):
             return super()._slot(part, name, i, found)
         if found is None:
             return p.new_zeros(shape, requires_grad=False)
-        memory = planning.READER.memory(found)
+        memory = reading.READER.memory(found)
         if memory is None or (found.shape, found.dtype) != (shape, p.dtype):
             wanted = f"a dense {p.dtype} tensor of shape {tuple(shape)} on the CPU"
-            raise planning.refused(self.owner, label, found, wanted)
+            raise reading.refused(self.owner, label, found, wanted)
         return found if found.is_contiguous() else found.contiguous()
 
     def _make_plan(self) -> None:
@@ -142,7 +142,7 @@ class MeasuringPlan(planning.TensorPlan):
         """Raise ValueError if the rows and columns of a member are not those of its memory."""
         for name, order in zip(self.names, self.orders, strict=True):
             if order is not None:
-                there = planning.instead_of(self.owner)
+                there = reading.instead_of(self.owner)
                 raise ValueError(f"{self.owner}: {name} must be contiguous: its rows and columns count{there}")
 
     def _place(self, tensor: Any, i: int, name: str) -> TensorPlace:
@@ -166,7 +166,7 @@ class MeasuringPlan(planning.TensorPlan):
         to_copy = super().read_gradients(lists, optimizer)
         state = self.rule._state
         same = not self.counted or np.array_equal(self.counts, state.count[0] - state.numbers["missed"])
-        still = [planning.READER.memory(x) for x in self.small] == self.memory_of_small
+        still = [reading.READER.memory(x) for x in self.small] == self.memory_of_small
         return to_copy if same and still else None
 
     def hold(self, to_copy: list[int]) -> int:
@@ -207,10 +207,10 @@ class MeasuringPlan(planning.TensorPlan):
     def _gradients(self) -> list[Any]:
         """Return the gradients of the members, or None, as arrays that lie as their places do."""
         tensors = self.watch.gradients
-        arrays: list[Any] = planning.READER.arrays(tensors)
+        arrays: list[Any] = reading.READER.arrays(tensors)
         for i, order in enumerate(self.orders):
             if arrays[i] is None and tensors[i] is not None:  # NumPy has no bfloat16
-                arrays[i : i + 1] = planning.READER.arrays([tensors[i].to(self.members[i].dtype)])
+                arrays[i : i + 1] = reading.READER.arrays([tensors[i].to(self.members[i].dtype)])
             if order is not None and arrays[i] is not None:
                 arrays[i] = arrays[i].transpose(order)
         return arrays

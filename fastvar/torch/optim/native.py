@@ -13,7 +13,7 @@ from fastvar.hyper import Parameter
 from fastvar.optimizer.options import Options
 from fastvar.torch.optim.keywords import extended, popped
 from fastvar.torch.optim.measuring import MeasuringPlan
-from fastvar.torch.optim.planning import Part, numbers
+from fastvar.torch.optim.parts import Part, numbers
 from fastvar.torch.optim.stepping import KernelStep
 
 __all__ = [

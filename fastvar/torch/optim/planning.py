@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,83 +12,18 @@ import torch
 
 from fastvar import buffers, kernels, threads
 from fastvar.kernels.atomic import Uninterrupted
-from fastvar.kernels.tensors import Reader, Watch
+from fastvar.kernels.tensors import Watch
 from fastvar.optimizer.clipping import norm_of_all
-from fastvar.optimizer.planning import PARALLEL, Resolved
+from fastvar.optimizer.planning import PARALLEL
 from fastvar.optimizer.step import not_finite
-from fastvar.torch import AdamW
 from fastvar.torch.optim.keywords import EMA
+from fastvar.torch.optim.parts import REFUSED, Part
+from fastvar.torch.optim.reading import CLASSES, READER, check, instead_of, is_sparse, refused, why_copied
 
-FLAGS = ("amsgrad", "centered", "momentum")  # of a group: they decide on its slots and its rule
-REFUSED = ("capturable", "differentiable")  # what a group must not ask for
-DECAYING: Any = AdamW()  # says how weights decay that decay by themselves
-FIXED = (float, int, bool, str, type(None))  # types of values that cannot change in place
 CLIP_EPSILON = 1e-6  # what `torch.nn.utils.clip_grad_norm_` adds to the norm
 ALIKE = ("shape", "dtype", "device", "layout")  # what a slot has in common with its parameter
-CLASSES = (torch.Tensor, torch.nn.Parameter)
 SPARSE = "; SGD, Adagrad and SparseAdam take sparse gradients"
-READER = Reader(CLASSES, torch.strided)
 advance = torch.autograd.graph.increment_version
-
-
-class Carrying:
-    """Makes a rule of `fastvar.torch` take the number that the update before left from its hyperparameters."""
-
-    def _carried(self, what: str, hyper: Any, t: int, first: float, after: Callable[[float], float]) -> float:
-        before: float = first if t == 1 else hyper.carried
-        hyper.left = after(before)
-        return before
-
-
-@functools.cache
-def carrying(rule_class: Any) -> Any:
-    """Return a class like that of `fastvar.torch`, but `Carrying`, and stored under a name of its own."""
-    return type(rule_class.__name__, (Carrying, rule_class), {"namespace": "torch.optim."})
-
-
-class Part:
-    """The members of a group, and the rule that its flags ask for."""
-
-    def __init__(self, rule_class: Any, group: dict[str, Any], number: int) -> None:
-        self.rule = self.rule_for(rule_class, group)
-        self.decays = DECAYING if group.get("decoupled_weight_decay") else self.rule
-        self.number, self.slots, self.flags = number, tuple(self.rule.slots), flags(group)
-        self.members = slice(0)
-        self.read: dict[str, Any] | None = None
-        self.hyper: Any = None
-
-    def rule_for(self, rule_class: Any, group: dict[str, Any]) -> Any:
-        """Return the rule that the flags of a group ask for."""
-        given = {name: group[name] for name in FLAGS if name in rule_class.parameters}
-        settings = {name: float(bool(x)) if name == "momentum" else bool(x) for name, x in given.items()}
-        return carrying(rule_class)(maximize=bool(group["maximize"]), **settings)
-
-    def numbers(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the hyperparameters of a group with numbers in the place of tensors."""
-        return {name: numbers(value) for name, value in values.items()}
-
-    def read_options(self, group: dict[str, Any]) -> bool:
-        """Take the hyperparameters of the group as numbers; return False if its flags are others."""
-        values = {**group, "params": None, "param_names": None}
-        if values == self.read:
-            return True
-        read = self.numbers(values)
-        self.hyper = Resolved(read | {"slots": self.slots, "kind": "", "group": self.number})
-        parts = [x for value in values.values() for x in (value if type(value) is tuple else (value,))]
-        self.read = values if all(type(x) in FIXED for x in parts) else None
-        return flags(group) == self.flags
-
-
-def numbers(value: Any) -> Any:
-    """Return a hyperparameter with numbers in the place of tensors."""
-    if isinstance(value, torch.Tensor):
-        return value.item()
-    return tuple(map(numbers, value)) if type(value) in (tuple, list) else value
-
-
-def flags(group: dict[str, Any]) -> list[Any]:
-    """Return what a plan depends on in a group."""
-    return [bool(group.get(name)) for name in (*REFUSED, *FLAGS, "maximize", "decoupled_weight_decay")]
 
 
 class TensorPlan:
@@ -410,40 +344,3 @@ def of_default() -> torch.dtype:
 def name_of(group: dict[str, Any], i: int, number: int) -> str:
     """Return the name of parameter `i` of a group, which has a number among all."""
     return group["param_names"][i] if "param_names" in group else f"parameter {number}"
-
-
-def check(owner: str, label: str, tensor: Any, like: Any = None) -> None:
-    """Raise the error of a parameter, or a slot `like` its parameter, that kernels cannot update."""
-    real = isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.float32, torch.float64)
-    if real and like is not None and tensor.shape != like.shape:
-        raise ValueError(f"{owner}: {label} must have the shape {(*like.shape,)} of it, got {(*tensor.shape,)}")
-    good = real and not tensor.is_inference() and READER.memory(tensor, like) is not None
-    if not good or (like is not None and like.dtype != tensor.dtype):
-        raise refused(owner, label, tensor, "a dense float32 or float64 tensor on the CPU")
-
-
-def is_sparse(gradient: Any) -> bool:
-    """Return whether a gradient is a sparse tensor of coordinates."""
-    return isinstance(gradient, torch.Tensor) and gradient.layout is torch.sparse_coo
-
-
-def why_copied(gradient: Any, p: Any) -> str:
-    """Return why kernels cannot read a gradient where it lies."""
-    if gradient.is_neg() or gradient.is_conj() or torch._is_zerotensor(gradient):
-        return "it is a view of other numbers"
-    if gradient.stride() != p.stride():
-        return f"its strides are {gradient.stride()}, those of the parameter {p.stride()}"
-    return "it does not begin at a multiple of the size of its elements"
-
-
-def refused(owner: str, label: str, got: Any, wanted: str, advice: str | None = None) -> TypeError:
-    """Return the error of a tensor that kernels cannot use, with the advice or else PyTorch's own class."""
-    what = type(got).__name__
-    if isinstance(got, torch.Tensor):
-        what = f"{got.dtype}, {got.layout} on {got.device} ({what})"
-    return TypeError(f"{owner}: {label} must be {wanted}, got {what}{advice or instead_of(owner)}")
-
-
-def instead_of(owner: str) -> str:
-    """Return the end of an error message: PyTorch's own class, if there is one."""
-    return f"; use torch.optim.{owner}" if hasattr(torch.optim, owner) else ""

@@ -12,7 +12,9 @@ from fastvar import buffers
 from fastvar.kernels.atomic import Uninterrupted
 from fastvar.optimizers import Adam
 from fastvar.slices import IndexedSlices
-from fastvar.torch.optim.planning import READER, Part, TensorPlan, instead_of, is_sparse, refused
+from fastvar.torch.optim.parts import Part
+from fastvar.torch.optim.planning import TensorPlan
+from fastvar.torch.optim.reading import READER, instead_of, is_sparse, refused
 
 
 class LazyAdam(Adam):

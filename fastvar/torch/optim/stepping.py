@@ -9,7 +9,9 @@ import torch
 from torch.optim import optimizer as of_torch
 
 from fastvar.torch.optim.keywords import Extended
-from fastvar.torch.optim.planning import Part, TensorPlan, is_sparse
+from fastvar.torch.optim.parts import Part
+from fastvar.torch.optim.planning import TensorPlan
+from fastvar.torch.optim.reading import is_sparse
 
 _profiling: Callable[[], bool] = torch._C._autograd._profiler_enabled
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastvar.torch.optim as ours
 from fastvar.kernels.tensors import Reader
-from fastvar.torch.optim import planning
+from fastvar.torch.optim import planning, reading
 from tests.support.torch_tensors import assert_same, bytes_of, give_gradients, parameters, with_grad_dtype
 
 UNEVEN = torch.arange(12.0).reshape(3, 4)
@@ -100,7 +100,7 @@ def test_quantized_parameters_are_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         q = torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8)
-    assert planning.READER.memory(q) is None
+    assert reading.READER.memory(q) is None
 
 
 GRADIENTS: dict[str, Any] = {
