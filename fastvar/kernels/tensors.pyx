@@ -49,7 +49,7 @@ cdef enum:
 cdef struct TensorInfo:  # what was read of a tensor, until other code runs
     uintptr_t address
     Py_ssize_t size  # elements
-    int format  # in formats.FORMATS, -1: none of them
+    int format  # in formats.FORMATS, or BYTES; -1: none of them
     int ndim
     const int64_t* shape
     const int64_t* strides
@@ -162,7 +162,7 @@ cdef class Reader:
 
     cdef bint read(self, object tensor, TensorInfo* seen) except -1:
         # Whether it could be read: numbers as they are, in a storage format, in the memory of the CPU.
-        return self.plain(tensor) and self.read_known(tensor, seen)
+        return self.plain(tensor) and self.read_known(tensor, seen) and seen.format != BYTES
 
     cdef bint plain(self, object tensor) except -1:
         # Whether it is of one of the classes, and no negative view. This lets other threads run.
@@ -193,10 +193,11 @@ cdef class Reader:
     cdef bint read_by_methods(self, object tensor, TensorInfo* seen) except -1:
         cdef int axis
         cdef str name = str(tensor.dtype).removeprefix("torch.")
-        if tensor.device.type != "cpu" or tensor.layout is not self.layout or name not in NAMES:
+        if tensor.device.type != "cpu" or tensor.layout is not self.layout or (name not in NAMES and name != "uint8"):
             return False
         shape, strides = tensor.shape, tensor.stride()
-        seen.format, seen.ndim, seen.size = NAMES.index(name), len(shape), tensor.numel()
+        seen.format = NAMES.index(name) if name in NAMES else BYTES
+        seen.ndim, seen.size = len(shape), tensor.numel()
         seen.address = tensor.data_ptr()
         seen.shape, seen.strides = seen.axes, seen.axes + MAX_AXES
         for axis in range(seen.ndim):
@@ -232,7 +233,7 @@ cdef bint alike(const TensorInfo* x, const TensorInfo* y) noexcept:
 
 cdef int locate(Reader reader, object tensor, Location* at) except -1:
     cdef TensorInfo seen
-    if not reader.read(tensor, &seen):
+    if not (reader.plain(tensor) and reader.read_known(tensor, &seen)):
         raise ValueError("must be given tensors that can be read")
     at[0] = Location(seen.address, seen.size, seen.format, NULL)
     if reader.api != NULL:
@@ -398,7 +399,8 @@ cdef class Watch:
                 return False
         m.format, m.writable = -1, 1
         if gradient is not None:
-            if plain and self.reader.read_known(gradient, &seen) and alike(&seen, &weight) and aligned(&seen):
+            if (plain and self.reader.read_known(gradient, &seen) and seen.format != BYTES
+                    and alike(&seen, &weight) and aligned(&seen)):
                 m.address, m.size, m.format = seen.address, seen.size, seen.format
             else:
                 to_copy.append(i)

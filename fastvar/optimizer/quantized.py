@@ -43,16 +43,22 @@ class Quantized(Arraylike):
     >>> optimizer = fv.optimizers.Adam(slot_dtype="8bit")
     >>> optimizer.apply([np.ones(5000)], [w])
     >>> slot = optimizer.slot(w, "momentum")
-    >>> slot.nbytes, float(slot[0].round(4)), slot.codes.value[0], len(slot.scales)
-    (5080, 0.1, np.uint8(255), 20)
+    >>> slot.nbytes, round(float(slot[0]), 4), int(slot.codes[0]), len(slot.scales)
+    (5080, 0.1, 255, 20)
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike, name: str | None = None) -> None:
-        size = int(np.prod(shape, dtype=object))
-        self.codes = Variable(buffers.full(shape, np.uint8, 0), False, copy=False)
-        self.scales = Variable(buffers.full((-(-size // GROUP),), np.float32, 0), False, copy=False)
+    def __init__(self, codes: Array, scales: Array, dtype: npt.DTypeLike, name: str | None = None) -> None:
+        self.codes = Variable(codes, False, copy=False)
+        self.scales = Variable(scales, False, copy=False)
         self.name = name
         self._dtype = np.dtype(dtype)
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], dtype: npt.DTypeLike, name: str | None = None) -> Self:
+        """Return a new slot of zeros, whose decoded values have a dtype."""
+        groups = -(-int(np.prod(shape, dtype=object)) // GROUP)
+        codes, scales = buffers.full(shape, np.uint8, 0), buffers.full((groups,), np.float32, 0)
+        return cls(codes, scales, dtype, name)
 
     @property
     def _array(self) -> Array:  # type: ignore[override]

@@ -95,17 +95,20 @@ def _kept(rule: Rule, slot: str, variable: Place, group: Any, here: Slot | None)
 
 
 def slot_format(rule: Rule, slot: str, variable: Place, group: Any) -> str:
-    """Return the format of a slot: one of `formats.OF_SLOTS`, or the name of the variable's dtype.
-
-    Only slots that a pass updates can have other formats than the variable.
-    """
+    """Return the format of a slot: one of `formats.OF_SLOTS`, or the name of the variable's dtype."""
     native = variable.dtype.name
     if group.slot_dtype is None or variable.size < max(group.slot_dtype_min_size, 1):
         return native
-    one = rule.pass_of(rule.kind_of(variable))
-    updated = one.slots[: len(one.rule.slots)]
-    exact = slot in rule.exact_slots or slot in rule.weight_copies or slot not in updated
-    return native if exact else str(group.slot_dtype)
+    return str(group.slot_dtype) if slot in stored_slots(rule, rule.kind_of(variable)) else native
+
+
+def stored_slots(rule: Rule, kind: str) -> set[str]:
+    """Return the slots of variables of a kind that can have other formats than the variable.
+
+    A pass must update them, and they must not be declared exact.
+    """
+    one = rule.pass_of(kind)
+    return {*one.slots[: len(one.rule.slots)]} - {*rule.exact_slots, *rule.weight_copies}
 
 
 def _made(rule: Rule, slot: str, variable: Place, group: Any) -> Slot:
@@ -123,7 +126,7 @@ def _made(rule: Rule, slot: str, variable: Place, group: Any) -> Slot:
 def _empty(shape: tuple[int, ...], wanted: str, variable: Place, slot: str) -> Slot:
     """Return a slot of zeros."""
     if wanted == "8bit":
-        return Quantized(shape, variable.dtype, slot)
+        return Quantized.zeros(shape, variable.dtype, slot)
     return Variable(buffers.full(shape, formats.dtype_of(wanted), 0), False, slot, copy=False)
 
 

@@ -1,4 +1,4 @@
-"""The keywords that every class of `fastvar.torch.optim` has: `max_grad_norm`, `ema`, `nonfinite`."""
+"""The keywords that every class of `fastvar.torch.optim` has: clipping, averages, formats of slots and more."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from fastvar.optimizer.options import Options
 
 KEY = "fastvar"  # of a `state_dict`: what PyTorch does not have
 EMA = "ema"  # the name of the averages in the state of parameters
+OPTIONS = ("nonfinite", "slot_dtype", "slot_dtype_min_size", "seed")  # as in fastvar.optimizers
 KEYWORDS: dict[str, Parameter] = {
     "max_grad_norm": number(default=None, above=0, optional=True),
     "ema": number(default=None, above=0, below=1, optional=True),
-    "nonfinite": copy.copy(Options.parameters["nonfinite"]),
+    **{name: copy.copy(Options.parameters[name]) for name in OPTIONS},
 }
 DEFAULTS = {name: parameter.default for name, parameter in KEYWORDS.items()}
 for _name, _parameter in KEYWORDS.items():
@@ -33,6 +34,9 @@ class Arguments(TypedDict, total=False):
     max_grad_norm: float | None
     ema: float | None
     nonfinite: Literal["ignore", "skip", "raise"]
+    slot_dtype: Literal["bfloat16", "8bit"] | None
+    slot_dtype_min_size: int
+    seed: int
 
 
 class Keyword:
@@ -85,6 +89,13 @@ class Extended(torch.optim.Optimizer):
         What a step does if a gradient holds infinity or NaN, or if something finite would become infinite or NaN:
         "ignore" updates anyway, "skip" changes nothing and counts the step in `skipped`, "raise" changes nothing
         and raises ValueError.
+    slot_dtype : {None, "bfloat16", "8bit"}
+        How slots are stored: in the dtype of their parameter, or in 2 bytes or about 1 byte an element, rounded
+        stochastically. In 8 bits, the state has the tensors `exp_avg_codes` and `exp_avg_scales` for `exp_avg`.
+    slot_dtype_min_size : int
+        Slots of parameters with fewer elements, by default 4096, keep the dtype of the parameter.
+    seed : int
+        Seed of the stochastic rounding, >= 0.
 
     Attributes
     ----------
@@ -98,6 +109,9 @@ class Extended(torch.optim.Optimizer):
     max_grad_norm: float | None = keyword()
     ema: float | None = keyword()
     nonfinite: str = keyword()
+    slot_dtype: str | None = keyword()
+    slot_dtype_min_size: int = keyword()
+    seed: int = keyword()
     skipped: int = 0
     grad_norm: float | None = None
     _keywords: dict[str, Any] = DEFAULTS

@@ -15,7 +15,9 @@ from fastvar.kernels.atomic import Uninterrupted
 from fastvar.optimizer import given
 from fastvar.optimizer.options import Options
 from fastvar.optimizer.planning import PARALLEL
-from fastvar.torch.optim import parts, planning, reading
+from fastvar.optimizer.quantized import Quantized
+from fastvar.torch.optim import parts, planning, reading, slot_formats
+from fastvar.torch.optim.keywords import OPTIONS
 
 
 class Counting:
@@ -89,7 +91,8 @@ class MeasuringPlan(planning.TensorPlan):
         rule_class, first = optimizer.rule_class, self.groups[0].hyper
         names = [name for name in rule_class.parameters if name not in Options.parameters]
         own = {n: vars(first)[n] for n in names if n in vars(first) and not rule_class.parameters[n].per_group}
-        rule = counting(rule_class)(**own, name=self.owner, use_ema=bool(self.ema), nonfinite=self.nonfinite)
+        options = {name: optimizer._keywords[name] for name in OPTIONS}
+        rule = counting(rule_class)(**own, **options, name=self.owner, use_ema=bool(self.ema))
         rule.ema_momentum = (self.averaged and self.ema) or 0.0  # at first, a copy
         return rule
 
@@ -117,7 +120,11 @@ class MeasuringPlan(planning.TensorPlan):
         slots: dict[str, list[Any]] = {name: [None] * len(places) for name in self.rule.slots}
         for i, of in enumerate(self.all_slots):
             for name, slot in of.items():
-                slots[name][i] = self._place(slot, i, f"slot {name} of {self.names[i]}")
+                place: Any = self._place(slot, i, f"slot {name} of {self.names[i]}")
+                scales = self.scales[i].get(name)
+                if scales is not None:
+                    place = Quantized(place.value, slot_formats.flat(scales), places[i].dtype, name)
+                slots[name][i] = place
         if self.ema:
             slots["average"] = [
                 self._place(average, i, f"average of {self.names[i]}")

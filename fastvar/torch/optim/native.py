@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from fastvar import optimizers
 from fastvar.hyper import Parameter
 from fastvar.optimizer.options import Options
-from fastvar.torch.optim.keywords import extended, popped
+from fastvar.torch.optim.keywords import OPTIONS, extended, popped
 from fastvar.torch.optim.measuring import MeasuringPlan
 from fastvar.torch.optim.parts import Part, numbers
 from fastvar.torch.optim.stepping import KernelStep
@@ -57,7 +57,7 @@ def declared(rule_class: Any) -> dict[str, Parameter]:
     found = {}
     for name, parameter in sorted(rule_class.parameters.items(), key=lambda item: item[1].kw_only):
         own = name not in Options.parameters and name not in IN_NUMPY
-        if own or parameter.per_group:
+        if own or (parameter.per_group and name not in OPTIONS):
             one = copy.copy(parameter)
             one.name, one.scheduled = "lr" if name == RATE else name, False
             found[one.name] = one

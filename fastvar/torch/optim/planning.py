@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from fastvar import buffers, kernels, threads
+from fastvar.kernels import rounding
 from fastvar.kernels.atomic import Uninterrupted
-from fastvar.kernels.tensors import Watch
+from fastvar.kernels.tensors import Places, Watch
 from fastvar.optimizer.clipping import norm_of_all
 from fastvar.optimizer.planning import PARALLEL
 from fastvar.optimizer.step import not_finite
+from fastvar.torch.optim import slot_formats
 from fastvar.torch.optim.keywords import EMA
 from fastvar.torch.optim.parts import REFUSED, Part
 from fastvar.torch.optim.reading import CLASSES, READER, check, instead_of, is_sparse, refused, why_copied
@@ -33,7 +35,9 @@ class TensorPlan:
     """
 
     def __init__(self, optimizer: Any, lists: list[list[Any]]) -> None:
-        self.owner, self.counted = type(optimizer).__name__, optimizer.counts_steps
+        self.owner, self.optimizer_seed = type(optimizer).__name__, optimizer.seed
+        # Random bits depend on the count, also where PyTorch has none.
+        self.counted = optimizer.counts_steps or optimizer.slot_dtype is not None
         self.carries: tuple[str, ...] = optimizer.carries
         self.most, self.ema, self.nonfinite = optimizer.max_grad_norm, optimizer.ema, optimizer.nonfinite
         self.guard = self.nonfinite != "ignore"
@@ -43,7 +47,7 @@ class TensorPlan:
         self.members: list[Any] = []
         self.names: list[str] = []
         self.copied: dict[str, str] = optimizer._copied
-        numbers_of: list[int] = []
+        self.numbers_of: list[int] = []  # the number of each member among all parameters
         number = itertools.count()
         for k, group in enumerate(optimizer.param_groups):
             for name in REFUSED:
@@ -59,14 +63,15 @@ class TensorPlan:
                     continue
                 self.members.append(p)
                 self.names.append(name_of(group, i, n))
-                numbers_of.append(n)
+                self.numbers_of.append(n)
             part.members = slice(first, len(self.members))
         self.parts = [part for part in self.groups if part.members.stop > part.members.start]
         if self.members:
             self._take_tensors(optimizer)
             lying = zip(self.members, self.slots, self.averages, strict=True)
             tensors: list[Any] = [[p, *slots.values(), *average] for p, slots, average in lying]
-            self.watch = Watch(READER, lists, numbers_of, tensors)
+            self.watch = Watch(READER, lists, self.numbers_of, tensors)
+            self.places_of_scales = Places(READER, [x for of in self.scales for x in of.values()])
             self._make_plan()
 
     @staticmethod
@@ -88,7 +93,8 @@ class TensorPlan:
 
     def _take_tensors(self, optimizer: Any) -> None:
         """Find the slots and counts of members, and make what there is not."""
-        self.slots: list[dict[str, Any]] = []
+        self.slots: list[dict[str, Any]] = []  # of each member; codes of those in 8 bits
+        self.scales: list[dict[str, Any]] = []
         self.averages: list[list[Any]] = []  # of each member: none or one
         self.averaged = not self.ema or any(EMA in of for of in optimizer.state.values())
         self.new_state: list[tuple[Any, dict[str, Any]]] = []
@@ -98,19 +104,44 @@ class TensorPlan:
             for i in range(part.members.start, part.members.stop):
                 p, state = self.members[i], optimizer.state.get(self.members[i]) or {}
                 self.check_parameter(self.owner, self.names[i], p)
-                names = [name for name in part.slots if part.rule.has_slot(name, p)]
-                slots = {name: self._slot(part, name, i, state.get(name)) for name in names}
-                kept = {name: x for name, x in slots.items() if name in state or torch_keeps(name, part.hyper)}
+                self.slots.append({})
+                self.scales.append({})
+                found = {n: slot_formats.found_in(state, n) for n in part.slots if part.rule.has_slot(n, p)}
+                for name, slot in found.items():
+                    self._take_slot(optimizer, part, name, i, slot)
                 average = {EMA: self._slot(part, EMA, i, state.get(EMA))} if self.ema else {}
-                self.slots.append(slots)
                 self.averages.append([*average.values()])
-                self.new_state.append((p, kept | average))
-                whole = all(state.get(name) is not None for name in slots)
+                self.new_state.append((p, self._kept_of(i, part, state) | average))
+                whole = all(slot is not None for slot in found.values())
                 begun.append(float(state.get("step", 0.0)) if self.counted else float(whole))
                 left.append([float(state.get(name, 0.0)) for name in self.carries])
         self.counts: Any = self._flat("step", begun) if self.counted else np.array(begun)
         self.carried = [self._flat(name, [of[k] for of in left]) for k, name in enumerate(self.carries)]
         self.one = self.counts.dtype.type(1)
+
+    def _take_slot(self, optimizer: Any, part: Part, name: str, i: int, found: Any) -> None:
+        """Set a slot of a member in the format that it should have."""
+        p, label = self.members[i], f"slot {name} of {self.names[i]}"
+        wanted = slot_formats.format_for(optimizer, part.rule, name, p)
+        if wanted is None:
+            self.slots[i][name] = self._slot(part, name, i, slot_formats.decoded(self.owner, label, found, p))
+            return
+        if found is None and (first := part.rule.initial(name, p, part.hyper)):
+            found = torch.full_like(p, first, requires_grad=False)
+        if wanted == "bfloat16":
+            self.slots[i][name] = slot_formats.in_bfloat16(self.owner, label, found, p)
+        else:
+            self.slots[i][name], self.scales[i][name] = slot_formats.in_8_bits(self.owner, label, found, p)
+
+    def _kept_of(self, i: int, part: Part, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the slots of a member as its state will have them."""
+        kept: dict[str, Any] = {}
+        for name, slot in self.slots[i].items():
+            if name in self.scales[i]:
+                kept |= {name + slot_formats.CODES: slot, name + slot_formats.SCALES: self.scales[i][name]}
+            elif name in state or torch_keeps(name, part.hyper):
+                kept[name] = slot
+        return kept
 
     def _flat(self, name: str, values: list[float]) -> Any:
         """Let the state of every member have a number under `name`; return all of them as one array."""
@@ -133,17 +164,22 @@ class TensorPlan:
         return found
 
     def _array(self, tensor: Any, label: str) -> Any:
+        if tensor.dtype is torch.uint8:  # codes
+            return slot_formats.flat(tensor)
         return buffers.array_at(READER.memory(tensor), f"{self.owner}: {label}")
+
+    def _memory(self, i: int, slot: str) -> Any:
+        """Return the memory of a slot of a member as plans take it."""
+        array = self._array(self.slots[i][slot], f"slot {slot} of {self.names[i]}")
+        scales = self.scales[i].get(slot)
+        return array if scales is None else slot_formats.memory_of(array, scales)
 
     def _make_plan(self) -> None:
         """Make the compiled plan, in which the members of a part share scalars."""
         part_of = [k for k, part in enumerate(self.parts) for _ in self.members[part.members]]
         rules = [part.rule.rule() for part in self.parts]
         weights = [self._array(p, name) for p, name in zip(self.members, self.names, strict=True)]
-        slots = [
-            [self._array(slot, f"slot of {name}") for slot in of.values()]
-            for of, name in zip(self.slots, self.names, strict=True)
-        ]
+        slots = [[self._memory(i, name) for name in of] for i, of in enumerate(self.slots)]
         averages = [
             self._array(x, f"average of {name}")
             for of, name in zip(self.averages, self.names, strict=True)
@@ -166,7 +202,16 @@ class TensorPlan:
         for part in self.groups:
             if not part.read_options(groups[part.number]):
                 return None
+        if any(self.scales) and not self._has_scales(optimizer):
+            return None
         return self.watch.read_gradients(lists, optimizer.state)
+
+    def _has_scales(self, optimizer: Any) -> bool:
+        """Return whether the scales of slots are where they were; slots of the state itself are watched."""
+        kept = dict(self.new_state) if self.new_state else optimizer.state
+        names = [(p, n + slot_formats.SCALES) for p, of in zip(self.members, self.scales, strict=True) for n in of]
+        held: bool = self.places_of_scales.hold([kept[p].get(name) for p, name in names])
+        return held
 
     def hold(self, to_copy: list[int]) -> int:
         """Check the gradients, and hold them for a step; return how many there are."""
@@ -191,6 +236,8 @@ class TensorPlan:
         for k, array in enumerate(self.carried):
             new = np.array([of[k] for of in left], array.dtype)
             commits.append((array, new if present is None else np.where(present, new, array)))
+        if self.plan.rounds:
+            rounding.set_seeds(self.plan.seeds, self.optimizer_seed, self.counts + 1, self.numbers_of)
         changed = self.members if present is None else [*itertools.compress(self.members, present)]
         if self.guard:  # which may leave everything as it is
             with Uninterrupted():
@@ -234,9 +281,13 @@ class TensorPlan:
 
     def _commit(self, optimizer: Any) -> None:
         """Put slots and counts into the optimizer's state."""
-        for p, kept in self.new_state:
+        for i, (p, kept) in enumerate(self.new_state):
             if kept:
-                optimizer.state[p].update(kept)
+                state = optimizer.state[p]
+                for name in self.slots[i]:
+                    for former in {*slot_formats.names_of(name)} & state.keys() - kept.keys():
+                        del state[former]
+                state.update(kept)
             if not self.ema and EMA in optimizer.state.get(p, ()):
                 del optimizer.state[p][EMA]
         self.new_state = []
