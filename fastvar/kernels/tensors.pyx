@@ -193,7 +193,7 @@ cdef class Reader:
     cdef bint read_by_methods(self, object tensor, TensorInfo* seen) except -1:
         cdef int axis
         cdef str name = str(tensor.dtype).removeprefix("torch.")
-        if tensor.device.type != "cpu" or tensor.layout is not self.layout or (name not in NAMES and name != "uint8"):
+        if tensor.device.type != "cpu" or tensor.layout is not self.layout or name not in [*NAMES, "uint8"]:
             return False
         shape, strides = tensor.shape, tensor.stride()
         seen.format = NAMES.index(name) if name in NAMES else BYTES
