@@ -6,6 +6,7 @@ numbers rounds to nearest, for values that are written only once.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,8 @@ def encode(slot: Any, values: Array, random: Any, rows: Any = ...) -> None:
     if rows is ...:
         slot.scales[...] = part.scales
     else:  # each row has whole groups
-        slot.scales.reshape(len(slot.codes), -1)[rows] = part.scales.reshape(len(rows), -1)
+        groups = math.prod(x.shape[1:]) // GROUP
+        slot.scales.reshape(len(x), groups)[rows] = part.scales.reshape(len(rows), groups)
 
 
 def stored_copy(slot: Any) -> Any:
