@@ -50,13 +50,15 @@ sanitize: $(VENV)/.test
 	tests/kernels/test_memory.py tests/torch/optim/test_gate.py \
 	tests/optimizer/test_sparse.py tests/optimizer/test_bad_input.py
 
-# Before a release: the faults of tests/faults with 10,000 kills, interrupts and random programs. Takes hours.
+# Before a release: the faults of tests/faults with 10,000 kills, interrupts and random programs, and
+# the conversions of all floats. Takes hours.
 soak: $(VENV)/.test
 	FASTVAR_TENSORS=100000 $(PYTEST) tests/checkpoint/test_layout.py
 	FASTVAR_KILLS=10000 $(PYTEST) -rP tests/faults # with the figures
 	FASTVAR_INTERRUPTS=10000 KERAS_BACKEND=numpy $(PYTEST) --timeout 3600 \
 	tests/optimizer/test_interrupts.py tests/optimizer/test_signals.py tests/checkpoint/test_interrupts.py
 	FASTVAR_PROGRAMS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/programs/test_programs.py
+	FASTVAR_FLOATS=all $(PYTEST) --timeout 36000 tests/kernels/test_conversions.py # all 2^32 floats in each format
 
 # Put other libraries to the same faults, and write docs/faults.md.
 faults: $(VENV)/.test

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastvar as fv
-from fastvar import buffers, kernels
+from fastvar import kernels
 from fastvar.kernels import reference
 from fastvar.kernels.stages import BLOCK
 from tests.support.cases import CASES, RULE_CASES, Case, assert_same_bits
+from tests.support.room import Room
 
 WIDTH = 16  # elements of the widest vector
 SIZES = range(3 * WIDTH + 2)
@@ -57,34 +58,6 @@ class Spec:
 
 MODULES = {isa: kernels.load(isa)[1] for isa in kernels.supported()}
 every_rule = pytest.mark.parametrize("rule", sorted(kernels.RULES))
-
-
-GUARD = 0xA5  # fills the gaps between arrays, and must not change
-
-
-class Room:
-    """One block of memory for arrays, each at its own offset from a 64-byte boundary."""
-
-    def __init__(self, nbytes: int) -> None:
-        self.bytes = buffers.empty((nbytes,), "u1")
-        self.bytes[...] = GUARD
-        self.end = 0
-        self.gaps: list[Any] = []
-
-    def placed(self, values: Any, dtype: str, offset: int) -> Any:
-        """Place a copy of `values` at `offset` elements after a 64-byte boundary."""
-        itemsize = int(dtype[1])
-        start = -(-self.end // 64) * 64 + offset % 16 * itemsize
-        self.gaps.append(self.bytes[self.end : start])
-        self.end = start + values.size * itemsize
-        array = self.bytes[start : self.end].view(dtype)
-        with np.errstate(over="ignore"):
-            array[...] = values
-        return array
-
-    def assert_guarded(self) -> None:
-        between = np.concatenate([*self.gaps, self.bytes[self.end :]])
-        assert (between == GUARD).all(), "wrote outside the arrays"
 
 
 def numbers(rng: np.random.Generator, size: int, special: bool) -> Any:
