@@ -82,15 +82,6 @@ def _method(name: str, out: bool = False) -> Callable[..., Any]:
     return method
 
 
-def _unary(name: str) -> Callable[[Any], Array]:
-    apply = getattr(operator, name)
-
-    def method(self: Arraylike) -> Array:
-        return apply(self._array)  # type: ignore[no-any-return]
-
-    return method
-
-
 def _left(name: str, ufunc: np.ufunc) -> Operator[Any]:
     """Make an operator with the result that it has between the array and the other operand.
 
@@ -208,6 +199,8 @@ class Arraylike:
     __xor__: Operator[Array]
     __rxor__: Operator[Array]
     __ixor__: InPlaceOperator
+    __divmod__: Operator[Any]
+    __rdivmod__: Operator[Any]
     __add__, __radd__, __iadd__ = _numeric("add", np.add, "+=")
     __sub__, __rsub__, __isub__ = _numeric("sub", np.subtract, "-=")
     __mul__, __rmul__, __imul__ = _numeric("mul", np.multiply, "*=")
@@ -222,10 +215,18 @@ class Arraylike:
     __or__, __ror__, __ior__ = _numeric("or_", np.bitwise_or, "|=")
     __xor__, __rxor__, __ixor__ = _numeric("xor", np.bitwise_xor, "^=")
     __divmod__, __rdivmod__ = _binary("divmod", np.divmod)
-    __neg__ = _unary("neg")
-    __pos__ = _unary("pos")
-    __abs__ = _unary("abs")
-    __invert__ = _unary("invert")
+
+    def __neg__(self) -> Array:
+        return -self._array
+
+    def __pos__(self) -> Array:
+        return +self._array
+
+    def __abs__(self) -> Array:
+        return abs(self._array)
+
+    def __invert__(self) -> Array:
+        return ~self._array
 
     @overload
     def __ne__(self, other: Operand, /) -> npt.NDArray[np.bool]: ...

@@ -263,8 +263,8 @@ class Extents:
         for (_, end, first), (start, _, second) in pairwise(rows):
             if start < end:
                 raise ValueError(f"{first} and {second} must not share memory")
-        self.starts = np.array([row[0] for row in rows], np.uintp)
-        self.ends = np.array([row[1] for row in rows], np.uintp)
+        self.starts: Array = np.array([row[0] for row in rows], np.uintp)
+        self.ends: Array = np.array([row[1] for row in rows], np.uintp)
         self.names: list[str] = [row[2] for row in rows]
 
     def refuse(self, array: Array, owner: str) -> None:

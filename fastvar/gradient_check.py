@@ -194,6 +194,7 @@ class Differences:
         pairs = [(v, path) for v, path in zip(tree.variables, tree.paths, strict=True) if v.trainable]
         self._variables = [v for v, _ in pairs]
         self._names = [v.name or path or "variable" for v, path in pairs]
+        self.loss: float
         self.loss, grads = self._evaluate()
         arranged = zip(tree.arrange(grads, OWNER), tree.variables, strict=True)
         of_trained = [g for g, v in arranged if v.trainable]

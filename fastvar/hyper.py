@@ -14,7 +14,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, dataclass_transform
 
 import numpy as np
 
@@ -271,8 +271,13 @@ def _registered_name(cls: type[Declared]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def constant(value: Any, *, init: Literal[False]) -> Any:
+    """Declare an attribute that is not an argument, except in subclasses that declare a parameter of its name."""
+    return value
+
+
 @dataclass_transform(
-    field_specifiers=(number, integer, flag, text, choice, schedule, nested, sequence, pair, axes)
+    field_specifiers=(number, integer, flag, text, choice, schedule, nested, sequence, pair, axes, constant)
 )
 class Declared:
     """Base of classes with declared parameters."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -113,16 +113,14 @@ def _seed() -> Any:
 
 
 class Random(Initializer):
-    """Base of random initializers.
+    """Base of random initializers. Each declares a `seed` as its last argument.
 
-    `seed` is a whole number, with which every call gives the same values; a `numpy.random.Generator`, which every
+    It is a whole number, with which every call gives the same values; a `numpy.random.Generator`, which every
     call advances; or None, with which every call gives other values.
     """
 
-    seed: Seed
-
     def values(self, shape: tuple[int, ...]) -> Any:
-        return self.draw(np.random.default_rng(self.seed), shape)
+        return self.draw(np.random.default_rng(self._parameters["seed"]), shape)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         """Return random values."""
@@ -213,6 +211,18 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return field * shape[-2], field * shape[-1]
 
 
+def scaled(rng: np.random.Generator, shape: tuple[int, ...], scale: float, mode: str, distribution: str) -> Any:
+    """Return values of the variance `scale / n`; see `VarianceScaling`."""
+    inputs, outputs = fans(shape)
+    n = {"fan_in": inputs, "fan_out": outputs, "fan_avg": (inputs + outputs) / 2}[mode]
+    stddev = math.sqrt(scale / max(1, n))
+    if distribution == "truncated_normal":
+        return stddev / CUT * _truncated(rng, shape)
+    if distribution == "untruncated_normal":
+        return rng.normal(0, stddev, shape)
+    return rng.uniform(-math.sqrt(3) * stddev, math.sqrt(3) * stddev, shape)
+
+
 class VarianceScaling(Random):
     """Values with mean 0 and a variance of `scale / n`, which keeps signals and gradients of one size over layers.
 
@@ -250,17 +260,22 @@ class VarianceScaling(Random):
     seed: Seed = _seed()
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
-        inputs, outputs = fans(shape)
-        n = {"fan_in": inputs, "fan_out": outputs, "fan_avg": (inputs + outputs) / 2}[self.mode]
-        stddev = math.sqrt(self.scale / max(1, n))
-        if self.distribution == "truncated_normal":
-            return stddev / CUT * _truncated(rng, shape)
-        if self.distribution == "untruncated_normal":
-            return rng.normal(0, stddev, shape)
-        return rng.uniform(-math.sqrt(3) * stddev, math.sqrt(3) * stddev, shape)
+        return scaled(rng, shape, self.scale, self.mode, self.distribution)
 
 
-class GlorotNormal(VarianceScaling):
+class Scaled(Random):
+    """Base of the classes that are `VarianceScaling` with a scale, mode and distribution of their own."""
+
+    scale: ClassVar[float]
+    mode: ClassVar[str]
+    distribution: ClassVar[str]
+    seed: Seed = _seed()
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        return scaled(rng, shape, self.scale, self.mode, self.distribution)
+
+
+class GlorotNormal(Scaled):
     """Truncated normal values of variance 1 / n; n is the mean of the numbers of inputs and outputs.
 
     References
@@ -275,10 +290,12 @@ class GlorotNormal(VarianceScaling):
     (0.1, dtype('float32'))
     """
 
-    scale, mode, distribution = 1.0, "fan_avg", "truncated_normal"
+    scale: ClassVar[float] = 1.0
+    mode: ClassVar[str] = "fan_avg"
+    distribution: ClassVar[str] = "truncated_normal"
 
 
-class GlorotUniform(VarianceScaling):
+class GlorotUniform(Scaled):
     """Uniform values of variance 1 / n; n is the mean of the numbers of inputs and outputs.
 
     References
@@ -292,10 +309,12 @@ class GlorotUniform(VarianceScaling):
     0.1
     """
 
-    scale, mode, distribution = 1.0, "fan_avg", "uniform"
+    scale: ClassVar[float] = 1.0
+    mode: ClassVar[str] = "fan_avg"
+    distribution: ClassVar[str] = "uniform"
 
 
-class HeNormal(VarianceScaling):
+class HeNormal(Scaled):
     """Truncated normal values of variance 2 / inputs, for layers that a ReLU follows.
 
     References
@@ -309,10 +328,12 @@ class HeNormal(VarianceScaling):
     0.1
     """
 
-    scale, mode, distribution = 2.0, "fan_in", "truncated_normal"
+    scale: ClassVar[float] = 2.0
+    mode: ClassVar[str] = "fan_in"
+    distribution: ClassVar[str] = "truncated_normal"
 
 
-class HeUniform(VarianceScaling):
+class HeUniform(Scaled):
     """Uniform values of variance 2 / inputs, for layers that a ReLU follows.
 
     References
@@ -326,10 +347,12 @@ class HeUniform(VarianceScaling):
     0.1
     """
 
-    scale, mode, distribution = 2.0, "fan_in", "uniform"
+    scale: ClassVar[float] = 2.0
+    mode: ClassVar[str] = "fan_in"
+    distribution: ClassVar[str] = "uniform"
 
 
-class LecunNormal(VarianceScaling):
+class LecunNormal(Scaled):
     """Truncated normal values of variance 1 / inputs.
 
     References
@@ -343,10 +366,12 @@ class LecunNormal(VarianceScaling):
     0.1
     """
 
-    scale, mode, distribution = 1.0, "fan_in", "truncated_normal"
+    scale: ClassVar[float] = 1.0
+    mode: ClassVar[str] = "fan_in"
+    distribution: ClassVar[str] = "truncated_normal"
 
 
-class LecunUniform(VarianceScaling):
+class LecunUniform(Scaled):
     """Uniform values of variance 1 / inputs.
 
     References
@@ -360,7 +385,9 @@ class LecunUniform(VarianceScaling):
     0.1
     """
 
-    scale, mode, distribution = 1.0, "fan_in", "uniform"
+    scale: ClassVar[float] = 1.0
+    mode: ClassVar[str] = "fan_in"
+    distribution: ClassVar[str] = "uniform"
 
 
 class Orthogonal(Random):

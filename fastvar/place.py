@@ -64,7 +64,7 @@ class Structure:
     Every change makes a new object, so that no two threads set the same version.
     """
 
-    version = object()
+    version: object = object()
 
 
 def label(place: Place, position: int) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fastvar.buffers import Array
-from fastvar.hyper import Fixed, number
+from fastvar.hyper import Fixed, constant, number
 
 
 class Regularizer(Fixed):
     """A penalty `l1 * sum(|w|) + l2 * sum(w**2)`, whose gradient is `l1 * sign(w) + 2 * l2 * w`."""
 
-    l1 = 0.0
-    l2 = 0.0
+    l1: float = constant(0.0, init=False)
+    l2: float = constant(0.0, init=False)
 
     def __call__(self, w: Array) -> float:
         """Return the penalty, which belongs to the loss. The optimizer adds its gradient."""

@@ -123,7 +123,7 @@ class Evaluations:
         self, owner: str, fun: Callable[..., Any], jac: Callable[..., Any], args: tuple[Any, ...]
     ) -> None:
         self._owner, self._fun, self._jac, self._args = owner, fun, jac, args
-        self.count = 0
+        self.count: int = 0
 
     def __call__(self, x: Array) -> Point:
         value = _real(self._owner, "fun", self._fun(x.copy(), *self._args))

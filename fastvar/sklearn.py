@@ -34,7 +34,7 @@ __all__ = ["MLPClassifier", "MLPRegressor", "patch"]
 class KernelUpdate:
     """An optimizer of scikit-learn that updates in the kernels. Its state stays in scikit-learn's attributes."""
 
-    kernel_steps = 0  # the number of updates in the kernels
+    kernel_steps: int = 0  # the number of updates in the kernels
     _plan: Any = None
     _arrays: tuple[Any, ...] = ()
 
@@ -104,11 +104,11 @@ class AdamOptimizer(KernelUpdate, theirs.AdamOptimizer):  # type: ignore[misc]
         """Update the parameters in place, or raise an error and change nothing."""
         super().update_params(params, grads)
         names = self._kernel_rule.rule().scalars
-        self.learning_rate = self._scalars()[names.index("scale_m")]  # scikit-learn shows the corrected rate
+        self.learning_rate: float = self._scalars()[names.index("scale_m")]  # scikit-learn shows the corrected rate
         self.t += 1
 
 
-CLASSES = {theirs.SGDOptimizer: SGDOptimizer, theirs.AdamOptimizer: AdamOptimizer}
+CLASSES: dict[Any, Any] = {theirs.SGDOptimizer: SGDOptimizer, theirs.AdamOptimizer: AdamOptimizer}
 
 
 class KernelFit:

@@ -65,8 +65,8 @@ class IndexedSlices(Shown):
                 f"IndexedSlices: dense_shape must be (n, *{row_shape}) as the rows are, got {self.dense_shape}"
             )
         one_axis = which.ndim == 1  # no view: if the array were resized, a view would point nowhere
-        self.values = rows if one_axis else rows.reshape(which.size, *row_shape)
-        self.indices = which if one_axis else which.reshape(-1)
+        self.values: npt.NDArray[Any] = rows if one_axis else rows.reshape(which.size, *row_shape)
+        self.indices: npt.NDArray[Any] = which if one_axis else which.reshape(-1)
 
     @classmethod
     def of_sparse(cls, matrix: Any) -> IndexedSlices:

@@ -107,5 +107,6 @@ if "FASTVAR_NUM_THREADS" in os.environ:
     try:
         set_num_threads(int(os.environ["FASTVAR_NUM_THREADS"]))
     except ValueError:
-        got = os.environ["FASTVAR_NUM_THREADS"]
-        raise ImportError(f"fastvar: FASTVAR_NUM_THREADS must be a whole number >= 1, got {got!r}") from None
+        raise ImportError(
+            f"fastvar: FASTVAR_NUM_THREADS must be a whole number >= 1, got {os.environ['FASTVAR_NUM_THREADS']!r}"
+        ) from None

@@ -35,7 +35,8 @@ class Loading:
     """Gives an object its state by `load_state_dict`, which may refuse it."""
 
     def __init__(self, thing: Any, saved: Any) -> None:
-        self.thing, self._saved = thing, saved
+        self.thing: Any = thing
+        self._saved = saved
         self._before = copy.deepcopy(thing.state_dict())
 
     def __call__(self) -> None:

@@ -47,9 +47,10 @@ class Folder:
     """
 
     def __init__(self, directory: str | os.PathLike[str], name: str) -> None:
-        self.directory, self.name = absolute(directory), name
+        self.directory: str = absolute(directory)
+        self.name: str = name
         make_directory(self.directory)
-        self.lock = Lock(self._path(f".fastvar-{name}.lock"))
+        self.lock: Lock = Lock(self._path(f".fastvar-{name}.lock"))
         self._read: dict[str, tuple[Any, Found]] = {}  # by name: identity, and what was read
 
     def scan(self) -> Scan:

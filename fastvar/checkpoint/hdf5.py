@@ -45,7 +45,7 @@ class Structures:
     """
 
     def __init__(self, start: int) -> None:
-        self.end = start
+        self.end: int = start
         self._parts: list[bytes] = []
 
     def place(self, structure: bytes) -> int:

@@ -64,8 +64,9 @@ class TensorPlace:
 
     def __init__(self, tensor: Any, label: str) -> None:
         self._tensor = tensor
-        self.dtype, self.shape = _checked_dtype(tensor, label), (*tensor.shape,)
-        self.nbytes = tensor.numel() * self.dtype.itemsize
+        self.dtype: np.dtype[Any] = _checked_dtype(tensor, label)
+        self.shape: tuple[int, ...] = (*tensor.shape,)
+        self.nbytes: int = tensor.numel() * self.dtype.itemsize
         in_place = tensor.device.type == "cpu" and tensor.is_contiguous()
         self._in_place = in_place and not tensor.is_conj() and not tensor.is_neg()
         self._copy: Array | None = None

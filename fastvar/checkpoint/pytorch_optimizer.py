@@ -19,7 +19,8 @@ class StoredOptimizer:
     """
 
     def __init__(self, optimizer: Any, keyword: str) -> None:
-        self.optimizer, self._keyword, self._owner = optimizer, keyword, type(optimizer).__name__
+        self.optimizer: Any = optimizer
+        self._keyword, self._owner = keyword, type(optimizer).__name__
         self.arrays: dict[str, Array] = {}
         state = self.state_dict()
         self._groups = state["param_groups"]

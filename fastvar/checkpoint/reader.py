@@ -22,7 +22,9 @@ from fastvar.checkpoint.file_format import (
     MAX_JSON,
     USER_BLOCK,
     CheckpointError,
+    Entry,
     Record,
+    Saved,
     Section,
     parse_manifest,
     parse_object,
@@ -77,11 +79,12 @@ class File:
 
     def _open(self) -> None:
         record = _read_record(self._descriptor)
-        self.step, self.saved = record.step, record.saved
+        self.step: int = record.step
+        self.saved: Saved = record.saved
         sections = (record.manifest, record.state)
         uncovered(((part.offset, part.length) for part in sections), record.length)
         manifest = _read_section(self._descriptor, "manifest", record.manifest)
-        self.entries = parse_manifest(manifest, record.version)
+        self.entries: dict[str, Entry] = parse_manifest(manifest, record.version)
         self.state: dict[str, Any] = parse_object(_read_section(self._descriptor, "state", record.state))
         places = [*filter(itemgetter(1), map(itemgetter(2, 3), self.entries.values()))]  # offset, length
         places += [(part.offset, part.length) for part in sections]

@@ -31,7 +31,8 @@ class Listener:
     """
 
     def __init__(self) -> None:
-        self.called = self.started = False
+        self.called: bool = False
+        self.started: bool = False
 
     def start(self) -> None:
         """Listen. Only the main thread can set handlers; in others this works if they are set already."""

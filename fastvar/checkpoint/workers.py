@@ -67,7 +67,7 @@ class Worker(threading.Thread):
         super().__init__(name=name)
         self._work, self._running = work, threading.Lock()
         self.error: BaseException | None = None
-        self.awaited = threading.Event()
+        self.awaited: threading.Event = threading.Event()
         if awaited:
             self.awaited.set()
 

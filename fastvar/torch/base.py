@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
-from typing import Any
+from typing import Any, ClassVar
 
 from fastvar import buffers
 from fastvar.hyper import Number, flag, number
@@ -62,7 +62,7 @@ class TorchOptimizer(Optimizer):
 
     namespace = "torch."
     counts_per_variable = True
-    group_keys = ("params", "variables")
+    group_keys: ClassVar[tuple[str, ...]] = ("params", "variables")
     learning_rate = None  # type: ignore[assignment]
     lr: Number = number(default=1e-3, low=0)
     weight_decay: Number = number(default=0.0, low=0, kw_only=True)

@@ -33,6 +33,7 @@ def optimizers(w: fv.Variable, adam: fv.optimizers.Adam) -> None:
     fv.torch.Adam([w], clip_norm=1.0)  # wrong
     fv.schedules.CosineDecay(0.1, decay_steps="10")  # wrong
     fv.regularizers.L2(1e-5, 1e-5)  # wrong
+    fv.initializers.GlorotNormal(scale=2.0)  # wrong
     adam.learning_rate = None  # wrong
     adam.learning_rte = 0.1  # wrong
     adam.minimize(lambda: 1.0, [w])  # wrong

@@ -28,7 +28,8 @@ class Loaded(dict[str, Array]):
 
     def __init__(self, file: Foreign) -> None:
         super().__init__((name, file.read(name)) for name in file.entries)
-        self.left, self.notes = file.left, file.notes
+        self.left: dict[str, str] = file.left
+        self.notes: list[str] = file.notes
 
     def __missing__(self, name: str) -> Array:
         raise KeyError(f"{name}: {self.left[name]}" if name in self.left else name)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import keras
 
 from fastvar import optimizers as ours
 from fastvar.keras.optimizers.stepping import KernelStep
+from fastvar.optimizer import Optimizer
+
+Step = TypeVar("Step", bound=KernelStep)
 
 __all__ = [
     "SGD",
@@ -25,39 +28,47 @@ __all__ = [
     "RMSprop",
 ]
 
-registered = keras.saving.register_keras_serializable(package="fastvar")
+
+def registered(cls: type[Step]) -> type[Step]:
+    """Let Keras find a class by its name when it loads a model."""
+    keras.saving.register_keras_serializable(package="fastvar")(cls)
+    return cls
 
 
 @registered
 class SGD(KernelStep, keras.optimizers.SGD):
     """`keras.optimizers.SGD`."""
 
-    rule_class = ours.SGD
-    slot_lists: ClassVar = {"momentum": "momentums"}
+    rule_class: ClassVar[type[Optimizer]] = ours.SGD
+    slot_lists: ClassVar[dict[str, str]] = {"momentum": "momentums"}
 
 
 @registered
 class Adam(KernelStep, keras.optimizers.Adam):
     """`keras.optimizers.Adam`."""
 
-    rule_class = ours.Adam
-    slot_lists: ClassVar = {"momentum": "_momentums", "velocity": "_velocities", "velocity_hat": "_velocity_hats"}
+    rule_class: ClassVar[type[Optimizer]] = ours.Adam
+    slot_lists: ClassVar[dict[str, str]] = {
+        "momentum": "_momentums",
+        "velocity": "_velocities",
+        "velocity_hat": "_velocity_hats",
+    }
 
 
 @registered
 class AdamW(KernelStep, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW`."""
 
-    rule_class = ours.AdamW
-    slot_lists: ClassVar = Adam.slot_lists
+    rule_class: ClassVar[type[Optimizer]] = ours.AdamW
+    slot_lists: ClassVar[dict[str, str]] = Adam.slot_lists
 
 
 @registered
 class Nadam(KernelStep, keras.optimizers.Nadam):
     """`keras.optimizers.Nadam`."""
 
-    rule_class = ours.Nadam
-    slot_lists: ClassVar = {"momentum": "_momentums", "velocity": "_velocities"}
+    rule_class: ClassVar[type[Optimizer]] = ours.Nadam
+    slot_lists: ClassVar[dict[str, str]] = {"momentum": "_momentums", "velocity": "_velocities"}
 
     def _after_update(self, rule: Any) -> None:
         self._u_product.assign(ours.Nadam.product(rule.beta_1, rule.iterations))
@@ -67,16 +78,16 @@ class Nadam(KernelStep, keras.optimizers.Nadam):
 class Adamax(KernelStep, keras.optimizers.Adamax):
     """`keras.optimizers.Adamax`."""
 
-    rule_class = ours.Adamax
-    slot_lists: ClassVar = {"momentum": "_m", "norm": "_u"}
+    rule_class: ClassVar[type[Optimizer]] = ours.Adamax
+    slot_lists: ClassVar[dict[str, str]] = {"momentum": "_m", "norm": "_u"}
 
 
 @registered
 class RMSprop(KernelStep, keras.optimizers.RMSprop):
     """`keras.optimizers.RMSprop`."""
 
-    rule_class = ours.RMSprop
-    slot_lists: ClassVar = {
+    rule_class: ClassVar[type[Optimizer]] = ours.RMSprop
+    slot_lists: ClassVar[dict[str, str]] = {
         "velocity": "_velocities",
         "momentum": "_momentums",
         "average_gradient": "_average_gradients",
@@ -87,16 +98,16 @@ class RMSprop(KernelStep, keras.optimizers.RMSprop):
 class Adagrad(KernelStep, keras.optimizers.Adagrad):
     """`keras.optimizers.Adagrad`."""
 
-    rule_class = ours.Adagrad
-    slot_lists: ClassVar = {"accumulator": "_accumulators"}
+    rule_class: ClassVar[type[Optimizer]] = ours.Adagrad
+    slot_lists: ClassVar[dict[str, str]] = {"accumulator": "_accumulators"}
 
 
 @registered
 class Adadelta(KernelStep, keras.optimizers.Adadelta):
     """`keras.optimizers.Adadelta`."""
 
-    rule_class = ours.Adadelta
-    slot_lists: ClassVar = {
+    rule_class: ClassVar[type[Optimizer]] = ours.Adadelta
+    slot_lists: ClassVar[dict[str, str]] = {
         "accumulated_grad": "_accumulated_grads",
         "accumulated_delta_var": "_accumulated_delta_vars",
     }
@@ -106,40 +117,40 @@ class Adadelta(KernelStep, keras.optimizers.Adadelta):
 class Ftrl(KernelStep, keras.optimizers.Ftrl):
     """`keras.optimizers.Ftrl`."""
 
-    rule_class = ours.Ftrl
-    slot_lists: ClassVar = {"accumulator": "_accumulators", "linear": "_linears"}
+    rule_class: ClassVar[type[Optimizer]] = ours.Ftrl
+    slot_lists: ClassVar[dict[str, str]] = {"accumulator": "_accumulators", "linear": "_linears"}
 
 
 @registered
 class Lion(KernelStep, keras.optimizers.Lion):
     """`keras.optimizers.Lion`."""
 
-    rule_class = ours.Lion
-    slot_lists: ClassVar = {"momentum": "_momentums"}
+    rule_class: ClassVar[type[Optimizer]] = ours.Lion
+    slot_lists: ClassVar[dict[str, str]] = {"momentum": "_momentums"}
 
 
 @registered
 class Lamb(KernelStep, keras.optimizers.Lamb):
     """`keras.optimizers.Lamb`."""
 
-    rule_class = ours.Lamb
-    slot_lists: ClassVar = {"momentum": "_momentums", "velocity": "_velocities"}
+    rule_class: ClassVar[type[Optimizer]] = ours.Lamb
+    slot_lists: ClassVar[dict[str, str]] = {"momentum": "_momentums", "velocity": "_velocities"}
 
 
 @registered
 class Adafactor(KernelStep, keras.optimizers.Adafactor):
     """`keras.optimizers.Adafactor`."""
 
-    rule_class = ours.Adafactor
-    slot_lists: ClassVar = {"velocity": "_v", "row": "_r", "column": "_c"}
+    rule_class: ClassVar[type[Optimizer]] = ours.Adafactor
+    slot_lists: ClassVar[dict[str, str]] = {"velocity": "_v", "row": "_r", "column": "_c"}
 
 
 @registered
 class Muon(KernelStep, keras.optimizers.Muon):
     """`keras.optimizers.Muon`."""
 
-    rule_class = ours.Muon
-    slot_lists: ClassVar = {"momentum": "momentums", "velocity": "adam_velocities"}
+    rule_class: ClassVar[type[Optimizer]] = ours.Muon
+    slot_lists: ClassVar[dict[str, str]] = {"momentum": "momentums", "velocity": "adam_velocities"}
 
 
 if hasattr(keras.optimizers, "ScheduleFreeAdamW"):  # since Keras 3.14

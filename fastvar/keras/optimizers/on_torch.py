@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter, is_
 from typing import Any
 
@@ -16,7 +17,7 @@ from fastvar.kernels.tensors import Places, Reader
 
 CLASSES = (torch.Tensor, torch.nn.Parameter)
 READER = Reader(CLASSES, torch.strided)
-tensor_of = attrgetter("_value")
+tensor_of: Callable[[Any], torch.Tensor] = attrgetter("_value")
 Order = tuple[int, ...] | None  # of the axes, by decreasing strides; None: their own
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import is_
 from typing import Any
 
@@ -10,7 +11,7 @@ import keras
 from fastvar.buffers import Array
 from fastvar.keras.supported import Unfit
 from fastvar.kernels import RULES
-from fastvar.optimizer import given
+from fastvar.optimizer import Optimizer, given
 from fastvar.variable import Variable
 
 if keras.backend.backend() == "torch":
@@ -35,13 +36,14 @@ class KerasPlan:
 
     def __init__(self, optimizer: Any) -> None:
         rule_class = optimizer.rule_class
-        self.names = [n for n in rule_class.parameters if n not in (*NOT_OF_KERAS, *ELSEWHERE)]
-        self.read, self.rate = self._settings(optimizer), 0.0
+        self.names: list[str] = [n for n in rule_class.parameters if n not in (*NOT_OF_KERAS, *ELSEWHERE)]
+        self.read: list[Any] = self._settings(optimizer)
+        self.rate: float = 0.0
         settings = dict(zip(self.names, self.read, strict=True))
         settings |= {name: settings[name] or None for name in OFF_IF_0}
         try:
-            self.rule = rule_class(learning_rate=lambda step: self.rate, **settings)
-            self.check_rate = rule_class.parameters["learning_rate"].check
+            self.rule: Optimizer = rule_class(learning_rate=lambda step: self.rate, **settings)
+            self.check_rate: Callable[[Any], float] = rule_class.parameters["learning_rate"].check
             if self.rule.rule() not in RULES.values():
                 raise Unfit("the rule is not compiled with these hyperparameters")
             self._take(optimizer)
@@ -58,9 +60,9 @@ class KerasPlan:
     def _take(self, optimizer: Any) -> None:
         """Let the rule work on the memory of the variables and of their slots."""
         overwritten = optimizer._overwrite_variable_with_gradient
-        self.variables = [v for v in optimizer._trainable_variables if not overwritten(v)]
-        self.index = {id(v): i for i, v in enumerate(self.variables)}
-        self.memory = Memory()
+        self.variables: list[Any] = [v for v in optimizer._trainable_variables if not overwritten(v)]
+        self.index: dict[int, int] = {id(v): i for i, v in enumerate(self.variables)}
+        self.memory: Memory = Memory()
         places: list[Any] = [Variable(self.memory.take_weight(v), name=v.path, copy=False) for v in self.variables]
         self.rule._excluded = (
             [p for p, v in zip(places, self.variables, strict=True) if not optimizer._use_weight_decay(v)],
@@ -73,9 +75,9 @@ class KerasPlan:
                     self._slot(optimizer, slot, kept, p, v) for p, v in zip(places, self.variables, strict=True)
                 ]
         given.take(self.rule, [places], slots)
-        self.plain = self.rule._refreshed().plain  # it refuses what kernels cannot update
+        self.plain: bool = self.rule._refreshed().plain  # it refuses what kernels cannot update
         self.memory.taken()
-        self.excluded = excluded(optimizer)
+        self.excluded: Any = excluded(optimizer)
 
     def _slot(self, optimizer: Any, slot: str, kept: list[Any], place: Any, variable: Any) -> Variable | None:
         """Return the place of a slot that Keras keeps, None if the rule has none for this variable."""

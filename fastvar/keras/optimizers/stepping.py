@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from fastvar.keras.optimizers.planning import KerasPlan
 from fastvar.keras.supported import Unfit
 from fastvar.optimizer import Optimizer
 
-is_overwritten = attrgetter("overwrite_with_gradient")
+is_overwritten: Callable[[Any], bool] = attrgetter("overwrite_with_gradient")
 OF_A_STEP = (  # methods of Keras that a step of the kernels replaces
     "update_step",
     "_apply_weight_decay",
@@ -44,8 +45,8 @@ class KernelStep(keras.optimizers.Optimizer):
 
     rule_class: ClassVar[type[Optimizer]]
     slot_lists: ClassVar[dict[str, str]]
-    kernel_steps = 0
-    keras_steps = 0
+    kernel_steps: int = 0
+    keras_steps: int = 0
     keras_reason: str | None = None
     _plan: KerasPlan | None = None
 
