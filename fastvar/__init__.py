@@ -63,7 +63,11 @@ if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
             return importlib.import_module(f"fastvar.{name}")
         if name in __all__:
             return getattr(importlib.import_module("fastvar.checkpoint"), name)
-        raise AttributeError(f"module 'fastvar' has no attribute {name!r}")
+        modules = (optimizers, schedules, regularizers, initializers, constraints)
+        found = {module.__name__: getattr(module, name, None) for module in modules}
+        places = [at for at, thing in found.items() if getattr(thing, "__module__", "").startswith(at)]
+        hint = f"; did you mean {places[0].replace('fastvar', 'fv')}.{name}?" if places else ""
+        raise AttributeError(f"module 'fastvar' has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

@@ -52,7 +52,7 @@ class Parameter:
 
     def checked(self, owner: Any, value: Any) -> Any:
         """Return `value` in its canonical type, or raise an error that names owner and parameter."""
-        if self.scheduled and callable(value):
+        if self.scheduled and callable(value) and not isinstance(value, type):
             return value
         try:
             return self.check(value)

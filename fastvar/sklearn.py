@@ -104,7 +104,8 @@ class AdamOptimizer(KernelUpdate, theirs.AdamOptimizer):  # type: ignore[misc]
         """Update the parameters in place, or raise an error and change nothing."""
         super().update_params(params, grads)
         names = self._kernel_rule.rule().scalars
-        self.learning_rate: float = self._scalars()[names.index("scale_m")]  # scikit-learn shows the corrected rate
+        # scikit-learn shows the corrected rate
+        self.learning_rate: float = self._scalars()[names.index("scale_m")]
         self.t += 1
 
 

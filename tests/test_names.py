@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -39,6 +40,23 @@ def test_help_shows_the_public_names() -> None:
     for name in ("class Checkpoint(", "class Variable(", "set_num_threads("):
         assert name in page
     assert "importlib" not in page
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("Adam", "; did you mean fv.optimizers.Adam?"),
+        ("CosineDecay", "; did you mean fv.schedules.CosineDecay?"),
+        ("HeNormal", "; did you mean fv.initializers.HeNormal?"),
+        ("L2", "; did you mean fv.regularizers.L2?"),
+        ("Box", "; did you mean fv.constraints.Box?"),
+        ("Fixed", ""),
+        ("train", ""),
+    ],
+)
+def test_a_name_of_a_module_is_found(name: str, hint: str) -> None:
+    with pytest.raises(AttributeError, match=f"^module 'fastvar' has no attribute '{name}'{re.escape(hint)}$"):
+        getattr(fv, name)
 
 
 def test_import_loads_no_framework_and_no_hdf5() -> None:

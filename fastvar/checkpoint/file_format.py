@@ -8,6 +8,7 @@ import gc
 import json
 import math
 import operator
+import stat
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -68,6 +69,13 @@ class CheckpointError(OSError):
         super().__init__(message)
         self.errno = errno
         self.damaged: tuple[str, ...] = tuple(damaged)
+
+
+def not_a_file(mode: int) -> str | None:
+    """Return why something with this mode (of `os.stat`) cannot be read as a file, or None."""
+    if stat.S_ISDIR(mode):
+        return "a folder, not a file; give one of the files in it"
+    return None if stat.S_ISREG(mode) else "not a file"
 
 
 def checked_step(step: Any) -> int:

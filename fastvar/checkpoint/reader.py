@@ -6,7 +6,6 @@ import bisect
 import contextlib
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from types import TracebackType
@@ -26,6 +25,7 @@ from fastvar.checkpoint.file_format import (
     Record,
     Saved,
     Section,
+    not_a_file,
     parse_manifest,
     parse_object,
     uncovered,
@@ -294,8 +294,8 @@ def peek(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Any]]:
 
 def _read_record(descriptor: int) -> Record:
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EISDIR, "not a file")
+    if problem := not_a_file(status.st_mode):
+        raise OSError(errno.EISDIR, problem)
     block = bytearray(
         min(status.st_size, USER_BLOCK + 8)
     )  # 8: the signature of a foreign HDF5 file behind its user block

@@ -268,3 +268,9 @@ def test_plot_schedule_without_matplotlib_tells_what_to_install(tmp_path: Path) 
     done = command("LinearDecay(0.1, 10)", folder=tmp_path, before="sys.modules['matplotlib'] = None")
     assert done.returncode == 2
     assert done.stderr.endswith('LinearDecay: plot needs matplotlib: pip install "fastvar[plot]"\n')
+
+
+@pytest.mark.parametrize("make", [fv.optimizers.Adam, lambda rate: fv.optimizers.Adam(weight_decay=rate)])
+def test_a_class_instead_of_a_schedule_is_refused_at_once(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be a real number, got <class .*CosineDecay"):
+        make(fv.schedules.CosineDecay)

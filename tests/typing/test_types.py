@@ -130,7 +130,7 @@ def test_pyright_reports_mistakes_and_nothing_else(folder: Path) -> None:
 
 
 def test_most_types_of_the_public_names_are_known(tmp_path: Path) -> None:
-    """Pyright's share of public symbols whose types are known without inference. Keras and scikit-learn have none."""
+    """Pyright's share of public symbols whose types it need not infer. Keras and scikit-learn have none."""
     need_pyright()
     out = run(tmp_path, "pyright", "--verifytypes", "fastvar", "--ignoreexternal", "--outputjson")
     assert json.loads(out)["typeCompleteness"]["completenessScore"] > KNOWN

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import struct
 import zipfile
 import zlib
@@ -174,9 +173,9 @@ def open_regular(path: str) -> BinaryIO:
     """Open a regular file for reading. Anything else, such as a pipe, is an error at once."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    if problem := file_format.not_a_file(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise file_format.CheckpointError(f"{path}: not a file", errno=errno.EISDIR)
+        raise file_format.CheckpointError(f"{path}: {problem}", errno=errno.EISDIR)
     return os.fdopen(descriptor, "rb")
 
 
