@@ -304,14 +304,9 @@ class Declared:
                 f"{cls.__name__}: declare parameters in the class body instead of writing __init__: "
                 "`rate: float = number(default=0.1, low=0)` (fastvar.hyper)"
             )
-        signature = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY if p.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=p.default,
-            )
-            for name, p in sorted(cls.parameters.items(), key=lambda item: item[1].kw_only)
-        ]
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        ordered = sorted(cls.parameters.items(), key=lambda item: item[1].kw_only)
+        signature = [inspect.Parameter(name, kinds[p.kw_only], default=p.default) for name, p in ordered]
         cls._signature = inspect.Signature(signature)
         cls.__signature__ = cls._signature
 
