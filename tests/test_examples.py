@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ import fastvar as fv
 from tests.before import library
 from tests.support.pages import BLOCKS, PAGES, ROOT
 
+NEEDED = ("autograd", "jax", "keras", "matplotlib", "optax", "pandas", "safetensors", "sklearn", "torch", "tqdm")
+if missing := [name for name in NEEDED if find_spec(name) is None]:
+    pytest.skip(f"needs {', '.join(missing)}", allow_module_level=True)
 EPOCHS = "12"
 
 

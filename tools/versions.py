@@ -9,6 +9,7 @@ releases are pinned, and `make test` runs them.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -65,8 +66,9 @@ def tested(python: str, oldest: bool, sdist: Path) -> bool:
     subprocess.run([*run, "setup.py", "-q", "build_ext", "--inplace"], cwd=source, check=True)
     files = subprocess.run([*run, "-c", IMPORTABLE], cwd=source, check=True, capture_output=True, text=True).stdout
     print(f"{name}: {len(files.split())} files of tests; {', '.join(wanted)}", flush=True)
-    options = ["-q", "-n", "2", "--timeout", "600"]
-    return not subprocess.run([*run, "-m", "pytest", *options, *files.split()], cwd=source, check=False).returncode
+    command = [*run, "-m", "pytest", "-q", "-n", "2", "--timeout", "600", *files.split()]
+    found = os.environ | {"PYTHONPATH": str(source)}  # by programs that tests start: it is built in place
+    return not subprocess.run(command, cwd=source, env=found, check=False).returncode
 
 
 def main() -> None:
