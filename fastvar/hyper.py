@@ -112,7 +112,7 @@ def number(
 def integer(
     *, default: Any = REQUIRED, low: int, optional: bool = False, kw_only: bool = False, per_group: bool = False
 ) -> Any:
-    """Declare a whole number of at least `low`; `optional` allows None."""
+    """Declare a whole number of at least `low` that fits 64 bits; `optional` allows None."""
 
     def check(value: Any) -> int | None:
         if value is None and optional:
@@ -121,6 +121,8 @@ def integer(
             raise TypeError(f"must be a whole number, got {value!r}")
         if value < low:
             raise ValueError(f"must be >= {low}, got {value!r}")
+        if int(value) >= 2**64:
+            raise ValueError(f"must be < 2**64, got {value!r}")
         return int(value)
 
     return Parameter(default, check, kw_only=kw_only, per_group=per_group, numeric=False)

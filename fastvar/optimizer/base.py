@@ -74,8 +74,8 @@ class Optimizer(Kept):
     slot_dtype_min_size : int
         Slots of variables with fewer elements, by default 4096, keep the dtype of the variable.
     seed : int
-        Seed of the stochastic rounding, >= 0. The same seed gives the same bits on every processor and any number
-        of threads.
+        Seed of the stochastic rounding, from 0 to 2^64 - 1. The same seed gives the same bits on every processor
+        and any number of threads.
     name : str, optional
         The beginning of error messages; by default the name of the class.
 

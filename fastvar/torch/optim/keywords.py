@@ -95,7 +95,7 @@ class Extended(torch.optim.Optimizer):
     slot_dtype_min_size : int
         Slots of parameters with fewer elements, by default 4096, keep the dtype of the parameter.
     seed : int
-        Seed of the stochastic rounding, >= 0.
+        Seed of the stochastic rounding, from 0 to 2^64 - 1.
 
     Attributes
     ----------
