@@ -67,6 +67,10 @@ class Adam(Optimizer):
     def slots(self) -> Sequence[str]:  # type: ignore[override]
         return ("momentum", "velocity", "velocity_hat") if self.amsgrad else ("momentum", "velocity")
 
+    @property
+    def exact_slots(self) -> Sequence[str]:  # type: ignore[override]
+        return self.slots[1:] if self.amsgrad else ()  # the largest of numbers rounded at random is too large
+
     def rule(self) -> Any:
         return kernels.RULES["amsgrad" if self.amsgrad else "adam"]
 

@@ -94,6 +94,10 @@ class Adam(TorchOptimizer):
     def slots(self) -> Sequence[str]:  # type: ignore[override]
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if self.amsgrad else ("exp_avg", "exp_avg_sq")
 
+    @property
+    def exact_slots(self) -> Sequence[str]:  # type: ignore[override]
+        return self.slots[1:] if self.amsgrad else ()  # the largest of numbers rounded at random is too large
+
     def rule(self) -> Any:
         return kernels.RULES["amsgrad" if self.amsgrad else "adam"]
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 
 import fastvar as fv
 from tests.support.cases import JOBS, Job
+from tests.support.examples import mlp
 
 QUADRATIC = 1e-8  # the largest final loss
 ROSENBROCK = 1e-5  # the largest final loss; the first is 24.2
@@ -64,18 +62,6 @@ def minimized_rosenbrock(job: Job, **changed: float) -> float:
     rate, steps = job.rosenbrock
     train(job.make(changed.get("rate", rate), steps), [w], evaluate, steps)
     return float(evaluate()[0])
-
-
-@functools.cache
-def mlp() -> Any:
-    """Import the module of the examples."""
-    path = Path(__file__).parents[2] / "examples" / "mlp.py"
-    spec = importlib.util.spec_from_file_location("mlp", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def learnt_digits(job: Job, **changed: float) -> float:

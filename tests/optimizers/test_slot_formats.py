@@ -1,0 +1,65 @@
+"""Slots in 16 and 8 bits change updates little. Rounded to nearest, they would change them much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastvar as fv
+import fastvar.torch
+from bench.formats_error import EVERY, Arrays, Errors, Ours, digits, errors_of
+from fastvar.optimizer.quantized import format_of
+
+BOUNDS = {"bfloat16": 0.03, "8bit": 0.13}  # of the error of an update
+SHAPE = (16, 64)
+
+
+def fading() -> Iterator[Arrays]:
+    """Yield gradients of very different sizes. After a while, half of them are smaller, so moments must decay."""
+    rng = np.random.default_rng(0)
+    size = 10 ** rng.uniform(-2, 0, SHAPE)
+    for step in range(1200):
+        yield [(size * rng.normal(size=SHAPE)).astype(np.float32)]
+        if step == EVERY:
+            size[:, ::2] *= 0.3
+
+
+@pytest.fixture(scope="module")
+def faded() -> dict[tuple[str, bool], Errors]:
+    """The errors by format, and by whether it is rounded to nearest."""
+    kinds: list[tuple[Any, bool]] = [(kind, nearest) for kind in BOUNDS for nearest in (False, True)]
+    return dict(zip(kinds, errors_of([Ours(*kind, [SHAPE]) for kind in kinds], fading(), [SHAPE]), strict=True))
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_moments_decay(faded: dict[tuple[str, bool], Errors], kind: str) -> None:
+    stochastic, nearest = faded[kind, False], faded[kind, True]
+    assert np.mean(stochastic.steps[-EVERY:]) < BOUNDS[kind] < np.mean(nearest.steps[-EVERY:])
+    assert all(abs(bias) < 0.1 for bias in stochastic.biases[-1])
+    assert min(nearest.biases[-1]) > 0.2
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_updates_of_a_network_are_almost_those_of_float32(kind: Any) -> None:
+    (errors,) = errors_of([Ours(kind)], digits(300))
+    assert 0 < errors.whole < BOUNDS[kind]
+    assert all(abs(resolved) < 0.1 for _, resolved in errors.biases)
+    assert errors.zeros == 0
+
+
+@pytest.mark.parametrize("kind", [fv.optimizers.Adam, fv.optimizers.AdamW, fv.torch.Adam, fv.torch.AdamW])
+def test_the_largest_second_moments_are_exact(kind: Any) -> None:
+    """The largest of numbers that are rounded at random would be too large."""
+    w = fv.Variable(np.zeros(512, np.float32))
+    optimizer = kind([w]) if kind.__module__.startswith("fastvar.torch") else kind()
+    optimizer.slot_dtype, optimizer.slot_dtype_min_size = "8bit", 0
+    optimizer.build([w])
+    formats = {}
+    for amsgrad in (False, True):
+        optimizer.amsgrad = amsgrad
+        optimizer.apply([np.ones(512)], [w])
+        formats[amsgrad] = [format_of(slot) for slot in optimizer.variables]
+    assert formats == {False: ["8bit"] * 2, True: ["8bit", "float32", "float32"]}
