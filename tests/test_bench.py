@@ -7,7 +7,7 @@ import pytest
 from rich.table import Table
 
 import fastvar as fv
-from bench import overhead, plot, small, torch_optim, torch_train
+from bench import formats_convergence, overhead, plot, small, torch_optim, torch_train
 from bench.cases import ALGORITHMS, CASES, CLIP_DECAY_EMA, Case
 from bench.contenders import FASTVAR, contenders, threads
 from bench.measure import interleaved, ratio
@@ -80,3 +80,28 @@ def test_the_plot_is_drawn_from_measurements(tmp_path: Path) -> None:
     drawn = (tmp_path / "speed.svg").read_text()
     assert drawn.count(">123<") == 3
     assert all(f">{text}<" in drawn for text in ("1 x 64", *plot.OTHERS.values()))
+
+
+def test_formats_are_compared_with_every_optimizer() -> None:
+    rows = {row.optimizer for row in formats_convergence.ROWS}
+    without = {"LBFGS", "LossScaleOptimizer"}  # slots of their own
+    for name in set(fv.optimizers.__all__) - without - rows:
+        optimizer = getattr(fv.optimizers, name)(slot_dtype="8bit", slot_dtype_min_size=0)
+        optimizer.build([fv.Variable(np.zeros(shape, np.float32)) for shape in ((16, 16), 256)])
+        assert all(isinstance(slot, fv.Variable) for slot in optimizer.variables)  # all are exact
+
+
+def test_formats_can_be_compared(tmp_path: Path) -> None:
+    row = formats_convergence.ROWS[0]._replace(seeds=2, steps=3)
+    found = formats_convergence.compared(row, "Zipf")
+    assert [one.slot_dtype for one in found] == ["bfloat16", "8bit"]
+    assert formats_convergence.table_of([row], found).row_count == 2
+    formats_convergence.draw(found, tmp_path / "formats.svg")
+    drawn = (tmp_path / "formats.svg").read_text()
+    assert all(f">{text}<" in drawn for text in ("Adam", "bfloat16, Zipf", "8bit, digits"))
+
+
+def test_the_bound_of_a_difference() -> None:
+    losses = formats_convergence.Losses("Adam", "Zipf", "8bit", [1.5, 2.0, 3.5], [1.0, 2.0, 3.0])
+    # mean 1/3, standard error 1/6, t 6.965 at 99 % with 2 degrees of freedom, spread 1
+    assert losses.bound == pytest.approx(1 / 3 + 6.965 / 6, abs=1e-3)
