@@ -180,7 +180,7 @@ def draw(found: Sequence[Losses], target: Path) -> None:
             chosen = [one for one in found if (one.slot_dtype, one.job) == (slot_dtype, job)]
             places = [names.index(one.row) for one in chosen]
             label = f"{slot_dtype}, {job}"
-            axes.scatter([one.bound for one in chosen], places, 22, colour, marker, label=label)
+            axes.scatter([one.bound for one in chosen], places, 22, colour, marker=marker, label=label)
     axes.axvline(LIMIT, color="black", linewidth=1)
     axes.axvline(0, color="grey", linewidth=0.5)
     axes.set_yticks(range(len(names)), names, fontsize=8)

@@ -250,6 +250,7 @@ class Muon(Optimizer):
     nesterov: bool = flag(default=True, kw_only=True)
     rms_rate: OptionalNumber = number(default=0.2, low=0, optional=True, kw_only=True)
     slots: ClassVar[Sequence[str]] = ("momentum", "velocity")
+    exact_slots: ClassVar[Sequence[str]] = ("momentum",)  # orthogonal steps amplify the noise of 8 bits
 
     def kind_of(self, variable: Place) -> str:
         name = self._name_of(variable)

@@ -250,6 +250,7 @@ class Muon(TorchOptimizer):
         ) -> None: ...
 
     slots: ClassVar[Sequence[str]] = ("momentum_buffer",)
+    exact_slots: ClassVar[Sequence[str]] = ("momentum_buffer",)  # orthogonal steps amplify the noise of 8 bits
 
     def _validate(self) -> None:
         super()._validate()

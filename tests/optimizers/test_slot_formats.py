@@ -63,3 +63,13 @@ def test_the_largest_second_moments_are_exact(kind: Any) -> None:
         optimizer.apply([np.ones(512)], [w])
         formats[amsgrad] = [format_of(slot) for slot in optimizer.variables]
     assert formats == {False: ["8bit"] * 2, True: ["8bit", "float32", "float32"]}
+
+
+@pytest.mark.parametrize("kind", [fv.optimizers.Muon, fv.torch.Muon])
+def test_the_momentum_of_orthogonal_steps_is_exact(kind: Any) -> None:
+    """Orthogonal steps would amplify its noise."""
+    w = fv.Variable(np.zeros((16, 32), np.float32))
+    optimizer = kind([w]) if kind.__module__.startswith("fastvar.torch") else kind()
+    optimizer.slot_dtype, optimizer.slot_dtype_min_size = "8bit", 0
+    optimizer.build([w])
+    assert [format_of(slot) for slot in optimizer.variables] == ["float32"]
