@@ -1,0 +1,118 @@
+"""Adam with slots in other formats: times, beside float32, PyTorch's fused step and the limit.
+
+    python bench/slot_formats.py
+
+The limit of a step is the larger of two times, both measured in the same run: what only moving its bytes takes
+(the traffic limit of limit.c, by bytes), and what its arithmetic takes in cache, divided by the threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench import limit
+from bench.measure import Run, interleaved, ratio
+from fastvar import get_num_threads, kernels
+from fastvar.formats import GROUP, Codes
+from fastvar.kernels import rounding
+from fastvar.tables import Table
+
+LARGE, CACHED = 1 << 26, 1 << 14
+SCALARS = [(0.1, 0.999, 0.001, 1e-3, 0.0, 1.0, 1e-7)]
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1 + 4 / GROUP}
+OF_FLOAT32 = 7 * 4  # bytes that a step moves for each element: weights and slots twice, the gradient once
+
+
+class Case(NamedTuple):
+    """The formats of the gradient and of the slots; weights are float32."""
+
+    gradient: str
+    slots: str
+
+    @property
+    def moved(self) -> float:
+        """Bytes that a step moves for each element."""
+        return 2 * 4 + BYTES[self.gradient] + 2 * 2 * BYTES[self.slots]
+
+
+CASES = [Case(*pair) for pair in itertools.product(("float32", "bfloat16"), BYTES)]
+
+
+def array(name: str, size: int, value: float) -> Any:
+    return np.full(size, value, ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def slot(name: str, size: int) -> Any:
+    if name == "8bit":
+        return Codes(np.zeros(size, np.uint8), np.zeros(-(-size // GROUP), np.float32))
+    return array(name, size, 0.0)
+
+
+def stepping(case: Case, size: int, threads: int) -> Run:
+    slots = [[slot(case.slots, size) for _ in range(2)]]
+    plan = kernels.Plan("bench", kernels.RULES["adam"], ["w"], [array("float32", size, 0.5)], slots, [0])
+    gradient = np.random.default_rng(0).standard_normal(size, np.float32).astype(array(case.gradient, 0, 0).dtype)
+    rounding.set_seeds(plan.seeds, 0, 1, np.arange(1))
+
+    def run(number: int) -> None:
+        for _ in range(number):
+            plan.bind([gradient])
+            plan.run(SCALARS, threads)
+
+    return run
+
+
+def fused(size: int, threads: int) -> Run | None:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+    torch.set_num_threads(threads)
+    p = torch.nn.Parameter(torch.full((size,), 0.5))
+    p.grad = torch.full((size,), 0.1)
+    optimizer = torch.optim.Adam([p], fused=True)
+    return lambda number: [optimizer.step() for _ in range(number)]
+
+
+def measured(size: int, threads: int, more: dict[str, Run]) -> dict[Any, list[float]]:
+    runs: dict[Any, Run] = {case: stepping(case, size, threads) for case in CASES}
+    return interleaved(runs | more, rounds=15, enough=20.0)
+
+
+def main() -> None:
+    threads = get_num_threads()
+    cached = measured(CACHED, 1, {})
+    written: list[Any] = [array("float32", LARGE, 0.5) for _ in range(3)]
+    moving: Callable[[int], None] | None = limit.runner(written, array("float32", LARGE, 0.1), threads)
+    peers = {"moving": moving, "torch fused": fused(LARGE, threads)}
+    large = measured(LARGE, threads, {name: run for name, run in peers.items() if run is not None})
+    plain = CASES[0]
+    rows = []
+    for case in CASES:
+        arithmetic = median(cached[case]) / CACHED / threads
+        traffic = median(large["moving"]) / LARGE * case.moved / OF_FLOAT32 if moving else 0.0
+        time = median(large[case]) / LARGE
+        row = [f"float32/{case.gradient}/{case.slots}", 1e9 * time, 1e9 * traffic, 1e9 * arithmetic]
+        row += [time / max(traffic, arithmetic), ratio(large[plain], large[case])]
+        row += [ratio(large["torch fused"], large[case]) if "torch fused" in large else None]
+        rows.append(
+            [*(round(x, 2) if isinstance(x, float) else x for x in row), ratio(cached[case], cached[plain])]
+        )
+    columns = ("weights/gradient/slots", "ns", "traffic", "arithmetic", "of limit", "times float32")
+    columns += ("times fused", "in cache")
+    note = f"{kernels.isa}, {threads} threads, {LARGE:,} elements; in cache: in times of float32, one thread"
+    print(Table("Adam", columns, rows, note))
+
+
+if __name__ == "__main__":
+    main()
