@@ -97,8 +97,7 @@ cdef float store_bfloat16(
 register_format("float32", load_float32[float], load_float32[double], width=4)
 register_format("float64", load_float64[float], load_float64[double], width=8)
 register_format("float16", load_float16[float], load_float16[double], width=2)
-register_format("bfloat16", load_bfloat16[float], load_bfloat16[double], width=2,
-                store=store_bfloat16)
+register_format("bfloat16", load_bfloat16[float], load_bfloat16[double], width=2, store=store_bfloat16)
 formats[F32].kind, formats[F64].kind = cnp.NPY_FLOAT, cnp.NPY_DOUBLE
 
 
