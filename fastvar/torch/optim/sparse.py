@@ -120,9 +120,15 @@ class RowsPlan(TensorPlan):
         return buffers.array_at(READER.memory(gradient), self.owner, gradient).reshape(like.shape)
 
     def step(self, optimizer: Any, to_copy: list[int]) -> bool:
-        """Check everything, then update; return whether anything was updated."""
+        """Check everything, then update while signals wait; return whether anything was updated."""
         with Uninterrupted():
-            return super().step(optimizer, to_copy)
+            done = super().step(optimizer, to_copy)
+            if done:
+                self._keep_counts(optimizer)
+        return done
+
+    def _keep_counts(self, optimizer: Any) -> None:
+        """Let the optimizer's state have the new counts, unless they are tensors that it has already."""
 
 
 class SparsePlan(RowsPlan):
@@ -143,15 +149,11 @@ class SparsePlan(RowsPlan):
             kept[name] = int(value)
         return np.array(values)
 
-    def step(self, optimizer: Any, to_copy: list[int]) -> bool:
-        """Check everything, then update and count; return whether anything was updated."""
-        with Uninterrupted():
-            done = super().step(optimizer, to_copy)
-            for p, count in zip(self.members, self.counts.tolist(), strict=True):
-                if done and p.grad is not None:
-                    optimizer.state[p]["step"] = int(count)
-            self.watch.remember(optimizer.state)
-        return done
+    def _keep_counts(self, optimizer: Any) -> None:
+        for p, count in zip(self.members, self.counts.tolist(), strict=True):
+            if p.grad is not None:
+                optimizer.state[p]["step"] = int(count)
+        self.watch.remember(optimizer.state)
 
 
 def rows_of(shape: Any, axes: int) -> tuple[int, int]:

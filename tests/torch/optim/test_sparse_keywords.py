@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import fastvar.torch.optim as ours
+from tests.support import torch_tensors
+from tests.support.torch_sparse import assert_same, give_gradients, parameters
 from tests.support.torch_tensors import assert_close
-from tests.torch.optim.test_sparse import assert_same, give_gradients, parameters
-from tests.torch.optim.test_sparse_rows import assert_same as assert_same_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
 KEYWORDS = {"max_grad_norm": 0.5, "ema": 0.75, "nonfinite": "skip"}
@@ -20,7 +20,7 @@ every_class = pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdam"])
 
 
 def same(name: str) -> Any:
-    return assert_same if name == "SparseAdam" else assert_same_rows
+    return assert_same if name == "SparseAdam" else torch_tensors.assert_same
 
 
 def clip(params: list[Any], most: float) -> float:

@@ -10,8 +10,8 @@ import torch
 
 import fastvar.torch.optim as ours
 from tests.support import torch_tensors
+from tests.support.torch_sparse import give_gradients, parameters
 from tests.support.torch_tensors import assert_same, exchange_states, with_grad_dtype
-from tests.torch.optim.test_sparse import give_gradients, parameters
 
 STEPS = 12
 CASES: list[tuple[str, dict[str, Any]]] = [
