@@ -25,6 +25,8 @@ CASES = [(info.optim_cls.__name__, dict(i.kwargs)) for info in HERE for i in inf
 IDS = [f"{name}-{','.join(f'{k}={v}' for k, v in kwargs.items()) or 'default'}" for name, kwargs in CASES]
 EVERY = [info.optim_cls.__name__ for info in HERE]
 NAMES = [name for name in EVERY if name not in SHAPES_OF]
+MEASURING = [name for name in SHAPES_OF if hasattr(ours, name)]
+CLASSES = [*NAMES, *ours.native.__all__]
 with_grad_dtype = pytest.mark.skipif(
     not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have the dtype of parameters in this PyTorch"
 )
