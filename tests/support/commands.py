@@ -1,4 +1,4 @@
-"""Run the command line in this process."""
+"""Run the command line in this process, and read its tables."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def run(capsys: Any, *arguments: Any) -> tuple[int, str, str]:
     finally:
         sys.argv = old
     return int(end.value.code or 0), *capsys.readouterr()
+
+
+def cells(out: str) -> list[list[str]]:
+    """Return the rows of a printed table, split at two or more spaces."""
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in out.splitlines()]
