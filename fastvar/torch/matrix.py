@@ -18,6 +18,7 @@ from fastvar.place import Place
 from fastvar.torch.base import TorchOptimizer
 
 Adjustment = Literal["original", "match_rms_adamw"]
+BLOCK = 8192  # elements of a vector that are computed together: temporary arrays stay in the cache
 
 
 class Adafactor(TorchOptimizer):
@@ -135,8 +136,7 @@ class Adafactor(TorchOptimizer):
                 units.most[i] = 1 / floor
                 columns = units.columns_of(step.column_sums, i)
                 if variable.ndim < 2:
-                    variance = self._moved(step, variable, "variance", columns, take)
-                    units.columns_of(units.by_column, i)[:] = 1 / np.sqrt(variance.reshape(-1))
+                    self._scale_vector(step, variable, columns, take, units.columns_of(units.by_column, i))
                     continue
                 n_rows, n_columns = variable.shape[-2:]
                 of_rows = units.rows_of(step.row_sums, i) / n_columns
@@ -147,10 +147,20 @@ class Adafactor(TorchOptimizer):
                 units.rows_of(units.by_row, i)[:] = by_row.reshape(-1)
                 units.columns_of(units.by_column, i)[:] = 1 / np.sqrt(column.reshape(-1))
 
+    def _scale_vector(self, step: Measured, variable: Place, squares: Array, take: float, factors: Array) -> None:
+        """Commit what the second moments become, and set the factors of elements, block by block in the cache."""
+        place = self.slot(variable, "variance").value
+        step.commits.append((place, np.empty_like(place)))
+        old, new = (array.reshape(-1) for array in step.commits[-1])
+        for start in range(0, place.size, BLOCK):
+            part = slice(start, start + BLOCK)
+            new[part] = moved(old[part], squares[part], take)
+            factors[part] = 1 / np.sqrt(new[part], dtype=np.float64)
+
     def _moved(self, step: Measured, variable: Place, slot: str, means: Array, take: float) -> Array:
         """Return what a slot becomes, in float64, and commit it."""
         place = self.slot(variable, slot).value
-        new = saturated(place + (means.reshape(place.shape) - place) * take, place.dtype)
+        new = moved(place, means.reshape(place.shape), take)
         step.commits.append((place, new))
         return new.astype(np.float64)
 
@@ -158,6 +168,11 @@ class Adafactor(TorchOptimizer):
         smallest = np.array([hyper.eps[1] for hyper in step.groups])[step.group_of]
         rate, threshold = step.of_variables("lr"), step.of_variables("d")
         step.sizes[:] = relative_sizes(step, rate, smallest, step.norms(0), threshold)
+
+
+def moved(means: Array, squares: Array, take: float) -> Array:
+    """Return moving means, moved towards new ones."""
+    return saturated(means + (squares - means) * take, means.dtype)
 
 
 class Muon(TorchOptimizer):
