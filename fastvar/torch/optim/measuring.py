@@ -18,6 +18,7 @@ from fastvar.optimizer.planning import PARALLEL
 from fastvar.optimizer.quantized import Quantized
 from fastvar.torch.optim import parts, planning, reading, slot_formats
 from fastvar.torch.optim.keywords import OPTIONS
+from fastvar.torch.optim.layouts import Copies, order_of
 
 
 class Counting:
@@ -112,10 +113,9 @@ class MeasuringPlan(planning.TensorPlan):
 
     def _make_plan(self) -> None:
         """Let the rule work on the memory of the members and of their slots."""
-        self.orders = [order_of(p) for p in self.members]
-        update = self.rule.pass_of("")
-        if update.matrices or update.keeps_directions:
-            self._refuse_layouts()
+        update, self.copies = self.rule.pass_of(""), Copies()
+        by_rows = update.matrices or update.keeps_directions
+        self.orders = [None if by_rows else order_of(p) for p in self.members]
         places: list[Any] = [self._place(p, i, self.names[i]) for i, p in enumerate(self.members)]
         slots: dict[str, list[Any]] = {name: [None] * len(places) for name in self.rule.slots}
         for i, of in enumerate(self.all_slots):
@@ -144,17 +144,14 @@ class MeasuringPlan(planning.TensorPlan):
         self.hyper_of_parts: list[Any] = [None] * len(self.parts)
         self._set_hyperparameters()
         self.rule._refreshed()  # it refuses memory that is shared
-
-    def _refuse_layouts(self) -> None:
-        """Raise ValueError if the rows and columns of a member are not those of its memory."""
-        for name, order in zip(self.names, self.orders, strict=True):
-            if order is not None:
-                there = reading.instead_of(self.owner)
-                raise ValueError(f"{self.owner}: {name} must be contiguous: its rows and columns count{there}")
+        self.copies.check(self.owner, self._named(self.all_slots))
 
     def _place(self, tensor: Any, i: int, name: str) -> TensorPlace:
-        """Return the memory of member `i`, or of a slot, with the axes in the order of memory."""
-        shape = [tensor.shape[axis] for axis in self.orders[i] or range(tensor.ndim)]
+        """Return the memory of member `i`, or of a slot: with the axes in its order, or of a contiguous copy."""
+        order = self.orders[i]
+        if order is None:
+            tensor = self.copies.of(tensor)
+        shape = [tensor.shape[axis] for axis in order or range(tensor.ndim)]
         return TensorPlace(self._array(tensor, name).reshape(shape), name)
 
     def _set_hyperparameters(self) -> None:
@@ -199,9 +196,12 @@ class MeasuringPlan(planning.TensorPlan):
         before = count[0]
         if not self.guard:
             planning.advance(changed)
-        with Uninterrupted() if self.guard else nullcontext():
+        with Uninterrupted() if self.guard or self.copies.pairs else nullcontext():
             with self._committed(optimizer, count) if self.new_state else nullcontext():
+                self.copies.read()
                 self.rule._apply(grads, self.rule._state.variables, False)
+            if count[0] != before:
+                self.copies.write()
             if self.guard and count[0] != before:
                 planning.advance(changed)
         if count[0] == before:
@@ -218,13 +218,7 @@ class MeasuringPlan(planning.TensorPlan):
         for i, order in enumerate(self.orders):
             if arrays[i] is None and tensors[i] is not None:  # NumPy has no bfloat16
                 arrays[i : i + 1] = reading.READER.arrays([tensors[i].to(self.members[i].dtype)])
-            if order is not None and arrays[i] is not None:
-                arrays[i] = arrays[i].transpose(order)
+            if arrays[i] is not None:
+                lying = arrays[i] if order is None else arrays[i].transpose(order)
+                arrays[i] = np.asarray(lying, order="C")  # a copy if the member has one
         return arrays
-
-
-def order_of(tensor: Any) -> tuple[int, ...] | None:
-    """Return the axes of a dense tensor in the order of memory, None for their own."""
-    if tensor.is_contiguous():
-        return None
-    return tuple(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))

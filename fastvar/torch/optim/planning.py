@@ -163,6 +163,13 @@ class TensorPlan:
         check(self.owner, label, found, p)
         return found
 
+    def _named(self, slots: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """Yield all tensors that a step updates, with these slots, and their names."""
+        for name, p, of, averages in zip(self.names, self.members, slots, self.averages, strict=True):
+            yield name, p
+            yield from ((f"slot {slot} of {name}", x) for slot, x in of.items())
+            yield from ((f"average of {name}", x) for x in averages)
+
     def _array(self, tensor: Any, label: str) -> Any:
         if tensor.dtype is torch.uint8:  # codes
             return slot_formats.flat(tensor)

@@ -12,9 +12,12 @@ from fastvar import buffers
 from fastvar.kernels.atomic import Uninterrupted
 from fastvar.optimizers import Adam
 from fastvar.slices import IndexedSlices
+from fastvar.torch.optim.layouts import Copies
 from fastvar.torch.optim.parts import Part
 from fastvar.torch.optim.planning import TensorPlan
 from fastvar.torch.optim.reading import READER, instead_of, is_sparse, refused
+
+FLAT = -1  # in the place of a number of axes: elements in the order of memory
 
 
 class LazyAdam(Adam):
@@ -61,18 +64,23 @@ class RowsPlan(TensorPlan):
         for p, name in zip(self.members, self.names, strict=True):
             if p.grad is not None:
                 self.check_gradient(self.owner, f"gradient of {name}", p.grad, p)
-        self.sparse_axes = [p.grad.sparse_dim() if is_sparse(p.grad) else 1 for p in self.members]
+        self.sparse_axes = [axes_of(p) for p in self.members]
         super()._take_tensors(optimizer)
-        self.axes_of: dict[int, int] = {}
-        for p, slots, averages, axes in zip(
-            self.members, self.slots, self.averages, self.sparse_axes, strict=True
-        ):
-            self.axes_of |= {id(x): axes for x in (p, *slots.values(), *averages)}
+        tensors = zip(self.members, self.slots, self.averages, self.sparse_axes, strict=True)
+        self.axes = {id(x): axes for p, of, more, axes in tensors for x in (p, *of.values(), *more)}
+        self.copies = Copies()
 
     def _array(self, tensor: Any, label: str) -> Any:
-        """Return the memory of a member or of a slot: if contiguous, a row for each index of a sparse gradient."""
-        flat = super()._array(tensor, label)
-        return flat.reshape(rows_of(tensor.shape, self.axes_of[id(tensor)])) if tensor.is_contiguous() else flat
+        """Return the memory of a member or of a slot: with a row for each index of a sparse gradient, or flat."""
+        axes = self.axes[id(tensor)]
+        if axes == FLAT:
+            return super()._array(tensor, label)
+        return super()._array(self.copies.of(tensor), label).reshape(rows_of(tensor.shape, axes))
+
+    def _make_plan(self) -> None:
+        """Make the compiled plan, also of copies."""
+        super()._make_plan()
+        self.copies.check(self.owner, self._named(self.slots))
 
     def read_gradients(self, lists: list[list[Any]], optimizer: Any) -> list[int] | None:
         """Return the members whose gradient must be read here, or None if the plan is stale."""
@@ -95,7 +103,7 @@ class RowsPlan(TensorPlan):
         for i in {*dense} & {*to_copy}:
             self._replace(i)
         for i in dense:
-            held[i] = self._dense(self.watch.gradients[i], self.members_as_arrays[i])
+            held[i] = self._dense(self.watch.gradients[i], i)
         self.watch.memory["format"] = [-1 if x is None else 0 for x in held]  # which are there
         bound: int = self.plan.bind(held)
         return bound
@@ -103,27 +111,30 @@ class RowsPlan(TensorPlan):
     def _rows(self, part: Part, i: int) -> IndexedSlices:
         """Return a good sparse gradient as rows, or raise the error of a member or group that cannot take it."""
         p, gradient, label = self.members[i], self.watch.gradients[i], f"gradient of {self.names[i]}"
-        there = instead_of(self.owner)
-        if not p.is_contiguous():
-            raise ValueError(f"{self.owner}: {self.names[i]} must be contiguous, as its gradient is sparse{there}")
         if part.decays.l2_rate(part.hyper):
             of = f"such as that of {self.names[i]}"
             raise RuntimeError(f"{self.owner}: weight_decay option is not compatible with sparse gradients, {of}")
         if getattr(part.hyper, "momentum", 0):
+            there = instead_of(self.owner)
             raise RuntimeError(f"{self.owner}: momentum must be 0, as the {label} is sparse{there}")
         return slices_of(gradient, p)
 
-    def _dense(self, gradient: Any, like: Any) -> Any:
-        """Return the memory of a dense gradient that lies as its parameter does."""
+    def _dense(self, gradient: Any, i: int) -> Any:
+        """Return the memory of a dense gradient that lies as its parameter does, or of a contiguous copy."""
         if gradient.dtype is torch.bfloat16:  # which NumPy lacks
             gradient = gradient.float()
-        return buffers.array_at(READER.memory(gradient), self.owner, gradient).reshape(like.shape)
+        if self.sparse_axes[i] != FLAT:
+            gradient = gradient.contiguous()
+        array = buffers.array_at(READER.memory(gradient), self.owner, gradient)
+        return array.reshape(self.members_as_arrays[i].shape)
 
     def step(self, optimizer: Any, to_copy: list[int]) -> bool:
         """Check everything, then update while signals wait; return whether anything was updated."""
         with Uninterrupted():
+            self.copies.read()
             done = super().step(optimizer, to_copy)
             if done:
+                self.copies.write()
                 self._keep_counts(optimizer)
         return done
 
@@ -154,6 +165,12 @@ class SparsePlan(RowsPlan):
             if p.grad is not None:
                 optimizer.state[p]["step"] = int(count)
         self.watch.remember(optimizer.state)
+
+
+def axes_of(p: Any) -> int:
+    """Return how many axes number the rows of a parameter; `FLAT` if it is in another order, and has none."""
+    dense = 1 if p.is_contiguous() else FLAT
+    return int(p.grad.sparse_dim()) if is_sparse(p.grad) else dense
 
 
 def rows_of(shape: Any, axes: int) -> tuple[int, int]:

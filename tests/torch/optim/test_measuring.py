@@ -199,16 +199,6 @@ def test_refused_steps_change_nothing(name: str) -> None:
             mine.step()
 
 
-@pytest.mark.parametrize("name", [name for name in ("Adafactor", "Muon") if name in NAMES])
-def test_matrices_must_lie_row_by_row(name: str) -> None:
-    p = torch.nn.Parameter(torch.ones(3, 4).t())
-    p.grad = torch.ones(4, 3)
-    optimizer = getattr(ours, name)([p])
-    with pytest.raises(ValueError, match=f"^{name}: parameter 0 must be contiguous: .*; use torch.optim.{name}$"):
-        optimizer.step()
-    assert not optimizer.state
-
-
 def test_groups_of_adafactor_have_signs_of_their_own() -> None:
     together, apart = parameters(shapes=SHAPES[:2]), parameters(shapes=SHAPES[:2])
     one = ours.Adafactor([{"params": together[:1], "maximize": True}, {"params": together[1:]}])
