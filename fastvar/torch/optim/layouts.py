@@ -8,19 +8,22 @@ from typing import Any
 import torch
 
 from fastvar import buffers
-from fastvar.torch.optim.reading import READER
 
 
 class Copies:
     """Contiguous copies of tensors, which are read before an update and written back after it."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
         self.pairs: list[tuple[Any, Any]] = []
 
-    def of(self, tensor: Any) -> Any:
+    def of(self, tensor: Any, name: str) -> Any:
         """Return a contiguous tensor itself, or a new copy of another one."""
         if tensor.is_contiguous():
             return tensor
+        if tensor.dtype is torch.uint8:  # codes, whose scales are those of elements in the order of memory
+            there = "as the parameter is not contiguous; slot_dtype='bfloat16' can be used"
+            raise ValueError(f"{self.owner}: {name} cannot be in 8 bits, {there}")
         copy = tensor.detach().clone(memory_format=torch.contiguous_format)
         self.pairs.append((tensor.data, copy))  # the version of `data` is its own
         return copy
@@ -35,12 +38,16 @@ class Copies:
         for tensor, copy in self.pairs:
             tensor.copy_(copy)
 
-    def check(self, owner: str, named: Iterable[tuple[str, Any]]) -> None:
+    def check(self, named: Iterable[tuple[str, Any]]) -> None:
         """Raise ValueError if two tensors share memory, which copies would hide."""
         if self.pairs:
-            buffers.check_disjoint(
-                (f"{owner}: {name}", buffers.array_at(READER.memory(x), owner)) for name, x in named
-            )
+            buffers.check_disjoint((f"{self.owner}: {name}", memory_of(x)) for name, x in named)
+
+
+def memory_of(tensor: Any) -> buffers.Array:
+    """Return the memory of a dense tensor as bytes."""
+    array: buffers.Array = tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
+    return array
 
 
 def order_of(tensor: Any) -> tuple[int, ...] | None:

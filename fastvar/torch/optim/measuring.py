@@ -113,7 +113,7 @@ class MeasuringPlan(planning.TensorPlan):
 
     def _make_plan(self) -> None:
         """Let the rule work on the memory of the members and of their slots."""
-        update, self.copies = self.rule.pass_of(""), Copies()
+        update, self.copies = self.rule.pass_of(""), Copies(self.owner)
         by_rows = update.matrices or update.keeps_directions
         self.orders = [None if by_rows else order_of(p) for p in self.members]
         places: list[Any] = [self._place(p, i, self.names[i]) for i, p in enumerate(self.members)]
@@ -144,13 +144,13 @@ class MeasuringPlan(planning.TensorPlan):
         self.hyper_of_parts: list[Any] = [None] * len(self.parts)
         self._set_hyperparameters()
         self.rule._refreshed()  # it refuses memory that is shared
-        self.copies.check(self.owner, self._named(self.all_slots))
+        self.copies.check(self._named(self.all_slots))
 
     def _place(self, tensor: Any, i: int, name: str) -> TensorPlace:
         """Return the memory of member `i`, or of a slot: with the axes in its order, or of a contiguous copy."""
         order = self.orders[i]
         if order is None:
-            tensor = self.copies.of(tensor)
+            tensor = self.copies.of(tensor, name)
         shape = [tensor.shape[axis] for axis in order or range(tensor.ndim)]
         return TensorPlace(self._array(tensor, name).reshape(shape), name)
 

@@ -68,19 +68,19 @@ class RowsPlan(TensorPlan):
         super()._take_tensors(optimizer)
         tensors = zip(self.members, self.slots, self.averages, self.sparse_axes, strict=True)
         self.axes = {id(x): axes for p, of, more, axes in tensors for x in (p, *of.values(), *more)}
-        self.copies = Copies()
+        self.copies = Copies(self.owner)
 
     def _array(self, tensor: Any, label: str) -> Any:
         """Return the memory of a member or of a slot: with a row for each index of a sparse gradient, or flat."""
         axes = self.axes[id(tensor)]
         if axes == FLAT:
             return super()._array(tensor, label)
-        return super()._array(self.copies.of(tensor), label).reshape(rows_of(tensor.shape, axes))
+        return super()._array(self.copies.of(tensor, label), label).reshape(rows_of(tensor.shape, axes))
 
     def _make_plan(self) -> None:
         """Make the compiled plan, also of copies."""
         super()._make_plan()
-        self.copies.check(self.owner, self._named(self.slots))
+        self.copies.check(self._named(self.slots))
 
     def read_gradients(self, lists: list[list[Any]], optimizer: Any) -> list[int] | None:
         """Return the members whose gradient must be read here, or None if the plan is stale."""

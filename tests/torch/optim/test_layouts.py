@@ -146,3 +146,32 @@ def test_shared_memory_is_refused(name: str) -> None:
         optimizer.step()
     assert ours.explain(optimizer).refused
     assert bytes_of(optimizer, params) == before
+
+
+@pytest.mark.skipif(not hasattr(ours, "Muon"), reason="this PyTorch has no Muon")
+def test_slots_in_other_formats() -> None:
+    results = []
+    for contiguous in (False, True):
+        p = torch.nn.Parameter(torch.arange(4096.0).reshape(32, 128).t() / 4096)
+        p = torch.nn.Parameter(p.detach().contiguous()) if contiguous else p
+        optimizer = ours.Muon([p], slot_dtype="bfloat16")
+        for t in range(3):
+            give_gradients([p], t)
+            optimizer.step()
+        assert optimizer.state[p]["momentum_buffer"].dtype is torch.bfloat16
+        results.append((optimizer, p))
+    assert_same_bits(*results[0], *results[1])
+
+
+@pytest.mark.skipif(not hasattr(ours, "Muon"), reason="this PyTorch has no Muon")
+def test_slots_in_8_bits_are_refused() -> None:
+    params = [torch.nn.Parameter(torch.ones(64, 64)), torch.nn.Parameter(torch.ones(32, 128).t())]
+    optimizer = ours.Muon(params, slot_dtype="8bit")
+    give_gradients(params, 0)
+    wanted = "^Muon: slot momentum_buffer of parameter 1 cannot be in 8 bits, as the parameter is not contiguous; "
+    with pytest.raises(ValueError, match=wanted):
+        optimizer.step()
+    assert not optimizer.state
+    optimizer.slot_dtype = None
+    optimizer.step()
+    assert optimizer.kernel_steps == 1
