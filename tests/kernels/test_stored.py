@@ -6,7 +6,9 @@ and special values. Nothing is written outside the codes, scales and other array
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,11 +34,16 @@ STAGED = {**STAGES, "average": 0.9, "overwrite": 1.0, "low": -0.23, "high": 0.37
 SPECIAL = [0.0, -0.0, 1e-40, -1e-44, 1e-310, np.inf, -np.inf, np.nan, 3e38, -1e300, 1.9e-34, 1e-20]
 STEPS = 3
 RNG = np.random.default_rng(1)
-NUMBERS = RNG.standard_normal(1 << 15) * 10.0 ** RNG.integers(-6, 2, 1 << 15)
-WITH_SPECIAL = np.where(RNG.random(1 << 15) < 0.01, RNG.choice(SPECIAL, 1 << 15), NUMBERS)
+NUMBERS = RNG.standard_normal(1 << 16) * 10.0 ** RNG.integers(-6, 2, 1 << 16)
+WITH_SPECIAL = np.where(RNG.random(1 << 16) < 0.01, RNG.choice(SPECIAL, 1 << 16), NUMBERS)
 every_rule = pytest.mark.parametrize("rule", sorted(kernels.RULES))
 every_format = pytest.mark.parametrize("formats", FORMATS)
 both_stages = pytest.mark.parametrize("stages", [{}, STAGED], ids=["raw", "staged"])
+
+
+@functools.cache
+def scalars(rule: str, t: int) -> tuple[float, ...]:
+    return RULE_CASES[rule].scalars(t)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Scene:
         self.rng, self.specs, self.rule = np.random.default_rng(1), specs, rule
         self.drawn = WITH_SPECIAL if special else NUMBERS
         count = len(reference.RULES[rule].slots)
-        sizes = [int(np.prod(spec.shape)) for spec in specs]
+        sizes = [math.prod(spec.shape) for spec in specs]
         self.room = Room(sum(8 * n * (3 + count) + 300 * (3 + 2 * count) for n in sizes) + 64)
         self.w = [self._placed(spec, self._numbers(spec.shape), spec.dtype, 1) for spec in specs]
         self.averages = [
@@ -79,8 +86,8 @@ class Scene:
                 self.plan.stages[name][i] = value
 
     def _numbers(self, shape: tuple[int, ...]) -> Any:
-        size, at = int(np.prod(shape)), int(self.rng.integers(1 << 15))
-        return np.resize(self.drawn[at:], size).reshape(shape)
+        at = int(self.rng.integers(1 << 15))
+        return self.drawn[at : at + math.prod(shape)].reshape(shape)
 
     def _placed(self, spec: Spec, values: Any, dtype: Any, k: int) -> Any:
         return self.room.placed(values, dtype, spec.offset * k + k * k)
@@ -109,7 +116,7 @@ class Scene:
         return self.rng.permutation(spec.shape[0])[: spec.rows]
 
     def scalars(self, t: int) -> list[Any]:
-        return [RULE_CASES[self.rule].scalars(t + 4 * k) for k in range(max(1, min(len(self.specs), 2)))]
+        return [scalars(self.rule, t + 4 * k) for k in range(max(1, min(len(self.specs), 2)))]
 
     def bind(self, t: int, zero: bool = False) -> list[Any]:
         gradients = [self._gradient(spec, t) for spec in self.specs]
@@ -191,7 +198,7 @@ def test_guarded_steps_equal_the_twin(rule: str, formats: str, bad: bool) -> Non
         Spec((n,), dtype, dtype, None, FORMATS[formats], n, stages, bad and n == 257)
         for n, dtype, stages in ((2000, "f4", {}), (257, "f8", STAGED), (3, "f4", STAGED))
     ]
-    found = assert_equals_twin(rule, specs, guard=True, zero=True)
+    found = assert_equals_twin(rule, specs, threads=(3,), guard=True, zero=True)
     assert found == [[], [(1, True)] if bad else [], []]
 
 
@@ -208,8 +215,8 @@ def rows(formats: str, stages: dict[str, float], bad: bool = False) -> list[Spec
 @every_format
 @both_stages
 def test_rows_equal_the_twin(rule: str, formats: str, stages: dict[str, float]) -> None:
-    assert_equals_twin(rule, rows(formats, stages))
-    found = assert_equals_twin(rule, rows(formats, stages, bad=bool(stages)), guard=True)
+    assert_equals_twin(rule, rows(formats, stages), threads=(3,))
+    found = assert_equals_twin(rule, rows(formats, stages, bad=bool(stages)), threads=(3,), guard=True)
     assert found == [[], [(0, True)] if stages else [], []]
 
 
