@@ -22,7 +22,14 @@ from tests.support.runs import every_case
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FORMATS = ["bfloat16", "8bit"]
 SHAPES = [(5000,), (20, 512), (30,)]  # the last is small
-EXACT = {"Ftrl": {"linear"}, "ASGD": {"ax"}, "ScheduleFreeAdamW": {"momentum"}, "Prodigy": {"start"}}
+EXACT = {  # by class
+    "ASGD": {"ax"},
+    "Ftrl": {"linear"},
+    "Muon": {"momentum"},
+    "Prodigy": {"start"},
+    "ScheduleFreeAdamW": {"momentum"},
+}
+AMSGRAD = {"velocity", "velocity_hat"}
 ALWAYS_EXACT = {"average", "gradient_accumulator", "row", "column"}
 every_format = pytest.mark.parametrize("stored", FORMATS)
 
@@ -85,7 +92,7 @@ def test_statistics_are_stored_so_and_nothing_else(case: Case, stored: str) -> N
         slot_dtype=stored, slot_dtype_min_size=31, use_ema=True, gradient_accumulation_steps=2, name="x"
     )
     optimizer.build(variables())
-    exact = ALWAYS_EXACT | EXACT.get(case.optimizer, set())
+    exact = ALWAYS_EXACT | EXACT.get(case.optimizer, set()) | (AMSGRAD if case.rule == "amsgrad" else set())
     for name, found in formats(optimizer).items():
         large = "float32" if name in exact else stored
         assert [f for f in found[:2] if f] == [large] * len([f for f in found[:2] if f]), name
@@ -106,6 +113,20 @@ def test_exact_slots_of_a_rule_in_numpy(stored: str) -> None:
     small = "float32"
     wanted = {"mean": [stored, stored, small], "square": [stored, stored, small], "kept": [small] * 3}
     assert formats(optimizer) == wanted
+
+
+def test_slots_that_become_exact_are_converted() -> None:
+    optimizer = fv.optimizers.Adam(slot_dtype="8bit")
+    given = variables()
+    train(optimizer, given)
+    before = optimizer.slot(given[0], "velocity").numpy()
+    optimizer.amsgrad = True
+    small = "float32"
+    wanted = {"momentum": ["8bit", "8bit", small], "velocity": [small] * 3, "velocity_hat": [small] * 3}
+    assert formats(optimizer) == wanted
+    assert_same_bits(optimizer.slot(given[0], "velocity").numpy(), before)
+    optimizer.amsgrad = False
+    assert formats(optimizer)["velocity"] == ["8bit", "8bit", small]
 
 
 @every_format
