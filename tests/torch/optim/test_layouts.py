@@ -148,30 +148,37 @@ def test_shared_memory_is_refused(name: str) -> None:
     assert bytes_of(optimizer, params) == before
 
 
-@pytest.mark.skipif(not hasattr(ours, "Muon"), reason="this PyTorch has no Muon")
-def test_slots_in_other_formats() -> None:
+def rows_of(shape: tuple[int, int], width: int) -> Any:
+    return torch.sparse_coo_tensor(torch.tensor([[3, 9]]), torch.randn(2, width), shape)
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "SparseAdam"])
+def test_slots_in_bfloat16(name: str) -> None:
+    gradients = [rows_of((64, 256), 256) for _ in range(3)]
     results = []
-    for contiguous in (False, True):
-        p = torch.nn.Parameter(torch.arange(4096.0).reshape(32, 128).t() / 4096)
-        p = torch.nn.Parameter(p.detach().contiguous()) if contiguous else p
-        optimizer = ours.Muon([p], slot_dtype="bfloat16")
-        for t in range(3):
-            give_gradients([p], t)
+    for zeros in (torch.zeros(256, 64).t(), torch.zeros(64, 256)):
+        p = torch.nn.Parameter(zeros)
+        optimizer = getattr(ours, name)([p], lr=0.1, slot_dtype="bfloat16")
+        for gradient in gradients:
+            p.grad = gradient
             optimizer.step()
-        assert optimizer.state[p]["momentum_buffer"].dtype is torch.bfloat16
+        slots = [x for x in optimizer.state[p].values() if getattr(x, "shape", 0) == p.shape]
+        assert {x.dtype for x in slots} == {torch.bfloat16}
         results.append((optimizer, p))
     assert_same_bits(*results[0], *results[1])
 
 
-@pytest.mark.skipif(not hasattr(ours, "Muon"), reason="this PyTorch has no Muon")
-def test_slots_in_8_bits_are_refused() -> None:
-    params = [torch.nn.Parameter(torch.ones(64, 64)), torch.nn.Parameter(torch.ones(32, 128).t())]
-    optimizer = ours.Muon(params, slot_dtype="8bit")
-    give_gradients(params, 0)
-    wanted = "^Muon: slot momentum_buffer of parameter 1 cannot be in 8 bits, as the parameter is not contiguous; "
+@pytest.mark.parametrize("name", ["Adagrad", "SparseAdam"])
+def test_slots_in_8_bits_are_refused(name: str) -> None:
+    params = [torch.nn.Parameter(torch.zeros(64, 256)), torch.nn.Parameter(torch.zeros(256, 64).t())]
+    optimizer = getattr(ours, name)(params, slot_dtype="8bit")
+    before = str(optimizer.state_dict()["state"])
+    for p in params:
+        p.grad = rows_of((64, 256), 256)
+    wanted = f"^{name}: slot .* of parameter 1 cannot be in 8 bits, as the parameter is not contiguous; "
     with pytest.raises(ValueError, match=wanted):
         optimizer.step()
-    assert not optimizer.state
+    assert str(optimizer.state_dict()["state"]) == before
     optimizer.slot_dtype = None
     optimizer.step()
     assert optimizer.kernel_steps == 1
