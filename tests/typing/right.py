@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 import fastvar as fv
+from fastvar.optimizer.quantized import Quantized
+from fastvar.tables import Table
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool]
@@ -59,7 +61,14 @@ def optimizers(w: fv.Variable, x: npt.NDArray[np.float32]) -> None:
     assert_type(adam.minimize(lambda: (2.5, [x]), [w]), float)
     adam.minimize(lambda tree: tree[0].sum(), [w], gradients="jax")
     assert_type(adam.iterations, int)
-    assert_type(adam.slot(w, "momentum"), fv.Variable)
+    slot = adam.slot(w, "momentum")
+    assert_type(slot, fv.Variable | Quantized)
+    assert_type(slot.value, Array)
+    assert_type(slot * x, Array)
+    slot.assign(x)
+    assert_type(adam.memory(), Table)
+    adam.slot_dtype = "8bit"
+    fv.optimizers.Lion(slot_dtype="bfloat16", slot_dtype_min_size=0, seed=1)
     assert_type(adam.groups[0].variables, list[fv.Variable])
     assert_type(fv.optimizers.Adam.from_config(adam.get_config()), fv.optimizers.Adam)
     fv.optimizers.LossScaleOptimizer(adam).minimize(lambda: (1.0, [x]), [w])
