@@ -96,11 +96,10 @@ class Scene:
         values, stored = np.abs(self._numbers(spec.shape)), spec.formats[k % len(spec.formats)]
         if stored != "8bit":
             return self._placed(spec, values, BFLOAT16 if stored == "bfloat16" else spec.dtype, 5 + 2 * k)
-        scales = np.abs(self._numbers((-(-values.size // 256),))) * 1e-4
+        with np.errstate(over="ignore"):
+            scales = (np.abs(self._numbers((-(-values.size // 256),))) * 1e-4).astype("f4")
         codes = self.rng.integers(0, 256, spec.shape)
-        return Codes(
-            self._placed(spec, codes, "u1", 6 + 2 * k), self._placed(spec, np.float32(scales), "f4", 7 + 2 * k)
-        )
+        return Codes(self._placed(spec, codes, "u1", 6 + 2 * k), self._placed(spec, scales, "f4", 7 + 2 * k))
 
     def _gradient(self, spec: Spec, t: int) -> Any:
         if spec.gradient is None:
