@@ -45,7 +45,6 @@ class Row(NamedTuple):
     options: Mapping[str, Any] = {}
     seeds: int = FEW
     constant: bool = False  # the learning rate stays; otherwise it falls to 0 along a cosine
-    whole: bool = False  # no batches: gradients of all data
     steps: int = 1500
     nearest: bool = False  # round slots to nearest, the control
 
@@ -78,12 +77,11 @@ ROWS = [
     Row("Lars", 1.0, 1.0),
     Row("Muon", 0.002, 0.01),
     Row("Nadam", 0.002, 0.01),
-    Row("Prodigy", 1.0, 1.0),
+    Row("Prodigy", 0.03, 1.0),
     Row("RAdam", 0.002, 0.01),
     Row("RMSprop", 0.001, 0.005),
     Row("RMSprop", 0.0003, 0.002, {"momentum": 0.9}),
     Row("RMSprop", 0.001, 0.005, {"centered": True}),
-    Row("Rprop", 0.001, 0.001, constant=True, whole=True, steps=150),
     Row("ScheduleFreeAdamW", 0.002, 0.01, constant=True),
     Row("Signum", 0.0003, 0.001),
     Row("Yogi", 0.002, 0.01),
@@ -120,7 +118,7 @@ class Losses(NamedTuple):
 def final_loss(row: Row, job: str, slot_dtype: str | None, seed: int) -> float:
     """Train, and return the final loss."""
     with nearest_rounding() if row.nearest and slot_dtype else nullcontext():
-        trained = JOBS[job](seed, row.whole)
+        trained = JOBS[job](seed)
         rate = row.digits if job == "digits" else row.zipf
         optimizer = row.make(rate, slot_dtype=slot_dtype, slot_dtype_min_size=0, seed=seed)
         optimizer.build(trained.variables)

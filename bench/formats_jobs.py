@@ -17,16 +17,16 @@ TOKENS, WIDTH, CLASSES = 2000, 16, 32
 class Digits:
     """A network of 64, 64 and 10 units on scikit-learn's digits. Each seed has its own split, start and order."""
 
-    def __init__(self, seed: int, whole: bool = False) -> None:
+    def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         (self._x, self._y), _ = mlp().digits(rng)
         self._net = mlp().MLP([64, 64], 10, rng)
-        self._rows = self._batches(rng, whole)
+        self._rows = self._batches(rng)
         self.variables: list[fv.Variable] = self._net.variables
 
-    def _batches(self, rng: np.random.Generator, whole: bool) -> Iterator[Any]:
+    def _batches(self, rng: np.random.Generator) -> Iterator[Any]:
         while True:
-            yield from [slice(None)] if whole else mlp().batches(len(self._y), BATCH, rng)
+            yield from mlp().batches(len(self._y), BATCH, rng)
 
     def gradients(self) -> list[Any]:
         """Return the gradients of the next batch."""
@@ -46,14 +46,13 @@ class Zipf:
     one of 100 batches, and zeros in the others. Frequent and rare tokens are mixed.
     """
 
-    def __init__(self, seed: int, whole: bool = False) -> None:
+    def __init__(self, seed: int) -> None:
         self._rng = rng = np.random.default_rng(seed)
         often = rng.permutation(1 / np.arange(1, TOKENS + 1))
         self._often = often / often.sum()
         self._bounds = np.cumsum(self._often)[:-1]
         logits = 2 * rng.normal(size=(TOKENS, WIDTH)) @ rng.normal(size=(WIDTH, CLASSES)) / np.sqrt(WIDTH)
         self._chances = _softmax(logits).astype(np.float32)
-        self._whole = whole
         self._table = fv.Variable(rng.normal(0, 0.1, (TOKENS, WIDTH)).astype(np.float32))
         self._kernel = fv.Variable(rng.normal(0, 0.25, (WIDTH, CLASSES)).astype(np.float32))
         self._bias = fv.Variable(np.zeros(CLASSES, np.float32))
@@ -64,15 +63,11 @@ class Zipf:
 
     def gradients(self) -> list[Any]:
         """Return dense gradients: rows of tokens that are not in the batch are zeros."""
-        if self._whole:
-            tokens, weights = np.arange(TOKENS), self._often.astype(np.float32)[:, None]
-            errors = weights * (self._predicted(tokens) - self._chances)
-        else:
-            tokens = np.searchsorted(self._bounds, self._rng.random(BATCH))
-            errors = self._predicted(tokens)
-            drawn = self._rng.random((BATCH, 1)) < np.cumsum(self._chances[tokens], 1)
-            errors[np.arange(BATCH), drawn.argmax(1)] -= 1
-            errors /= np.float32(BATCH)
+        tokens = np.searchsorted(self._bounds, self._rng.random(BATCH))
+        errors = self._predicted(tokens)
+        drawn = self._rng.random((BATCH, 1)) < np.cumsum(self._chances[tokens], 1)
+        errors[np.arange(BATCH), drawn.argmax(1)] -= 1
+        errors /= np.float32(BATCH)
         of_table = np.zeros_like(self._table.value)
         np.add.at(of_table, tokens, errors @ self._kernel.value.T)
         return [of_table, self._table.value[tokens].T @ errors, errors.sum(0)]

@@ -133,6 +133,10 @@ class RMSprop(Optimizer):
             return "velocity", "momentum", "average_gradient"
         return ("velocity", "momentum") if has_momentum(self) else ("velocity",)
 
+    @property
+    def exact_slots(self) -> Sequence[str]:  # type: ignore[override]
+        return self.slots[::2] if self.centered else ()  # rounded, their difference would be too small
+
     def rule(self) -> Any:
         name = "rmsprop_centered" if self.centered else "rmsprop_momentum" if has_momentum(self) else "rmsprop"
         return kernels.RULES[name]

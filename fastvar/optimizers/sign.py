@@ -174,6 +174,9 @@ class Rprop(Optimizer):
     step_size_max: Number = number(default=50.0, above=0)
 
     slots: ClassVar[Sequence[str]] = ("previous_gradient", "step_size")
+    exact_slots: ClassVar[Sequence[str]] = (
+        slots  # the sign of a small gradient is lost in 8 bits, and step sizes drift
+    )
 
     def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.learning_rate if slot == "step_size" else 0

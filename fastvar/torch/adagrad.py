@@ -188,6 +188,10 @@ class RMSprop(TorchOptimizer):
             return "square_avg", "momentum_buffer", "grad_avg"
         return ("square_avg", "momentum_buffer") if has_momentum(self) else ("square_avg",)
 
+    @property
+    def exact_slots(self) -> Sequence[str]:  # type: ignore[override]
+        return self.slots[::2] if self.centered else ()  # rounded, their difference would be too small
+
     def rule(self) -> Any:
         name = "rmsprop_centered" if self.centered else "rmsprop_momentum" if has_momentum(self) else "rmsprop"
         return kernels.RULES[name]

@@ -268,6 +268,9 @@ class Rprop(TorchOptimizer):
         ) -> None: ...
 
     slots: ClassVar[Sequence[str]] = ("prev", "step_size")
+    exact_slots: ClassVar[Sequence[str]] = (
+        slots  # the sign of a small gradient is lost in 8 bits, and step sizes drift
+    )
 
     def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         return hyper.lr if slot == "step_size" else 0

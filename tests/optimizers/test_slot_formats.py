@@ -50,26 +50,34 @@ def test_updates_of_a_network_are_almost_those_of_float32(kind: Any) -> None:
     assert errors.zeros == 0
 
 
-@pytest.mark.parametrize("kind", [fv.optimizers.Adam, fv.optimizers.AdamW, fv.torch.Adam, fv.torch.AdamW])
-def test_the_largest_second_moments_are_exact(kind: Any) -> None:
-    """The largest of numbers that are rounded at random would be too large."""
-    w = fv.Variable(np.zeros(512, np.float32))
-    optimizer = kind([w]) if kind.__module__.startswith("fastvar.torch") else kind()
-    optimizer.slot_dtype, optimizer.slot_dtype_min_size = "8bit", 0
-    optimizer.build([w])
-    formats = {}
-    for amsgrad in (False, True):
-        optimizer.amsgrad = amsgrad
-        optimizer.apply([np.ones(512)], [w])
-        formats[amsgrad] = [format_of(slot) for slot in optimizer.variables]
-    assert formats == {False: ["8bit"] * 2, True: ["8bit", "float32", "float32"]}
+EXACT = [  # an optimizer of both kinds, options, and the formats of its slots
+    ("AdamW", {"amsgrad": True}, ["8bit", "float32", "float32"]),
+    ("Adam", {"amsgrad": True}, ["8bit", "float32", "float32"]),
+    ("Adam", {}, ["8bit", "8bit"]),
+    ("ASGD", {}, ["float32"]),
+    ("Muon", {}, ["float32"]),
+    ("RMSprop", {"centered": True}, ["float32", "8bit", "float32"]),
+    ("RMSprop", {}, ["8bit"]),
+    ("Rprop", {}, ["float32", "float32"]),
+]
 
 
-@pytest.mark.parametrize("kind", [fv.optimizers.Muon, fv.torch.Muon])
-def test_the_momentum_of_orthogonal_steps_is_exact(kind: Any) -> None:
-    """Orthogonal steps would amplify its noise."""
+@pytest.mark.parametrize(("name", "options", "formats"), EXACT)
+def test_slots_that_rounding_would_spoil_are_exact(name: str, options: Any, formats: list[str]) -> None:
+    stored: Any = {"slot_dtype": "8bit", "slot_dtype_min_size": 0}
     w = fv.Variable(np.zeros((16, 32), np.float32))
-    optimizer = kind([w]) if kind.__module__.startswith("fastvar.torch") else kind()
-    optimizer.slot_dtype, optimizer.slot_dtype_min_size = "8bit", 0
-    optimizer.build([w])
-    assert [format_of(slot) for slot in optimizer.variables] == ["float32"]
+    ours = getattr(fv.optimizers, name)(**options, **stored)
+    ours.build([w])
+    for optimizer in (ours, getattr(fv.torch, name)([w], **options, **stored)):
+        assert [format_of(slot) for slot in optimizer.variables] == formats
+
+
+def test_slots_become_exact_when_an_option_asks_for_it() -> None:
+    w = fv.Variable(np.zeros(512, np.float32))
+    adam = fv.optimizers.Adam(slot_dtype="8bit", slot_dtype_min_size=0)
+    adam.apply([np.ones(512)], [w])
+    velocity = adam.slot(w, "velocity").numpy()
+    adam.amsgrad = True
+    adam.apply([np.zeros(512)], [w])
+    assert format_of(adam.slot(w, "velocity")) == "float32"
+    np.testing.assert_allclose(adam.slot(w, "velocity").numpy(), 0.999 * velocity, rtol=1e-6)
