@@ -83,7 +83,6 @@ ROWS = [
     Row("RMSprop", 0.0003, 0.002, {"momentum": 0.9}),
     Row("RMSprop", 0.001, 0.005, {"centered": True}),
     Row("ScheduleFreeAdamW", 0.002, 0.01, constant=True),
-    Row("Signum", 0.0003, 0.001),
     Row("Yogi", 0.002, 0.01),
     Row("Adam", 0.002, 0.01, seeds=MANY, nearest=True),
 ]

@@ -107,6 +107,7 @@ class Signum(Optimizer):
     momentum: Number = number(default=0.9, low=0, below=1)
 
     slots: ClassVar[Sequence[str]] = ("momentum",)
+    exact_slots: ClassVar[Sequence[str]] = ("momentum",)  # in 8 bits, small numbers lose their signs
 
     def rule(self) -> Any:
         return kernels.RULES["sign_momentum"]

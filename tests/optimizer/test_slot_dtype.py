@@ -27,9 +27,11 @@ EXACT = {  # by class
     "Ftrl": {"linear"},
     "Muon": {"momentum"},
     "Prodigy": {"start"},
+    "Rprop": {"previous_gradient", "step_size"},
     "ScheduleFreeAdamW": {"momentum"},
+    "Signum": {"momentum"},
 }
-AMSGRAD = {"velocity", "velocity_hat"}
+BY_RULE = {"amsgrad": {"velocity", "velocity_hat"}, "rmsprop_centered": {"velocity", "average_gradient"}}
 ALWAYS_EXACT = {"average", "gradient_accumulator", "row", "column"}
 every_format = pytest.mark.parametrize("stored", FORMATS)
 
@@ -92,7 +94,7 @@ def test_statistics_are_stored_so_and_nothing_else(case: Case, stored: str) -> N
         slot_dtype=stored, slot_dtype_min_size=31, use_ema=True, gradient_accumulation_steps=2, name="x"
     )
     optimizer.build(variables())
-    exact = ALWAYS_EXACT | EXACT.get(case.optimizer, set()) | (AMSGRAD if case.rule == "amsgrad" else set())
+    exact = ALWAYS_EXACT | EXACT.get(case.optimizer, set()) | BY_RULE.get(case.rule or "", set())
     for name, found in formats(optimizer).items():
         large = "float32" if name in exact else stored
         assert [f for f in found[:2] if f] == [large] * len([f for f in found[:2] if f]), name
