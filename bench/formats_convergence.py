@@ -81,7 +81,7 @@ ROWS = [
     Row("RAdam", 0.002, 0.01),
     Row("RMSprop", 0.001, 0.005),
     Row("RMSprop", 0.0003, 0.002, {"momentum": 0.9}),
-    Row("RMSprop", 0.001, 0.005, {"centered": True}),
+    Row("RMSprop", 0.0003, 0.002, {"momentum": 0.9, "centered": True}),
     Row("ScheduleFreeAdamW", 0.002, 0.01, constant=True),
     Row("Yogi", 0.002, 0.01),
     Row("Adam", 0.002, 0.01, seeds=MANY, nearest=True),
@@ -202,11 +202,11 @@ def main(names: Sequence[str]) -> None:
         if names and not {row.name, row.optimizer} & {*names}:
             continue
         found = [each for job in JOBS for each in compared(row, job)]
-        others = [one for one in read(path) if one.row != row.name and one.row in order]
+        others = [one for one in read(path) if one.row in order and one.row != row.name]
         every = sorted([*others, *found], key=lambda one: order.index(one.row))
         path.write_text(json.dumps([one._asdict() for one in every]))
         print(row.name, *(f"{one.slot_dtype} {one.job} {one.bound:.3f}" for one in found), sep="; ", flush=True)
-    found = read(path)
+    found = [one for one in read(path) if one.row in order]
     Console(width=160).print(table_of(ROWS, found))
     draw(found, ROOT / "docs" / "formats.svg")
 
