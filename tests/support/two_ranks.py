@@ -120,7 +120,8 @@ def refusals() -> dict[str, str]:
     net = torch.nn.Linear(4, 2)
     fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
     optimizer = ours.AdamW(net.parameters())
-    net(torch.ones(3, 4)).sum().backward()
+    for p in net.parameters():  # no forward pass: in PyTorch 2.6 it needs an accelerator
+        p.grad = torch.zeros_like(p)
     attempts = {
         "fully_shard": optimizer.step,
         "overlap": lambda: ZeroRedundancyOptimizer(

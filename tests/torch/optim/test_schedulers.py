@@ -37,6 +37,7 @@ def test_every_scheduler_is_here() -> None:
     assert SCHEDULERS.keys() == {*lr.__all__, "SWALR"} - {"LRScheduler"}
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # SequentialLR of PyTorch 2.6
 @pytest.mark.parametrize("kind", SCHEDULERS)
 @pytest.mark.parametrize("name", ["Adam", "SGD"])
 def test_schedulers(kind: str, name: str) -> None:

@@ -227,7 +227,8 @@ def test_rate_0_by_which_pytorch_makes_state_is_refused_by_ftrl() -> None:
 
 
 @every_class
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # in PyTorch 2.6 itself
 def test_distributed_checkpoints_without_ranks(name: str, tmp_path: Path) -> None:
     net = network_for(name)
     optimizer = optimizer_of(name, net)
