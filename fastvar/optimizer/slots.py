@@ -31,7 +31,9 @@ def demand(rule: Rule, variables: Sequence[Place]) -> tuple[object, ...]:
     kinds = tuple(map(rule.kind_of, variables)) if rule.overrides("kind_of") else ()
     adaptive = given("adaptive_clipnorm") is not None
     options = given("use_ema"), given("gradient_accumulation_steps"), adaptive, given("name")
-    stored = tuple((group.slot_dtype, group.slot_dtype_min_size) for group in rule.groups)
+    stored: tuple[object, ...] = ()
+    if "slot_dtype" in rule.parameters:
+        stored = tuple((group.slot_dtype, group.slot_dtype_min_size) for group in rule.groups)
     return tuple(rule.slots), kinds, options, stored
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -143,8 +144,15 @@ def need_pyright() -> None:
 
 
 def run(folder: Path, *command: str) -> str:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}  # pyright does not see editable installs
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return done.stdout
