@@ -44,7 +44,10 @@ cdef extern from *:
         Py_ssize_t head = (16 - (Py_ssize_t) ((uintptr_t) to & 15)) & 15;
         head = n < head ? n : head;
         memcpy(to, from, head);
-        for (to += head, from += head, n -= head; n >= 16; to += 16, from += 16, n -= 16)
+        for (to += head, from += head, n -= head; n >= 64; to += 64, from += 64, n -= 64)
+            for (int k = 0; k < 64; k += 16)
+                _mm_stream_si128((__m128i*) (to + k), _mm_loadu_si128((const __m128i*) (from + k)));
+        for (; n >= 16; to += 16, from += 16, n -= 16)
             _mm_stream_si128((__m128i*) to, _mm_loadu_si128((const __m128i*) from));
         memcpy(to, from, n);
     }
