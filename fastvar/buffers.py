@@ -103,7 +103,7 @@ def check_update(array: Array, like: Array, owner: str) -> None:
 def check_slot(slot: Any, like: Array, owner: str) -> None:
     """Check that a kernel may update a slot of `like`: in its dtype, in bfloat16, or in 8 bits."""
     if isinstance(slot, formats.Codes):
-        groups = -(-like.size // formats.GROUP)
+        groups = formats.groups_of(like.size)
         check_update(slot.scales, np.empty(groups, np.float32), f"{owner}: scales")
         writable_view(slot.codes, f"{owner}: codes")
         if slot.codes.dtype != np.uint8 or slot.codes.shape != like.shape:

@@ -29,6 +29,11 @@ class Codes(NamedTuple):
     scales: npt.NDArray[np.float32]
 
 
+def groups_of(size: int) -> int:
+    """Return how many groups so many elements have; the last one may be smaller."""
+    return -(-size // GROUP)
+
+
 def in_place(dtype: np.dtype[Any]) -> bool:
     """Return whether kernels read arrays of `dtype` in place (if they are contiguous and aligned)."""
     if FORMATS.get(dtype.name) != dtype.itemsize:

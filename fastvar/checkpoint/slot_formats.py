@@ -11,7 +11,7 @@ import numpy as np
 from fastvar import formats
 from fastvar.buffers import Array
 from fastvar.checkpoint.foreign.source import HasSpec
-from fastvar.formats import GROUP, Codes
+from fastvar.formats import Codes
 from fastvar.kernels.numpy_formats import decoded
 from fastvar.optimizer.quantized import Slot, format_of, parts_of
 
@@ -51,7 +51,7 @@ def _in_file(source: str, entries: Mapping[str, HasSpec]) -> tuple[str, list[str
         return "", [], None
     codes, scales = (entries[name] for name in names)
     size = int(np.prod(codes.shape, dtype=object))
-    whole = codes.dtype == np.uint8 and scales.dtype == np.float32 and scales.shape == (-(-size // GROUP),)
+    whole = codes.dtype == np.uint8 and scales.dtype == np.float32 and scales.shape == (formats.groups_of(size),)
     return "8bit", names, codes.shape if whole else None
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fastvar import formats
 from fastvar.buffers import Array
-from fastvar.formats import GROUP, Codes
+from fastvar.formats import GROUP, Codes, groups_of
 
 NEAREST = np.uint32(1 << 31)  # in place of random numbers
 TWO, REST = np.uint32(0x40000000), np.uint32(19)  # see codes.pxi
@@ -71,7 +71,7 @@ def encode_codes(x: Array, random: Any) -> Codes:
 
 def _grouped(x: Array) -> Array:
     """Return an array as groups, the last one filled up with zeros."""
-    flat = np.zeros(-(-x.size // GROUP) * GROUP, x.dtype)
+    flat = np.zeros(groups_of(x.size) * GROUP, x.dtype)
     flat[: x.size] = x.reshape(-1)
     return flat.reshape(-1, GROUP)
 

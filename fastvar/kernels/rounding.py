@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastvar.formats import GROUP
+from fastvar.formats import GROUP, groups_of
 
 SEEDS = np.dtype([("shared", np.uint64), ("own", np.uint64)])
 """The hashes for a variable in an update: without its number, and with it."""
@@ -38,6 +38,6 @@ def set_seeds(seeds: npt.NDArray[Any], seed: int, updates: Any, numbers: Any) ->
 def random_bits(seeds: Any, slot: int, n: int) -> npt.NDArray[np.uint32]:
     """Return the random numbers for the first `n` elements of a slot, given the record of its variable."""
     shared = hashed(seeds["shared"], np.arange(GROUP)) >> np.uint64(32)
-    keys = hashed(hashed(seeds["own"], slot), np.arange(-(-n // GROUP))) >> np.uint64(32)
+    keys = hashed(hashed(seeds["own"], slot), np.arange(groups_of(n))) >> np.uint64(32)
     bits: npt.NDArray[Any] = (keys[:, None] ^ shared).astype(np.uint32)
     return bits.reshape(-1)[:n]

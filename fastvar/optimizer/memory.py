@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from fastvar import formats
-from fastvar.formats import GROUP
 from fastvar.optimizer.quantized import Slot
 from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.slots import slot_format
@@ -43,5 +42,5 @@ def _bytes(
     least = group_of[id(variable)].slot_dtype_min_size
     wanted = slot_format(rule, name, variable, SimpleNamespace(slot_dtype=choice, slot_dtype_min_size=least))
     if wanted == "8bit":
-        return slot.size + 4 * -(-slot.size // GROUP)
+        return slot.size + 4 * formats.groups_of(slot.size)
     return slot.size * (2 if wanted == "bfloat16" else np.dtype(wanted).itemsize)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fastvar import buffers
 from fastvar.arraylike import Arraylike, unwrap
 from fastvar.buffers import Array
-from fastvar.formats import GROUP, Codes
+from fastvar.formats import GROUP, Codes, groups_of
 from fastvar.kernels.numpy_formats import NEAREST, decode_codes, encode_codes
 from fastvar.variable import Variable
 
@@ -56,7 +56,7 @@ class Quantized(Arraylike):
     @classmethod
     def zeros(cls, shape: tuple[int, ...], dtype: npt.DTypeLike, name: str | None = None) -> Self:
         """Return a new slot of zeros, whose decoded values have a dtype."""
-        groups = -(-int(np.prod(shape, dtype=object)) // GROUP)
+        groups = groups_of(int(np.prod(shape, dtype=object)))
         codes, scales = buffers.full(shape, np.uint8, 0), buffers.full((groups,), np.float32, 0)
         return cls(codes, scales, dtype, name)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastvar.buffers import Array
-from fastvar.formats import GROUP, Codes
+from fastvar.formats import Codes, groups_of
 from fastvar.kernels.numpy_formats import NEAREST, decode_codes, encode_codes
 from fastvar.optimizer.slots import stored_slots
 from fastvar.torch.optim.reading import check, refused
@@ -32,7 +32,7 @@ def found_in(state: dict[str, Any], name: str) -> Any:
     if name in state:
         return state[name]
     pair = state.get(name + CODES), state.get(name + SCALES)
-    return pair if None not in pair else None
+    return pair if all(part is not None for part in pair) else None
 
 
 def names_of(name: str) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def in_8_bits(owner: str, label: str, found: Any, p: Any) -> tuple[Any, Any]:
     if isinstance(found, tuple):
         return checked_pair(owner, label, found, p)
     codes = torch.zeros_like(p, dtype=torch.uint8, requires_grad=False)
-    scales = torch.zeros(-(-p.numel() // GROUP), dtype=torch.float32)
+    scales = torch.zeros(groups_of(p.numel()), dtype=torch.float32)
     if found is not None:
         value = decoded(owner, label, found, p)
         check(owner, label, value, p)
@@ -80,7 +80,7 @@ def checked_pair(owner: str, label: str, found: tuple[Any, Any], p: Any) -> tupl
     """Return codes and scales in their own dtypes, or raise the error of what is none."""
     for what, tensor, shape in (
         ("codes", found[0], p.shape),
-        ("scales", found[1], (-(-p.numel() // GROUP),)),
+        ("scales", found[1], (groups_of(p.numel()),)),
     ):
         if not isinstance(tensor, torch.Tensor) or tensor.device != p.device or tensor.shape != shape:
             raise refused(owner, f"{what} of {label}", tensor, f"a tensor of shape {(*shape,)} on the CPU")
