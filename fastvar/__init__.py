@@ -54,6 +54,22 @@ __all__ = [
 
 _LATER = ("checkpoint", "torch", "keras", "scipy", "sklearn")  # they take time to import, or need a library
 
+_DIFFERENTIATE = 'use optimizer.minimize(loss, variables, gradients="autograd"), or "jax" or "torch"'
+_AT_ONCE = "there are no graphs: everything is computed at once, on NumPy arrays"
+_TRAINABLE = "use net.trainable_variables of a fv.Module, or a list of your own"
+_IN_FILES = "use fv.Checkpoint, fv.CheckpointManager or fv.Saver"
+_ELSEWHERE = {  # names of TensorFlow and PyTorch, and what to use
+    "train": "use fv.optimizers, fv.schedules, fv.Checkpoint or fv.Saver",
+    "optim": "use fv.optimizers, or fv.torch.optim for PyTorch's tensors",
+    "get_variable": "use fv.Variable(value, name=...)",
+    "Parameter": "use fv.Variable",
+    **dict.fromkeys(("GradientTape", "grad", "value_and_grad"), _DIFFERENTIATE),
+    **dict.fromkeys(("Session", "placeholder", "global_variables_initializer", "function"), _AT_ONCE),
+    **dict.fromkeys(("trainable_variables", "global_variables", "get_collection"), _TRAINABLE),
+    **dict.fromkeys(("constant", "Tensor", "tensor", "array"), "use a NumPy array"),
+    **dict.fromkeys(("nn", "layers"), "there are no layers: write them as classes from fv.Module"),
+    **dict.fromkeys(("save", "load", "restore"), _IN_FILES),
+}
 
 if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
 
@@ -66,7 +82,8 @@ if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
         modules = (optimizers, schedules, regularizers, initializers, constraints)
         found = {module.__name__: getattr(module, name, None) for module in modules}
         places = [at for at, thing in found.items() if getattr(thing, "__module__", "").startswith(at)]
-        hint = f"; did you mean {places[0].replace('fastvar', 'fv')}.{name}?" if places else ""
+        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        hint = f"; did you mean {places[0].replace('fastvar', 'fv')}.{name}?" if places else hint
         raise AttributeError(f"module 'fastvar' has no attribute {name!r}{hint}")
 
 

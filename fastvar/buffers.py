@@ -7,6 +7,7 @@ been written.
 from __future__ import annotations
 
 import itertools
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -191,7 +192,8 @@ def as_real(gradient: Any, arithmetic: np.dtype[Any], shape: tuple[int, ...], ow
     except Exception as error:  # a foreign __array__ may raise anything
         raise TypeError(f"{owner}: cannot be read as an array ({error})") from error
     if array.dtype.kind not in "fiub" and not array.dtype.name.startswith(("bfloat", "float")):  # ml_dtypes
-        raise TypeError(f"{owner}: must hold real numbers, got dtype {array.dtype}")
+        got = reprlib.repr(gradient) if array.dtype == object else f"dtype {array.dtype}"
+        raise TypeError(f"{owner}: must hold real numbers, got {got}")
     if array.shape != shape:
         raise ValueError(f"{owner}: must have shape {shape}, got {array.shape}")
     dtype = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")

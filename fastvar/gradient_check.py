@@ -11,6 +11,7 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
+from fastvar.gradients import as_number, loss_and_gradients
 from fastvar.kernels.atomic import Atomic
 from fastvar.module import Tree, as_tree
 from fastvar.tables import Shown, Table, count
@@ -227,8 +228,8 @@ class Differences:
         return compared
 
     def _evaluate(self) -> tuple[float, Any]:
-        loss, grads = self._value_and_grad()
-        loss = float(loss)
+        found, grads = loss_and_gradients(OWNER, self._value_and_grad)
+        loss = as_number(OWNER, found)
         if not math.isfinite(loss):
             raise ValueError(f"{OWNER}: the loss must be finite, got {loss}")
         return loss, grads

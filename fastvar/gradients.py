@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
+import reprlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,6 +17,25 @@ from fastvar.variable import Variable
 Library = Literal["autograd", "jax", "torch"]
 Loss = Callable[[Any], Any]
 Fill = Callable[[list[Any]], Any]  # makes the argument of a loss from the arrays of trained variables
+ONLY_LOSS = '; if it returns only the loss, pass gradients="autograd", "jax" or "torch"'
+
+
+def loss_and_gradients(owner: str, value_and_grad: Callable[[], Any], hint: str = "") -> tuple[Any, Any]:
+    """Return the loss and the gradients that a function returns. The hint ends the error if it returns others."""
+    if not callable(value_and_grad):
+        raise TypeError(f"{owner}: value_and_grad must be a function, got {reprlib.repr(value_and_grad)}")
+    found = value_and_grad()
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise TypeError(f"{owner}: value_and_grad must return (loss, gradients), got {reprlib.repr(found)}{hint}")
+    return found[0], found[1]
+
+
+def as_number(owner: str, loss: Any) -> float:
+    """Return a loss as a float."""
+    try:
+        return float(loss)
+    except (TypeError, ValueError):
+        raise TypeError(f"{owner}: the loss must be a number, got {reprlib.repr(loss)}") from None
 
 
 def differentiated(owner: str, loss: Loss, variables: Any, library: Library) -> Callable[[], tuple[Any, Any]]:
@@ -69,8 +90,20 @@ def _filled(thing: Any, values: dict[int, Any]) -> Any:
     return type(thing)(**filled) if isinstance(thing, tuple) else filled
 
 
+def _checked(value: Any, tensor: type = object) -> Any:
+    """Return what a loss has returned: one number, and for PyTorch a tensor."""
+    numeric = not isinstance(value, (str, tuple, list, dict, set, type(None)))
+    if not numeric or math.prod(getattr(value, "shape", ())) != 1:
+        raise TypeError(
+            f"with gradients=... the function must return only the loss, a number; got {reprlib.repr(value)}"
+        )
+    if not isinstance(value, tensor):
+        raise TypeError(f'with gradients="torch" the loss must be a tensor, got {reprlib.repr(value)}')
+    return value
+
+
 def _by_autograd(module: Any, loss: Loss, tree: Fill, arrays: list[Any]) -> Any:
-    return module.value_and_grad(lambda trained: loss(tree(trained)))(arrays)
+    return module.value_and_grad(lambda trained: _checked(loss(tree(trained))))(arrays)
 
 
 def _to_jax(jax: Any, v: Variable, owner: str) -> Any:
@@ -92,7 +125,7 @@ def _by_jax(jax: Any, loss: Loss, tree: Fill, arrays: list[Any]) -> Any:
         compiled = _compiled(jax, bound.func)
         value, grads = compiled(arrays, given, bound.args, bound.keywords, numbers, structure)
     else:
-        value, grads = jax.value_and_grad(lambda trained: loss(tree(trained)))(arrays)
+        value, grads = jax.value_and_grad(lambda trained: _checked(loss(tree(trained))))(arrays)
     return float(value), [np.asarray(g) for g in grads]
 
 
@@ -106,13 +139,13 @@ def _compiled(jax: Any, function: Any) -> Any:
 
     def loss(arrays: Any, given: Any, args: Any, keywords: Any, numbers: Any, structure: Any) -> Any:
         leaves = [leaf if i < 0 else arrays[i] for leaf, i in zip(given, numbers, strict=True)]
-        return function(*args, structure.unflatten(leaves), **keywords)
+        return _checked(function(*args, structure.unflatten(leaves), **keywords))
 
     return jax.jit(jax.value_and_grad(loss), static_argnums=(4, 5))
 
 
 def _by_torch(torch: Any, loss: Loss, tree: Fill, arrays: list[Any]) -> Any:
-    value = loss(tree([tensor.requires_grad_() for tensor in arrays]))
+    value = _checked(loss(tree([tensor.requires_grad_() for tensor in arrays])), torch.Tensor)
     grads = torch.autograd.grad(value, arrays, allow_unused=True)
     return value.item(), [None if g is None else g.numpy() for g in grads]
 

@@ -51,12 +51,27 @@ def test_help_shows_the_public_names() -> None:
         ("L2", "; did you mean fv.regularizers.L2?"),
         ("Box", "; did you mean fv.constraints.Box?"),
         ("Fixed", ""),
-        ("train", ""),
+        ("train", "; use fv.optimizers, fv.schedules, fv.Checkpoint or fv.Saver"),
+        ("get_variable", "; use fv.Variable(value, name=...)"),
+        ("Session", "; there are no graphs: everything is computed at once, on NumPy arrays"),
     ],
 )
 def test_a_name_of_a_module_is_found(name: str, hint: str) -> None:
     with pytest.raises(AttributeError, match=f"^module 'fastvar' has no attribute '{name}'{re.escape(hint)}$"):
         getattr(fv, name)
+
+
+def test_hints_name_what_there_is() -> None:
+    """No hint is for a name of ours, and all that hints name is there."""
+    named = re.findall(r"fv\.([\w.]*\w)", " ".join(fv._ELSEWHERE.values()))
+    assert {"Variable", "Module", "Saver", "optimizers"} <= {*named}
+    for name in named:
+        assert name.split(".")[0] in fv.__all__
+    assert not {*fv._ELSEWHERE} & {*fv.__all__}
+    for name, hint in fv._ELSEWHERE.items():
+        with pytest.raises(AttributeError, match=re.escape(hint)):
+            getattr(fv, name)
+    assert isinstance(fv.Module.trainable_variables, property)
 
 
 def test_import_loads_no_framework_and_no_hdf5() -> None:

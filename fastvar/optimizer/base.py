@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from operator import is_
 from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
-from fastvar.gradients import Library, differentiated
+from fastvar.gradients import ONLY_LOSS, Library, differentiated, loss_and_gradients
 from fastvar.hyper import Parameter
 from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.turn import Turn
@@ -332,7 +332,7 @@ class Optimizer(Kept):
                 self._state.variables if var_list is None else as_tree(var_list, f"{self._owner}: variables")
             )
             value_and_grad = differentiated(self._owner, value_and_grad, var_list, gradients)
-        loss, grads = value_and_grad()
+        loss, grads = loss_and_gradients(self._owner, value_and_grad, ONLY_LOSS)
         self.apply(grads, var_list)
         return loss
 

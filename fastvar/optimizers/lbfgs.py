@@ -11,7 +11,7 @@ import numpy as np
 from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.constraints import as_box
-from fastvar.gradients import Library, differentiated
+from fastvar.gradients import ONLY_LOSS, Library, as_number, differentiated, loss_and_gradients
 from fastvar.hyper import integer, number
 from fastvar.kernels.atomic import Atomic
 from fastvar.module import penalty
@@ -163,14 +163,14 @@ class LBFGS(Optimizer, options=False):
 
         def evaluate(x: Any) -> tuple[float, Any]:
             _write(variables, x)
-            loss, grads = value_and_grad()
+            loss, grads = loss_and_gradients(self._owner, value_and_grad, ONLY_LOSS)
             grads = self._arranged(grads, None)
             if len(grads) != len(self._state.variables):
                 raise ValueError(
                     f"{self._owner}: got {len(grads)} gradients for {len(self._state.variables)} variables"
                 )
             of_trainable = [g for g, v in zip(grads, self._state.variables, strict=True) if v.trainable]
-            loss = float(loss) + penalty(variables)
+            loss = as_number(self._owner, loss) + penalty(variables)
             return loss, np.concatenate([[], *map(self._gradient, of_trainable, variables)])
 
         options = {

@@ -175,6 +175,67 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert w.value == 1
 
 
+G = np.ones(3)
+OTHERS = {
+    "a number": 3.0,
+    "nothing": None,
+    "three": [1.0, [G], 0],
+    "one": (1.0,),
+    "text": "ab",
+    "array": np.ones(2),
+}
+
+
+def ways_to_evaluate() -> list[Any]:
+    return [fv.optimizers.SGD().minimize, fv.optimizers.LBFGS().minimize, fv.check_gradients]
+
+
+@pytest.mark.parametrize("found", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("k", range(3))
+def test_a_function_that_returns_something_else(k: int, found: Any) -> None:
+    w = fv.Variable(np.full(3, 2.0))
+    with pytest.raises(TypeError, match=r"^\w+: value_and_grad must return \(loss, gradients\), got ") as error:
+        ways_to_evaluate()[k](lambda: found, [w])
+    assert ('pass gradients="autograd", "jax" or "torch"' in str(error.value)) == (k < 2)
+    with pytest.raises(TypeError, match=r"^\w+: value_and_grad must be a function, got "):
+        ways_to_evaluate()[k](found, [w])
+    assert (w.value == 2).all()
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("found", [None, G, "a", [1.0]], ids=["None", "array", "text", "list"])
+def test_a_loss_that_is_no_number(k: int, found: Any) -> None:
+    with pytest.raises(TypeError, match=r"^\w+: the loss must be a number, got "):
+        ways_to_evaluate()[k](lambda: (found, [G]), [fv.Variable(G)])
+
+
+@pytest.mark.parametrize("k", range(3))
+@pytest.mark.parametrize(
+    "gradient", [{"w": G}, G.sum, [None, G, G], "abc"], ids=["dict", "function", "None", "text"]
+)
+def test_a_gradient_of_another_type(k: int, gradient: Any) -> None:
+    w = fv.Variable(np.full(3, 2.0), name="w")
+    with pytest.raises(TypeError, match=r"^\w+: gradient of .*w.*: (must hold|cannot be read)"):
+        ways_to_evaluate()[k](lambda: (1.0, gradient), w)
+    assert (w.value == 2).all()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("kind", [fv.optimizers.SGD, fv.optimizers.LBFGS])
+@pytest.mark.parametrize("what", ["None", "pair", "array", "text"])
+def test_a_loss_of_a_library_that_is_no_number(kind: Any, library: str, what: str) -> None:
+    def wrong(p: Any) -> Any:
+        return {"None": None, "pair": (p[0].sum(), [p[0]]), "array": p[0], "text": "a"}[what]
+
+    w = fv.Variable(np.full(3, 2.0, np.float32))
+    with pytest.raises(TypeError, match="the function must return only the loss, a number; got "):
+        kind().minimize(wrong, [w], gradients=library)
+    if library == "torch":
+        with pytest.raises(TypeError, match="the loss must be a tensor, got 3"):
+            kind().minimize(lambda p: 3.0, [w], gradients=library)
+    assert (w.value == 2).all()
+
+
 def test_nothing_is_imported_before() -> None:
     code = "import sys, fastvar.torch; print({'autograd', 'jax', 'torch', 'sklearn'} & {*sys.modules})"
     assert (
