@@ -76,9 +76,10 @@ package: $(VENV)/.test
 	! $(PY) -m tarfile --list dist/*.tar.gz | grep '\.c$$' | grep -v bench/
 	! $(PY) -m zipfile --list dist/*.whl | grep '\.c '
 
-# Test with the oldest dependencies that are allowed, and with the newest on every Python that is here.
+# Test with the oldest dependencies that are allowed, and with the newest on every Python that is here, or only
+# COMBINATIONS, such as python3.13-newest.
 versions: $(VENV)/.test
-	$(PY) tools/versions.py $(PYTHONS)
+	$(PY) tools/versions.py $(COMBINATIONS)
 
 # The install is editable: Python sources are used in place; kernels are rebuilt when they change.
 $(VENV)/.%: $(SOURCES)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("keras")
+pytest.importorskip("torch")
+
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.timeout(1200)
 
