@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROBE = """
-def item(bytes x, Py_ssize_t k):
+def item(const unsigned char[:] x, Py_ssize_t k):
     return x[k]
 """
 TRY = """

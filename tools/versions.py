@@ -20,7 +20,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "build" / "versions"
 EXTRAS = ("scipy", "plot", "cli")
-TOOLS = ("pytest>=8", "hypothesis>=6.100", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "safetensors>=0.8")
+TOOLS = (
+    "pytest>=8",
+    "hypothesis>=6.100",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "rich>=13",
+    "safetensors>=0.8",
+)
 PLUGIN = ("-p", "tests.support.without_frameworks")
 
 
