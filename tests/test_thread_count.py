@@ -72,6 +72,7 @@ def test_bad_thread_count_is_refused_and_kept(count: Any, error: type[Exception]
 
 
 def test_threadpoolctl_sees_and_limits() -> None:
+    pytest.importorskip("threadpoolctl")
     code = """
 import fastvar as fv, threadpoolctl
 assert [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "fastvar"] == [3]

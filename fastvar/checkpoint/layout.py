@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,9 @@ class Tensors:
         return part
 
 
-tensors_of = functools.lru_cache(maxsize=4)(Tensors)  # a run saves the same few sets again and again
+tensors_of: Callable[..., Tensors] = functools.lru_cache(maxsize=4)(
+    Tensors
+)  # a run saves the same few sets again and again
 
 
 def _check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:

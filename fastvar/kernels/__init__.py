@@ -46,6 +46,8 @@ def load(isa: str | None = None) -> tuple[str, ModuleType]:
         ) from error
 
 
+isa: str
+active: ModuleType
 isa, active = load(os.environ.get("FASTVAR_ISA") or None)
 RULES = active.RULES
 Plan = active.Plan

@@ -20,7 +20,7 @@ from fastvar.kernels.numpy_formats import decoded, encode, put_back, stored_copy
 from fastvar.kernels.numpy_rows import merge
 from fastvar.kernels.rounding import SEEDS, random_bits
 from fastvar.kernels.stages import BLOCK, LANES, neutral
-from fastvar.kernels.units import checked, sum_in_order
+from fastvar.kernels.units import Units, checked, sum_in_order
 from fastvar.slices import Rows
 
 Block = Callable[..., None]
@@ -153,17 +153,18 @@ class Plan:
         direct: Sequence[bool] | None = None,
         matrices: Sequence[tuple[Sequence[tuple[int, int] | None], bool]] = (),
     ) -> None:
-        self.owner, self.names = owner, list(names)
+        self.owner: str = owner
+        self.names: list[str] = [*names]
         self._table = table = buffers.plan_table(
             owner, rule, self.names, weights, slots, groups, averages, directions, sums, direct
         )
         self._rows = rows and not (any(table.sums) or any(table.direct) or matrices)
-        self.units = checked(owner, [w.size for w in table.weights], matrices)
+        self.units: tuple[Units, ...] = checked(owner, [w.size for w in table.weights], matrices)
         self._held: list[Array | Rows | None] | None = None
         self._zero = False
-        self.stages = neutral(len(self._table.weights))
-        self.rounds = not table.native
-        self.seeds = np.zeros(len(self._table.weights), SEEDS)
+        self.stages: Array = neutral(len(self._table.weights))
+        self.rounds: bool = not table.native
+        self.seeds: Array = np.zeros(len(self._table.weights), SEEDS)
         self._rule_of = [self._table.rules[group] for group in self._table.group_of]
         self._cohort_of, self._rules = self._table.group_of, self._table.rules
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastvar.buffers import Array
 from fastvar.kernels.stages import LANES, STRIP, patch_rows
 
 PATCH = np.dtype(
@@ -48,8 +49,11 @@ class Units:
     """
 
     def __init__(self, sizes: Sequence[int], shapes: Sequence[tuple[int, int] | None], rows: bool) -> None:
-        self.shapes, self.rows = [*shapes], rows
-        self.row_starts, self.column_starts, self.length = [0], [0], 0
+        self.shapes: list[tuple[int, int] | None] = [*shapes]
+        self.rows: bool = rows
+        self.row_starts: list[int] = [0]
+        self.column_starts: list[int] = [0]
+        self.length: int = 0
         patches: list[tuple[int, ...]] = []
         for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True)):
             count = size // shape[1] if shape and size else 0  # of rows, of all matrices
@@ -58,11 +62,11 @@ class Units:
             columns = count // shape[0] * shape[1] if shape and count else 0
             self.row_starts.append(self.row_starts[-1] + count)
             self.column_starts.append(self.column_starts[-1] + columns)
-        self.patches = np.array(patches, PATCH)
+        self.patches: Array = np.array(patches, PATCH)
         self.patches.flags.writeable = False  # compiled code trusts them
-        self.by_row = np.ones(self.row_starts[-1] if rows else 0)
-        self.by_column = np.ones(self.column_starts[-1])
-        self.most = np.full(len(self.shapes), np.inf)
+        self.by_row: Array = np.ones(self.row_starts[-1] if rows else 0)
+        self.by_column: Array = np.ones(self.column_starts[-1])
+        self.most: Array = np.full(len(self.shapes), np.inf)
         self._made = True
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -43,9 +43,10 @@ class Cohorts:
     """
 
     def __init__(self, rule: Rule, state: State) -> None:
-        self.counting, self._state = rule.counts_per_variable, state
+        self.counting: bool = rule.counts_per_variable
+        self._state = state
         numbers: dict[tuple[int, str], int] = {}
-        self.number_of = np.zeros(len(state.variables), np.intp)
+        self.number_of: Array = np.zeros(len(state.variables), np.intp)
         for k, group in enumerate(state.groups):
             for v in group.variables:
                 number = numbers.setdefault((k, rule.kind_of(v)), len(numbers))

@@ -66,6 +66,13 @@ class Measured:
         State, and what it becomes with the update.
     """
 
+    t: int
+    variables: list[Place]
+    groups: list[Any]
+    group_of: Array
+    counts: Array
+    present: Array
+    sizes: Array
     units: Any
     row_sums: Array
     column_sums: Array

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from fastvar.buffers import Array
 from fastvar.constraints import BUILTIN, number_bounds
 from fastvar.kernels import crew, reference, rounding
 from fastvar.optimizer.clipping import by_norm, limit_of_values, units
-from fastvar.optimizer.cohorts import Cohorts
+from fastvar.optimizer.cohorts import Cohorts, Scalars
 from fastvar.optimizer.passes import Pass
 from fastvar.optimizer.quantized import arrays_of, memory_of
 from fastvar.optimizer.rule import Rule
@@ -34,7 +34,8 @@ class Resolved:
 class Accumulation:
     """The sums of accumulated gradients, computed as gradient descent with a learning rate of -1."""
 
-    scalars = ((-1.0,),)
+    plan: Any
+    scalars: ClassVar[tuple[tuple[float, ...], ...]] = ((-1.0,),)
 
     def __init__(self, rule: Rule, state: State, labels: list[str]) -> None:
         self.steps: int = rule.gradient_accumulation_steps or 1
@@ -60,6 +61,10 @@ class Measuring:
     wide : ndarray of bool or None
         Which variables are float64, whose squares can overflow in double precision; None if there are none.
     """
+
+    directions: list[Array | None]
+    largest: Array
+    wide: Array | None
 
     def __init__(self, variables: list[Place], passes: list[Pass]) -> None:
         self.directions = [
@@ -99,6 +104,22 @@ class StepPlan:
     scheduled : list
         For each schedule: the hyperparameters of a group, the parameter, the schedule.
     """
+
+    rule: Rule
+    state: State
+    count: list[int]
+    cohorts: Cohorts
+    passes: list[Pass]
+    formulas: list[Scalars]
+    hyper: list[Any]
+    taken: list[tuple[Scalars, Any]]
+    measuring: Measuring | None
+    least: int
+    fragile: bool
+    stale: bool
+    guard: bool
+    l2: Array
+    decaying: Array
 
     def __init__(self, rule: Rule, state: State) -> None:
         self.version: object = Structure.version

@@ -48,8 +48,8 @@ class Quantized(Arraylike):
     """
 
     def __init__(self, codes: Array, scales: Array, dtype: npt.DTypeLike, name: str | None = None) -> None:
-        self.codes = Variable(codes, False, copy=False)
-        self.scales = Variable(scales, False, copy=False)
+        self.codes: Variable = Variable(codes, False, copy=False)
+        self.scales: Variable = Variable(scales, False, copy=False)
         self.name = name
         self._dtype = np.dtype(dtype)
 

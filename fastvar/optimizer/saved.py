@@ -89,20 +89,21 @@ class Resumption:
         named: Mapping[str, Variable],
         program: bool,
     ) -> None:
-        self.optimizer, self._owner = optimizer, type(optimizer).__name__
+        self.optimizer: Optimizer = optimizer
+        self._owner = type(optimizer).__name__
         if saved["class_name"] != _class_name(optimizer):
             raise ValueError(f"{self._owner}: the saved optimizer is of class {saved['class_name']}")
         self.new: bool = not optimizer._state.variables
         self._members = self._find_members([g["variables"] for g in saved["groups"]], name_of, named)
-        self.variables = [v for member in self._members for v in member]
+        self.variables: list[Variable] = [v for member in self._members for v in member]
         self._steps = _checked_steps(saved["steps"], self._owner)
         self._saved = {"parameters": saved["parameters"], "groups": [g["own"] for g in saved["groups"]]}
-        self.differences = [*self._compare()]
+        self.differences: list[Difference] = [*self._compare()]
         self._chosen = self._choose() if program else self._saved
         self._values, *self._own = self._load()
         self._trial = self._try(self._chosen)
         self._changes = self.new or bool(self.differences and not program)
-        self.slots = self._find_slots()
+        self.slots: Slots = self._find_slots()
         alike = self._trial if self._trial._state.variables else optimizer  # it has the same numbers
         sizes = [len(group["variables"]) for group in saved["groups"]]
         numbers = optimizer._updating.numbers_of_today(saved.get("numbers", {}), sizes)

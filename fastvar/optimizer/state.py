@@ -50,7 +50,7 @@ class State:
         self.groups = groups
         self.variables: list[Any] = [v for group in groups for v in group.variables]
         self.names: list[Any | str] = [v.name or "" for v in self.variables]
-        self.index = {id(v): i for i, v in enumerate(self.variables)}
+        self.index: dict[int, int] = {id(v): i for i, v in enumerate(self.variables)}
         self.asked_for: tuple[object, ...] = ()
 
     def kept(self) -> list[tuple[Any, Any]]:

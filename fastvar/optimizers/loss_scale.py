@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -59,13 +59,16 @@ class LossScaleOptimizer(Optimizer, options=False):
     array([0.5])
     """
 
-    learning_rate, slots, iterations = _inner("learning_rate"), _inner("slots"), _inner("iterations")
+    learning_rate: Any = _inner("learning_rate")
+    slots: ClassVar[Any] = _inner("slots")
+    iterations: Any = _inner("iterations")
     inner_optimizer: Optimizer = nested(Optimizer)  # type: ignore[misc]
     initial_scale: float = number(default=2.0**15, above=0)
     dynamic_growth_steps: int = integer(default=2000, low=1)
 
     schedulable = False
-    stateful = ("inner_optimizer.loss_scale_factor", "inner_optimizer.nonfinite")  # set here, not by the program
+    # Set here, not by the program.
+    stateful: ClassVar[tuple[str, ...]] = ("inner_optimizer.loss_scale_factor", "inner_optimizer.nonfinite")
 
     if TYPE_CHECKING:
 

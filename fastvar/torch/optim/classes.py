@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import torch
 
 import fastvar.torch as ours
 from fastvar import optimizers
+from fastvar.optimizer import Optimizer
 from fastvar.torch.optim.measuring import MeasuringPart, MeasuringPlan
+from fastvar.torch.optim.parts import Part
+from fastvar.torch.optim.planning import TensorPlan
 from fastvar.torch.optim.sparse import RowsPlan, SparsePart, SparsePlan
 from fastvar.torch.optim.stepping import KernelStep
 
@@ -38,9 +41,9 @@ __all__ = [
 class SGD(KernelStep, torch.optim.SGD):
     """`torch.optim.SGD`."""
 
-    rule_class = ours.SGD
-    sparse_plan_class = RowsPlan
-    counts_steps = False
+    rule_class: ClassVar[type[Optimizer]] = ours.SGD
+    sparse_plan_class: ClassVar[type[TensorPlan] | None] = RowsPlan
+    counts_steps: ClassVar[bool] = False
 
     if TYPE_CHECKING:
 
@@ -64,7 +67,7 @@ class SGD(KernelStep, torch.optim.SGD):
 class Adam(KernelStep, torch.optim.Adam):
     """`torch.optim.Adam`."""
 
-    rule_class = ours.Adam
+    rule_class: ClassVar[type[Optimizer]] = ours.Adam
 
     if TYPE_CHECKING:
 
@@ -90,7 +93,7 @@ class Adam(KernelStep, torch.optim.Adam):
 class AdamW(KernelStep, torch.optim.AdamW):
     """`torch.optim.AdamW`."""
 
-    rule_class = ours.AdamW
+    rule_class: ClassVar[type[Optimizer]] = ours.AdamW
 
     if TYPE_CHECKING:
 
@@ -115,8 +118,8 @@ class AdamW(KernelStep, torch.optim.AdamW):
 class NAdam(KernelStep, torch.optim.NAdam):
     """`torch.optim.NAdam`."""
 
-    rule_class = ours.NAdam
-    carries = ("mu_product",)
+    rule_class: ClassVar[type[Optimizer]] = ours.NAdam
+    carries: ClassVar[tuple[str, ...]] = ("mu_product",)
 
     if TYPE_CHECKING:
 
@@ -141,8 +144,8 @@ class NAdam(KernelStep, torch.optim.NAdam):
 class ASGD(KernelStep, torch.optim.ASGD):
     """`torch.optim.ASGD`."""
 
-    rule_class = ours.ASGD
-    carries = ("eta", "mu")
+    rule_class: ClassVar[type[Optimizer]] = ours.ASGD
+    carries: ClassVar[tuple[str, ...]] = ("eta", "mu")
 
     if TYPE_CHECKING:
 
@@ -165,7 +168,7 @@ class ASGD(KernelStep, torch.optim.ASGD):
 class RAdam(KernelStep, torch.optim.RAdam):
     """`torch.optim.RAdam`."""
 
-    rule_class = ours.RAdam
+    rule_class: ClassVar[type[Optimizer]] = ours.RAdam
 
     if TYPE_CHECKING:
 
@@ -189,7 +192,7 @@ class RAdam(KernelStep, torch.optim.RAdam):
 class Adamax(KernelStep, torch.optim.Adamax):
     """`torch.optim.Adamax`."""
 
-    rule_class = ours.Adamax
+    rule_class: ClassVar[type[Optimizer]] = ours.Adamax
 
     if TYPE_CHECKING:
 
@@ -212,7 +215,7 @@ class Adamax(KernelStep, torch.optim.Adamax):
 class RMSprop(KernelStep, torch.optim.RMSprop):
     """`torch.optim.RMSprop`."""
 
-    rule_class = ours.RMSprop
+    rule_class: ClassVar[type[Optimizer]] = ours.RMSprop
 
     if TYPE_CHECKING:
 
@@ -236,8 +239,8 @@ class RMSprop(KernelStep, torch.optim.RMSprop):
 class Adagrad(KernelStep, torch.optim.Adagrad):
     """`torch.optim.Adagrad`."""
 
-    rule_class = ours.Adagrad
-    sparse_plan_class = RowsPlan
+    rule_class: ClassVar[type[Optimizer]] = ours.Adagrad
+    sparse_plan_class: ClassVar[type[TensorPlan] | None] = RowsPlan
 
     if TYPE_CHECKING:
 
@@ -261,7 +264,7 @@ class Adagrad(KernelStep, torch.optim.Adagrad):
 class Adadelta(KernelStep, torch.optim.Adadelta):
     """`torch.optim.Adadelta`."""
 
-    rule_class = ours.Adadelta
+    rule_class: ClassVar[type[Optimizer]] = ours.Adadelta
 
     if TYPE_CHECKING:
 
@@ -284,7 +287,7 @@ class Adadelta(KernelStep, torch.optim.Adadelta):
 class Rprop(KernelStep, torch.optim.Rprop):
     """`torch.optim.Rprop`."""
 
-    rule_class = ours.Rprop
+    rule_class: ClassVar[type[Optimizer]] = ours.Rprop
 
     if TYPE_CHECKING:
 
@@ -306,8 +309,9 @@ class Rprop(KernelStep, torch.optim.Rprop):
 class Adafactor(KernelStep, torch.optim.Adafactor):
     """`torch.optim.Adafactor`."""
 
-    rule_class = ours.Adafactor
-    part_class, plan_class = MeasuringPart, MeasuringPlan
+    rule_class: ClassVar[type[Optimizer]] = ours.Adafactor
+    part_class: ClassVar[type[Part]] = MeasuringPart
+    plan_class: ClassVar[type[TensorPlan]] = MeasuringPlan
 
     if TYPE_CHECKING:
 
@@ -329,8 +333,9 @@ class Adafactor(KernelStep, torch.optim.Adafactor):
 class SparseAdam(KernelStep, torch.optim.SparseAdam):
     """`torch.optim.SparseAdam`."""
 
-    rule_class = optimizers.Adam
-    part_class, plan_class = SparsePart, SparsePlan
+    rule_class: ClassVar[type[Optimizer]] = optimizers.Adam
+    part_class: ClassVar[type[Part]] = SparsePart
+    plan_class: ClassVar[type[TensorPlan]] = SparsePlan
 
     if TYPE_CHECKING:
 
@@ -350,9 +355,10 @@ if hasattr(torch.optim, "Muon"):  # since 2.9
     class Muon(KernelStep, torch.optim.Muon):
         """`torch.optim.Muon`, which iterates in the dtype of the parameters instead of bfloat16."""
 
-        rule_class = ours.Muon
-        part_class, plan_class = MeasuringPart, MeasuringPlan
-        counts_steps = False
+        rule_class: ClassVar[type[Optimizer]] = ours.Muon
+        part_class: ClassVar[type[Part]] = MeasuringPart
+        plan_class: ClassVar[type[TensorPlan]] = MeasuringPlan
+        counts_steps: ClassVar[bool] = False
 
         if TYPE_CHECKING:
 

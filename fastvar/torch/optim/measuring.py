@@ -49,11 +49,17 @@ class MeasuringPart(parts.Part):
 class TensorPlace:
     """The memory of a tensor as a place that an optimizer of fastvar updates."""
 
-    trainable, regularizer, constraint = True, None, None
+    trainable: bool = True
+    regularizer: None = None
+    constraint: None = None
 
     def __init__(self, value: Array, name: str) -> None:
-        self.value, self.name = value, name
-        self.shape, self.ndim, self.size, self.dtype = value.shape, value.ndim, value.size, value.dtype
+        self.value: Array = value
+        self.name: str = name
+        self.shape: tuple[int, ...] = value.shape
+        self.ndim: int = value.ndim
+        self.size: int = value.size
+        self.dtype: np.dtype[Any] = value.dtype
 
     def _zeroing(self, gradient: Any) -> tuple[Any, Any]:
         raise NotImplementedError  # torch.optim.Optimizer.zero_grad does it
@@ -72,12 +78,14 @@ class MeasuringPlan(planning.TensorPlan):
     def _take_tensors(self, optimizer: Any) -> None:
         """Find the slots, the counts and the numbers for all members, and make what there is not."""
         super()._take_tensors(optimizer)
-        self.rule = self._made_rule(optimizer)
-        self.all_slots = self.slots
+        self.rule: Any = self._made_rule(optimizer)
+        self.all_slots: list[dict[str, Any]] = self.slots
         of_members = [*zip(self.members, self.slots, strict=True)]
         self.slots = [{n: x for n, x in of.items() if x.shape == p.shape} for p, of in of_members]
-        self.small = [x for p, of in of_members for x in of.values() if x.shape != p.shape]
-        self.memory_of_small = [reading.READER.memory(x) for x in self.small]
+        self.small: list[Any] = [x for p, of in of_members for x in of.values() if x.shape != p.shape]
+        self.memory_of_small: list[tuple[int, int, int, int] | None] = [
+            reading.READER.memory(x) for x in self.small
+        ]
         states = [optimizer.state.get(p) or {} for p in self.members]
         last = states[int(np.argmax(self.counts))]
         self.numbers: dict[str, Any] = {}
@@ -113,9 +121,10 @@ class MeasuringPlan(planning.TensorPlan):
 
     def _make_plan(self) -> None:
         """Let the rule work on the memory of the members and of their slots."""
-        update, self.copies = self.rule.pass_of(""), Copies(self.owner)
+        update = self.rule.pass_of("")
+        self.copies: Copies = Copies(self.owner)
         by_rows = update.matrices or update.keeps_directions
-        self.orders = [None if by_rows else order_of(p) for p in self.members]
+        self.orders: list[tuple[int, ...] | None] = [None if by_rows else order_of(p) for p in self.members]
         places: list[Any] = [self._place(p, i, self.names[i]) for i, p in enumerate(self.members)]
         slots: dict[str, list[Any]] = {name: [None] * len(places) for name in self.rule.slots}
         for i, of in enumerate(self.all_slots):

@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 
 from fastvar import optimizers
 from fastvar.hyper import Parameter
+from fastvar.optimizer import Optimizer
 from fastvar.optimizer.options import Options
 from fastvar.torch.optim.keywords import OPTIONS, extended, popped
 from fastvar.torch.optim.measuring import MeasuringPlan
 from fastvar.torch.optim.parts import Part, numbers
+from fastvar.torch.optim.planning import TensorPlan
 from fastvar.torch.optim.stepping import KernelStep
 
 __all__ = [
@@ -72,7 +74,7 @@ def checked(owner: Any, parameters: dict[str, Parameter], values: dict[str, Any]
 class NativeOptimizer(KernelStep):
     """Base class of optimizers whose formula, hyperparameters and defaults are those of `rule_class`."""
 
-    part_class = NativePart
+    part_class: ClassVar[type[Part]] = NativePart
     hyperparameters: ClassVar[dict[str, Parameter]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -137,76 +139,76 @@ def documentation(summary: str | None, rule_class: Any, parameters: dict[str, Pa
 class Lion(NativeOptimizer):
     """`fastvar.optimizers.Lion` on torch tensors."""
 
-    rule_class = optimizers.Lion
+    rule_class: ClassVar[type[Optimizer]] = optimizers.Lion
 
 
 class Signum(NativeOptimizer):
     """`fastvar.optimizers.Signum` on torch tensors."""
 
-    rule_class = optimizers.Signum
+    rule_class: ClassVar[type[Optimizer]] = optimizers.Signum
 
 
 class AdEMAMix(NativeOptimizer):
     """`fastvar.optimizers.AdEMAMix` on torch tensors."""
 
-    rule_class = optimizers.AdEMAMix
+    rule_class: ClassVar[type[Optimizer]] = optimizers.AdEMAMix
 
 
 class Adan(NativeOptimizer):
     """`fastvar.optimizers.Adan` on torch tensors."""
 
-    rule_class = optimizers.Adan
+    rule_class: ClassVar[type[Optimizer]] = optimizers.Adan
 
 
 class Adopt(NativeOptimizer):
     """`fastvar.optimizers.Adopt` on torch tensors."""
 
-    rule_class = optimizers.Adopt
+    rule_class: ClassVar[type[Optimizer]] = optimizers.Adopt
 
 
 class ScheduleFreeAdamW(NativeOptimizer):
     """`fastvar.optimizers.ScheduleFreeAdamW` on torch tensors."""
 
-    rule_class = optimizers.ScheduleFreeAdamW
+    rule_class: ClassVar[type[Optimizer]] = optimizers.ScheduleFreeAdamW
 
 
 class AdaBelief(NativeOptimizer):
     """`fastvar.optimizers.AdaBelief` on torch tensors."""
 
-    rule_class = optimizers.AdaBelief
+    rule_class: ClassVar[type[Optimizer]] = optimizers.AdaBelief
 
 
 class Yogi(NativeOptimizer):
     """`fastvar.optimizers.Yogi` on torch tensors."""
 
-    rule_class = optimizers.Yogi
+    rule_class: ClassVar[type[Optimizer]] = optimizers.Yogi
 
 
 class Ftrl(NativeOptimizer):
     """`fastvar.optimizers.Ftrl` on torch tensors."""
 
-    rule_class = optimizers.Ftrl
+    rule_class: ClassVar[type[Optimizer]] = optimizers.Ftrl
 
 
 class Lamb(NativeOptimizer):
     """`fastvar.optimizers.Lamb` on torch tensors."""
 
-    rule_class = optimizers.Lamb
-    plan_class = MeasuringPlan
+    rule_class: ClassVar[type[Optimizer]] = optimizers.Lamb
+    plan_class: ClassVar[type[TensorPlan]] = MeasuringPlan
 
 
 class Lars(NativeOptimizer):
     """`fastvar.optimizers.Lars` on torch tensors."""
 
-    rule_class = optimizers.Lars
-    plan_class = MeasuringPlan
+    rule_class: ClassVar[type[Optimizer]] = optimizers.Lars
+    plan_class: ClassVar[type[TensorPlan]] = MeasuringPlan
 
 
 class Prodigy(NativeOptimizer):
     """`fastvar.optimizers.Prodigy` on torch tensors. All share one estimate, with the first group's parameters."""
 
-    rule_class = optimizers.Prodigy
-    plan_class = MeasuringPlan
+    rule_class: ClassVar[type[Optimizer]] = optimizers.Prodigy
+    plan_class: ClassVar[type[TensorPlan]] = MeasuringPlan
 
     @property
     def distance(self) -> float:

@@ -36,10 +36,12 @@ class Part:
     """The members of a group, and the rule that its flags ask for."""
 
     def __init__(self, rule_class: Any, group: dict[str, Any], number: int) -> None:
-        self.rule = self.rule_for(rule_class, group)
-        self.decays = DECAYING if group.get("decoupled_weight_decay") else self.rule
-        self.number, self.slots, self.flags = number, tuple(self.rule.slots), flags(group)
-        self.members = slice(0)
+        self.rule: Any = self.rule_for(rule_class, group)
+        self.decays: Any = DECAYING if group.get("decoupled_weight_decay") else self.rule
+        self.number: int = number
+        self.slots: tuple[str, ...] = tuple(self.rule.slots)
+        self.flags: list[Any] = flags(group)
+        self.members: slice = slice(0)
         self.read: dict[str, Any] | None = None
         self.hyper: Any = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from fastvar.torch.optim.reading import CLASSES, READER, check, instead_of, is_s
 CLIP_EPSILON = 1e-6  # what `torch.nn.utils.clip_grad_norm_` adds to the norm
 ALIKE = ("shape", "dtype", "device", "layout")  # what a slot has in common with its parameter
 SPARSE = "; SGD, Adagrad and SparseAdam take sparse gradients"
-advance = torch.autograd.graph.increment_version
+advance: Callable[[Any], None] = torch.autograd.graph.increment_version
 
 
 class TensorPlan:
@@ -35,12 +35,15 @@ class TensorPlan:
     """
 
     def __init__(self, optimizer: Any, lists: list[list[Any]]) -> None:
-        self.owner, self.optimizer_seed = type(optimizer).__name__, optimizer.seed
+        self.owner: str = type(optimizer).__name__
+        self.optimizer_seed: int = optimizer.seed
         # Random bits depend on the count, also where PyTorch has none.
-        self.counted = optimizer.counts_steps or optimizer.slot_dtype is not None
+        self.counted: bool = optimizer.counts_steps or optimizer.slot_dtype is not None
         self.carries: tuple[str, ...] = optimizer.carries
-        self.most, self.ema, self.nonfinite = optimizer.max_grad_norm, optimizer.ema, optimizer.nonfinite
-        self.guard = self.nonfinite != "ignore"
+        self.most: float | None = optimizer.max_grad_norm
+        self.ema: float | None = optimizer.ema
+        self.nonfinite: str = optimizer.nonfinite
+        self.guard: bool = self.nonfinite != "ignore"
         if optimizer._averaged:
             raise RuntimeError(f"{self.owner}: the parameters hold their averages; step after `with`")
         self.groups: list[Part] = []
@@ -65,13 +68,13 @@ class TensorPlan:
                 self.names.append(name_of(group, i, n))
                 self.numbers_of.append(n)
             part.members = slice(first, len(self.members))
-        self.parts = [part for part in self.groups if part.members.stop > part.members.start]
+        self.parts: list[Part] = [part for part in self.groups if part.members.stop > part.members.start]
         if self.members:
             self._take_tensors(optimizer)
             lying = zip(self.members, self.slots, self.averages, strict=True)
             tensors: list[Any] = [[p, *slots.values(), *average] for p, slots, average in lying]
-            self.watch = Watch(READER, lists, self.numbers_of, tensors)
-            self.places_of_scales = Places(READER, [x for of in self.scales for x in of.values()])
+            self.watch: Watch = Watch(READER, lists, self.numbers_of, tensors)
+            self.places_of_scales: Places = Places(READER, [x for of in self.scales for x in of.values()])
             self._make_plan()
 
     @staticmethod
@@ -96,7 +99,7 @@ class TensorPlan:
         self.slots: list[dict[str, Any]] = []  # of each member; codes of those in 8 bits
         self.scales: list[dict[str, Any]] = []
         self.averages: list[list[Any]] = []  # of each member: none or one
-        self.averaged = not self.ema or any(EMA in of for of in optimizer.state.values())
+        self.averaged: bool = not self.ema or any(EMA in of for of in optimizer.state.values())
         self.new_state: list[tuple[Any, dict[str, Any]]] = []
         begun: list[float] = []
         left: list[list[float]] = []
@@ -116,8 +119,8 @@ class TensorPlan:
                 begun.append(float(state.get("step", 0.0)) if self.counted else float(whole))
                 left.append([float(state.get(name, 0.0)) for name in self.carries])
         self.counts: Any = self._flat("step", begun) if self.counted else np.array(begun)
-        self.carried = [self._flat(name, [of[k] for of in left]) for k, name in enumerate(self.carries)]
-        self.one = self.counts.dtype.type(1)
+        self.carried: list[Any] = [self._flat(name, [of[k] for of in left]) for k, name in enumerate(self.carries)]
+        self.one: Any = self.counts.dtype.type(1)
 
     def _take_slot(self, optimizer: Any, part: Part, name: str, i: int, found: Any) -> None:
         """Set a slot of a member in the format that it should have."""
@@ -192,12 +195,12 @@ class TensorPlan:
             for of, name in zip(self.averages, self.names, strict=True)
             for x in of
         ]
-        self.plan = kernels.Plan(self.owner, rules, self.names, weights, slots, part_of, averages or None)
+        self.plan: Any = kernels.Plan(self.owner, rules, self.names, weights, slots, part_of, averages or None)
         self.plan.stages["average"] = (self.averaged and self.ema) or 0.0  # at first, a copy
-        self.members_as_arrays = weights
-        self.scalars_of_members = False  # whether every member has scalars of its own
-        self.conditions = [(1.0, 0.0, 0.0)] * len(self.parts)
-        self.parallel = sum(w.size for w in weights) >= PARALLEL
+        self.members_as_arrays: list[Any] = weights
+        self.scalars_of_members: bool = False  # whether every member has scalars of its own
+        self.conditions: list[tuple[float, float, float]] = [(1.0, 0.0, 0.0)] * len(self.parts)
+        self.parallel: bool = sum(w.size for w in weights) >= PARALLEL
 
     # Steps.
 

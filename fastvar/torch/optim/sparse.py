@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ class LazyAdam(Adam):
     """Adam of `fastvar.optimizers` with PyTorch's names of slots."""
 
     namespace = "torch.optim."
-    slots = ("exp_avg", "exp_avg_sq")
+    slots: ClassVar[Sequence[str]] = ("exp_avg", "exp_avg_sq")
 
     def gradient_sign(self, hyper: Any) -> float:
         return -1.0 if hyper.maximize else 1.0
@@ -64,11 +65,13 @@ class RowsPlan(TensorPlan):
         for p, name in zip(self.members, self.names, strict=True):
             if p.grad is not None:
                 self.check_gradient(self.owner, f"gradient of {name}", p.grad, p)
-        self.sparse_axes = [axes_of(p) for p in self.members]
+        self.sparse_axes: list[int] = [axes_of(p) for p in self.members]
         super()._take_tensors(optimizer)
         tensors = zip(self.members, self.slots, self.averages, self.sparse_axes, strict=True)
-        self.axes = {id(x): axes for p, of, more, axes in tensors for x in (p, *of.values(), *more)}
-        self.copies = Copies(self.owner)
+        self.axes: dict[int, int] = {
+            id(x): axes for p, of, more, axes in tensors for x in (p, *of.values(), *more)
+        }
+        self.copies: Copies = Copies(self.owner)
 
     def _array(self, tensor: Any, label: str) -> Any:
         """Return the memory of a member or of a slot: with a row for each index of a sparse gradient, or flat."""
