@@ -8,7 +8,7 @@ from typing import Any
 
 from fastvar import kernels, threads
 from fastvar.optimizer.planning import PARALLEL
-from fastvar.torch.optim.keywords import DEFAULTS
+from fastvar.torch.optim.keywords import KEYWORDS
 from fastvar.torch.optim.planning import name_of
 from fastvar.torch.optim.stepping import KernelStep
 
@@ -110,7 +110,7 @@ def explain(optimizer: KernelStep) -> Explanation:
         elements=elements,
         instruction_set=kernels.isa,
         threads=threads.get_num_threads() if elements >= PARALLEL else 1,
-        keywords={name: x for name, x in optimizer._keywords.items() if x != DEFAULTS[name]},
+        keywords=KEYWORDS.changed(optimizer._keywords),
         copied=dict(optimizer._copied),
         refused=refused,
     )

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 
-from fastvar.hyper import Parameter, number
+from fastvar.hyper import number
 from fastvar.module import Module, holds_variables
 from fastvar.optimizer import Optimizer
-from fastvar.optimizer.options import Options
+from fastvar.optimizer.keywords import Keywords, arguments_of, keyword
 
 KEY = "fastvar"  # of a `state_dict`: what PyTorch does not have
 EMA = "ema"  # the name of the averages in the state of parameters
-OPTIONS = ("nonfinite", "slot_dtype", "slot_dtype_min_size", "seed")  # as in fastvar.optimizers
-KEYWORDS: dict[str, Parameter] = {
-    "max_grad_norm": number(default=None, above=0, optional=True),
-    "ema": number(default=None, above=0, below=1, optional=True),
-    **{name: copy.copy(Options.parameters[name]) for name in OPTIONS},
-}
-DEFAULTS = {name: parameter.default for name, parameter in KEYWORDS.items()}
-for _name, _parameter in KEYWORDS.items():
-    _parameter.name = _name
+KEYWORDS = Keywords(
+    ("nonfinite", "slot_dtype", "slot_dtype_min_size", "seed"),
+    max_grad_norm=number(default=None, above=0, optional=True),
+    ema=number(default=None, above=0, below=1, optional=True),
+)
 
 
 class Arguments(TypedDict, total=False):
@@ -37,41 +31,6 @@ class Arguments(TypedDict, total=False):
     slot_dtype: Literal["bfloat16", "8bit"] | None
     slot_dtype_min_size: int
     seed: int
-
-
-class Keyword:
-    """The attribute of an optimizer that has the value of a keyword. It is checked when it is set."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
-        return self if optimizer is None else optimizer._keywords[self.name]
-
-    def __set__(self, optimizer: Any, value: Any) -> None:
-        optimizer._take({self.name: value})
-
-
-def keyword() -> Any:
-    """Return a `Keyword`."""
-    return Keyword()
-
-
-def popped(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Remove the keywords from arguments, and return them."""
-    return {name: arguments.pop(name) for name in KEYWORDS if name in arguments}
-
-
-def arguments_of(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a method without `self`."""
-    return inspect.Signature([*inspect.signature(function).parameters.values()][1:])
-
-
-def extended(signature: inspect.Signature) -> inspect.Signature:
-    """Return a signature with the keywords."""
-    by_name = inspect.Parameter.KEYWORD_ONLY
-    more = [inspect.Parameter(name, by_name, default=default) for name, default in DEFAULTS.items()]
-    return signature.replace(parameters=[*signature.parameters.values(), *more])
 
 
 class Extended(torch.optim.Optimizer):
@@ -114,7 +73,7 @@ class Extended(torch.optim.Optimizer):
     seed: int = keyword()
     skipped: int = 0
     grad_norm: float | None = None
-    _keywords: dict[str, Any] = DEFAULTS
+    _keywords: dict[str, Any] = KEYWORDS.defaults
     _averaged = False  # whether the parameters hold their averages for a while
     _plan: Any = None
 
@@ -124,10 +83,10 @@ class Extended(torch.optim.Optimizer):
             cls.__signature__ = arguments_of(cls.__init__)  # type: ignore[attr-defined]
         elif "rule_class" in vars(cls):
             theirs: Any = super()
-            cls.__signature__ = extended(arguments_of(theirs.__init__))  # type: ignore[attr-defined]
+            cls.__signature__ = KEYWORDS.extended(arguments_of(theirs.__init__))  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._take(popped(kwargs))
+        self._take(KEYWORDS.popped(kwargs))
         self._copied: dict[str, str] = {}  # parameters whose gradient had to be copied, and why
         params = args[0] if args else kwargs.get("params")
         if isinstance(params, Module) or not isinstance(params, (list, tuple)):
@@ -136,8 +95,7 @@ class Extended(torch.optim.Optimizer):
 
     def _take(self, given: dict[str, Any]) -> None:
         """Take keywords, or raise an error that names one."""
-        values = {name: KEYWORDS[name].checked(self, value) for name, value in given.items()}
-        self._keywords, self._plan = {**self._keywords, **values}, None
+        self._keywords, self._plan = self._keywords | KEYWORDS.checked(self, given), None
 
     def _refuse_variables(self, given: Any) -> None:
         if isinstance(given, Module) or holds_variables(given):
@@ -162,8 +120,7 @@ class Extended(torch.optim.Optimizer):
 
     def _own_state(self) -> dict[str, Any]:
         """Return the keywords that are set, and the number of skipped steps if there are any."""
-        state = {name: value for name, value in self._keywords.items() if value != DEFAULTS[name]}
-        return state | ({"skipped": self.skipped} if self.skipped else {})
+        return KEYWORDS.changed(self._keywords) | ({"skipped": self.skipped} if self.skipped else {})
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_keywords": self._keywords, "skipped": self.skipped, "_copied": self._copied}
@@ -184,10 +141,9 @@ class Extended(torch.optim.Optimizer):
         """
         own = dict(state_dict.get(KEY, {}))
         skipped = own.pop("skipped", self.skipped)
-        if unknown := [*own.keys() - KEYWORDS.keys()]:
+        if unknown := [*own.keys() - KEYWORDS.parameters.keys()]:
             raise ValueError(f"{type(self).__name__}: unknown {unknown[0]!r} in state_dict[{KEY!r}]")
-        for name, value in own.items():
-            KEYWORDS[name].checked(self, value)
+        KEYWORDS.checked(self, own)
         super().load_state_dict(state_dict)
         self._take(own)
         self.skipped = skipped

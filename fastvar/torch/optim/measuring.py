@@ -17,7 +17,7 @@ from fastvar.optimizer.options import Options
 from fastvar.optimizer.planning import PARALLEL
 from fastvar.optimizer.quantized import Quantized
 from fastvar.torch.optim import parts, planning, reading, slot_formats
-from fastvar.torch.optim.keywords import OPTIONS
+from fastvar.torch.optim.keywords import KEYWORDS
 from fastvar.torch.optim.layouts import Copies, order_of
 
 
@@ -100,7 +100,7 @@ class MeasuringPlan(planning.TensorPlan):
         rule_class, first = optimizer.rule_class, self.groups[0].hyper
         names = [name for name in rule_class.parameters if name not in Options.parameters]
         own = {n: vars(first)[n] for n in names if n in vars(first) and not rule_class.parameters[n].per_group}
-        options = {name: optimizer._keywords[name] for name in OPTIONS}
+        options = {name: optimizer._keywords[name] for name in KEYWORDS.options}
         rule = counting(rule_class)(**own, **options, name=self.owner, use_ema=bool(self.ema))
         rule.ema_momentum = (self.averaged and self.ema) or 0.0  # at first, a copy
         return rule

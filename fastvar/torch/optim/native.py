@@ -12,7 +12,7 @@ from fastvar import optimizers
 from fastvar.hyper import Parameter
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.options import Options
-from fastvar.torch.optim.keywords import OPTIONS, extended, popped
+from fastvar.torch.optim.keywords import KEYWORDS
 from fastvar.torch.optim.measuring import MeasuringPlan
 from fastvar.torch.optim.parts import Part, numbers
 from fastvar.torch.optim.planning import TensorPlan
@@ -59,7 +59,7 @@ def declared(rule_class: Any) -> dict[str, Parameter]:
     found = {}
     for name, parameter in sorted(rule_class.parameters.items(), key=lambda item: item[1].kw_only):
         own = name not in Options.parameters and name not in IN_NUMPY
-        if own or (parameter.per_group and name not in OPTIONS):
+        if own or (parameter.per_group and name not in KEYWORDS.options):
             one = copy.copy(parameter)
             one.name, one.scheduled = "lr" if name == RATE else name, False
             found[one.name] = one
@@ -82,11 +82,11 @@ class NativeOptimizer(KernelStep):
         if "rule_class" in vars(cls):
             rule_class: Any = cls.rule_class
             cls.hyperparameters = declared(rule_class)
-            cls.__signature__ = extended(signature(cls.hyperparameters))  # type: ignore[attr-defined]
+            cls.__signature__ = KEYWORDS.extended(signature(cls.hyperparameters))  # type: ignore[attr-defined]
             cls.__doc__ = documentation(cls.__doc__, rule_class, cls.hyperparameters)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        keywords = popped(kwargs)
+        keywords = KEYWORDS.popped(kwargs)
         try:
             bound = signature(self.hyperparameters).bind(*args, **kwargs)
         except TypeError as error:

@@ -79,7 +79,7 @@ def test_signature_is_that_of_the_native_class(name: str) -> None:
     assert here["lr"].default == there["learning_rate"].default
     assert here["weight_decay"].kind == inspect.Parameter.KEYWORD_ONLY
     own = there.keys() - Options.parameters.keys() - {"learning_rate_power"}
-    keywords = ours.keywords.DEFAULTS.keys()
+    keywords = ours.keywords.KEYWORDS.parameters.keys()
     assert here.keys() - {"params", "lr"} == own | {"weight_decay"} | keywords
     for parameter in own:
         assert here[parameter].default == there[parameter].default
