@@ -5,7 +5,7 @@ passes if the bound of its loss above float32's is below 0.3 of the spread of fl
 the one-sided bound of 99 %, from the t distribution of paired differences. Rows begin with 3 or 10 seeds; where 3
 are too few to pass, 10 are run.
 
-Without names, all rows run (about 20 minutes on one core). Their losses replace those in runs/formats.json, from
+Without names, all rows run (13 minutes on one core). Their losses replace those in runs/formats.json, from
 which docs/formats.svg is drawn.
 """
 
