@@ -14,7 +14,12 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
+from fastvar.formats import dtype_of
 from fastvar.keras.supported import Unfit
+
+
+def set_in_c_order(variable: Any) -> None:
+    """Do nothing: arrays that a plan takes are in C order."""
 
 
 class Memory:
@@ -31,14 +36,23 @@ class Memory:
         if type(value) is not np.ndarray or value.dtype not in buffers.REAL:
             got = getattr(value, "dtype", type(value).__name__)
             raise Unfit(f"{variable.path} must be a float32 or float64 array, got {got}")
-        array = variable._value = np.array(value, variable.dtype, order="C")  # Keras's zeros may be float32
+        return self._take(variable)
+
+    def take_slot(self, variable: Any, i: int, in_bfloat16: bool = False) -> Array:
+        """Return a new array of a slot."""
+        return self._take(variable) if in_bfloat16 else self.take_weight(variable)
+
+    def take_codes(self, variable: Any, i: int) -> tuple[Array, Array]:
+        """Return new arrays of the codes and the scales of a slot."""
+        return self._take(variable), self._take(variable.scales)
+
+    def _take(self, variable: Any) -> Array:
+        dtype = dtype_of(variable.dtype)  # Keras's zeros may be float32
+        array: Array = np.array(variable._value, dtype, order="C")
+        variable._value = array
         self.variables.append(variable)
         self.arrays.append(array)
         return array
-
-    def take_slot(self, variable: Any, i: int) -> Array:
-        """Return a new array of a slot."""
-        return self.take_weight(variable)
 
     def holds(self) -> bool:
         """Return whether the arrays are still the variables', and only theirs. Take over what was assigned."""

@@ -12,12 +12,14 @@ import torch
 
 from fastvar import buffers
 from fastvar.buffers import Array
+from fastvar.formats import dtype_of
 from fastvar.keras.supported import Unfit
 from fastvar.kernels.tensors import Places, Reader
 
 CLASSES = (torch.Tensor, torch.nn.Parameter)
 READER = Reader(CLASSES, torch.strided)
 tensor_of: Callable[[Any], torch.Tensor] = attrgetter("_value")
+REAL = (torch.float32, torch.float64)
 Order = tuple[int, ...] | None  # of the axes, by decreasing strides; None: their own
 
 
@@ -44,25 +46,43 @@ class Memory:
             self.turned.append(len(self.orders) - 1)
         return _reordered(tensor.detach().numpy(), order)
 
-    def take_slot(self, variable: Any, i: int) -> Array:
+    def take_slot(self, variable: Any, i: int, in_bfloat16: bool = False) -> Array:
         """Return the array of a slot of weight number `i`, which is made to lie in memory as the weight does."""
-        tensor, weight, order = self._take(variable), self.weights[i], self.orders[i]
+        dtypes = (torch.bfloat16,) if in_bfloat16 else REAL
+        tensor, weight, order = self._take(variable, dtypes), self.weights[i], self.orders[i]
         if order is not None:
             if tensor.shape != weight.shape:
                 raise Unfit(f"{variable.path} belongs to a matrix that is transposed in memory")
             if tensor.stride() != weight.stride():
-                tensor.data = torch.empty_like(weight, requires_grad=False).copy_(tensor)
+                tensor.data = torch.empty_like(weight, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        if in_bfloat16:
+            bits: Array = tensor.detach().view(torch.int16).numpy()
+            return _reordered(bits.view(dtype_of("bfloat16")), order)
         if tensor.dtype != weight.dtype:  # Keras's zeros may be float32
             tensor.data = tensor.data.to(weight.dtype)
         return _reordered(tensor.detach().numpy(), order)
 
-    def _take(self, variable: Any) -> Any:
+    def take_codes(self, variable: Any, i: int) -> tuple[Array, Array]:
+        """Return the arrays of the codes and the scales of a slot of weight number `i`."""
+        if self.orders[i] is not None:
+            raise Unfit(f"{variable.path} belongs to a variable that is transposed in memory")
+        return self._take_bytes(variable), self._take_bytes(variable.scales)
+
+    def _take_bytes(self, variable: Any) -> Array:
         tensor = variable._value
-        real = type(tensor) in CLASSES and tensor.dtype in (torch.float32, torch.float64)
+        if type(tensor) not in CLASSES or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise Unfit(f"{variable.path} must be a contiguous tensor on the CPU, got {_told(tensor)}")
+        self.variables.append(variable)
+        self.tensors.append(tensor)
+        array: Array = tensor.detach().numpy()
+        return array
+
+    def _take(self, variable: Any, dtypes: Any = REAL) -> Any:
+        tensor = variable._value
+        real = type(tensor) in CLASSES and tensor.dtype in dtypes
         if not real or tensor.is_inference() or READER.memory(tensor) is None:
-            raise Unfit(
-                f"{variable.path} must be a dense float32 or float64 tensor on the CPU, got {_told(tensor)}"
-            )
+            kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise Unfit(f"{variable.path} must be a dense {kinds} tensor on the CPU, got {_told(tensor)}")
         self.variables.append(variable)
         self.tensors.append(tensor)
         return tensor
@@ -93,6 +113,12 @@ class Memory:
     def changed(self) -> None:
         """Tell autograd that the weights have changed."""
         torch.autograd.graph.increment_version(self.weights)
+
+
+def set_in_c_order(variable: Any) -> None:
+    """Let a variable lie in C order, as codes of 8 bits do, if it is transposed in memory."""
+    tensor = tensor_of(variable)
+    tensor.data = tensor.data.contiguous()
 
 
 def _reordered(array: Array, order: Order) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from operator import is_
 from typing import Any
@@ -9,17 +10,19 @@ from typing import Any
 import keras
 
 from fastvar.buffers import Array
+from fastvar.keras.optimizers.slot_formats import format_for, format_of, like, made
 from fastvar.keras.supported import Unfit
 from fastvar.kernels import RULES
 from fastvar.optimizer import Optimizer, given
+from fastvar.optimizer.quantized import Quantized, Slot
 from fastvar.variable import Variable
 
 if keras.backend.backend() == "torch":
-    from fastvar.keras.optimizers.on_torch import Memory
+    from fastvar.keras.optimizers.on_torch import Memory, set_in_c_order
 else:
-    from fastvar.keras.optimizers.on_numpy import Memory  # type: ignore[assignment]
+    from fastvar.keras.optimizers.on_numpy import Memory, set_in_c_order  # type: ignore[assignment]
 
-NOT_OF_KERAS = ("adaptive_clipnorm", "nonfinite", "seed", "slot_dtype", "slot_dtype_min_size")
+NOT_OF_KERAS = ("adaptive_clipnorm", "nonfinite")
 ELSEWHERE = ("learning_rate", "loss_scale_factor", "name")  # asked for at each step; done before; in messages
 OFF_IF_0 = ("clipnorm", "clipvalue", "global_clipnorm", "ema_overwrite_frequency", "gradient_accumulation_steps")
 OF_EVERY_CLASS = {"average": "_model_variables_moving_average", "gradient_accumulator": "_accumulated_gradients"}
@@ -35,27 +38,14 @@ class KerasPlan:
     """
 
     def __init__(self, optimizer: Any) -> None:
-        rule_class = optimizer.rule_class
-        self.names: list[str] = [n for n in rule_class.parameters if n not in (*NOT_OF_KERAS, *ELSEWHERE)]
-        self.read: list[Any] = self._settings(optimizer)
+        self.read: dict[str, Any] = settings(optimizer)
         self.rate: float = 0.0
-        settings = dict(zip(self.names, self.read, strict=True))
-        settings |= {name: settings[name] or None for name in OFF_IF_0}
+        self.rule: Optimizer = rule_of(optimizer, lambda step: self.rate)
+        self.check_rate: Callable[[Any], float] = self.rule.parameters["learning_rate"].check
         try:
-            self.rule: Optimizer = rule_class(learning_rate=lambda step: self.rate, **settings)
-            self.check_rate: Callable[[Any], float] = rule_class.parameters["learning_rate"].check
-            if self.rule.rule() not in RULES.values():
-                raise Unfit("the rule is not compiled with these hyperparameters")
             self._take(optimizer)
         except (TypeError, ValueError) as error:
             raise Unfit(str(error)) from None
-
-    def _settings(self, optimizer: Any) -> list[Any]:
-        try:
-            values = [getattr(optimizer, name) for name in self.names]
-        except AttributeError as error:  # an earlier release of Keras, with another meaning
-            raise Unfit(str(error)) from None
-        return [[*value] if isinstance(value, list) else value for value in values]
 
     def _take(self, optimizer: Any) -> None:
         """Let the rule work on the memory of the variables and of their slots."""
@@ -79,19 +69,23 @@ class KerasPlan:
         self.memory.taken()
         self.excluded: Any = excluded(optimizer)
 
-    def _slot(self, optimizer: Any, slot: str, kept: list[Any], place: Any, variable: Any) -> Variable | None:
+    def _slot(self, optimizer: Any, slot: str, kept: list[Any], place: Any, variable: Any) -> Slot | None:
         """Return the place of a slot that Keras keeps, None if the rule has none for this variable."""
         if slot in optimizer.slot_lists and not self.rule.has_slot(slot, place):
             return None
         of = kept[optimizer._get_variable_index(variable)]
         if of is None:
             raise Unfit(f"Keras keeps no {slot} of {variable.path}")
-        array = self.memory.take_slot(of, self.index[id(variable)])
-        return Variable(array, False, slot, copy=False)
+        i, wanted = self.index[id(variable)], format_for(self.rule, slot, place, optimizer)
+        if format_of(of) != wanted:
+            raise Unfit(f"{of.path} would be in {wanted or 'the dtype of the variable'} if it were built now")
+        if wanted == "8bit":
+            return Quantized(*self.memory.take_codes(of, i), place.dtype, slot)
+        return Variable(self.memory.take_slot(of, i, bool(wanted)), False, slot, copy=False)
 
     def holds(self, optimizer: Any) -> bool:
         """Return whether nothing has changed."""
-        same = self._settings(optimizer) == self.read and excluded(optimizer) is self.excluded
+        same = settings(optimizer) == self.read and excluded(optimizer) is self.excluded
         return same and self.memory.holds()
 
     def has(self, variables: list[Any]) -> bool:
@@ -134,6 +128,43 @@ class KerasPlan:
         for i, gradient in enumerate(grads):
             if gradient is None:
                 self.rule._state.numbers["accumulated"][i] = sums[i].any()
+
+
+@functools.cache
+def _names(rule_class: Any) -> list[str]:
+    return [name for name in rule_class.parameters if name not in (*NOT_OF_KERAS, *ELSEWHERE)]
+
+
+def settings(optimizer: Any) -> dict[str, Any]:
+    """Return the hyperparameters that a rule has beside the learning rate."""
+    try:
+        values = {name: getattr(optimizer, name) for name in _names(optimizer.rule_class)}
+    except AttributeError as error:  # an earlier release of Keras, with another meaning
+        raise Unfit(str(error)) from None
+    return {name: [*value] if isinstance(value, list) else value for name, value in values.items()}
+
+
+def rule_of(optimizer: Any, rate: Callable[[int], float] = lambda step: 0.0) -> Optimizer:
+    """Return an optimizer of fastvar with the rule and the hyperparameters of one of Keras."""
+    given = settings(optimizer)
+    given |= {name: given[name] or None for name in OFF_IF_0}
+    try:
+        rule: Optimizer = optimizer.rule_class(learning_rate=rate, **given)
+        if rule.rule() not in RULES.values():
+            raise Unfit("the rule is not compiled with these hyperparameters")
+    except (TypeError, ValueError) as error:
+        raise Unfit(str(error)) from None
+    return rule
+
+
+def stored_slot(optimizer: Any, add: Callable[..., Any], variable: Any, slot: str, initializer: Any) -> Any:
+    """Return the variable of a new slot in 16 or 8 bits, or None if it should be in another dtype."""
+    wanted = format_for(rule_of(optimizer), slot, like(variable), optimizer)
+    if wanted is None:
+        return None
+    if wanted == "8bit":
+        set_in_c_order(variable)
+    return made(add, variable, slot, initializer, wanted)
 
 
 def excluded(optimizer: Any) -> Any:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from fastvar.keras.optimizers.planning import KerasPlan
+from fastvar.keras.optimizers import slot_formats
+from fastvar.keras.optimizers.planning import KerasPlan, rule_of, stored_slot
 from fastvar.keras.supported import Unfit
 from fastvar.optimizer import Optimizer
+from fastvar.optimizer.keywords import Keywords, arguments_of, keyword
 
+KEYWORDS = Keywords(("slot_dtype", "slot_dtype_min_size", "seed"))
 is_overwritten: Callable[[Any], bool] = attrgetter("overwrite_with_gradient")
 OF_A_STEP = (  # methods of Keras that a step of the kernels replaces
     "update_step",
@@ -28,6 +31,16 @@ OF_A_STEP = (  # methods of Keras that a step of the kernels replaces
 
 class KernelStep(keras.optimizers.Optimizer):
     """A class of `keras.optimizers` that comes before Keras's own, and overrides its step.
+
+    Parameters
+    ----------
+    slot_dtype : {None, "bfloat16", "8bit"}
+        How slots are stored: in the dtype of their variable, or in 2 bytes or about 1 byte an element, rounded
+        stochastically. In 8 bits, a slot is two variables, `..._codes` and `..._scales`.
+    slot_dtype_min_size : int
+        Slots of variables with fewer elements, by default 4096, keep the dtype of the variable.
+    seed : int
+        Seed of the stochastic rounding, from 0 to 2^64 - 1.
 
     Attributes
     ----------
@@ -45,15 +58,95 @@ class KernelStep(keras.optimizers.Optimizer):
 
     rule_class: ClassVar[type[Optimizer]]
     slot_lists: ClassVar[dict[str, str]]
+    slot_dtype: str | None = keyword()
+    slot_dtype_min_size: int = keyword()
+    seed: int = keyword()
     kernel_steps: int = 0
     keras_steps: int = 0
     keras_reason: str | None = None
+    _keywords: dict[str, Any] = KEYWORDS.defaults
+    _stores = False  # whether a slot is in 16 or 8 bits
     _plan: KerasPlan | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "rule_class" in vars(cls):
+            theirs: Any = super()
+            cls.__signature__ = KEYWORDS.extended(arguments_of(theirs.__init__))
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        keywords = KEYWORDS.checked(self, KEYWORDS.popped(kwargs))
+        super().__init__(*args, **kwargs)
+        self.__dict__["_keywords"] = KEYWORDS.defaults | keywords  # Keras would make it a tracked dict
+
+    def _take(self, given: dict[str, Any]) -> None:
+        """Take keywords, or raise an error that names one."""
+        if self.built and "seed" not in given:
+            raise ValueError(
+                f"{type(self).__name__}: {next(iter(given))} must be set before the optimizer is built"
+            )
+        self.__dict__["_keywords"] = self._keywords | KEYWORDS.checked(self, given)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the config as Keras does, with those keywords of fastvar that are not at their default."""
+        config: dict[str, Any] = super().get_config()
+        return config | KEYWORDS.changed(self._keywords)
 
     @classmethod
     def keras_class(cls) -> Any:
         """Return Keras's own class."""
         return next(each for each in cls.__mro__ if each.__module__.startswith("keras."))
+
+    # Slots in 16 and 8 bits.
+
+    def build(self, variables: list[Any]) -> None:
+        """Make slots as Keras does.
+
+        Raises
+        ------
+        ValueError
+            If slots are to be in 16 or 8 bits, and kernels cannot run the optimizer. Nothing has changed.
+        """
+        if self.slot_dtype is not None and not self.built:
+            try:
+                rule_of(self)
+            except Unfit as reason:
+                self._refuse(reason)
+        super().build(variables)
+
+    def add_variable_from_reference(
+        self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
+    ) -> Any:
+        """Add a variable as Keras does or, of a slot in 16 or 8 bits, those that hold it."""
+        add = super().add_variable_from_reference
+        if self.slot_dtype is not None and name in self.slot_lists:
+            made = stored_slot(self, add, reference_variable, name, initializer)
+            if made is not None:
+                self._stores = True
+                return made
+        return add(reference_variable, name, initializer)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Set the state as Keras does, or raise ValueError if slots in a file have another format."""
+        if self._stores:
+            values = [store[str(i)] for i in range(len(store.keys()))]
+            slot_formats.check_stored(type(self).__name__, self.variables, values)
+        super().load_own_variables(store)
+
+    def set_weights(self, weights: Any) -> None:
+        """Set the state as Keras does, or raise ValueError if slots there have another format."""
+        if self._stores:
+            slot_formats.check_stored(type(self).__name__, self.variables, weights)
+        super().set_weights(weights)
+
+    def _refuse(self, reason: Unfit) -> NoReturn:
+        owner = type(self).__name__
+        raise ValueError(
+            f"{owner}: slots in 16 or 8 bits need fastvar's kernels, which cannot run it: "
+            f"{str(reason).removeprefix(f'{owner}: ')}; use slot_dtype=None, or to_keras(optimizer)"
+        ) from None
+
+    # Steps.
 
     def _check_variables_are_known(self, variables: list[Any]) -> None:
         if self._plan is None or not self._plan.has(variables):
@@ -69,6 +162,8 @@ class KernelStep(keras.optimizers.Optimizer):
         try:
             _step(self, grads, trainable_variables)
         except Unfit as reason:
+            if self._stores:
+                self._refuse(reason)
             self.keras_steps += 1
             self.keras_reason = str(reason)
             super()._backend_apply_gradients(grads, trainable_variables)
