@@ -24,6 +24,15 @@ def axes(owner: str) -> Any:
     return pyplot.subplots(figsize=(8, 4.5), layout="constrained")[1]
 
 
+def label_steps(ax: Any) -> None:
+    """Make the horizontal axis one of steps, with ticks at whole numbers, unless the caller has set the ticks."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set(xlabel="step")
+    if isinstance(locator := ax.xaxis.get_major_locator(), MaxNLocator):
+        locator.set_params(integer=True)
+
+
 def svg(draw: Callable[[Any], object]) -> str:
     """Return what `draw` draws into axes as SVG. It is transparent, and its text has the colour of the page's.
 

@@ -167,6 +167,11 @@ def test_every_optimizer_is_shown(name: str) -> None:
     assert "1 variable in 1 group" in shown.text
 
 
+def test_there_is_a_column_of_schedules_if_there_is_one() -> None:
+    assert "schedule" in read(fv.optimizers.Adam(SCHEDULE)).cells
+    assert "schedule" not in read(fv.optimizers.Adam()).cells
+
+
 def test_an_optimizer_shows_values_schedules_and_groups() -> None:
     net = Net()
     optimizer = fv.optimizers.Adam(SCHEDULE, clipnorm=2.0)

@@ -208,7 +208,7 @@ def plot(difference: Difference, path: str | os.PathLike[str], most: int = 60) -
     except ImportError as error:
         raise ImportError('diff: plot needs matplotlib: pip install "fastvar[plot]"') from error
 
-    drawn = [change for change in difference.changed if 0 < change.relative < math.inf]
+    drawn = [change for change in difference.changed if change.finite and 0 < change.relative < math.inf]
     ranked = sorted(drawn, key=lambda change: change.relative)[-most:]
     labels = [_label(change.name) for change in ranked]
     size = 6 + 0.08 * max(map(len, labels), default=0), 1.5 + 0.25 * len(ranked)  # inches
@@ -220,8 +220,9 @@ def plot(difference: Difference, path: str | os.PathLike[str], most: int = 60) -
     if ranked and ranked[-1].relative > _WIDE * ranked[0].relative:
         axes.set_xscale("log")
     axes.set_xlabel("norm of the difference / norm before")
-    left = len(difference.changed) - len(ranked)
-    more = f"; {left:,} more changed" if left else ""
+    spoilt = sum(not change.finite for change in difference.changed)
+    left = len(difference.changed) - len(ranked) - spoilt
+    more = f"; {spoilt:,} not finite" * bool(spoilt) + f"; {left:,} more changed" * bool(left)
     axes.set_title(f"{os.path.basename(difference.before)} to {os.path.basename(difference.after)}{more}")
     figure.savefig(path, dpi=150)
 

@@ -60,7 +60,7 @@ class History(Shown):
         for name, values in self.metrics.items():
             known = ~np.isnan(values)
             ax.plot(self.step[known], values[known], marker=".", label=name)
-        ax.set(xlabel="step")
+        figures.label_steps(ax)
         ax.grid(visible=True, alpha=0.4)
         if self.metrics:
             ax.legend()

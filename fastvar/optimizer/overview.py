@@ -22,8 +22,10 @@ def overview(optimizer: Options, iterations: int, groups: list[Group[Any]], slot
     if groups:
         variables = count(sum(len(group.variables) for group in groups), "variable")
         built = f"{variables} in {count(len(groups), 'group')}, {size(sum(s.nbytes for s in slots))} of state"
-    columns = ("hyperparameter", "value", "schedule")
-    return Table(f"{type(optimizer).__name__}, {count(iterations, 'iteration')}", columns, rows, built)
+    shown = 3 if any(schedule is not None for _, _, schedule in rows) else 2
+    columns = ("hyperparameter", "value", "schedule")[:shown]
+    title = f"{type(optimizer).__name__}, {count(iterations, 'iteration')}"
+    return Table(title, columns, [row[:shown] for row in rows], built)
 
 
 def _row(name: str, owner: Any, attribute: str) -> tuple[str, Any, Any]:

@@ -117,7 +117,7 @@ def test_the_plot_of_a_diff_is_linear_unless_changes_differ_much(
     assert axes.get_xscale() == scale
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["small", f"{'encoder/' * 4}encode..._11/attention/self/query_and_key/kernel"]
-    assert axes.get_title() == "a.h5 to b.h5; 2 more changed"
+    assert axes.get_title() == "a.h5 to b.h5; 1 not finite; 1 more changed"
 
 
 def test_diff_draws(capsys: Any, tmp_path: Path) -> None:

@@ -201,6 +201,15 @@ def test_plot_draws_the_values(row: Any, axes: Any) -> None:
     assert axes.xaxis.get_gridlines()[0].get_visible()
 
 
+@pytest.mark.parametrize("steps", [2, 3, 23])
+def test_ticks_of_steps_are_whole_numbers(steps: int, axes: Any) -> None:
+    fv.schedules.LinearDecay(0.1, decay_steps=20).plot(steps, axes)
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+    own = [0.0, 0.5]
+    axes.set_xticks(own)
+    assert [*fv.schedules.LinearDecay(0.1, decay_steps=20).plot(steps, axes).get_xticks()] == own
+
+
 def test_plot_of_many_steps_keeps_to_whole_ones(axes: Any) -> None:
     s.CosineDecay(0.1, 10).plot(10**9, ax=axes)
     x = list(axes.lines[0].get_xdata())
