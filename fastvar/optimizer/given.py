@@ -11,13 +11,16 @@ from fastvar.optimizer.state import Slots
 from fastvar.place import Place
 
 
-def take(optimizer: Any, groups: Sequence[list[Place]], slots: Slots) -> None:
+def take(
+    optimizer: Any, groups: Sequence[list[Place]], slots: Slots, of_groups: Sequence[dict[str, Any]] = ({},)
+) -> None:
     """Let an optimizer update groups of places with the given `slots`, and make those that are missing.
 
-    It does what `build` does for Variables. Averages and copies of weights among the slots have begun.
+    Each group has hyperparameters of its own; by default, there is one group without any. It does what `build`
+    does for Variables. Averages and copies of weights among the slots have begun.
     """
     state = optimizer._state
-    state.take([Group(optimizer, places, {}) for places in groups])
+    state.take([Group(optimizer, places, own) for places, own in zip(groups, of_groups, strict=True)])
     state.slots = slots
     keep(optimizer, state)
     for mark in ("averaged", "begun"):

@@ -14,6 +14,7 @@ from fastvar.optimizer import Optimizer
 from fastvar.optimizer.keywords import Keywords, arguments_of, keyword
 
 KEY = "fastvar"  # of a `state_dict`: what PyTorch does not have
+OF_GROUPS = ("slot_dtype", "slot_dtype_min_size")  # keywords that a group may have, too
 EMA = "ema"  # the name of the averages in the state of parameters
 KEYWORDS = Keywords(
     ("nonfinite", "slot_dtype", "slot_dtype_min_size", "seed"),
@@ -51,6 +52,7 @@ class Extended(torch.optim.Optimizer):
     slot_dtype : {None, "bfloat16", "8bit"}
         How slots are stored: in the dtype of their parameter, or in 2 bytes or about 1 byte an element, rounded
         stochastically. In 8 bits, the state has the tensors `exp_avg_codes` and `exp_avg_scales` for `exp_avg`.
+        A group of parameters can have its own, and its own `slot_dtype_min_size`.
     slot_dtype_min_size : int
         Slots of parameters with fewer elements, by default 4096, keep the dtype of the parameter.
     seed : int
@@ -97,6 +99,11 @@ class Extended(torch.optim.Optimizer):
         """Take keywords, or raise an error that names one."""
         self._keywords, self._plan = self._keywords | KEYWORDS.checked(self, given), None
 
+    def _keywords_of(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Return the keywords of a group: its own before those of the optimizer."""
+        own = {name: group[name] for name in OF_GROUPS if name in group}
+        return self._keywords | KEYWORDS.checked(self, own)
+
     def _refuse_variables(self, given: Any) -> None:
         if isinstance(given, Module) or holds_variables(given):
             package = self.rule_class.__module__.rpartition(".")[0]
@@ -110,10 +117,13 @@ class Extended(torch.optim.Optimizer):
 
         Raises
         ------
-        TypeError
+        TypeError, ValueError
             If it holds variables of fastvar; `fastvar.torch` and `fastvar.optimizers` have optimizers for these.
+            Or if its `slot_dtype` or `slot_dtype_min_size` is wrong.
         """
         self._refuse_variables(param_group)
+        if isinstance(param_group, dict):
+            self._keywords_of(param_group)
         super().add_param_group(param_group)
 
     # State.

@@ -17,7 +17,7 @@ from fastvar.optimizer.options import Options
 from fastvar.optimizer.planning import PARALLEL
 from fastvar.optimizer.quantized import Quantized
 from fastvar.torch.optim import parts, planning, reading, slot_formats
-from fastvar.torch.optim.keywords import KEYWORDS
+from fastvar.torch.optim.keywords import KEYWORDS, OF_GROUPS
 from fastvar.torch.optim.layouts import Copies, order_of
 
 
@@ -139,7 +139,8 @@ class MeasuringPlan(planning.TensorPlan):
                 self._place(average, i, f"average of {self.names[i]}")
                 for i, (average,) in enumerate(self.averages)
             ]
-        given.take(self.rule, [places[part.members] for part in self.parts], slots)
+        formats = [{name: part.keywords[name] for name in OF_GROUPS} for part in self.parts]
+        given.take(self.rule, [places[part.members] for part in self.parts], slots, formats)
         self.members_as_arrays = [place.value for place in places]
         self.parallel = sum(place.size for place in places) >= PARALLEL
         state = self.rule._state

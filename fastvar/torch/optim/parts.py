@@ -10,6 +10,7 @@ import torch
 
 from fastvar.optimizer.planning import Resolved
 from fastvar.torch import AdamW
+from fastvar.torch.optim.keywords import OF_GROUPS
 
 FLAGS = ("amsgrad", "centered", "momentum")  # of a group: they decide on its slots and its rule
 REFUSED = ("capturable", "differentiable")  # what a group must not ask for
@@ -35,10 +36,11 @@ def carrying(rule_class: Any) -> Any:
 class Part:
     """The members of a group, and the rule that its flags ask for."""
 
-    def __init__(self, rule_class: Any, group: dict[str, Any], number: int) -> None:
+    def __init__(self, rule_class: Any, group: dict[str, Any], number: int, keywords: dict[str, Any]) -> None:
         self.rule: Any = self.rule_for(rule_class, group)
         self.decays: Any = DECAYING if group.get("decoupled_weight_decay") else self.rule
         self.number: int = number
+        self.keywords: dict[str, Any] = keywords  # those of the optimizer, and its own
         self.slots: tuple[str, ...] = tuple(self.rule.slots)
         self.flags: list[Any] = flags(group)
         self.members: slice = slice(0)
@@ -76,4 +78,5 @@ def numbers(value: Any) -> Any:
 
 def flags(group: dict[str, Any]) -> list[Any]:
     """Return what a plan depends on in a group."""
-    return [bool(group.get(name)) for name in (*REFUSED, *FLAGS, "maximize", "decoupled_weight_decay")]
+    names = (*REFUSED, *FLAGS, "maximize", "decoupled_weight_decay")
+    return [*(bool(group.get(name)) for name in names), *(group.get(name, ...) for name in OF_GROUPS)]

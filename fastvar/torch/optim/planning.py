@@ -37,8 +37,6 @@ class TensorPlan:
     def __init__(self, optimizer: Any, lists: list[list[Any]]) -> None:
         self.owner: str = type(optimizer).__name__
         self.optimizer_seed: int = optimizer.seed
-        # Random bits depend on the count, also where PyTorch has none.
-        self.counted: bool = optimizer.counts_steps or optimizer.slot_dtype is not None
         self.carries: tuple[str, ...] = optimizer.carries
         self.most: float | None = optimizer.max_grad_norm
         self.ema: float | None = optimizer.ema
@@ -56,7 +54,8 @@ class TensorPlan:
             for name in REFUSED:
                 if group.get(name):
                     raise ValueError(f"{self.owner}: {name} must be False here{instead_of(self.owner)}")
-            part: Part = optimizer.part_class(optimizer.rule_class, group, k)
+            keywords = optimizer._keywords_of(group)
+            part: Part = optimizer.part_class(optimizer.rule_class, group, k, keywords)
             part.read_options(group)
             self.groups.append(part)
             first = len(self.members)
@@ -69,6 +68,8 @@ class TensorPlan:
                 self.numbers_of.append(n)
             part.members = slice(first, len(self.members))
         self.parts: list[Part] = [part for part in self.groups if part.members.stop > part.members.start]
+        stored = any(part.keywords["slot_dtype"] for part in self.groups)
+        self.counted: bool = optimizer.counts_steps or stored  # random bits depend on the count
         if self.members:
             self._take_tensors(optimizer)
             lying = zip(self.members, self.slots, self.averages, strict=True)
@@ -111,7 +112,7 @@ class TensorPlan:
                 self.scales.append({})
                 found = {n: slot_formats.found_in(state, n) for n in part.slots if part.rule.has_slot(n, p)}
                 for name, slot in found.items():
-                    self._take_slot(optimizer, part, name, i, slot)
+                    self._take_slot(part, name, i, slot)
                 average = {EMA: self._slot(part, EMA, i, state.get(EMA))} if self.ema else {}
                 self.averages.append([*average.values()])
                 self.new_state.append((p, self._kept_of(i, part, state) | average))
@@ -122,10 +123,10 @@ class TensorPlan:
         self.carried: list[Any] = [self._flat(name, [of[k] for of in left]) for k, name in enumerate(self.carries)]
         self.one: Any = self.counts.dtype.type(1)
 
-    def _take_slot(self, optimizer: Any, part: Part, name: str, i: int, found: Any) -> None:
+    def _take_slot(self, part: Part, name: str, i: int, found: Any) -> None:
         """Set a slot of a member in the format that it should have."""
         p, label = self.members[i], f"slot {name} of {self.names[i]}"
-        wanted = slot_formats.format_for(optimizer, part.rule, name, p)
+        wanted = slot_formats.format_for(part.keywords, part.rule, name, p)
         if wanted is None:
             self.slots[i][name] = self._slot(part, name, i, slot_formats.decoded(self.owner, label, found, p))
             return

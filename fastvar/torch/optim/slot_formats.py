@@ -20,11 +20,11 @@ from fastvar.torch.optim.reading import check, refused
 CODES, SCALES = "_codes", "_scales"  # at the end of the names of slots in 8 bits
 
 
-def format_for(optimizer: Any, rule: Any, name: str, p: Any) -> str | None:
+def format_for(keywords: dict[str, Any], rule: Any, name: str, p: Any) -> str | None:
     """Return the format that a slot of a parameter should have, None for that of the parameter."""
-    small = p.numel() < max(optimizer.slot_dtype_min_size, 1)
-    exact = small or optimizer.slot_dtype is None or name not in stored_slots(rule, rule.kind_of(p))
-    return None if exact else str(optimizer.slot_dtype)
+    wanted: str | None = keywords["slot_dtype"]
+    small = p.numel() < max(keywords["slot_dtype_min_size"], 1)
+    return None if small or wanted is None or name not in stored_slots(rule, rule.kind_of(p)) else wanted
 
 
 def found_in(state: dict[str, Any], name: str) -> Any:

@@ -204,3 +204,96 @@ def test_seeds_differ() -> None:
         results.append(params)
     assert_same(results[0], results[1])
     assert not torch.equal(results[0][0], results[2][0])
+
+
+# Groups with their own format.
+
+GROUPS = [{"slot_dtype": "8bit"}, {"slot_dtype": None}, {"slot_dtype_min_size": 1}]
+
+
+def grouped(params: list[Any]) -> list[dict[str, Any]]:
+    return [{"params": [p], **own} for p, own in zip(params, GROUPS, strict=True)]
+
+
+def formats_in(optimizer: Any, p: Any) -> set[torch.dtype]:
+    return {x.dtype for name, x in optimizer.state[p].items() if x.ndim and not name.endswith("_scales")}
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", "Lamb", "Lion", "Adagrad"])
+def test_groups_have_their_own_format(name: str) -> None:
+    """Every parameter ends with the bits that it has if all have its format."""
+    every, ends = [*FORMATS, None], {}
+    for slot_dtype in every:
+        params = parameters()
+        step(made(name, params, slot_dtype=slot_dtype, seed=3), params, 0)
+        ends[slot_dtype] = params
+    params = parameters()
+    optimizer = made(name, grouped(params), slot_dtype="bfloat16", seed=3)
+    step(optimizer, params, 0)
+    for i, slot_dtype in enumerate(["8bit", None, "bfloat16"]):
+        assert torch.equal(params[i], ends[slot_dtype][i])
+    dtypes = [torch.uint8, torch.float32, torch.bfloat16]
+    assert [formats_in(optimizer, p) for p in params] == [{dtype} for dtype in dtypes]
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", "Lamb"])
+def test_groups_continue_from_a_state(name: str) -> None:
+    params = parameters()
+    optimizer = made(name, grouped(params), slot_dtype="bfloat16", seed=3)
+    step(optimizer, params, 0)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    other = made(name, [{"params": [p]} for p in twins])
+    other.load_state_dict(torch.load(file))
+    kept = [{key: group[key] for key in own} for group, own in zip(other.param_groups, GROUPS, strict=True)]
+    assert kept == GROUPS
+    copied, copies = copy.deepcopy((optimizer, params))
+    for of, each in ((params, optimizer), (twins, other), (copies, copied)):
+        step(each, of, 3)
+    assert_same(params, twins)
+    assert_same(params, copies)
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", "Lamb"])
+def test_the_format_of_a_group_can_be_set_at_any_time(name: str) -> None:
+    params = parameters()
+    optimizer = made(name, [{"params": params[:1]}, {"params": params[1:]}])
+    step(optimizer, params, 0, 1)
+    for slot_dtype, dtype in (("8bit", torch.uint8), ("bfloat16", torch.bfloat16), (None, torch.float32)):
+        optimizer.param_groups[0]["slot_dtype"] = slot_dtype
+        step(optimizer, params, 1, 1)
+        assert [formats_in(optimizer, p) for p in params] == [{dtype}, {torch.float32}, {torch.float32}]
+
+
+def test_native_groups_and_groups_of_tensors_have_the_same_bits() -> None:
+    params = parameters()[:2]
+    own = [{"slot_dtype": "8bit"}, {"slot_dtype": "bfloat16", "slot_dtype_min_size": 0}]
+    optimizer = optim.Lion([{"params": [p], **o} for p, o in zip(params, own, strict=True)], lr=0.01, seed=3)
+    variables = [fv.Variable(p.detach().numpy().copy()) for p in params]
+    native = fv.optimizers.Lion(0.01, seed=3)
+    native.build([{"variables": [v], **o} for v, o in zip(variables, own, strict=True)])
+    for t in range(3):
+        step(optimizer, params, t, 1)
+        native.apply([p.grad.numpy() for p in params], variables)
+    for p, v in zip(params, variables, strict=True):
+        assert p.detach().numpy().tobytes() == v.value.tobytes()
+
+
+@pytest.mark.parametrize(("key", "value"), [("slot_dtype", "float16"), ("slot_dtype_min_size", -1)])
+@pytest.mark.parametrize("name", ["Adam", "Lamb"])
+def test_a_wrong_format_of_a_group_is_an_error_that_changes_nothing(name: str, key: str, value: Any) -> None:
+    params = parameters()
+    with pytest.raises(ValueError, match=rf"^{name}: {key} must be"):
+        made(name, [{"params": params, key: value}])
+    optimizer = made(name, params)
+    with pytest.raises(ValueError, match=rf"^{name}: {key} must be"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], key: value})
+    assert len(optimizer.param_groups) == 1
+    optimizer.param_groups[0][key] = value
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(ValueError, match=rf"^{name}: {key} must be"):
+        step(optimizer, params, 0, 1)
+    assert_same(params, before)
+    assert not any(optimizer.state.values())
