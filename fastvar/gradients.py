@@ -24,7 +24,12 @@ def loss_and_gradients(owner: str, value_and_grad: Callable[[], Any], hint: str 
     """Return the loss and the gradients that a function returns. The hint ends the error if it returns others."""
     if not callable(value_and_grad):
         raise TypeError(f"{owner}: value_and_grad must be a function, got {reprlib.repr(value_and_grad)}")
-    found = value_and_grad()
+    try:
+        found = value_and_grad()
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise  # not the call itself failed, but something within
+        raise TypeError(f"{owner}: value_and_grad is called without arguments, but {error}{hint}") from None
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         raise TypeError(f"{owner}: value_and_grad must return (loss, gradients), got {reprlib.repr(found)}{hint}")
     return found[0], found[1]

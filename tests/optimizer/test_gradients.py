@@ -202,6 +202,17 @@ def test_a_function_that_returns_something_else(k: int, found: Any) -> None:
     assert (w.value == 2).all()
 
 
+@pytest.mark.parametrize("k", range(3))
+def test_a_function_that_takes_the_variables(k: int) -> None:
+    """As with `gradients=`, which is missing. Errors within a function are its own."""
+    w = fv.Variable(G)
+    with pytest.raises(TypeError, match=r"is called without arguments, but .*missing 1 .*'p'") as error:
+        ways_to_evaluate()[k](lambda p: p[0].sum(), [w])
+    assert ('pass gradients="autograd", "jax" or "torch"' in str(error.value)) == (k < 2)
+    with pytest.raises(TypeError, match=r"^len\(\) takes"):
+        ways_to_evaluate()[k](lambda: (len(), G), [w])  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("found", [None, G, "a", [1.0]], ids=["None", "array", "text", "list"])
 def test_a_loss_that_is_no_number(k: int, found: Any) -> None:
