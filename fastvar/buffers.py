@@ -32,6 +32,11 @@ MOST_SLOTS = 8
 REAL = (np.dtype(np.float32), np.dtype(np.float64))  # the dtypes that rules compute in
 
 
+def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype in which rules compute for weights of `dtype`."""
+    return REAL[0] if dtype.name in formats.OF_MASTERS else dtype
+
+
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """Return an uninitialised C-contiguous array on a 64-byte boundary."""
     return _aligned(np.empty, shape, np.dtype(dtype))
@@ -101,6 +106,27 @@ def check_update(array: Array, like: Array, owner: str) -> None:
         )
 
 
+def check_weights(weights: Any, owner: str) -> Array:
+    """Check that a kernel may update weights. Return an array of their shape and arithmetic dtype."""
+    array, rest = weights if isinstance(weights, formats.Master) else (weights, None)
+    kept = formats.OF_MASTERS.get(array.dtype.name) if isinstance(array, np.ndarray) else None
+    if kept is None and rest is None:
+        check_update(array, array, owner)
+        return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+    if kept is None or not formats.in_place(array.dtype):
+        got = getattr(array, "dtype", type(array).__name__)
+        raise TypeError(f"{owner}: dtype must be {' or '.join(formats.OF_MASTERS)} with a master, got {got}")
+    writable_view(array, owner)
+    if rest is not None:
+        writable_view(rest, f"{owner}: master")
+        if rest.dtype != kept or rest.shape != array.shape:
+            got = f"{rest.dtype} of shape {rest.shape}"
+            raise ValueError(f"{owner}: master must be {kept} of shape {array.shape}, got {got}")
+    elif array.dtype == np.float16:
+        raise TypeError(f"{owner}: float16 must have a master")
+    return np.broadcast_to(np.zeros((), REAL[0]), array.shape)
+
+
 def check_slot(slot: Any, like: Array, owner: str) -> None:
     """Check that a kernel may update a slot of `like`: in its dtype, in bfloat16, or in 8 bits."""
     if isinstance(slot, formats.Codes):
@@ -118,13 +144,12 @@ def check_slot(slot: Any, like: Array, owner: str) -> None:
         check_update(slot, like, owner)
 
 
-def check_row_groups(gradient: Rows, arrays: Sequence[Any], owner: str) -> None:
-    """Raise ValueError if a sparse gradient would update a part of a group of an 8-bit slot."""
-    weights, _, _, *slots = arrays
-    if weights[:1].size % formats.GROUP and any(isinstance(slot, formats.Codes) for slot in slots):
+def check_row_groups(like: Array, arrays: Sequence[Any], owner: str) -> None:
+    """Raise ValueError if a sparse gradient of `like` would update a part of a group of an 8-bit slot."""
+    if like[:1].size % formats.GROUP and any(isinstance(array, formats.Codes) for array in arrays):
         raise ValueError(
             f"{owner}: with slots in 8 bits, rows must have a multiple of {formats.GROUP} elements, got "
-            f'{weights[:1].size}; use slot_dtype="bfloat16", or a dense gradient'
+            f'{like[:1].size}; use slot_dtype="bfloat16", or a dense gradient'
         )
 
 
@@ -286,21 +311,21 @@ class Extents:
 class PlanTable:
     """The checked contents of a plan: weights, the arrays of every variable, groups, written memory."""
 
-    weights: list[Array]  # with their shapes, which gradients must have
+    likes: list[Array]  # of the shapes that gradients must have, and the dtypes that rules compute in
     arrays: list[tuple[Any, ...]]  # weights, average or None, direction or None, slots
     group_of: list[int]
     rules: list[Any]  # one per group
     sums: list[Sequence[tuple[str | int, ...]]]
     direct: list[bool]
     extents: Extents
-    native: bool  # whether all slots have the dtype of their weights
+    native: bool  # whether rules use all arrays in place
 
 
 def plan_table(
     owner: str,
     rule: Any,
     names: Sequence[str],
-    weights: Iterable[Array],
+    weights: Iterable[Array | formats.Master],
     slots: Iterable[Sequence[Array | formats.Codes]],
     group_of: Iterable[int],
     averages: Iterable[Array | None] | None,
@@ -328,6 +353,7 @@ def plan_table(
     if len(sums) != groups or len(direct) != groups:
         raise ValueError(f"{owner}: sums and direct must be given for each of {groups} groups")
     rows: list[tuple[Any, ...]] = []
+    likes: list[Array] = []
     written: list[tuple[str, Array]] = []
     for name, w, average, direction, own_slots, group in zip(
         names, weights, averages, directions, slots, group_of, strict=True
@@ -337,19 +363,22 @@ def plan_table(
             wanted = ", ".join(rules[group].slots)
             raise ValueError(f"{owner}: {name} must have the slots ({wanted}), got {len(own_slots)}")
         _check_sums(f"{owner}: {name}", sums[group], len(own_slots))
-        parts = [(f"{owner}: {name}", w)]
-        parts += [(f"{owner}: average of {name}", average)] if average is not None else []
+        like = check_weights(w, f"{owner}: {name}")
+        likes.append(like)
+        written += [(f"{owner}: {name}", array) for array in (w if isinstance(w, formats.Master) else [w])]
+        parts = [(f"{owner}: average of {name}", average)] if average is not None else []
         parts += [(f"{owner}: direction of {name}", direction)] if direction is not None else []
         for label, array in parts:
-            check_update(array, w, label)
+            check_update(array, like, label)
         written += parts
         for k, slot in enumerate(own_slots):
             label = f"{owner}: slot {k} of {name}"
-            (check_slot if k < taken else check_update)(slot, w, label)
+            (check_slot if k < taken else check_update)(slot, like, label)
             written += [(label, array) for array in (slot if isinstance(slot, formats.Codes) else [slot])]
         rows.append((w, average, direction, *own_slots))
-    native = all(isinstance(slot, np.ndarray) and slot.dtype in REAL for row in rows for slot in row[3:])
-    return PlanTable(weights, rows, group_of, list(rules), list(sums), list(direct), Extents(written), native)
+    stored = [array for row in rows for array in (row[0], *row[3:])]
+    native = all(isinstance(array, np.ndarray) and array.dtype in REAL for array in stored)
+    return PlanTable(likes, rows, group_of, list(rules), list(sums), list(direct), Extents(written), native)
 
 
 def cohort_rules(owner: str, cohort_of: Sequence[int], rule_of: Sequence[Any]) -> list[Any]:

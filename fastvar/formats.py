@@ -1,4 +1,4 @@
-"""Storage formats: the dtypes in which kernels read gradients in place, and the formats of slots.
+"""Storage formats: the dtypes in which kernels read gradients in place, and the formats of weights and slots.
 
 `kernels/formats.pxi` decodes them. The NumPy twin of every decoder of a dtype is the cast to float32 or float64.
 """
@@ -27,6 +27,17 @@ class Codes(NamedTuple):
 
     codes: npt.NDArray[np.uint8]
     scales: npt.NDArray[np.float32]
+
+
+OF_MASTERS = {"bfloat16": np.dtype(np.int16), "float16": np.dtype(np.float32)}
+"""What a master keeps of weights in 16 bits: the lower bits of each float32 number, or the number itself."""
+
+
+class Master(NamedTuple):
+    """The memory of weights in 16 bits, and what they leave out of float32 numbers."""
+
+    weights: npt.NDArray[Any]
+    rest: npt.NDArray[Any]
 
 
 def groups_of(size: int) -> int:

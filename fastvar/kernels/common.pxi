@@ -4,7 +4,7 @@
 cimport cython
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport INFINITY, fabs, sqrt
-from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int16_t, int32_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -20,7 +20,7 @@ import numpy as np
 from fastvar import buffers
 from fastvar import formats as _declared
 from fastvar.buffers import Rows
-from fastvar.formats import Codes
+from fastvar.formats import Codes, Master as MasterArrays
 from fastvar.kernels import reference as _reference
 from fastvar.kernels import rounding as _rounding
 from fastvar.kernels import stages as _stages
@@ -115,6 +115,7 @@ cdef class CompiledRule:
 include "rules.pxi"
 include "formats.pxi"
 include "codes.pxi"
+include "masters.pxi"
 include "rounding.pxi"
 include "stages.pxi"
 

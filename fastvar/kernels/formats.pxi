@@ -6,6 +6,8 @@
 cdef enum:
     F32 = 0
     F64 = 1
+    F16 = 2
+    BF16 = 3
     MOST_FORMATS = 16
 
 ctypedef void (*Load32)(float*, const char*, Py_ssize_t, float) noexcept nogil

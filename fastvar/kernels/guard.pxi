@@ -3,7 +3,8 @@
 
 cdef enum:
     MAX_CHECKED = MAX_SLOTS + 2
-    MAX_WRITTEN = MAX_CHECKED + MAX_SLOTS
+    MAX_WRITTEN = MAX_CHECKED + MAX_SLOTS + 1
+    OF_WEIGHTS = MAX_SLOTS  # in place of the number of a slot
     STAGGER = 5 * LINE  # offset between saved arrays, which would otherwise begin at the same offset in a page
     IN_CACHE = 1 << 22  # up to this many bytes, saved arrays should stay in the cache
     BAD_GRADIENT = 1  # not finite
@@ -15,11 +16,11 @@ cdef struct Written:  # an array that a step writes
     char* saved  # its copy
     Py_ssize_t width  # bytes of an element
     Py_ssize_t share  # variables' elements that share an element: 1, or those of a group
-    int slot  # its number, if it is a stored slot, otherwise NATIVE
+    int slot  # the number of a slot, or OF_WEIGHTS, that is decoded; otherwise NATIVE
 
 
 cdef struct AllWritten:
-    Written arrays[MAX_WRITTEN]  # weights, slots, average; then scales of slots
+    Written arrays[MAX_WRITTEN]  # weights, slots, average; then what a master keeps, scales of slots
     int checked  # how many of the arrays hold numbers to check
     int count
     Py_ssize_t nbytes  # of all copies
@@ -45,14 +46,16 @@ cdef void add_written(
 cdef Py_ssize_t written(AllWritten* all, const Span* s) noexcept nogil:
     # Find the arrays of a span that a step writes. Return the bytes of their copies.
     cdef Py_ssize_t native = sizeof(double) if s.wide else sizeof(float)
-    cdef int k
+    cdef int k, f = format_of_weights(s)
     all.count, all.nbytes = 0, 0
-    add_written(all, s, s.w, native, 1, NATIVE)
+    add_written(all, s, s.w, width_of(s, f), 1, NATIVE if f == NATIVE else OF_WEIGHTS)
     for k in range(s.rule.slots):
         add_written(all, s, s.slots[k], width_of_slot(s, k), 1, NATIVE if format_of_slot(s, k) == NATIVE else k)
     if s.average != NULL:
         add_written(all, s, s.average, native, 1, NATIVE)
     all.checked = all.count
+    if s.stored != NULL and s.stored.rest != NULL:
+        add_written(all, s, s.stored.rest, masters[f].width, 1, NATIVE)
     for k in range(s.rule.slots):
         if s.stored != NULL and s.stored.scales[k] != NULL:
             add_written(all, s, s.stored.scales[k], sizeof(float), TILE, NATIVE)
@@ -116,21 +119,26 @@ cdef void view(real** tiles, char* copies, const AllWritten* all, const Span* s,
                Py_ssize_t n) noexcept nogil:
     # Find the numbers of a tile in what a step writes, or in its copies; those of stored slots are decoded.
     cdef const Written* one
-    cdef const float* scales
-    cdef int k, scaled = all.checked
+    cdef const char* rest
+    cdef int k, more = all.checked
     for k in range(all.checked):
         one = &all.arrays[k]
+        rest = NULL
         if one.slot == NATIVE:
             tiles[k] = <real*> (one.saved if saved else one.memory) + at
             continue
-        tiles[k], scales = <real*> (copies + k * COPY), s.stored.scales[one.slot]
-        if scales != NULL:
-            scales = <const float*> (all.arrays[scaled].saved if saved else all.arrays[scaled].memory)
-            scaled += 1
-        decode(tiles[k], s.stored.formats[one.slot], one.saved if saved else one.memory, scales, at, n)
+        tiles[k] = <real*> (copies + k * COPY)
+        if s.stored.rest != NULL if one.slot == OF_WEIGHTS else s.stored.scales[one.slot] != NULL:
+            rest = all.arrays[more].saved if saved else all.arrays[more].memory
+            more += 1
+        if one.slot == OF_WEIGHTS:
+            decode_weights(tiles[k], s.stored.weights, one.saved if saved else one.memory, rest, at, n)
+        else:
+            decode(tiles[k], s.stored.formats[one.slot], one.saved if saved else one.memory, <const float*> rest,
+                   at, n)
 
 
-cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
+cdef int guarded(real* room, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
     # Save, update and check elements lo to hi of a variable.
     cdef char scratch[TILE_BYTES]
     cdef char copies[2 * COPIES]
@@ -151,8 +159,8 @@ cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_
             save(one.saved + begin, one.memory + begin, bytes_until(one, at + n) - begin,
                  s.past_cache and s.rows == NULL)
         if s.g != NULL:
-            g = read_raw_gradient(<real*> aligned(scratch), w, s, at, shift, n)
-        advance(w, s, at, at + n, shift, False)
+            g = read_raw_gradient(<real*> aligned(scratch), load_weights(room, s, at, n), s, at, shift, n)
+        advance(room, s, at, at + n, shift, False)
         view(now, decoded, &all, s, False, at, n)
         view(before, decoded + COPIES, &all, s, True, at, n)
         bad |= spoils(now, before, g, all.checked, n)
@@ -161,19 +169,20 @@ cdef int guarded(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_
 
 
 cdef int guarded_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
+    cdef char room[TILE_BYTES]
     cdef int bad
     if s.wide:
-        bad = guarded(<double*> s.w, s, lo, hi, shift)
+        bad = guarded(<double*> aligned(room), s, lo, hi, shift)
     else:
-        bad = guarded(<float*> s.w, s, lo, hi, shift)
+        bad = guarded(<float*> aligned(room), s, lo, hi, shift)
     if s.past_cache:
         stream_fence()
     return bad
 
 
-cdef int look(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
-    cdef char copies[2 * COPIES]
-    cdef char* decoded = <char*> aligned(copies)
+cdef int look(real* room, const Span* s, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+    # `room` is for two sets of copies.
+    cdef char* decoded = <char*> room
     cdef real* now[MAX_CHECKED]
     cdef real* before[MAX_CHECKED]
     cdef AllWritten all
@@ -190,18 +199,19 @@ cdef int look(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi) noexcept nog
 
 
 cdef int look_at_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
+    cdef char room[2 * COPIES]
     if s.wide:
-        return look(<double*> s.w, s, lo, hi)
-    return look(<float*> s.w, s, lo, hi)
+        return look(<double*> aligned(room), s, lo, hi)
+    return look(<float*> aligned(room), s, lo, hi)
 
 
-cdef int look_at_gradient(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
+cdef int look_at_gradient(real* room, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
     cdef char scratch[TILE_BYTES]
     cdef const real* x
     cdef Py_ssize_t n
     while lo < hi and s.g != NULL:
         n = min(<Py_ssize_t> TILE, hi - lo)
-        x = read_raw_gradient(<real*> aligned(scratch), w, s, lo, shift, n)
+        x = read_raw_gradient(<real*> aligned(scratch), load_weights(room, s, lo, n), s, lo, shift, n)
         if spoilt(x, <const real*> NULL, n):
             return BAD_GRADIENT
         lo += n
@@ -209,9 +219,10 @@ cdef int look_at_gradient(real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, 
 
 
 cdef int look_at_gradient_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
+    cdef char room[TILE_BYTES]
     if s.wide:
-        return look_at_gradient(<double*> s.w, s, lo, hi, shift)
-    return look_at_gradient(<float*> s.w, s, lo, hi, shift)
+        return look_at_gradient(<double*> aligned(room), s, lo, hi, shift)
+    return look_at_gradient(<float*> aligned(room), s, lo, hi, shift)
 
 
 cdef int put_back_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:

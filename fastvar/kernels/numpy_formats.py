@@ -1,4 +1,4 @@
-"""Formats of slots in plain NumPy: the specification, and the oracle of `formats.pxi` and `codes.pxi`.
+"""Formats of weights and slots in plain NumPy: the specification, and the oracle of those of the kernels.
 
 Encoders round stochastically: `random` has one number of 32 bits per element. Half of the range in place of random
 numbers rounds to nearest, for values that are written only once.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fastvar import formats
 from fastvar.buffers import Array
-from fastvar.formats import GROUP, Codes, groups_of
+from fastvar.formats import GROUP, Codes, Master, groups_of
 
 NEAREST = np.uint32(1 << 31)  # in place of random numbers
 TWO, REST = np.uint32(0x40000000), np.uint32(19)  # see codes.pxi
@@ -80,38 +80,69 @@ def _ungrouped(x: Array, shape: tuple[int, ...]) -> Array:
     return x.reshape(-1)[: int(np.prod(shape, dtype=np.intp))].reshape(shape)
 
 
-def decoded(slot: Any, dtype: npt.DTypeLike) -> Array:
-    """Return the numbers of a slot in a dtype that rules compute in: the array itself if it has that dtype."""
-    if isinstance(slot, Codes):
-        return decode_codes(slot).astype(dtype)
-    array: Array = slot.astype(dtype, copy=False)
+def join(master: Master) -> Array:
+    """Return the float32 numbers of weights with a master. Where somebody has written float16, these count."""
+    weights, rest = master
+    if weights.dtype == np.float16:
+        rounded = _to_float16(rest)
+        return np.where(rounded.view(np.uint16) == weights.view(np.uint16), rest, weights.astype(np.float32))
+    high = weights.view(np.uint16).astype(np.uint32) << np.uint32(16)
+    numbers: Array = (high + rest.astype(np.int32).view(np.uint32)).view(np.float32)
+    return numbers
+
+
+def split(master: Master, x: Array) -> None:
+    """Write float32 numbers into weights with a master. In bfloat16, every NaN becomes the same one."""
+    if master.weights.dtype == np.float16:
+        master.weights[...], master.rest[...] = _to_float16(x), x
+        return
+    bits = np.where(np.isnan(x), np.uint32(0x7FC00000), x.view(np.uint32))
+    master.weights.view(np.uint16)[...] = (bits + np.uint32(0x8000)) >> np.uint32(16)
+    master.rest[...] = (bits & np.uint32(0xFFFF)).astype(np.uint16).view(np.int16)
+
+
+def _to_float16(x: Array) -> Array:
+    with np.errstate(all="ignore"):
+        rounded = x.astype(np.float16)
+    nan = np.where(np.signbit(x), np.uint16(0xFE00), np.uint16(0x7E00))
+    return np.where(np.isnan(x), nan, rounded.view(np.uint16)).view(np.float16)
+
+
+def decoded(stored: Any, dtype: npt.DTypeLike) -> Array:
+    """Return the numbers of an array in a dtype that rules compute in: the array itself if it has that dtype."""
+    if isinstance(stored, Master):
+        return join(stored).astype(dtype)
+    if isinstance(stored, Codes):
+        return decode_codes(stored).astype(dtype)
+    array: Array = stored.astype(dtype, copy=False)
     return array
 
 
-def encode(slot: Any, values: Array, random: Any, rows: Any = ...) -> None:
-    """Store numbers in some rows of a slot that is not in the dtype of rules, by default in all."""
+def encode(stored: Any, values: Array, random: Any, rows: Any = ...) -> None:
+    """Store numbers in some rows of an array that is not in the dtype of rules, by default in all."""
     with np.errstate(all="ignore"):
-        x = np.ascontiguousarray(values.astype(np.float32))
-    if not isinstance(slot, Codes):
-        slot[rows] = encode_bfloat16(x[rows], random[rows])
+        x = np.asarray(values, np.float32, order="C")
+    if isinstance(stored, Master):
+        split(stored, x)  # other rows are the same as before
+        return
+    if not isinstance(stored, Codes):
+        stored[rows] = encode_bfloat16(x[rows], random[rows])
         return
     part = encode_codes(x[rows], random[rows])
-    slot.codes[rows] = part.codes
+    stored.codes[rows] = part.codes
     if rows is ...:
-        slot.scales[...] = part.scales
+        stored.scales[...] = part.scales
     else:  # each row has whole groups
         groups = math.prod(x.shape[1:]) // GROUP
-        slot.scales.reshape(len(x), groups)[rows] = part.scales.reshape(len(rows), groups)
+        stored.scales.reshape(len(x), groups)[rows] = part.scales.reshape(len(rows), groups)
 
 
-def stored_copy(slot: Any) -> Any:
-    """Return a copy of the memory of a slot."""
-    return Codes(slot.codes.copy(), slot.scales.copy()) if isinstance(slot, Codes) else slot.copy()
+def stored_copy(stored: Any) -> Any:
+    """Return a copy of the memory of an array."""
+    return type(stored)(*(part.copy() for part in stored)) if isinstance(stored, tuple) else stored.copy()
 
 
-def put_back(slot: Any, copy: Any) -> None:
-    """Write a copy of the memory of a slot back."""
-    if isinstance(slot, Codes):
-        slot.codes[...], slot.scales[...] = copy
-    else:
-        slot[...] = copy
+def put_back(stored: Any, copy: Any) -> None:
+    """Write a copy of the memory of an array back."""
+    for part, old in zip(stored, copy, strict=True) if isinstance(stored, tuple) else [(stored, copy)]:
+        part[...] = old

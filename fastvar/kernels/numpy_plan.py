@@ -1,4 +1,4 @@
-"""Plans, stages and sums in plain NumPy: the specification, and the oracle of the compiled ones.
+"""Plans and sums in plain NumPy: the specification, and the oracle of the compiled ones.
 
 `Plan` here and the compiled `Plan` are interchangeable and agree bit for bit. A rule that a user writes in
 NumPy also runs here, with every stage.
@@ -6,89 +6,22 @@ NumPy also runs here, with every stage.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Sequence
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
-from fastvar.formats import Codes
+from fastvar.formats import Codes, Master
 from fastvar.kernels.numpy_formats import decoded, encode, put_back, stored_copy
 from fastvar.kernels.numpy_rows import merge
+from fastvar.kernels.numpy_rule import Rule
+from fastvar.kernels.numpy_stages import conditioned, decay, finish, follow, penalized, update
 from fastvar.kernels.rounding import SEEDS, random_bits
 from fastvar.kernels.stages import BLOCK, LANES, neutral
 from fastvar.kernels.units import Units, checked, sum_in_order
 from fastvar.slices import Rows
-
-Block = Callable[..., None]
-
-
-class Rule(NamedTuple):
-    """An update rule: `block(w, g, c, *slots)` writes `w` and the slots in place, and reads scalars from `c`.
-
-    For the sums before the update, `measure` may take its place. It takes the first slots, and writes `w` alone,
-    the direction.
-    """
-
-    block: Block
-    slots: tuple[str, ...]  # names
-    scalars: tuple[str, ...]
-    whole: bool = False  # it takes the scalars in double, not in the arithmetic type
-    measure: Block | None = None
-
-    def apply(self, w: Array, g: Array, slots: Sequence[Array], scalars: Sequence[Any]) -> None:
-        """Run the rule with scalars in the order of their names."""
-        self.block(w, g, self._named(scalars, w.dtype.type), *slots)
-
-    def apply_measure(self, w: Array, g: Array, slots: Sequence[Array], scalars: Sequence[Any]) -> None:
-        """Run `measure` in place of the rule if there is one."""
-        (self.measure or self.block)(w, g, self._named(scalars, w.dtype.type), *slots[: self.measured])
-
-    @property
-    def measured(self) -> int:
-        """How many slots are read for the sums."""
-        return len(inspect.signature(self.measure).parameters) - 3 if self.measure else len(self.slots)
-
-    def _named(self, scalars: Sequence[Any], real: Any) -> SimpleNamespace:
-        numbers = scalars if self.whole else [real(scalar) for scalar in scalars]
-        return SimpleNamespace(**dict(zip(self.scalars, numbers, strict=True)))
-
-
-def conditioned(g: Array, w: Array, s: Any) -> Array:
-    """Return the gradient in the arithmetic type of `w`, scaled, regularized and clipped."""
-    real = w.dtype.type
-    x = penalized(g, w, s)
-    clip, limit = real(s["clip"]), real(s["limit"])
-    if clip != 1:
-        x = x * clip
-    return np.where(x < -limit, -limit, np.where(x > limit, limit, x))
-
-
-def penalized(g: Array, w: Array, s: Any) -> Array:
-    """Return the gradient in the arithmetic type of `w`, before it is clipped."""
-    real = w.dtype.type
-    x: Array = g.astype(w.dtype) * real(s["scale"])
-    l2, l1 = real(s["l2"]), real(s["l1"])
-    if l2 != 0:
-        x = x + l2 * w
-    if l1 != 0:
-        x = x + np.where(w > 0, l1, np.where(w < 0, -l1, real(0)))
-    return x
-
-
-def finish(w: Array, average: Array | None, s: Any, updated: bool) -> None:
-    """Run the stages that come after a rule."""
-    real = w.dtype.type
-    if average is not None:
-        average[...] = real(s["average"]) * average + real(1 - s["average"]) * w
-        if s["overwrite"] != 0:
-            w[...] = average
-    low, high = real(s["low"]), real(s["high"])
-    if updated and (low != -np.inf or high != np.inf):
-        w[...] = np.where(w < low, low, np.where(w > high, high, w))
 
 
 class Plan:
@@ -102,10 +35,10 @@ class Plan:
         From `RULES`, or a user's own; one for all, or one per group.
     names : sequence of str
         One per variable, for error messages.
-    weights : sequence of ndarray
-        float32 or float64, C-contiguous, writable; updated in place.
-    slots : sequence of sequences of ndarray
-        State of each variable: arrays of its shape, of its dtype or bfloat16, or `formats.Codes`.
+    weights : sequence of (ndarray or Master)
+        C-contiguous, writable, updated in place: float32, float64, bfloat16 (in float32), or `formats.Master`.
+    slots : sequence of sequences of (ndarray or Codes)
+        State of each variable: arrays of its shape, in its arithmetic dtype or bfloat16, or `formats.Codes`.
     groups : sequence of int
         The group of each variable, whose scalars it takes.
     averages : sequence of (ndarray or None), optional
@@ -133,7 +66,7 @@ class Plan:
     seeds : ndarray
         One record of `rounding.SEEDS` per variable, to be set before each run if it rounds.
     rounds : bool
-        Whether a run rounds stochastically: some slot is not in the dtype of its weights.
+        Whether a run takes random bits: some array is not in its arithmetic dtype.
     units : tuple of Units
         The factors of `matrices`, to be filled by the optimizer.
     """
@@ -143,7 +76,7 @@ class Plan:
         owner: str,
         rule: Rule | Sequence[Rule],
         names: Sequence[str],
-        weights: Iterable[Array],
+        weights: Iterable[Array | Master],
         slots: Iterable[Sequence[Array | Codes]],
         groups: Iterable[int],
         averages: Iterable[Array | None] | None = None,
@@ -159,12 +92,12 @@ class Plan:
             owner, rule, self.names, weights, slots, groups, averages, directions, sums, direct
         )
         self._rows = rows and not (any(table.sums) or any(table.direct) or matrices)
-        self.units: tuple[Units, ...] = checked(owner, [w.size for w in table.weights], matrices)
+        self.units: tuple[Units, ...] = checked(owner, [w.size for w in table.likes], matrices)
         self._held: list[Array | Rows | None] | None = None
         self._zero = False
-        self.stages: Array = neutral(len(self._table.weights))
+        self.stages: Array = neutral(len(self._table.likes))
         self.rounds: bool = not table.native
-        self.seeds: Array = np.zeros(len(self._table.weights), SEEDS)
+        self.seeds: Array = np.zeros(len(self._table.likes), SEEDS)
         self._rule_of = [self._table.rules[group] for group in self._table.group_of]
         self._cohort_of, self._rules = self._table.group_of, self._table.rules
 
@@ -190,24 +123,24 @@ class Plan:
         """
         self._held = None
         given = list(gradients)
-        if len(given) != len(self._table.weights):
-            raise ValueError(f"{self.owner}: must be given {len(self._table.weights)} gradients, got {len(given)}")
+        if len(given) != len(self._table.likes):
+            raise ValueError(f"{self.owner}: must be given {len(self._table.likes)} gradients, got {len(given)}")
         held: list[Array | Rows | None] = []
         labels = [f"{self.owner}: gradient of {name}" for name in self.names]
         if isinstance(gradients, np.ndarray) and gradients.dtype is buffers.MEMORY:
-            given = [*map(buffers.gradient_at, gradients, self._table.weights, labels)]
-        for gradient, like, label in zip(given, self._table.weights, labels, strict=True):
+            given = [*map(buffers.gradient_at, gradients, self._table.likes, labels)]
+        for gradient, like, label in zip(given, self._table.likes, labels, strict=True):
             array = None
             if gradient is not None:
                 array = buffers.as_gradient(gradient, like, label, self._rows)
                 if isinstance(array, Rows):
                     array = merge(array, like.dtype == np.float64)
-                    buffers.check_row_groups(array, self._table.arrays[len(held)], label)
+                    buffers.check_row_groups(like, self._table.arrays[len(held)], label)
                 self._table.extents.refuse(array.values if isinstance(array, Rows) else array, label)
                 if zero and not (array is gradient and array.flags.writeable):
                     buffers.refuse_zeroing(label)
             held.append(array)
-        for array, like, label in zip(held, self._table.weights, labels, strict=True):
+        for array, like, label in zip(held, self._table.likes, labels, strict=True):
             values = array.values if isinstance(array, Rows) else array
             shape = (len(array.rows), *like.shape[1:]) if isinstance(array, Rows) else like.shape
             if values is not None and values.shape != shape:  # foreign code resized it while a later one was read
@@ -246,7 +179,7 @@ class Plan:
         Without a gradient, only sums of slots are computed. Products are of `scale` times each array.
         """
         self._check_scalars(scalars)
-        totals = np.zeros((len(self._table.weights), max(map(len, self._table.sums), default=0)))
+        totals = np.zeros((len(self._table.likes), max(map(len, self._table.sums), default=0)))
         with np.errstate(all="ignore"):
             for i, g in enumerate(self._bound()):
                 group, cohort = self._table.group_of[i], self._cohort_of[i]
@@ -262,7 +195,8 @@ class Plan:
     def _arrays_of(self, i: int, g: Any, scalars: Sequence[float]) -> dict[str | int, Array]:
         """Return the arrays of a variable that can be summed, in double precision."""
         rule = self._table.rules[self._table.group_of[i]]
-        w, _, direction, *slots = self._table.arrays[i]
+        _, _, direction, *slots = self._table.arrays[i]
+        w = self._weights(i)
         copies = [decoded(slot, w.dtype).copy() for slot in slots]
         of: dict[str | int, Array] = {}
         if g is not None:
@@ -274,9 +208,13 @@ class Plan:
         of |= dict(enumerate(copies))
         return {name: array.astype(np.float64) for name, array in of.items()}
 
+    def _weights(self, i: int) -> Array:
+        """Return the weights in their arithmetic dtype."""
+        return decoded(self._table.arrays[i][0], self._table.likes[i].dtype)
+
     def _clipped(self, i: int, g: Array | Rows, matrices: int = 0) -> Array:
         """Return the gradient with the factors of a number of its matrices."""
-        w, s = self._table.weights[i], self.stages[i]
+        w, s = self._weights(i), self.stages[i]
         x = conditioned(g.values, w[g.rows], s) if isinstance(g, Rows) else conditioned(g, w, s)
         for units in self.units[:matrices]:
             x = units.scaled(x, i)
@@ -305,7 +243,7 @@ class Plan:
         with np.errstate(all="ignore"):
             for patch in units.patches:
                 i = patch["variable"]
-                g, w = self._bound()[i], self._table.weights[i]
+                g, w = self._bound()[i], self._weights(i)
                 if g is None and not weights:
                     continue
                 x = w if weights else self._clipped(i, g, k)
@@ -365,8 +303,9 @@ class Plan:
         """Restore everything if something is bad, and return what is."""
         table = self._table
         bad = {i: False for i, of in enumerate(before) if any(map(spoilt, table.arrays[i], of))}
-        for i, (g, old, s) in enumerate(zip(held, before, self.stages, strict=True)):
-            w = old[0][g.rows] if isinstance(g, Rows) else old[0]
+        for i, (g, old, s, like) in enumerate(zip(held, before, self.stages, table.likes, strict=True)):
+            w = decoded(old[0], like.dtype)
+            w = w[g.rows] if isinstance(g, Rows) else w
             values = g.values if isinstance(g, Rows) else g
             if values is not None and not np.isfinite(penalized(values, w, s)).all():
                 bad[i] = True
@@ -378,10 +317,12 @@ class Plan:
 
     def _advance(self, i: int, g: Array | Rows | None, scalars: Sequence[float]) -> None:
         table, s, rule = self._table, self.stages[i], self._rule_of[i]
-        w, average, direction, *slots = table.arrays[i]
-        kept = slots[: len(rule.slots)]
+        weights, average, direction, *slots = table.arrays[i]
+        w, kept = self._weights(i), slots[: len(rule.slots)]
         if g is None:
             finish(w, average, s, False)
+            if w is not weights and s["overwrite"] != 0:
+                encode(weights, w, self._random(i, buffers.MOST_SLOTS))
             return
         slots = [decoded(slot, w.dtype) for slot in kept]
         if isinstance(g, Rows):
@@ -397,35 +338,15 @@ class Plan:
             finish(w, average, s, True)
         else:
             update(rule, self._taken(i, g), w, average, slots, s, scalars)
-        for k, (slot, values) in enumerate(zip(kept, slots, strict=True)):
-            if slot is not values:
-                random = random_bits(self.seeds[i], k, w.size).reshape(w.shape)
-                encode(slot, values, random, g.rows if isinstance(g, Rows) else ...)
+        pairs = [*zip(kept, slots, range(len(kept)), strict=True), (weights, w, buffers.MOST_SLOTS)]
+        for stored, values, k in pairs:
+            if stored is not values:
+                encode(stored, values, self._random(i, k), g.rows if isinstance(g, Rows) else ...)
 
-
-def update(
-    rule: Rule, x: Array, w: Any, average: Any, slots: Sequence[Any], s: Any, scalars: Sequence[float]
-) -> None:
-    """Update weights, average and slots of one variable, or of some of its rows."""
-    decay(w, s)
-    rule.apply(w, x, slots, scalars)
-    finish(w, average, s, True)
-
-
-def decay(w: Array, s: Any) -> None:
-    """Apply weight decay."""
-    if s["decay"] != 0:
-        w[...] = w - w.dtype.type(s["decay"]) * w
-
-
-def follow(
-    rule: Rule, x: Array, w: Array, kept: Array | None, slots: Sequence[Any], s: Any, scalars: Sequence[float]
-) -> None:
-    """Make a direction, and add a multiple of it, or of the kept one, to the weights."""
-    direction = np.zeros_like(w)
-    rule.apply(direction, x, slots, scalars)
-    direction = direction if kept is None else kept
-    w[...] = w + w.dtype.type(s["step"]) * (w.dtype.type(s["size"]) * direction)
+    def _random(self, i: int, k: int) -> Array:
+        """Return the random bits for slot `k` of a variable; those for its weights come after all slots."""
+        like = self._table.likes[i]
+        return random_bits(self.seeds[i], k, like.size).reshape(like.shape)
 
 
 def spoilt(now: Any, before: Any) -> bool:

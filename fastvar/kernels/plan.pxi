@@ -7,7 +7,7 @@ cdef class Plan:
     cdef readonly bint rounds
     cdef readonly str owner
     cdef bint rows
-    cdef list rules, rule_of, names, weights, held, keep
+    cdef list rules, rule_of, names, likes, held, keep
     cdef object extents
     cdef Span* spans  # one per variable
     cdef float* c32
@@ -26,7 +26,7 @@ cdef class Plan:
     cdef const uintptr_t* ends
     cdef Py_ssize_t written
     cdef object saved  # copies of what a guarded run overwrites
-    cdef Stored* stored  # one per variable; NULL: no slot needs it
+    cdef Stored* stored  # one per variable; NULL: none needs it
 
     def __cinit__(self, str owner, rule not None, names, weights, slots, groups, averages=None, directions=None,
                   bint rows=True, sums=None, direct=None, matrices=()):
@@ -35,13 +35,13 @@ cdef class Plan:
             owner, rule, list(names), weights, slots, groups, averages, directions, sums, direct)
         self.owner, self.names, self.rules = owner, list(names), table.rules
         self.rows = rows and not (any(table.sums) or any(table.direct) or matrices)
-        self.weights, self.keep, self.extents = table.weights, table.arrays, table.extents
-        self.n, self.groups = len(self.weights), len(self.rules)
+        self.likes, self.keep, self.extents = table.likes, table.arrays, table.extents
+        self.n, self.groups = len(self.likes), len(self.rules)
         self.starts = <const uintptr_t*> cnp.PyArray_DATA(table.extents.starts)
         self.ends = <const uintptr_t*> cnp.PyArray_DATA(table.extents.ends)
         self.written = len(table.extents.names)
         self.stages, self.seeds = _stages.neutral(self.n), np.zeros(self.n, _rounding.SEEDS)
-        self.units = _units.checked(owner, [w.size for w in self.weights], matrices)
+        self.units = _units.checked(owner, [w.size for w in self.likes], matrices)
         exact = [(units.by_row, units.by_column) for units in self.units]
         self.factors = [(*both, *(of.astype("f4") for of in both)) for both in exact]
         self.sums_of_patches = [np.empty(units.length) for units in self.units]
@@ -84,20 +84,20 @@ cdef class Plan:
     cdef int set_span(self, Py_ssize_t i, Py_ssize_t group, Py_ssize_t scalars, bint direct) except -1:
         cdef int k
         cdef Span* s = &self.spans[i]
-        arrays = self.keep[i]
-        s.w = cnp.PyArray_BYTES(arrays[0])
+        arrays, like = self.keep[i], self.likes[i]
         s.average = NULL if arrays[1] is None else cnp.PyArray_BYTES(arrays[1])
         s.direction = NULL if arrays[2] is None else cnp.PyArray_BYTES(arrays[2])
         s.rule = &(<CompiledRule> self.rules[group]).rule
         if self.stored == NULL:
+            s.w = cnp.PyArray_BYTES(arrays[0])
             for k in range(len(arrays) - 3):
                 s.slots[k] = cnp.PyArray_BYTES(arrays[3 + k])
-        elif set_stored(&self.stored[i], s, list(arrays[3:])):
+        elif set_stored(&self.stored[i], s, arrays[0], list(arrays[3:])):
             s.stored = &self.stored[i]
             s.stored.seeds = <const Seeds*> cnp.PyArray_DATA(self.seeds) + i
-        s.n = s.length = arrays[0].size
-        s.width = s.n // max(len(arrays[0]), 1) if arrays[0].ndim else 1
-        s.wide, s.direct = arrays[0].itemsize == sizeof(double), direct
+        s.n = s.length = like.size
+        s.width = s.n // max(len(like), 1) if like.ndim else 1
+        s.wide, s.direct = like.itemsize == sizeof(double), direct
         s.c32, s.c64 = self.c32 + scalars, self.c64 + scalars
         s.stages = <const Stages*> cnp.PyArray_DATA(self.stages) + i
         s.sums = &self.sums_of_group[group]
@@ -181,11 +181,11 @@ cdef class Plan:
             gradient = held[i]
             if gradient is None:
                 continue
-            if not readable(gradient, <cnp.ndarray> self.weights[i]):
-                held[i] = buffers.as_gradient(gradient, self.weights[i], self.label(i), self.rows)
+            if not readable(gradient, <cnp.ndarray> self.likes[i]):
+                held[i] = buffers.as_gradient(gradient, self.likes[i], self.label(i), self.rows)
                 if type(held[i]) is Rows:
                     held[i], sparse = merge(held[i], self.spans[i].wide), True
-                    buffers.check_row_groups(held[i], self.keep[i], self.label(i))
+                    buffers.check_row_groups(self.likes[i], self.keep[i], self.label(i))
                 learn_format(held[i].values if type(held[i]) is Rows else held[i])
             if zero and not (gradient is held[i] and cnp.PyArray_ISWRITEABLE(gradient)):
                 buffers.refuse_zeroing(self.label(i))
@@ -204,7 +204,7 @@ cdef class Plan:
         for i in range(self.n):  # foreign code may have resized an array that was read before
             gradient = held[i]
             if gradient is not None and not (
-                    readable(gradient, <cnp.ndarray> self.weights[i]) if type(gradient) is not Rows
+                    readable(gradient, <cnp.ndarray> self.likes[i]) if type(gradient) is not Rows
                     else readable_rows(gradient, self.spans[i].width)):
                 buffers.refuse_changed(self.label(i))
         self.held = held
@@ -243,14 +243,14 @@ cdef class Plan:
         self.bound, self.held = False, None
         for i in range(self.n):
             if m[i].format >= 0 and not readable_memory(&m[i], &self.spans[i], zero):
-                buffers.gradient_at(memory[i], self.weights[i], self.label(i), zero)
+                buffers.gradient_at(memory[i], self.likes[i], self.label(i), zero)
         for i in range(self.n):
             self.spans[i].rows, self.spans[i].length, self.spans[i].g = NULL, self.spans[i].n, NULL
             if m[i].format >= 0:
                 self.point(i, <char*> m[i].address, m[i].format)
                 bound += 1
         if zero:
-            arrays = [buffers.gradient_at(memory[i], self.weights[i], self.label(i)) for i in range(self.n)]
+            arrays = [buffers.gradient_at(memory[i], self.likes[i], self.label(i)) for i in range(self.n)]
             buffers.check_disjoint([(self.label(i), arrays[i]) for i in range(self.n)])
         if self.sparse:
             place(self.spans, self.n)

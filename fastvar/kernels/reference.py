@@ -18,8 +18,9 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
-from fastvar.kernels.numpy_plan import Block, Plan, Rule
+from fastvar.kernels.numpy_plan import Plan
 from fastvar.kernels.numpy_rows import merge
+from fastvar.kernels.numpy_rule import Block, Rule
 from fastvar.kernels.stages import TINY
 
 __all__ = ["RULES", "Plan", "Rule", "copy", "merge"]

@@ -50,8 +50,8 @@ cdef inline void* aligned(char* scratch) noexcept nogil:
 
 cdef const real* read_raw_gradient(
         real* scratch, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
-    # Elements `at` to `at + n` of the variable, whose gradient lies `shift` elements further on. They are in
-    # `scratch`, or in place if they are used as they are; here and below.
+    # Elements `at` to `at + n` of the variable, which has the weights `w` there. Their gradient lies `shift` elements
+    # further on. They are in `scratch`, or in place if they are used as they are; here and below.
     cdef const Format* format = &formats[s.format]
     cdef const char* g = s.g + (at + shift) * format.width
     cdef const real* x = scratch
@@ -62,7 +62,7 @@ cdef const real* read_raw_gradient(
         format.f32(scratch, g, n, <float> s.stages.scale)
     else:
         format.f64(scratch, g, n, s.stages.scale)
-    return penalize(scratch, x, w + at, n, s.stages)
+    return penalize(scratch, x, w, n, s.stages)
 
 
 cdef inline bint in_place(const Span* s) noexcept nogil:
@@ -131,11 +131,13 @@ cdef inline Py_ssize_t tile_at(const Span* s, Py_ssize_t at, Py_ssize_t hi) noex
 
 
 cdef void advance(
-        real* w, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift, bint zero) noexcept nogil:
-    # Run elements lo to hi of a variable: in place, or tile by tile through the stages.
+        real* room, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift, bint zero) noexcept nogil:
+    # Run elements lo to hi of a variable: in place, or tile by tile through the stages. `room` is for a tile of
+    # weights; here and below.
     cdef char scratch[TILE_BYTES]
     cdef char copies[COPIES]
     cdef const real* x = NULL
+    cdef real* w
     cdef real* average = <real*> s.average
     cdef real* slots[MAX_SLOTS]
     cdef Py_ssize_t at = lo, n
@@ -143,39 +145,49 @@ cdef void advance(
     if (s.g != NULL and average == NULL and not zero and in_place(s) and s.stages.decay == 0
             and not bounded(s.stages) and not s.direct and s.stored == NULL):
         load_slots(slots, copies, s, s.rule.slots, lo, hi - lo)
-        apply_rule(w + lo, <const real*> s.g + lo + shift, slots, hi - lo, s)
+        apply_rule(<real*> s.w + lo, <const real*> s.g + lo + shift, slots, hi - lo, s)
         return
     while at < hi:
         n = tile_at(s, at, hi)
+        w = load_weights(room, s, at, n)
         if s.g != NULL:
             x = read_gradient(<real*> aligned(scratch), w, s, at, shift, n)
             load_slots(slots, <char*> aligned(copies), s, s.rule.slots, at, n)
-        update(w + at, NULL if average == NULL else average + at, slots, x, at, n, s)
-        if s.stored != NULL and s.g != NULL:
-            encode_slots(slots, s, at, n)
+        update(w, NULL if average == NULL else average + at, slots, x, at, n, s)
+        if s.stored != NULL:
+            encode(w, slots, s, at, n)
         if zero and s.g != NULL:
             clear_gradient(s, at, n)
         at += n
 
 
+cdef inline void encode(const real* w, real** slots, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
+    if s.g != NULL or s.stages.overwrite != 0:
+        encode_weights(w, s, at, n)
+    if s.g != NULL:
+        encode_slots(slots, s, at, n)
+
+
 cdef void run_span(const Span* s, Py_ssize_t lo, Py_ssize_t hi, bint zero) noexcept nogil:
+    cdef char room[TILE_BYTES]
     if s.rows != NULL:
         over_rows(s, lo, hi, advance_part)
     elif s.g != NULL or s.average != NULL:
         if s.wide:
-            advance(<double*> s.w, s, lo, hi, 0, zero)
+            advance(<double*> aligned(room), s, lo, hi, 0, zero)
         else:
-            advance(<float*> s.w, s, lo, hi, 0, zero)
+            advance(<float*> aligned(room), s, lo, hi, 0, zero)
 
 
 ctypedef int (*Part)(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil
 
 
 cdef int advance_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
+    cdef char room[TILE_BYTES]
     if s.wide:
-        advance(<double*> s.w, s, lo, hi, shift, False)
+        advance(<double*> aligned(room), s, lo, hi, shift, False)
     else:
-        advance(<float*> s.w, s, lo, hi, shift, False)
+        advance(<float*> aligned(room), s, lo, hi, shift, False)
     return 0
 
 
@@ -200,9 +212,11 @@ cdef int over_rows(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Part part) noexc
 cdef inline void prefetch_row(const Span* s, Py_ssize_t row) noexcept nogil:
     # Rows are scattered, and the processor cannot predict the next ones.
     cdef Py_ssize_t width = s.width * <Py_ssize_t> (sizeof(double) if s.wide else sizeof(float)), line = 0
+    cdef Py_ssize_t of_weights = s.width * width_of(s, format_of_weights(s))
     cdef int k
     while line < width and line < FETCHED:
-        prefetch(s.w + row * width + line)
+        if line < of_weights:
+            prefetch(s.w + row * of_weights + line)
         for k in range(s.rule.slots):
             if line < s.width * width_of_slot(s, k):
                 prefetch(s.slots[k] + row * s.width * width_of_slot(s, k) + line)

@@ -78,7 +78,7 @@ cdef double in_order(const double* lanes) noexcept nogil:
     return total
 
 
-cdef void read_rows(real* x, const real* w, const Span* s, Py_ssize_t lo, Py_ssize_t n) noexcept nogil:
+cdef void read_rows(real* x, real* room, const Span* s, Py_ssize_t lo, Py_ssize_t n) noexcept nogil:
     # Sum elements lo to lo + n of a sparse gradient, row by row.
     cdef Py_ssize_t row, at, m
     cdef const real* g
@@ -87,7 +87,7 @@ cdef void read_rows(real* x, const real* w, const Span* s, Py_ssize_t lo, Py_ssi
         row = lo // s.width
         m = min(n, (row + 1) * s.width - lo)
         at = s.rows[row] * s.width + (lo - row * s.width)
-        g = read_gradient(x, w, s, at, lo - at, m)
+        g = read_gradient(x, load_weights(room, s, at, m), s, at, lo - at, m)
         if g != x:
             memcpy(x, g, m * sizeof(real))
         x, lo, n = x + m, lo + m, n - m
@@ -101,9 +101,10 @@ cdef inline void fetch(const void* tile, Py_ssize_t nbytes) noexcept nogil:
         line += LINE
 
 
-cdef void fetch_next(const Span* s, Py_ssize_t at, Py_ssize_t n, Py_ssize_t width) noexcept nogil:
+cdef void fetch_next(const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
     # Prefetch what the rule reads of the next tile.
     cdef int k
+    cdef Py_ssize_t width = width_of(s, format_of_weights(s))
     fetch(s.w + at * width, n * width)
     for k in range(s.rule.measured):
         fetch(s.slots[k] + at * width_of_slot(s, k), n * width_of_slot(s, k))
@@ -112,7 +113,7 @@ cdef void fetch_next(const Span* s, Py_ssize_t at, Py_ssize_t n, Py_ssize_t widt
 
 
 cdef void run_on_copies(
-        real** arrays, char* scratch, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
+        real** arrays, char* scratch, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
     # Run the rule on copies from `at` on, for its direction and its new slots.
     cdef real** slots = arrays + FIRST_SLOT
     cdef real* copy
@@ -140,7 +141,7 @@ cdef void measure(real* w, const real* g, real** slots, Py_ssize_t n, const Span
 
 
 cdef void block_sums(
-        double* out, const real* w, const Span* s, const Sums* sums, Py_ssize_t lo, double scale) noexcept nogil:
+        double* out, real* room, const Span* s, const Sums* sums, Py_ssize_t lo, double scale) noexcept nogil:
     # Compute the sums of one block of a span; without a gradient, those of slots alone.
     cdef char gradients[TILE_BYTES]
     cdef char copies[COPIES]
@@ -158,23 +159,25 @@ cdef void block_sums(
     while at < hi:
         n = min(most, hi - at)
         if sums.of_rule and s.rows == NULL and at + n < s.length:
-            fetch_next(s, at, n, sizeof(real))
-        arrays[WEIGHTS], arrays[GRADIENT] = <real*> w + at, <real*> aligned(gradients)
+            fetch_next(s, at, n)
+        arrays[GRADIENT] = <real*> aligned(gradients)
+        if s.rows == NULL:
+            arrays[WEIGHTS] = load_weights(room, s, at, n)
         for k in range(MAX_SLOTS):
             arrays[FIRST_SLOT + k] = NULL if s.slots[k] == NULL else <real*> s.slots[k] + at
         if s.stored != NULL and sums != &_squares:
             load_slots(arrays + FIRST_SLOT, scratch + COPY, s, s.rule.slots, at, n)
         if s.g != NULL:
             if s.rows != NULL:
-                read_rows(arrays[GRADIENT], w, s, at, n)
+                read_rows(arrays[GRADIENT], room, s, at, n)
             elif in_place(s):
                 arrays[GRADIENT] = <real*> s.g + at
             elif sums == &_squares:
-                arrays[GRADIENT] = <real*> loaded(arrays[GRADIENT], w, s, at, n, 0, False)
+                arrays[GRADIENT] = <real*> read_clipped(arrays[GRADIENT], arrays[WEIGHTS], s, at, 0, n, 0)
             else:
-                arrays[GRADIENT] = <real*> read_gradient(arrays[GRADIENT], w, s, at, 0, n)
+                arrays[GRADIENT] = <real*> read_gradient(arrays[GRADIENT], arrays[WEIGHTS], s, at, 0, n)
             if sums.of_rule:
-                run_on_copies(arrays, scratch, w, s, at, n)
+                run_on_copies(arrays, scratch, s, at, n)
         for k in range(sums.count):
             a, b = sums.a[k], sums.b[k]
             if s.g != NULL or (a >= FIRST_SLOT and (b == NOTHING or b >= FIRST_SLOT)):
@@ -201,6 +204,7 @@ cdef void sums_of_task(void* context, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t b = task * (TASK // BLOCK), end = min(b + TASK // BLOCK, job.blocks)
     cdef const Span* s
     cdef const Sums* sums
+    cdef char room[TILE_BYTES]
     cdef Py_ssize_t i = find(job.spans, job.n, b * BLOCK)
     while b < end:
         while i + 1 < job.n and job.spans[i + 1].start <= b * BLOCK:
@@ -208,7 +212,7 @@ cdef void sums_of_task(void* context, Py_ssize_t task) noexcept nogil:
         s = &job.spans[i]
         sums = &_squares if job.squares else s.sums
         if s.wide:
-            block_sums(job.out + b * job.count, <const double*> s.w, s, sums, b * BLOCK - s.start, job.scale)
+            block_sums(job.out + b * job.count, <double*> aligned(room), s, sums, b * BLOCK - s.start, job.scale)
         else:
-            block_sums(job.out + b * job.count, <const float*> s.w, s, sums, b * BLOCK - s.start, job.scale)
+            block_sums(job.out + b * job.count, <float*> aligned(room), s, sums, b * BLOCK - s.start, job.scale)
         b += 1

@@ -50,10 +50,12 @@ cdef const real* rescale(
 
 
 cdef const real* loaded(
-        real* scratch, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t n, int matrices,
-        bint weights) noexcept nogil:
+        real* scratch, const Span* s, Py_ssize_t at, Py_ssize_t n, int matrices, bint weights) noexcept nogil:
     # The weights, or the gradient with the factors of a number of its units.
-    return w + at if weights else read_clipped(scratch, w, s, at, 0, n, matrices)
+    cdef char room[TILE_BYTES]
+    if weights:
+        return load_weights(scratch, s, at, n)
+    return read_clipped(scratch, load_weights(<real*> aligned(room), s, at, n), s, at, 0, n, matrices)
 
 
 cdef void add_columns(double* sums, const real** x, int rows, Py_ssize_t n, double scale) noexcept nogil:
@@ -118,17 +120,16 @@ cdef void add_rows(
 
 
 cdef void column_patch(
-        double* rows, double* columns, const real* w, const Span* s, const Patch* p, int matrices, bint weights,
+        double* rows, double* columns, real* scratch, const Span* s, const Patch* p, int matrices, bint weights,
         double scale) noexcept nogil:
     # Sum a patch of one column like a row.
-    cdef char scratch[TILE_BYTES]
     cdef double lanes[LANES]
     cdef const real* x
     cdef Py_ssize_t at = p.row, n
     memset(lanes, 0, sizeof(lanes))
     while at < p.row_end:
         n = min(<Py_ssize_t> TILE, p.row_end - at)
-        x = loaded(<real*> aligned(scratch), w, s, at, n, matrices, weights)
+        x = loaded(scratch, s, at, n, matrices, weights)
         add_products(lanes, x, x, n, scale)
         if rows != NULL:
             add_columns(rows + (at - p.row), &x, 1, n, scale)
@@ -137,9 +138,8 @@ cdef void column_patch(
 
 
 cdef void matrix_patch(
-        double* rows, double* columns, const real* w, const Span* s, const Patch* p, Py_ssize_t row_length,
+        double* rows, double* columns, real* scratch, const Span* s, const Patch* p, Py_ssize_t row_length,
         int matrices, bint weights, double scale) noexcept nogil:
-    cdef char scratch[ROWS][TILE_BYTES]
     cdef double lanes[ROWS][LANES]
     cdef const real* x[ROWS]
     cdef Py_ssize_t width = p.column_end - p.column, row = p.row, at, n
@@ -151,8 +151,7 @@ cdef void matrix_patch(
         while at < width:
             n = min(<Py_ssize_t> TILE, width - at)
             for k in range(m):
-                x[k] = loaded(<real*> aligned(scratch[k]), w, s, (row + k) * row_length + p.column + at, n,
-                              matrices, weights)
+                x[k] = loaded(scratch + k * TILE, s, (row + k) * row_length + p.column + at, n, matrices, weights)
             if rows == NULL:
                 add_columns(columns + at, x, m, n, scale)
             else:
@@ -184,18 +183,19 @@ cdef void patch_sums(void* context, Py_ssize_t task) noexcept nogil:
     cdef double scale = job.scale
     cdef const Units* u = &s.units[matrices]
     cdef Py_ssize_t width = p.column_end - p.column, height = 0 if u.by_row == NULL else p.row_end - p.row
+    cdef char scratch[ROWS * COPY + 64]
     cdef double* rows = NULL if u.by_row == NULL else sums + width
     memset(sums, 0, (width + height) * sizeof(double))
     if s.g == NULL and not weights:
         return
     if u.columns == 1 and s.wide:
-        column_patch(rows, sums, <const double*> s.w, s, p, matrices, weights, scale)
+        column_patch(rows, sums, <double*> aligned(scratch), s, p, matrices, weights, scale)
     elif u.columns == 1:
-        column_patch(rows, sums, <const float*> s.w, s, p, matrices, weights, scale)
+        column_patch(rows, sums, <float*> aligned(scratch), s, p, matrices, weights, scale)
     elif s.wide:
-        matrix_patch(rows, sums, <const double*> s.w, s, p, u.columns, matrices, weights, scale)
+        matrix_patch(rows, sums, <double*> aligned(scratch), s, p, u.columns, matrices, weights, scale)
     else:
-        matrix_patch(rows, sums, <const float*> s.w, s, p, u.columns, matrices, weights, scale)
+        matrix_patch(rows, sums, <float*> aligned(scratch), s, p, u.columns, matrices, weights, scale)
 
 
 cdef void add_patch(double* of_rows, double* of_columns, const double* sums, const Patch* p) noexcept nogil:

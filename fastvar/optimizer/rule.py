@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from fastvar import buffers
-from fastvar.kernels.numpy_plan import Rule as NumpyRule
+from fastvar.kernels.numpy_rule import Rule as NumpyRule
 from fastvar.optimizer.groups import Group
 from fastvar.optimizer.options import Options
 from fastvar.optimizer.passes import Measured, Pass
