@@ -130,7 +130,7 @@ def _numeric(name: str, ufunc: np.ufunc, symbol: str) -> tuple[Operator[Array], 
                 kind = type(other).__name__
                 raise TypeError(f"{type(self).__name__}: {symbol} must be given numbers or an array, got {kind}")
             other = values
-        in_place(self._array, other)
+        self._change(in_place, other)
         return self
 
     return *_binary(name, ufunc), cast(InPlaceOperator, assigned)
@@ -281,6 +281,10 @@ class Arraylike:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._array[unwrap(key)] = value
+
+    def _change(self, in_place: Callable[[Array, Any], object], other: Any) -> None:
+        """Apply an in-place operator."""
+        in_place(self._array, other)
 
     def __hash__(self) -> NoReturn:
         kind = type(self).__name__

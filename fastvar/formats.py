@@ -29,7 +29,7 @@ class Codes(NamedTuple):
     scales: npt.NDArray[np.float32]
 
 
-OF_MASTERS = {"bfloat16": np.dtype(np.int16), "float16": np.dtype(np.float32)}
+OF_MASTERS: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype(np.int16), "float16": np.dtype(np.float32)}
 """What a master keeps of weights in 16 bits: the lower bits of each float32 number, or the number itself."""
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastvar import buffers
+from fastvar.masters import exact
 from fastvar.tables import Table, count, size
 from fastvar.variable import Variable
 
@@ -306,7 +307,7 @@ def penalty(variables: Any) -> float:
     1.5
     """
     held = walk(as_tree(variables, "penalty: variables"))
-    return sum((v.regularizer(v.value) for _, v in held if v.trainable and v.regularizer), 0.0)
+    return sum((v.regularizer(exact(v.memory)) for _, v in held if v.trainable and v.regularizer), 0.0)
 
 
 class Module:

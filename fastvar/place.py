@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastvar.buffers import Array
+from fastvar.formats import Master
 from fastvar.regularizers import Regularizer
 
 
@@ -21,6 +22,10 @@ class Place(Protocol):
     @property
     def value(self) -> Array:
         """The memory as an array: always the same elements, with their address, count and format."""
+
+    @property
+    def memory(self) -> Array | Master:
+        """The memory that a plan updates: the array, or with what a master keeps."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fastvar import buffers
-from fastvar.arraylike import Arraylike, same_memory, unwrap
+from fastvar.arraylike import Arraylike, same_memory, unwrap, unwrap_nested
 from fastvar.buffers import Array
 from fastvar.constraints import Constraint
+from fastvar.formats import OF_MASTERS, Master
 from fastvar.hyper import declares_attribute, suggestion
 from fastvar.initializers import Initializer
+from fastvar.masters import join, parted, split
 from fastvar.place import Structure
 from fastvar.regularizers import Regularizer
 from fastvar.slices import IndexedSlices
@@ -82,7 +85,7 @@ class Variable(Arraylike):
         `Module`, or by the keyword and position under which a checkpoint receives it.
     dtype : dtype, optional
         By default that of the initial value as a NumPy array (Python floats are float64). Optimizers
-        update float32 and float64.
+        update float32 and float64, and float16 and bfloat16 by way of float32: see `master`.
     shape : tuple of int, optional
         The shape. A scalar initial value fills it; an array must have it.
     regularizer : Regularizer, optional
@@ -131,6 +134,7 @@ class Variable(Arraylike):
             _check_initializer(initial_value, shape, label)
             initial_value = initial_value() if shape is None else initial_value(shape, dtype)
         self._array = _buffer(initial_value, dtype, shape, copy, label)
+        self._master: Variable | None = None
         self._grad: Any = None
         self._trainable = _check_trainable(trainable, label)
         self._regularizer = _check_regularizer(regularizer, label)
@@ -169,6 +173,30 @@ class Variable(Arraylike):
     def value(self, array: Array) -> None:
         if not same_memory(array, self._array):  # `w.value += 1` has already written
             raise AttributeError(f"{self._label}: value cannot be replaced; write into it: .assign(...)")
+
+    @property
+    def memory(self) -> Array | Master:
+        """The memory that optimizers update: the array, or with what a master keeps."""
+        return self.value if self._master is None else Master(self.value, self._master.value)
+
+    @property
+    def master(self) -> Array | None:
+        """The float32 numbers of which a variable of 16 bits shows the rounded ones, as a new array, or None.
+
+        An optimizer with `master=True` makes them, from the value at that time, and updates them. `assign`,
+        indexing, operators such as `+=` and a restore write them, too. A write into `value`, or with `out=`,
+        writes the rounded numbers alone. In float16 these count from then on. In bfloat16 the lower 16 bits of the old
+        number stay, which is at most half the distance to the next bfloat16.
+        """
+        return None if self._master is None else join(Master(self._array, self._master._array))
+
+    def _keep_master(self) -> None:
+        """Make the master of a variable of 16 bits, if there is none."""
+        if self._master is None and self.dtype.name in OF_MASTERS:
+            self._take_master(Variable(parted(self._array, self._array).rest, False))
+
+    def _take_master(self, kept: Variable) -> None:
+        self._master, Structure.version = kept, object()
 
     def numpy(self) -> Array:
         """Return a copy of the value, which later updates do not change."""
@@ -228,28 +256,64 @@ class Variable(Arraylike):
             raise ValueError(f"{self._label}: value must have shape {self.shape}, got {array.shape}")
         if not np.can_cast(array.dtype, self.dtype, "same_kind"):
             raise TypeError(f"{self._label}: value must be castable to {self.dtype}, got {array.dtype}")
-        if operation is None:
-            self._array[...] = array
-        else:
-            operation(self._array, array, out=self._array, casting="unsafe")
+        with self._numbers() as numbers:
+            if operation is None:
+                numbers[...] = array
+            else:
+                operation(numbers, array, out=numbers, casting="unsafe")
         return self
+
+    @contextmanager
+    def _numbers(self) -> Iterator[Array]:
+        """Give the numbers to change: the array, or of a variable with a master the float32 ones."""
+        if self._master is None:
+            yield self._array
+            return
+        numbers = self.master
+        yield numbers  # type: ignore[misc]
+        split(Master(self._array, self._master._array), numbers)  # type: ignore[arg-type]
+
+    def _change(self, in_place: Callable[[Array, Any], object], other: Any) -> None:
+        with self._numbers() as numbers:
+            in_place(numbers, other)
+
+    @property
+    def flat(self) -> Any:
+        """A flat iterator over the elements of the value; assigning writes them."""
+        return self._array.flat
+
+    @flat.setter
+    def flat(self, values: Any) -> None:
+        with self._numbers() as numbers:
+            numbers.flat[:] = unwrap_nested(values)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if self._master is None:
+            self._array[unwrap(key)] = value
+            return
+        key = unwrap(key)  # only these elements: they may be few
+        new = np.empty(self._array[key].shape, np.float32)
+        new[...] = value
+        self._array[key], self._master._array[key] = parted(self._array, new)
 
     def scatter_update(self, indices: npt.ArrayLike, updates: npt.ArrayLike) -> Self:
         """Write `updates` into the rows `indices` (first axis); of duplicates, the last one wins."""
         rows, values = self._rows(indices, updates)
-        self._array[rows] = values
+        self[rows] = values
         return self
 
     def scatter_add(self, indices: npt.ArrayLike, updates: npt.ArrayLike) -> Self:
         """Add `updates` to the rows `indices` (first axis); duplicates add up."""
         rows, values = self._rows(indices, updates)
-        np.add.at(self._array, rows, values)
+        with self._numbers() as numbers:
+            np.add.at(numbers, rows, values)
         return self
 
     def scatter_sub(self, indices: npt.ArrayLike, updates: npt.ArrayLike) -> Self:
         """Subtract `updates` from the rows `indices` (first axis); duplicates add up."""
         rows, values = self._rows(indices, updates)
-        np.subtract.at(self._array, rows, values)
+        with self._numbers() as numbers:
+            np.subtract.at(numbers, rows, values)
         return self
 
     def _rows(self, indices: npt.ArrayLike, updates: npt.ArrayLike) -> tuple[Array, Array]:
@@ -263,8 +327,9 @@ class Variable(Arraylike):
             raise IndexError(f"{self._label}: rows must be below {len(self)}, got {got}")
         wanted = rows.shape + self.shape[1:]
         values = np.asarray(updates)
+        dtype = self.dtype if self._master is None else np.dtype(np.float32)
         try:
-            return rows, np.broadcast_to(values, wanted).astype(self.dtype, casting="same_kind")
+            return rows, np.broadcast_to(values, wanted).astype(dtype, casting="same_kind")
         except (ValueError, TypeError) as error:
             must = f"be castable to {self.dtype} and of shape {wanted}"
             got = f"{values.dtype} of shape {values.shape}"
@@ -274,7 +339,7 @@ class Variable(Arraylike):
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = (self._trainable, self._name, None, None, self._regularizer, self._constraint)
-        return type(self), (self._array.copy(), *options), {"_path": self._path}
+        return type(self), (self._array.copy(), *options), {"_path": self._path, "_master": self._master}
 
     def __format__(self, spec: str) -> str:
         return format(self._array, spec) if spec else str(self)

@@ -13,6 +13,7 @@ LAYERS = [
     {"figures", "formats", "tables", "versions"},
     {"hyper", "slices"},
     {"buffers", "hyper_json"},
+    {"masters"},
     {"kernels", "threadpools"},
     {"arraylike", "constraints", "initializers", "regularizers", "schedules", "threads"},
     {"place"},

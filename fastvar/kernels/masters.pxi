@@ -1,5 +1,5 @@
 # Weights of 16 bits. Rules compute with float32 numbers, and a master keeps what 16 bits leave out: of bfloat16 the
-# lower 16 bits of the number, of float16 the number itself. numpy_formats.py is the twin.
+# lower 16 bits of the number, of float16 the number itself. fastvar/masters.py is the twin.
 
 ctypedef void (*Join)(float*, const char*, const char*, Py_ssize_t) noexcept nogil
 ctypedef void (*Split)(char*, char*, const float*, Py_ssize_t) noexcept nogil
@@ -16,8 +16,12 @@ cdef void join_bfloat16(float* x, const char* weights, const char* rest, Py_ssiz
     cdef Py_ssize_t i
     cdef const uint16_t* high = <const uint16_t*> weights
     cdef const int16_t* low = <const int16_t*> rest
+    cdef uint32_t bits
+    cdef float whole
     for i in range(n):
-        x[i] = of_bits((<uint32_t> high[i] << 16) + <uint32_t> (<int32_t> low[i]))
+        bits = <uint32_t> high[i] << 16
+        whole = of_bits(bits + <uint32_t> (<int32_t> low[i]))
+        x[i] = whole if whole == whole else of_bits(bits)  # NaN: somebody has written other weights
 
 
 cdef void split_bfloat16(char* weights, char* rest, const float* x, Py_ssize_t n) noexcept nogil:

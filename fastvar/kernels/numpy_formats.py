@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fastvar import formats
 from fastvar.buffers import Array
 from fastvar.formats import GROUP, Codes, Master, groups_of
+from fastvar.masters import join, split
 
 NEAREST = np.uint32(1 << 31)  # in place of random numbers
 TWO, REST = np.uint32(0x40000000), np.uint32(19)  # see codes.pxi
@@ -78,34 +79,6 @@ def _grouped(x: Array) -> Array:
 
 def _ungrouped(x: Array, shape: tuple[int, ...]) -> Array:
     return x.reshape(-1)[: int(np.prod(shape, dtype=np.intp))].reshape(shape)
-
-
-def join(master: Master) -> Array:
-    """Return the float32 numbers of weights with a master. Where somebody has written float16, these count."""
-    weights, rest = master
-    if weights.dtype == np.float16:
-        rounded = _to_float16(rest)
-        return np.where(rounded.view(np.uint16) == weights.view(np.uint16), rest, weights.astype(np.float32))
-    high = weights.view(np.uint16).astype(np.uint32) << np.uint32(16)
-    numbers: Array = (high + rest.astype(np.int32).view(np.uint32)).view(np.float32)
-    return numbers
-
-
-def split(master: Master, x: Array) -> None:
-    """Write float32 numbers into weights with a master. In bfloat16, every NaN becomes the same one."""
-    if master.weights.dtype == np.float16:
-        master.weights[...], master.rest[...] = _to_float16(x), x
-        return
-    bits = np.where(np.isnan(x), np.uint32(0x7FC00000), x.view(np.uint32))
-    master.weights.view(np.uint16)[...] = (bits + np.uint32(0x8000)) >> np.uint32(16)
-    master.rest[...] = (bits & np.uint32(0xFFFF)).astype(np.uint16).view(np.int16)
-
-
-def _to_float16(x: Array) -> Array:
-    with np.errstate(all="ignore"):
-        rounded = x.astype(np.float16)
-    nan = np.where(np.signbit(x), np.uint16(0xFE00), np.uint16(0x7E00))
-    return np.where(np.isnan(x), nan, rounded.view(np.uint16)).view(np.float16)
 
 
 def decoded(stored: Any, dtype: npt.DTypeLike) -> Array:

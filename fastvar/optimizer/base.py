@@ -73,6 +73,10 @@ class Optimizer(Kept):
         factored statistics keep the dtype of the variable. See docs/formats.md.
     slot_dtype_min_size : int
         Slots of variables with fewer elements, by default 4096, keep the dtype of the variable.
+    master : bool
+        Variables of 16 bits are computed in float32. True: they keep what 16 bits leave out, in another 2
+        (bfloat16) or 4 bytes (float16) an element, and train like float32. False: bfloat16 is rounded
+        stochastically; float16 is an error. A variable that has a master keeps it. See docs/formats.md.
     seed : int
         Seed of the stochastic rounding, from 0 to 2^64 - 1. The same seed gives the same bits on every processor
         and any number of threads.
@@ -167,7 +171,7 @@ class Optimizer(Kept):
         Raises
         ------
         TypeError
-            If something is not a variable, or neither float32 nor float64.
+            If something is not a variable, or not float32, float64, bfloat16 or float16.
         ValueError
             If there are no variables, a group is empty, a variable or a name occurs twice, variables share memory,
             or the optimizer is built on other variables.
@@ -187,10 +191,13 @@ class Optimizer(Kept):
             )
 
     def _build(self, grouped: list[dict[str, Any]]) -> None:
-        check_variables(self._owner, grouped)
+        check_variables(self._owner, grouped, self.master)
         state = self._state  # a restore has made its slots
         state.take([Group(self, group.pop("variables"), group) for group in grouped])
         state.numbers = {**state.numbers, **first_numbers(self, len(state.variables))}
+        if self.master:
+            for v in state.variables:
+                v._keep_master()
         self._refreshed()
 
     def _kept(self) -> list[tuple[Any, Any]]:

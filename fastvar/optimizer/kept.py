@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastvar.kernels.atomic import Atomic
+from fastvar.masters import writes
 from fastvar.optimizer.groups import Group
 from fastvar.optimizer.memory import memory
 from fastvar.optimizer.overview import overview
@@ -87,5 +88,5 @@ class Kept(Rule):
         """Overwrite the variables with their moving averages, if `use_ema`. Call it when training ends."""
         if self.use_ema and self._state.numbers.get("averaged", True):
             variables = self._state.variables if var_list is None else variables_of(self._owner, var_list)
-            with Atomic([], [(v.value, self.slot(v, "average").value) for v in variables]):
+            with Atomic([], [pair for v in variables for pair in writes(v.memory, self.slot(v, "average").value)]):
                 pass

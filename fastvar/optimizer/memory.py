@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastvar import formats
+from fastvar.formats import Master
 from fastvar.optimizer.quantized import Slot
 from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.slots import slot_format
@@ -21,8 +22,10 @@ CHOICES = (None, *formats.OF_SLOTS)
 def memory(rule: Rule, state: State) -> Table:
     """Return a table of bytes: of the variables and of each slot, now and with each `slot_dtype`."""
     group_of = {id(v): group for group in state.groups for v in group.variables}
-    weights = sum(v.value.nbytes for v in state.variables)
-    rows: list[list[Any]] = [["variables", weights, *[weights] * len(CHOICES)]]
+    weights = [v.memory if isinstance(v.memory, Master) else (v.memory,) for v in state.variables]
+    rows: list[list[Any]] = [_constant("variables", sum(arrays[0].nbytes for arrays in weights))]
+    if masters := sum(array.nbytes for arrays in weights for array in arrays[1:]):
+        rows.append(_constant("masters", masters))
     for name, slots in state.slots.items():
         kept = [(v, slot) for v, slot in zip(state.variables, slots, strict=True) if slot is not None]
         now = sum(slot.nbytes for _, slot in kept)
@@ -33,6 +36,11 @@ def memory(rule: Rule, state: State) -> Table:
     footer = f"{size(totals[0])} now; gradients are the caller's"
     columns = ("", "now", *(f"slot_dtype={choice!r}" for choice in CHOICES))
     return Table(f"{rule._owner}: bytes", columns, rows, footer)
+
+
+def _constant(name: str, nbytes: int) -> list[Any]:
+    """Return the row of bytes that `slot_dtype` does not change."""
+    return [name, nbytes, *[nbytes] * len(CHOICES)]
 
 
 def _bytes(

@@ -10,7 +10,9 @@ import numpy as np
 from fastvar import buffers, kernels, threads
 from fastvar.buffers import Array
 from fastvar.constraints import BUILTIN, number_bounds
+from fastvar.formats import Master
 from fastvar.kernels import crew, reference, rounding
+from fastvar.masters import exact
 from fastvar.optimizer.clipping import by_norm, limit_of_values, units
 from fastvar.optimizer.cohorts import Cohorts, Scalars
 from fastvar.optimizer.passes import Pass
@@ -57,7 +59,7 @@ class Measuring:
     directions : list of (ndarray or None)
         Kept directions, which the rule may replace.
     largest : ndarray
-        The largest number of each variable's dtype.
+        The largest number of the dtype in which each variable is computed.
     wide : ndarray of bool or None
         Which variables are float64, whose squares can overflow in double precision; None if there are none.
     """
@@ -68,10 +70,10 @@ class Measuring:
 
     def __init__(self, variables: list[Place], passes: list[Pass]) -> None:
         self.directions = [
-            buffers.empty(v.shape, v.dtype) if one.keeps_directions else None
+            buffers.empty(v.shape, buffers.arithmetic(v.dtype)) if one.keeps_directions else None
             for v, one in zip(variables, passes, strict=True)
         ]
-        self.largest = np.array([np.finfo(v.dtype).max for v in variables])
+        self.largest = np.array([np.finfo(buffers.arithmetic(v.dtype)).max for v in variables])
         wide = np.array([v.dtype == np.float64 for v in variables])
         self.wide = wide if wide.any() else None
 
@@ -188,7 +190,7 @@ class StepPlan:
             rule._owner,
             rules,
             self.labels,
-            [v.value for v in variables],
+            [v.memory for v in variables],
             [[memory_of(slots[name][i]) for name in one.slots] for i, one in enumerate(of_variable)],
             self.group_of,
             [v.value for v in average] or None,
@@ -317,7 +319,9 @@ class StepPlan:
         places = [self.compiled.stages, *state.numbers.values()]
         if self.fragile:
             of_slots = [v for of_slot in state.slots.values() for v in of_slot if v is not None]
-            places += [v.value for v in state.variables] + [array for v in of_slots for array in arrays_of(v)]
+            for v in state.variables:
+                places += v.memory if isinstance(v.memory, Master) else [v.memory]
+            places += [array for v in of_slots for array in arrays_of(v)]
         if accumulation:
             places += [accumulation.plan.stages] + ([] if self.fragile else accumulation.sums)
         return places, [np.empty_like(place) for place in places]
@@ -331,7 +335,7 @@ def _numbered(one: Pass) -> list[tuple[Any, ...]]:
 
 def projected(rule: Rule, variable: Place) -> Any:
     """Return the projection of a variable by its constraint."""
-    values = np.asarray(variable.constraint(variable.value))  # type: ignore[misc]
+    values = np.asarray(variable.constraint(exact(variable.memory)))  # type: ignore[misc]
     if values.shape != variable.shape or values.dtype.kind not in "fiub":
         raise ValueError(
             f"{rule._owner}: constraint of {variable!r} must return real numbers of shape "

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from fastvar import buffers
 from fastvar.kernels.numpy_rule import Rule as NumpyRule
+from fastvar.masters import exact
 from fastvar.optimizer.groups import Group
 from fastvar.optimizer.options import Options
 from fastvar.optimizer.passes import Measured, Pass
@@ -45,7 +46,7 @@ class Rule(Options):
 
     def initial(self, slot: str, variable: Place, hyper: Any) -> Any:
         """Return the initial value of a slot, by default 0."""
-        return variable.value if slot in self.weight_copies else 0
+        return exact(variable.memory) if slot in self.weight_copies else 0
 
     def initial_numbers(self) -> dict[str, float]:
         """Return the names and initial values of numbers that the rule keeps for all variables together."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastvar import buffers, formats
 from fastvar.buffers import Array
+from fastvar.masters import exact
 from fastvar.optimizer.quantized import Quantized, Slot, converted, format_of
 from fastvar.optimizer.rule import MARKS, Rule
 from fastvar.optimizer.state import Slots, State
@@ -97,8 +98,8 @@ def _kept(rule: Rule, slot: str, variable: Place, group: Any, here: Slot | None)
 
 
 def slot_format(rule: Rule, slot: str, variable: Place, group: Any) -> str:
-    """Return the format of a slot: one of `formats.OF_SLOTS`, or the name of the variable's dtype."""
-    native = variable.dtype.name
+    """Return the format of a slot: one of `formats.OF_SLOTS`, or the dtype in which the variable is computed."""
+    native = buffers.arithmetic(variable.dtype).name
     if group.slot_dtype is None or variable.size < max(group.slot_dtype_min_size, 1):
         return native
     return str(group.slot_dtype) if slot in stored_slots(rule, rule.kind_of(variable)) else native
@@ -118,7 +119,7 @@ def _made(rule: Rule, slot: str, variable: Place, group: Any) -> Slot:
     shape = rule.slot_shape(slot, variable) if ours else variable.shape
     value = rule.initial(slot, variable, group) if ours else 0
     if slot == "average":
-        value = variable.value
+        value = exact(variable.memory)
     made = _empty(shape, slot_format(rule, slot, variable, group), variable, slot)
     if not (np.ndim(value) == 0 and value == 0):
         made[...] = value
@@ -128,7 +129,7 @@ def _made(rule: Rule, slot: str, variable: Place, group: Any) -> Slot:
 def _empty(shape: tuple[int, ...], wanted: str, variable: Place, slot: str) -> Slot:
     """Return a slot of zeros."""
     if wanted == "8bit":
-        return Quantized.zeros(shape, variable.dtype, slot)
+        return Quantized.zeros(shape, buffers.arithmetic(variable.dtype), slot)
     return Variable(buffers.full(shape, formats.dtype_of(wanted), 0), False, slot, copy=False)
 
 
@@ -166,9 +167,9 @@ def beginnings(rule: Rule, state: State, unbegun: list[int], grads: list[Any]) -
     if new:
         begun = numbers["begun"].copy()
         begun[new] = 1
-        places = [(slots[name][i].value, variables[i].value) for name in rule.weight_copies for i in new]
+        places = [(slots[name][i].value, exact(variables[i].memory)) for name in rule.weight_copies for i in new]
         places.append((numbers["begun"], begun))
     if not numbers.get("averaged", True):
-        places += [(a.value, v.value) for a, v in zip(slots["average"], variables, strict=True)]
+        places += [(a.value, exact(v.memory)) for a, v in zip(slots["average"], variables, strict=True)]
         places.append((numbers["averaged"], np.ones(())))
     return places

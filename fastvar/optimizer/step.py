@@ -9,6 +9,7 @@ import numpy as np
 from fastvar import kernels
 from fastvar.kernels.atomic import Atomic
 from fastvar.kernels.numpy_plan import spoilt
+from fastvar.masters import exact, writes
 from fastvar.optimizer.clipping import by_norm, clip_units, coefficients
 from fastvar.optimizer.passes import Measured
 from fastvar.optimizer.planning import StepPlan, projected
@@ -219,9 +220,10 @@ def _constrain(plan: StepPlan, grads: list[Any], present: list[bool], calls: int
         if concerned[i]:  # as in Keras, which applies constraints at every call
             variable = plan.state.variables[i]
             values = projected(plan.rule, variable)
-            if plan.guard and spoilt(values, variable.value):
+            if plan.guard and spoilt(values, exact(variable.memory)):
                 raise Refused([(i, False)])
-            variable.value[...] = values
+            for target, part in writes(variable.memory, values):
+                target[...] = part
 
 
 def _refuse(plan: StepPlan, found: list[tuple[int, bool]], zeros: list[Any]) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Container, Iterable, Mapping
 from operator import is_
 from typing import Any
 
-from fastvar import buffers
+import numpy as np
+
+from fastvar import buffers, formats
 from fastvar.module import Module, Tree, as_tree, is_sequence
 from fastvar.optimizer.state import State
 from fastvar.place import label
@@ -152,8 +154,11 @@ def _key(owner: str, entry: Any, keys: tuple[str, ...]) -> str | None:
     return present[0] if present else None
 
 
-def check_variables(owner: str, groups: list[dict[str, Any]]) -> None:
-    """Check that there are variables, that an optimizer can update them, and that none occurs twice."""
+def check_variables(owner: str, groups: list[dict[str, Any]], master: bool | None) -> None:
+    """Check that there are variables, that an optimizer can update them, and that none occurs twice.
+
+    `master` is the option; None is that of an optimizer that cannot update 16 bits.
+    """
     for k, group in enumerate(groups):
         if not group["variables"]:
             what = f"group {k}" if len(groups) > 1 else "build"
@@ -162,8 +167,11 @@ def check_variables(owner: str, groups: list[dict[str, Any]]) -> None:
     for i, v in enumerate(v for group in groups for v in group["variables"]):
         if not isinstance(v, Variable):
             raise TypeError(f"{owner}: variables must be fastvar.Variable, got {type(v).__name__}")
-        if v.dtype not in buffers.REAL:
-            raise TypeError(f"{owner}: {label(v, i)} must be float32 or float64, got {v.dtype}")
+        if v.dtype not in buffers.REAL and (master is None or v.dtype.name not in formats.OF_MASTERS):
+            kinds = "float32 or float64" if master is None else "float32, float64, bfloat16 or float16"
+            raise TypeError(f"{owner}: {label(v, i)} must be {kinds}, got {v.dtype}")
+        if v.dtype == np.float16 and not master and v.master is None:
+            raise ValueError(f"{owner}: {label(v, i)} is float16, which needs master=True")
         if id(v) in seen or v._name in seen:
             raise ValueError(f"{owner}: {label(v, i)} comes twice")
         seen |= {id(v), v._name} if v._name else {id(v)}

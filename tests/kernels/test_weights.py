@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from fastvar import kernels
 from fastvar.formats import OF_MASTERS, Master, dtype_of
 from fastvar.kernels import reference, rounding
-from fastvar.kernels.numpy_formats import join, split
+from fastvar.masters import join, split
 from tests.support.cases import assert_same_bits
 from tests.support.scenes import BFLOAT16, MODULES, STAGED, Scene, Spec, assert_equal, assert_equals_twin
 

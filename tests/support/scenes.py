@@ -16,7 +16,7 @@ import fastvar as fv
 from fastvar import formats, kernels
 from fastvar.formats import Codes, Master
 from fastvar.kernels import reference, rounding
-from fastvar.kernels.numpy_formats import split
+from fastvar.masters import split
 from tests.support.cases import RULE_CASES, assert_same_bits
 from tests.support.room import Room
 

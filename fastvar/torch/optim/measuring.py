@@ -61,6 +61,10 @@ class TensorPlace:
         self.size: int = value.size
         self.dtype: np.dtype[Any] = value.dtype
 
+    @property
+    def memory(self) -> Array:
+        return self.value
+
     def _zeroing(self, gradient: Any) -> tuple[Any, Any]:
         raise NotImplementedError  # torch.optim.Optimizer.zero_grad does it
 

@@ -1,0 +1,70 @@
+"""Weights of 16 bits: the float32 numbers with which rules compute, and what a master keeps of them.
+
+`kernels/masters.pxi` does the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastvar import buffers
+from fastvar.buffers import Array
+from fastvar.formats import OF_MASTERS, Master
+
+
+def join(master: Master) -> Array:
+    """Return the float32 numbers of weights with a master. Where somebody has written other weights, these count.
+
+    In bfloat16 they count to within half the distance to the next number: the lower bits stay. A sum of both that
+    is NaN, such as that of 0 and negative lower bits, shows that they do not belong together.
+    """
+    weights, rest = master
+    if weights.dtype == np.float16:
+        same = to_float16(rest).view(np.uint16) == weights.view(np.uint16)
+        return np.where(same, rest, weights.astype(np.float32))
+    high = weights.view(np.uint16).astype(np.uint32) << np.uint32(16)
+    numbers: Array = (high + rest.astype(np.int32).view(np.uint32)).view(np.float32)
+    return np.where(np.isnan(numbers), high.view(np.float32), numbers)
+
+
+def split(master: Master, x: Array) -> None:
+    """Write float32 numbers into weights with a master. In bfloat16, every NaN becomes the same one."""
+    if master.weights.dtype == np.float16:
+        master.weights[...], master.rest[...] = to_float16(x), x
+        return
+    bits = np.where(np.isnan(x), np.uint32(0x7FC00000), x.view(np.uint32))
+    master.weights.view(np.uint16)[...] = (bits + np.uint32(0x8000)) >> np.uint32(16)
+    master.rest[...] = (bits & np.uint32(0xFFFF)).astype(np.uint16).view(np.int16)
+
+
+def to_float16(x: Array) -> Array:
+    """Round float32 to nearest, ties to even. Every NaN becomes the same one, with its sign."""
+    with np.errstate(all="ignore"):
+        rounded = x.astype(np.float16)
+    nan = np.where(np.signbit(x), np.uint16(0xFE00), np.uint16(0x7E00))
+    return np.where(np.isnan(x), nan, rounded.view(np.uint16)).view(np.float16)
+
+
+def exact(memory: Array | Master) -> Array:
+    """Return the numbers with which rules compute: the array itself if it has their dtype."""
+    if isinstance(memory, Master):
+        return join(memory)
+    array: Array = memory.astype(buffers.arithmetic(memory.dtype), copy=False)
+    return array
+
+
+def parted(weights: Array, values: Any) -> Master:
+    """Return numbers as new weights like these, and what a master keeps."""
+    x: Array = np.array(values, np.float32, order="C")
+    parts = Master(np.empty(x.shape, weights.dtype), np.empty(x.shape, OF_MASTERS[weights.dtype.name]))
+    split(parts, x)
+    return parts
+
+
+def writes(memory: Array | Master, values: Any) -> list[tuple[Array, Any]]:
+    """Return pairs of target and value that write numbers into the weights, and into what a master keeps."""
+    if isinstance(memory, Master):
+        return [*zip(memory, parted(memory.weights, values), strict=True)]
+    return [(memory, values)]
