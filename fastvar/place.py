@@ -59,6 +59,9 @@ class Place(Protocol):
     def constraint(self) -> Callable[[Array], npt.ArrayLike] | None:
         """Projection after every update, or None."""
 
+    def _keep_master(self) -> None:
+        """Make the master of 16 bits, if there is none."""
+
     def _zeroing(self, gradient: Any) -> tuple[Any, Any]:
         """Return how to zero its gradient: the target and its value, for `Atomic`."""
 

@@ -185,15 +185,18 @@ class Variable(Arraylike):
 
         An optimizer with `master=True` makes them, from the value at that time, and updates them. `assign`,
         indexing, operators such as `+=` and a restore write them, too. A write into `value`, or with `out=`,
-        writes the rounded numbers alone. In float16 these count from then on. In bfloat16 the lower 16 bits of the old
-        number stay, which is at most half the distance to the next bfloat16.
+        writes the rounded numbers alone. In float16 these count from then on. In bfloat16 the lower 16 bits of the
+        old number stay, which is at most half the distance to the next bfloat16.
         """
         return None if self._master is None else join(Master(self._array, self._master._array))
 
     def _keep_master(self) -> None:
         """Make the master of a variable of 16 bits, if there is none."""
         if self._master is None and self.dtype.name in OF_MASTERS:
-            self._take_master(Variable(parted(self._array, self._array).rest, False))
+            self._renew_master()
+
+    def _renew_master(self) -> None:
+        self._take_master(Variable(parted(self._array, self._array).rest, False))
 
     def _take_master(self, kept: Variable) -> None:
         self._master, Structure.version = kept, object()

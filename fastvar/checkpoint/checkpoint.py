@@ -12,6 +12,7 @@ from fastvar.checkpoint.contents import Contents
 from fastvar.checkpoint.file_format import check_names, failing, uncollected
 from fastvar.checkpoint.foreign import open_foreign
 from fastvar.checkpoint.foreign.source import Opaque
+from fastvar.checkpoint.masters import masters_of
 from fastvar.checkpoint.publishing import absolute, make_directory
 from fastvar.checkpoint.reader import File, prefetch
 from fastvar.checkpoint.report import Restored, summary
@@ -121,10 +122,13 @@ class Checkpoint(Shown):
             state, slots, arrays = contents.state()
         except RecursionError as error:
             raise ValueError("Checkpoint: state is nested too deeply") from error
-        tensors = {name: v._array for name, v in contents.tensors().items()}
-        if both := tensors.keys() & slots.keys():
-            raise ValueError(f"Checkpoint: two tensors are named {min(both)!r}")
-        return tensors | slots, arrays, state, _step_of(contents)
+        tensors, masters = contents.tensors(), masters_of(contents.variables)
+        for one, other in ((tensors, masters), (tensors, slots)):
+            if both := one.keys() & other.keys():
+                raise ValueError(f"Checkpoint: two tensors are named {min(both)!r}")
+        tensors |= masters
+        written = {name: place._array for name, place in tensors.items()}
+        return written | slots, arrays, state, _step_of(contents)
 
     def step(self) -> int:
         """Return the `iterations` of the only optimizer, else 0."""

@@ -19,6 +19,7 @@ from fastvar.checkpoint.anyfile import exported, open_any
 from fastvar.checkpoint.foreign import Foreign
 from fastvar.checkpoint.foreign.safetensors import METADATA, NAMES
 from fastvar.checkpoint.foreign.source import Opaque
+from fastvar.checkpoint.masters import is_master
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.writer import write
@@ -147,7 +148,8 @@ def _renamed(file: File | Foreign, weights_only: bool, names: str | None, prefix
         raise ValueError(f"convert: names must be {' or '.join(NAMINGS)}, got {names!r}")
     renamed: dict[str, str] = {}
     for name, own in exported(file).items():
-        if weights_only and isinstance(file, File) and not own.startswith("variables/"):
+        master = isinstance(file, File) and is_master(own, file.entries)
+        if weights_only and isinstance(file, File) and (master or not own.startswith("variables/")):
             continue
         new = name.replace("/", ".") if names == "torch" else name
         if prefix is not None:

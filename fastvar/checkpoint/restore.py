@@ -18,6 +18,7 @@ from fastvar.checkpoint.bookkeeping import is_reserved
 from fastvar.checkpoint.contents import MALFORMED, Commit, Contents, Loading, Place, Rename
 from fastvar.checkpoint.file_format import EXTENDED, LARGE, CheckpointError
 from fastvar.checkpoint.foreign.source import Foreign, HasSpec
+from fastvar.checkpoint.masters import Masters
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.pytorch import TensorPlace
 from fastvar.checkpoint.pytorch_optimizer import StoredOptimizer
@@ -101,8 +102,11 @@ def prepare_restore(
     ]
     for name in [name for one in converted for name in one.here]:
         del wanted[name]
+    masters = Masters(contents.variables, lambda name: _source(name, rename), file.entries)
+    places.update(masters.places)
+    wanted.update(masters.sources)
     taking, wrong = _match(places, wanted, file, restored, lambda there, here: False)
-    used = {*sources, *(source for one in converted for source in one.sources)}
+    used = {*sources, *masters.sources.values(), *(source for one in converted for source in one.sources)}
     own = ("state/", *(f"{keyword}/" for keyword in contents.of_pytorch))
     restored.skipped += [n for n in file.entries if n not in used and not n.startswith(own)]
     if not partial:
@@ -122,10 +126,11 @@ def prepare_restore(
     _warn_of_changed(file.path, resumptions, hyperparameters)
     objects = [commit for commit in commits if isinstance(commit, Loading)]
     others = [commit for commit in commits if not isinstance(commit, Loading)]
-    settling = [place.settle for name in taking if isinstance(place := places[name], TensorPlace)]
+    settling: list[Commit] = [place.settle for name in taking if isinstance(place := places[name], TensorPlace)]
     restored.taken += [source for one in converted for source in one.sources]
     restored.notes += [one.text for one in converted]
     reading += [reading_of(one, file.read) for one in converted]
+    settling.append(masters.settle)
     commits = [*objects, *(one.take_over for one in resumptions.values()), *reading, *settling, *others]
     return restored, commits, [pair for one in resumptions.values() for pair in one.before()]
 

@@ -195,9 +195,6 @@ class Optimizer(Kept):
         state = self._state  # a restore has made its slots
         state.take([Group(self, group.pop("variables"), group) for group in grouped])
         state.numbers = {**state.numbers, **first_numbers(self, len(state.variables))}
-        if self.master:
-            for v in state.variables:
-                v._keep_master()
         self._refreshed()
 
     def _kept(self) -> list[tuple[Any, Any]]:

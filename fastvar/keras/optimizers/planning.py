@@ -22,7 +22,7 @@ if keras.backend.backend() == "torch":
 else:
     from fastvar.keras.optimizers.on_numpy import Memory, set_in_c_order  # type: ignore[assignment]
 
-NOT_OF_KERAS = ("adaptive_clipnorm", "nonfinite")
+NOT_OF_KERAS = ("adaptive_clipnorm", "master", "nonfinite")
 ELSEWHERE = ("learning_rate", "loss_scale_factor", "name")  # asked for at each step; done before; in messages
 OFF_IF_0 = ("clipnorm", "clipvalue", "global_clipnorm", "ema_overwrite_frequency", "gradient_accumulation_steps")
 OF_EVERY_CLASS = {"average": "_model_variables_moving_average", "gradient_accumulator": "_accumulated_gradients"}

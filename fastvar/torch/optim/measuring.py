@@ -65,6 +65,9 @@ class TensorPlace:
     def memory(self) -> Array:
         return self.value
 
+    def _keep_master(self) -> None:
+        """Do nothing: tensors of 16 bits are refused."""
+
     def _zeroing(self, gradient: Any) -> tuple[Any, Any]:
         raise NotImplementedError  # torch.optim.Optimizer.zero_grad does it
 

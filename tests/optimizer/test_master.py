@@ -1,0 +1,406 @@
+"""Variables of 16 bits: with a master they train as in float32, bit for bit.
+
+Without a master, bfloat16 is rounded stochastically.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fastvar as fv
+import fastvar.torch
+from tests.support.cases import CASES, Case, assert_same_bits
+from tests.support.runs import COMBINATIONS, SHAPES, every_case
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES: list[Any] = [BFLOAT16, np.dtype(np.float16)]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+Arrays = list[np.ndarray[Any, Any]]
+
+
+class OwnRule(fv.Optimizer):
+    """A user's rule in NumPy."""
+
+    slots = ("mean",)
+
+    def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> None:
+        assert variable.dtype == slots.mean.dtype == gradient.dtype
+        slots.mean += 0.1 * (gradient - slots.mean)
+        variable -= hyper.learning_rate * slots.mean
+
+
+def values() -> Arrays:
+    rng = np.random.default_rng(1)
+    return [np.asarray(rng.standard_normal(s), np.float32) for s in SHAPES]
+
+
+def variables(dtype: Any, **options: Any) -> list[fv.Variable]:
+    return [fv.Variable(x.astype(dtype), name=f"v{i}", **options) for i, x in enumerate(values())]
+
+
+def like(dtype: Any, **options: Any) -> list[fv.Variable]:
+    """Return variables of float32 with the same numbers."""
+    return [fv.Variable(v.value.astype("f4"), name=v.name, **options) for v in variables(dtype)]
+
+
+def gradients(t: int, dtype: Any = np.float32) -> Arrays:
+    rng = np.random.default_rng(100 + t)
+    return [np.asarray(rng.standard_normal(s), "f4").astype(dtype) for s in SHAPES]
+
+
+def train(optimizer: fv.Optimizer, of: list[fv.Variable], start: int = 0, steps: int = 5) -> None:
+    for t in range(start, start + steps):
+        optimizer.apply(gradients(t), of)
+
+
+def assert_masters_are(of: list[fv.Variable], expected: list[fv.Variable]) -> None:
+    for v, other in zip(of, expected, strict=True):
+        assert v.master is not None
+        assert_same_bits(v.master, other.value)
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(v.value.view("u2"), rounded(v.master, v.dtype).view("u2"))
+
+
+def rounded(x: Any, dtype: Any) -> Any:
+    """Round to nearest; in bfloat16, ties away from 0."""
+    if dtype == np.float16:
+        return x.astype(dtype)
+    return ((x.view("u4") + 0x8000) >> 16).astype("u2").view(dtype)
+
+
+def assert_slots_are(optimizer: fv.Optimizer, other: fv.Optimizer) -> None:
+    for slot, expected in zip(optimizer.variables, other.variables, strict=True):
+        assert slot.dtype == expected.dtype
+        assert_same_bits(slot.numpy(), expected.numpy())
+
+
+# With a master.
+
+
+@every_case
+@every_dtype
+def test_with_a_master_steps_are_those_of_float32(case: Case, dtype: Any) -> None:
+    ours, other = case.make(), case.make()
+    of, expected = variables(dtype), like(dtype)
+    train(ours, of)
+    train(other, expected)
+    assert_masters_are(of, expected)
+    assert_slots_are(ours, other)
+
+
+@every_dtype
+@pytest.mark.parametrize("options", COMBINATIONS, ids=["none", "clipnorm", "clipvalue", "accumulation"])
+@pytest.mark.parametrize("maker", [fv.optimizers.Adam, fv.optimizers.Lamb, OwnRule], ids=lambda m: m.__name__)
+def test_options_are_those_of_float32(maker: Callable[..., Any], options: dict[str, Any], dtype: Any) -> None:
+    declared: dict[str, Any] = {"regularizer": fv.regularizers.L1L2(0.01, 0.02)}
+    ours, other = maker(**options), maker(**options)
+    of, expected = variables(dtype, **declared), like(dtype, **declared)
+    train(ours, of, steps=7)
+    train(other, expected, steps=7)
+    assert_masters_are(of, expected)
+    ours.finalize_variable_values()
+    other.finalize_variable_values()
+    assert_masters_are(of, expected)
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    "constraint",
+    [fv.constraints.NonNeg(), fv.constraints.Box(-0.3, 0.4), np.tanh],
+    ids=["NonNeg", "Box", "tanh"],
+)
+def test_constraints_write_the_master(constraint: Any, dtype: Any) -> None:
+    of, expected = variables(dtype, constraint=constraint), like(dtype, constraint=constraint)
+    train(fv.optimizers.Adam(0.1), of)
+    train(fv.optimizers.Adam(0.1), expected)
+    assert_masters_are(of, expected)
+
+
+@every_dtype
+def test_gradients_of_16_bits_and_sparse_ones(dtype: Any) -> None:
+    for given in (dtype, BFLOAT16, np.float16):
+        of, expected = variables(dtype), like(dtype)
+        ours, other = fv.optimizers.Adam(0.1), fv.optimizers.Adam(0.1)
+        for t in range(3):
+            grads: list[Any] = [*gradients(t, given)]
+            grads[3] = fv.IndexedSlices(grads[3][:4], [6, 0, 33, 6])
+            ours.apply(grads, of)
+            other.apply(grads, expected)
+        assert_masters_are(of, expected)
+
+
+@every_dtype
+@pytest.mark.parametrize("slot_dtype", ["bfloat16", "8bit"])
+def test_slots_can_have_fewer_bits_too(slot_dtype: Any, dtype: Any) -> None:
+    options: dict[str, Any] = {"slot_dtype": slot_dtype, "slot_dtype_min_size": 0}
+    of, expected = variables(dtype), like(dtype)
+    ours, other = fv.optimizers.AdamW(0.1, **options), fv.optimizers.AdamW(0.1, **options)
+    train(ours, of)
+    train(other, expected)
+    assert_masters_are(of, expected)
+    assert_slots_are(ours, other)
+
+
+@every_dtype
+def test_a_refused_step_changes_nothing(dtype: Any) -> None:
+    of, optimizer = variables(dtype), fv.optimizers.Adam(0.1, nonfinite="skip")
+    train(optimizer, of)
+    before = [(v.numpy(), v.master) for v in of]
+    grads = gradients(9)
+    grads[1][2] = np.nan
+    optimizer.apply(grads, of)
+    assert optimizer.skipped == 1
+    for v, (weights, master) in zip(of, before, strict=True):
+        assert_same_bits(v.value.astype("f4"), weights.astype("f4"))
+        assert_same_bits(v.master, master)
+
+
+def test_classes_with_names_of_torch_have_masters() -> None:
+    of, expected = variables(BFLOAT16), like(BFLOAT16)
+    for each in (of, expected):
+        optimizer = fastvar.torch.AdamW(each, lr=0.1)
+        for t in range(3):
+            for v, g in zip(each, gradients(t), strict=True):
+                v.grad = g
+            optimizer.step()
+    assert_masters_are(of, expected)
+
+
+def test_loss_scale_in_float16_end_to_end() -> None:
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((64, 8)).astype("f2"), rng.standard_normal((64, 1)).astype("f2")
+    w = fv.Variable(np.zeros((8, 1), np.float16), name="w")
+    optimizer = fv.optimizers.LossScaleOptimizer(fv.optimizers.Adam(0.05), initial_scale=2.0**17)
+    losses = []
+    for _ in range(150):
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = x @ w.value - target
+            losses.append(float((error.astype("f4") ** 2).mean()))
+            scaled = (error * np.float16(2 / 64)) * np.float16(optimizer.scale_loss(1.0))
+            optimizer.apply([(x.T @ scaled).astype("f2")], [w])
+    best = np.linalg.lstsq(x.astype("f8"), target.astype("f8"), rcond=None)[1][0] / 64
+    assert optimizer.skipped > 0  # the first scales overflow float16
+    assert losses[-1] < 1.01 * best
+
+
+# What writes both.
+
+
+@every_dtype
+def test_writes_into_a_variable_write_both(dtype: Any) -> None:
+    (w,) = of = variables(dtype)[3:4]
+    fv.optimizers.SGD(0.0).build(of)
+    x = np.float32(1.2345)
+    numbers = np.full(w.shape, x)
+    ways: list[tuple[Callable[[], Any], Any]] = [
+        (lambda: w.assign(numbers), x),
+        (lambda: w.assign_add(np.full(w.shape, 1e-4)), x + np.float32(1e-4)),
+        (lambda: w.assign_sub(np.full(w.shape, 1e-4)), x + np.float32(1e-4) - np.float32(1e-4)),
+        (lambda: w.__iadd__(np.float32(1e-3)), x + np.float32(1e-4) - np.float32(1e-4) + np.float32(1e-3)),
+        (lambda: w.__setitem__(..., np.float32(0.1)), np.float32(0.1)),
+        (lambda: w.scatter_update([*range(70)], numbers), x),
+        (lambda: w.scatter_add([*range(70)], numbers), x + x),
+        (lambda: w.scatter_sub([*range(70)], numbers), x + x - x),
+        (lambda: setattr(w, "flat", np.float32(3.3)), np.float32(3.3)),
+    ]
+    for way, expected in ways:
+        way()
+        assert_same_bits(w.master, np.full(w.shape, expected, "f4"))
+        np.testing.assert_array_equal(w.value.view("u2"), rounded(w.master, dtype).view("u2"))
+    w[3:5, ::2] = np.float32(x)
+    assert w.master is not None
+    assert w.master[3, 0] == w.master[4, 30] == x
+    assert w.master[3, 1] == np.float32(3.3)
+
+
+def test_a_write_into_value_counts() -> None:
+    half, brain = (fv.Variable(np.full(5, 1.2345, d)) for d in (np.float16, BFLOAT16))
+    optimizer = fv.optimizers.SGD(1.0)
+    optimizer.apply([np.full(5, 1e-4, "f4")] * 2, [half, brain])
+    for w in (half, brain):
+        w.value[:2] = [2, 0]
+    optimizer.apply([np.zeros(5, "f4")] * 2, [half, brain])
+    assert half.master is not None
+    assert brain.master is not None
+    assert [*half.master[:2]] == [2, 0]
+    assert half.master[2] == np.float32(np.float16(1.2345)) - np.float32(1e-4)
+    assert abs(brain.master[0] - 2) <= 2.0**-7  # half the distance to the next number
+    assert abs(brain.master[1]) < 1e-40
+    assert [*brain.value[:2]] == [2, 0]
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"]
+)
+def test_copies_go_on_alike(copied: Callable[[Any], Any], dtype: Any) -> None:
+    of, optimizer = variables(dtype), fv.optimizers.Adam(0.1)
+    train(optimizer, of)
+    others, other = copied((of, optimizer))
+    train(optimizer, of, 5)
+    train(other, others, 5)
+    for v, w in zip(of, others, strict=True):
+        assert_same_bits(w.master, v.master)
+
+
+# Without a master.
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "Lamb", "Adafactor", "Muon"])
+def test_without_a_master_seeds_decide(name: str) -> None:
+    results = []
+    for seed in (0, 0, 1):
+        of = variables(BFLOAT16)
+        train(getattr(fv.optimizers, name)(0.1, master=False, seed=seed), of)
+        assert all(v.master is None for v in of)
+        results.append(b"".join(v.value.tobytes() for v in of))
+    assert results[0] == results[1] != results[2]
+
+
+def test_without_a_master_weights_stay_near_those_of_float32() -> None:
+    w, expected = fv.Variable(np.ones(4096, BFLOAT16)), fv.Variable(np.ones(4096, np.float32))
+    for v, optimizer in ((w, fv.optimizers.SGD(1e-4, master=False)), (expected, fv.optimizers.SGD(1e-4))):
+        for _ in range(100):
+            optimizer.apply([np.ones(4096, np.float32)], [v])
+    assert expected.value[0] < 0.9901
+    assert abs(w.value.astype("f8").mean() - expected.value[0]) < 5 * np.sqrt(100 * 1e-4 * 2.0**-8 / 4096)
+
+
+def test_float16_needs_a_master() -> None:
+    of = variables(np.float16)
+    with pytest.raises(ValueError, match="Adam: 'v0' is float16, which needs master=True"):
+        fv.optimizers.Adam(master=False).build(of)
+    assert all(v.master is None for v in of)
+
+
+def test_a_master_can_be_asked_for_later() -> None:
+    of, optimizer = variables(BFLOAT16), fv.optimizers.Adam(0.1, master=False)
+    train(optimizer, of)
+    before = [v.numpy() for v in of]
+    optimizer.master = True
+    for v, weights in zip(of, before, strict=True):
+        assert_same_bits(v.master, weights.astype("f4"))
+    train(optimizer, of, 5)
+
+
+def test_a_variable_keeps_its_master() -> None:
+    of, expected = variables(BFLOAT16), like(BFLOAT16)
+    fv.optimizers.Adam().build(of)
+    train(fv.optimizers.SGD(0.1, master=False), of)
+    train(fv.optimizers.SGD(0.1), expected)
+    assert_masters_are(of, expected)
+
+
+def test_other_dtypes_are_refused() -> None:
+    with pytest.raises(TypeError, match="variable 0 must be float32, float64, bfloat16 or float16, got int16"):
+        fv.optimizers.Adam().build([fv.Variable(np.zeros(3, np.int16))])
+    with pytest.raises(TypeError, match="LBFGS: variable 0 must be float32 or float64, got bfloat16"):
+        fv.optimizers.LBFGS().build([fv.Variable(np.zeros(3, BFLOAT16))])
+
+
+def test_memory_counts_masters() -> None:
+    w = fv.Variable(np.zeros((100, 100), BFLOAT16))
+    optimizer = fv.optimizers.Adam()
+    optimizer.build([w])
+    rows = {row[0]: row[1:] for row in optimizer.memory().rows}
+    assert rows["variables"][0] == rows["masters"][0] == 20_000
+    assert rows["bytes per parameter"] == [12.0, 12.0, 8.0, 6.03]
+    other = fv.optimizers.Adam(master=False)
+    other.build([fv.Variable(np.zeros((100, 100), BFLOAT16))])
+    assert "masters" not in {row[0] for row in other.memory().rows}
+    assert other.memory().rows[-1][1:] == [10.0, 10.0, 6.0, 4.03]
+
+
+# Checkpoints.
+
+
+class Net(fv.Module):
+    def __init__(self, dtype: Any) -> None:
+        self.w = fv.Variable(values()[0].astype(dtype))
+        self.b = fv.Variable(np.zeros(5, np.float32))
+
+
+def step(net: Net, optimizer: fv.Optimizer, start: int, steps: int) -> None:
+    optimizer.build(net)
+    for t in range(start, start + steps):
+        optimizer.apply(gradients(t)[:2])
+
+
+@every_dtype
+@pytest.mark.parametrize("built", [False, True], ids=["new", "built"])
+def test_training_goes_on_from_a_checkpoint(tmp_path: Path, built: bool, dtype: Any) -> None:
+    net, optimizer = Net(dtype), fv.optimizers.Adam(0.01)
+    step(net, optimizer, 0, 5)
+    fv.Checkpoint(net, optimizer=optimizer).save(tmp_path / "a.h5")
+    other, resumed = Net(dtype), fv.optimizers.Adam(0.01)
+    if built:
+        step(other, resumed, 7, 2)
+    fv.Checkpoint(other, optimizer=resumed).restore(tmp_path / "a.h5")
+    for each, its in ((net, optimizer), (other, resumed)):
+        step(each, its, 5, 5)
+    assert_same_bits(other.w.master, net.w.master)
+    assert_same_bits(other.b.value, net.b.value)
+
+
+def test_without_a_master_training_goes_on_alike(tmp_path: Path) -> None:
+    net, optimizer = Net(BFLOAT16), fv.optimizers.Adam(0.01, master=False, seed=3)
+    step(net, optimizer, 0, 5)
+    fv.Checkpoint(net, optimizer=optimizer).save(tmp_path / "a.h5")
+    assert "variables/w.master" not in dict(fv.checkpoint.list_variables(tmp_path / "a.h5"))
+    other, resumed = Net(BFLOAT16), fv.optimizers.Adam(0.01, master=False, seed=3)
+    fv.Checkpoint(other, optimizer=resumed).restore(tmp_path / "a.h5")
+    for each, its in ((net, optimizer), (other, resumed)):
+        step(each, its, 5, 5)
+    np.testing.assert_array_equal(other.w.value.view("u2"), net.w.value.view("u2"))
+
+
+@every_dtype
+def test_files_with_and_without_a_master(tmp_path: Path, dtype: Any) -> None:
+    trained, fresh = Net(dtype), Net(dtype)
+    step(trained, fv.optimizers.Adam(0.01), 0, 5)
+    fv.Checkpoint(trained).save(tmp_path / "with.h5")
+    fv.Checkpoint(fresh).save(tmp_path / "without.h5")
+    assert dict(fv.checkpoint.list_variables(tmp_path / "with.h5"))["variables/w.master"] == (7, 5)
+    restored = fv.Checkpoint(fresh).restore(tmp_path / "with.h5")
+    assert "variables/w.master" in restored.taken
+    assert_same_bits(fresh.w.master, trained.w.master)
+    fv.Checkpoint(trained).restore(tmp_path / "without.h5")
+    assert_same_bits(trained.w.master, Net(dtype).w.value.astype("f4"))
+    wide = Net(np.float32)
+    with pytest.raises(ValueError, match=r"variables/w: float32\[7, 5\] here, (bfloat16|float16)\[7, 5\] in the"):
+        fv.Checkpoint(wide).restore(tmp_path / "with.h5")
+
+
+def test_names_change_together(tmp_path: Path) -> None:
+    trained, other = Net(BFLOAT16), Net(BFLOAT16)
+    step(trained, fv.optimizers.Adam(0.01), 0, 5)
+    fv.Checkpoint(part=trained).save(tmp_path / "a.h5")
+    fv.Checkpoint(other).restore(tmp_path / "a.h5", name_map=lambda name: f"part/{name}")
+    assert_same_bits(other.w.master, trained.w.master)
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    w, other = fv.Variable(np.zeros(3, BFLOAT16), name="w"), fv.Variable(np.zeros(3), name="w.master")
+    fv.optimizers.SGD().build([w])
+    with pytest.raises(ValueError, match=r"two tensors are named 'variables/w\.master'"):
+        fv.Checkpoint([w, other]).save(tmp_path / "a.h5")
+
+
+def test_weights_only_leaves_masters_out(tmp_path: Path) -> None:
+    net = Net(BFLOAT16)
+    step(net, fv.optimizers.Adam(0.01), 0, 2)
+    fv.Checkpoint(net).save(tmp_path / "a.h5")
+    fv.checkpoint.convert(tmp_path / "a.h5", tmp_path / "a.safetensors", weights_only=True)
+    assert {*fv.checkpoint.load_foreign(tmp_path / "a.safetensors")} == {"w", "b"}
+
+
+def test_cases_cover_every_class() -> None:
+    assert {case.optimizer for case in CASES} >= {*fv.optimizers.__all__} - {"LBFGS", "LossScaleOptimizer"}
