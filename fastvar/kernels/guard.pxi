@@ -159,7 +159,8 @@ cdef int guarded(real* room, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssi
             save(one.saved + begin, one.memory + begin, bytes_until(one, at + n) - begin,
                  s.past_cache and s.rows == NULL)
         if s.g != NULL:
-            g = read_raw_gradient(<real*> aligned(scratch), load_weights(room, s, at, n), s, at, shift, n)
+            g = read_raw_gradient(
+                <real*> aligned(scratch), load_weights(room, s, at, n), s, at, shift, n)
         advance(room, s, at, at + n, shift, False)
         view(now, decoded, &all, s, False, at, n)
         view(before, decoded + COPIES, &all, s, True, at, n)

@@ -1,5 +1,5 @@
-# Weights of 16 bits. Rules compute with float32 numbers, and a master keeps what 16 bits leave out: of bfloat16 the
-# lower 16 bits of the number, of float16 the number itself. fastvar/masters.py is the twin.
+# Weights of 16 bits. Rules compute with float32 numbers, and a master keeps what 16 bits leave out: of bfloat16
+# the lower 16 bits of the number, of float16 the number itself. fastvar/masters.py is the twin.
 
 ctypedef void (*Join)(float*, const char*, const char*, Py_ssize_t) noexcept nogil
 ctypedef void (*Split)(char*, char*, const float*, Py_ssize_t) noexcept nogil
@@ -37,7 +37,7 @@ cdef void split_bfloat16(char* weights, char* rest, const float* x, Py_ssize_t n
 
 
 cdef inline uint32_t to_float16(float x) noexcept nogil:
-    # Round to nearest, ties to even. Adding 0.5 rounds a number below 2^-14 to a multiple of 2^-24, as its last bits.
+    # Round to nearest, ties to even. Adding 0.5 rounds a number below 2^-14 to a multiple of 2^-24, as last bits.
     cdef uint32_t bits = bits_of(x), size = bits & 0x7FFFFFFF
     cdef float half = of_bits(0x3F000000)
     cdef uint32_t denormal = bits_of(of_bits(size) + half) - <uint32_t> 0x3F000000

@@ -50,8 +50,8 @@ cdef inline void* aligned(char* scratch) noexcept nogil:
 
 cdef const real* read_raw_gradient(
         real* scratch, const real* w, const Span* s, Py_ssize_t at, Py_ssize_t shift, Py_ssize_t n) noexcept nogil:
-    # Elements `at` to `at + n` of the variable, which has the weights `w` there. Their gradient lies `shift` elements
-    # further on. They are in `scratch`, or in place if they are used as they are; here and below.
+    # Elements `at` to `at + n` of the variable, which has the weights `w` there. Their gradient lies `shift`
+    # elements further on. They are in `scratch`, or in place if they are used as they are; here and below.
     cdef const Format* format = &formats[s.format]
     cdef const char* g = s.g + (at + shift) * format.width
     cdef const real* x = scratch

@@ -1,5 +1,6 @@
-# Weights and slots in other formats than the type that rules compute in. Their tiles are decoded before a rule runs,
-# and encoded after it. A tile never crosses a multiple of TILE, so that scales and random bits can belong to groups.
+# Weights and slots in other formats than the type that rules compute in. Their tiles are decoded before a rule
+# runs, and encoded after it. A tile never crosses a multiple of TILE, so that scales and random bits can belong to
+# groups.
 
 cdef struct Stored:  # what a span with such arrays has in addition
     int weights  # their format; NATIVE: rules use them in place
