@@ -206,13 +206,15 @@ cdef int look_at_part(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t sh
     return look(<float*> aligned(room), s, lo, hi)
 
 
-cdef int look_at_gradient(real* room, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
+cdef int look_at_gradient(
+        real* room, const Span* s, Py_ssize_t lo, Py_ssize_t hi, Py_ssize_t shift) noexcept nogil:
     cdef char scratch[TILE_BYTES]
     cdef const real* x
     cdef Py_ssize_t n
     while lo < hi and s.g != NULL:
         n = min(<Py_ssize_t> TILE, hi - lo)
-        x = read_raw_gradient(<real*> aligned(scratch), load_weights(room, s, lo, n), s, lo, shift, n)
+        x = read_raw_gradient(
+            <real*> aligned(scratch), load_weights(room, s, lo, n), s, lo, shift, n)
         if spoilt(x, <const real*> NULL, n):
             return BAD_GRADIENT
         lo += n
