@@ -100,11 +100,10 @@ def prepare_restore(
         for one in differing(contents.slots(resumptions), lambda name: _source(name, rename), file.entries)
         if wanted.keys() >= {*one.here}
     ]
-    for name in [name for one in converted for name in one.here]:
-        del wanted[name]
     masters = Masters(contents.variables, lambda name: _source(name, rename), file.entries)
-    places.update(masters.places)
-    wanted.update(masters.sources)
+    places = {**places, **masters.places}
+    left = {name for one in converted for name in one.here}
+    wanted = {**{name: of for name, of in wanted.items() if name not in left}, **masters.sources}
     taking, wrong = _match(places, wanted, file, restored, lambda there, here: False)
     used = {*sources, *masters.sources.values(), *(source for one in converted for source in one.sources)}
     own = ("state/", *(f"{keyword}/" for keyword in contents.of_pytorch))
@@ -121,17 +120,16 @@ def prepare_restore(
         wrong += slots
     if wrong or (not partial and (restored.missing or restored.skipped)):
         raise ValueError(mismatch(restored, wrong, file.entries, advice))
-    new = {keyword for keyword, one in resumptions.items() if one.new}
-    reading = _read(taking, places, file, new)
+    reading = _read(taking, places, file, {keyword for keyword, one in resumptions.items() if one.new})
     _warn_of_changed(file.path, resumptions, hyperparameters)
     objects = [commit for commit in commits if isinstance(commit, Loading)]
     others = [commit for commit in commits if not isinstance(commit, Loading)]
-    settling: list[Commit] = [place.settle for name in taking if isinstance(place := places[name], TensorPlace)]
+    settling = [place.settle for name in taking if isinstance(place := places[name], TensorPlace)]
     restored.taken += [source for one in converted for source in one.sources]
     restored.notes += [one.text for one in converted]
     reading += [reading_of(one, file.read) for one in converted]
-    settling.append(masters.settle)
-    commits = [*objects, *(one.take_over for one in resumptions.values()), *reading, *settling, *others]
+    taken_over = [one.take_over for one in resumptions.values()]
+    commits = [*objects, *taken_over, *reading, *settling, masters.settle, *others]
     return restored, commits, [pair for one in resumptions.values() for pair in one.before()]
 
 

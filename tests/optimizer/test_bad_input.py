@@ -223,7 +223,11 @@ def test_overlap_in_part_is_refused(case: Case) -> None:
 
 
 BAD_BUILD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "int": (lambda: [fv.Variable([1, 2], name="i")], TypeError, "'i' must be float32 or float64, got int64"),
+    "int": (
+        lambda: [fv.Variable([1, 2], name="i")],
+        TypeError,
+        "'i' must be float32, float64, bfloat16 or float16, got int64",
+    ),
     "half": (lambda: [fv.Variable([1.0], dtype="f2", name="h")], TypeError, "'h' must be float32 or float64"),
     "array": (lambda: [np.zeros(3)], TypeError, "must be fastvar.Variable, got ndarray"),
     "twice": (lambda: [fv.Variable([1.0], name="v")] * 2, ValueError, "'v' comes twice"),
