@@ -178,9 +178,12 @@ class Tree:
         found: dict[int, Any] = {}
         wrong: dict[str, list[str]] = {"unknown": [], "given twice": []}
         self._find(self._parts, gradients, "", found, wrong)
-        wrong["missing"] = [repr(path) for i, path in enumerate(self.paths) if i not in found]
+        missing = [i for i in range(len(self.variables)) if i not in found]
+        wrong["missing"] = [repr(self.paths[i]) for i in missing]
         what = "; ".join(f"{kind} {_few(paths)}" for kind, paths in wrong.items() if paths)
         if what:
+            if missing and not any(self.variables[i].trainable for i in missing):
+                what += "; these are not trained: give None, or pass `trainable_variables` of the module"
             raise ValueError(f"{owner}: gradients must have the paths of the variables (None is none): {what}")
         return [found[i] for i in range(len(self.variables))]
 

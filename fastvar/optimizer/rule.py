@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -81,6 +82,12 @@ class Rule(Options):
         """Return the update rule: a compiled one, or by default the `update` of the subclass."""
         if not self.overrides("update"):
             raise NotImplementedError(f"{type(self).__name__}: write update(variable, gradient, slots, hyper)")
+        try:
+            inspect.signature(self.update).bind(None, None, None, None)
+        except TypeError as error:
+            raise TypeError(
+                f"{type(self).__name__}: update must be update(self, variable, gradient, slots, hyper): {error}"
+            ) from None
 
         def block(w: buffers.Array, g: buffers.Array, c: Any, *slots: buffers.Array) -> None:
             places = dict(zip(self.slots, slots, strict=True))

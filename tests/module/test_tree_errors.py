@@ -45,6 +45,25 @@ def test_a_mismatch_names_paths_and_changes_nothing(row: str, built: bool) -> No
     optimizer.apply(NESTED, net)
 
 
+@pytest.mark.parametrize("missing", ["mean", "kernel"])
+def test_a_missing_gradient_of_what_is_not_trained(missing: str) -> None:
+    """It may be None, or be left out with its variable."""
+
+    class Normalised(fv.Module):
+        def __init__(self) -> None:
+            self.kernel, self.mean = fv.Variable(np.ones(2)), fv.Variable(np.ones(2), trainable=False)
+
+    net, gradients = Normalised(), {"kernel": np.ones(2), "mean": None}
+    del gradients[missing]
+    with pytest.raises(ValueError, match=f"missing '{missing}'") as error:
+        fv.optimizers.SGD().apply(gradients, net)
+    hint = "; these are not trained: give None, or pass `trainable_variables` of the module"
+    assert str(error.value).endswith(hint) == (missing == "mean")
+    fv.optimizers.SGD(0.5).apply({"kernel": np.ones(2)}, net.trainable_variables)
+    fv.optimizers.SGD(0.5).apply({"kernel": np.ones(2), "mean": None}, net)
+    assert (net.kernel.value == 0).all()
+
+
 def test_long_lists_of_paths_are_short() -> None:
     with pytest.raises(ValueError, match=r"missing '0', '1', '2', '3', '4' and 995 more$"):
         fv.optimizers.SGD().apply({}, {str(i): variable() for i in range(1000)})

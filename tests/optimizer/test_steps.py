@@ -211,6 +211,24 @@ def test_rule_without_update_says_what_to_write() -> None:
         Empty().build(variables())
 
 
+def test_update_with_other_arguments_says_what_to_write() -> None:
+    class Short(fv.Optimizer):
+        def update(self, variable: Any, gradient: Any) -> None:  # type: ignore[override]
+            variable -= gradient
+
+    class Any4(fv.Optimizer):
+        def update(self, *given: Any) -> None:
+            given[0][...] -= given[1]
+
+    given = variables()
+    message = r"^Short: update must be update\(self, variable, gradient, slots, hyper\): too many positional"
+    with pytest.raises(TypeError, match=message):
+        Short().apply([np.ones(v.shape) for v in given], given)
+    before = [v.numpy() for v in given]
+    Any4().apply([np.ones(v.shape) for v in given], given)
+    assert all((v.value == b - 1).all() for v, b in zip(given, before, strict=True))
+
+
 def test_plan_stays_small_enough_to_be_read_quickly() -> None:
     optimizer = fv.optimizers.Adam()
     optimizer.build(variables())
