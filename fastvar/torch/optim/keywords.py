@@ -12,6 +12,7 @@ from fastvar.hyper import number
 from fastvar.module import Module, holds_variables
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.keywords import Keywords, arguments_of, keyword
+from fastvar.torch.optim.slot_formats import cast_back
 
 KEY = "fastvar"  # of a `state_dict`: what PyTorch does not have
 OF_GROUPS = ("slot_dtype", "slot_dtype_min_size")  # keywords that a group may have, too
@@ -155,6 +156,7 @@ class Extended(torch.optim.Optimizer):
             raise ValueError(f"{type(self).__name__}: unknown {unknown[0]!r} in state_dict[{KEY!r}]")
         KEYWORDS.checked(self, own)
         super().load_state_dict(state_dict)
+        cast_back(self, state_dict)
         self._take(own)
         self.skipped = skipped
 

@@ -1,7 +1,8 @@
 """Slots of tensors in bfloat16 and in 8 bits.
 
 In 8 bits, the state of a parameter holds two tensors for a slot: `exp_avg_codes`, of the shape of the parameter,
-and `exp_avg_scales`. PyTorch casts both to the dtype of the parameter when it loads them, which loses nothing.
+and `exp_avg_scales`. When PyTorch loads these and slots in bfloat16, it casts them to the dtype of the parameter.
+That loses nothing, and is undone.
 """
 
 from __future__ import annotations
@@ -38,6 +39,21 @@ def found_in(state: dict[str, Any], name: str) -> Any:
 def names_of(name: str) -> tuple[str, ...]:
     """Return all names under which a slot may be in the state of a parameter."""
     return name, name + CODES, name + SCALES
+
+
+def cast_back(optimizer: Any, state_dict: dict[str, Any]) -> None:
+    """Give slots that PyTorch has cast when it loaded a state the dtypes that they have there."""
+    here, there = (
+        [p for group in groups for p in group["params"]]
+        for groups in (optimizer.param_groups, state_dict["param_groups"])
+    )
+    for p, number in zip(here, there, strict=True):
+        state = optimizer.state.get(p, {})
+        for name, saved in state_dict["state"].get(number, {}).items():
+            if isinstance(saved, torch.Tensor) and (
+                saved.dtype is torch.bfloat16 or name.endswith((CODES, SCALES))
+            ):
+                state[name] = state[name].to(saved.dtype)
 
 
 def decoded(owner: str, label: str, found: Any, p: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,10 @@ def step(optimizer: Any, params: list[Any], start: int, count: int = 3) -> None:
         optimizer.step()
 
 
+def dtypes_of(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: x.dtype for name, x in state.items() if isinstance(x, torch.Tensor) and x.ndim}
+
+
 def assert_same(params: list[Any], others: list[Any]) -> None:
     for p, q in zip(params, others, strict=True):
         assert torch.equal(p, q)
@@ -64,6 +69,8 @@ def test_a_loaded_state_continues_with_the_same_bits(name: str, slot_dtype: Any,
     other = made(name, twins)
     other.load_state_dict(state)
     assert (other.slot_dtype, other.seed) == (slot_dtype, 5)
+    for p, q in zip(params, twins, strict=True):
+        assert dtypes_of(optimizer.state[p]) == dtypes_of(other.state[q])
     copied, copies = copy.deepcopy((optimizer, params))
     step(optimizer, params, 3)
     step(other, twins, 3)
@@ -204,6 +211,30 @@ def test_seeds_differ() -> None:
         results.append(params)
     assert_same(results[0], results[1])
     assert not torch.equal(results[0][0], results[2][0])
+
+
+@every_format
+@pytest.mark.parametrize("name", ["Adam", "Lamb"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("by_group", [False, True], ids=["all", "groups"])
+def test_checkpoints_continue_with_the_same_bits(
+    name: str, slot_dtype: Any, dtype: torch.dtype, by_group: bool, tmp_path: Path
+) -> None:
+    def begun() -> tuple[Any, Any, list[Any]]:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(64, 80), torch.nn.Linear(80, 2)).to(dtype)
+        keyword = {"slot_dtype": slot_dtype}
+        groups = [{"params": layer.parameters(), **(keyword if by_group else {})} for layer in net]
+        return net, made(name, groups, seed=4, **({} if by_group else keyword)), [*net.parameters()]
+
+    net, optimizer, params = begun()
+    step(optimizer, params, 0)
+    fv.Checkpoint(net=net, optimizer=optimizer).save(tmp_path / "a.ckpt")
+    again, other, twins = begun()
+    fv.Checkpoint(net=again, optimizer=other).restore(tmp_path / "a.ckpt")
+    step(optimizer, params, 3)
+    step(other, twins, 3)
+    assert_same(params, twins)
 
 
 # Groups with their own format.
