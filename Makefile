@@ -58,7 +58,8 @@ soak: $(VENV)/.test
 	FASTVAR_INTERRUPTS=10000 KERAS_BACKEND=numpy $(PYTEST) --timeout 3600 \
 	tests/optimizer/test_interrupts.py tests/optimizer/test_signals.py tests/checkpoint/test_interrupts.py
 	FASTVAR_PROGRAMS=10000 KERAS_BACKEND=numpy $(PYTEST) tests/programs/test_programs.py
-	FASTVAR_FLOATS=all $(PYTEST) --timeout 36000 tests/kernels/test_conversions.py # all 2^32 floats in each format
+	FASTVAR_FLOATS=all $(PYTEST) --timeout 36000 tests/kernels/test_conversions.py \
+	tests/kernels/test_weights.py # all 2^32 floats in each format
 
 # Put other libraries to the same faults, and write docs/faults.md.
 faults: $(VENV)/.test

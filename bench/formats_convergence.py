@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import ml_dtypes
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -88,12 +89,25 @@ ROWS = [
 ]
 
 
+class Kind(NamedTuple):
+    """What is stored in fewer bits."""
+
+    slot_dtype: Any = None
+    master: bool | None = None  # of weights in bfloat16; None: weights are in float32
+
+
+KINDS = {kind: Kind(kind) for kind in OF_SLOTS} | {
+    "with a master": Kind(master=True),
+    "without": Kind(master=False),
+}
+
+
 class Losses(NamedTuple):
-    """The final losses of a row on a job with a format, and with float32, for each seed."""
+    """The final losses of a row on a job in a kind of `KINDS`, and in float32, for each seed."""
 
     row: str
     job: str
-    slot_dtype: str
+    kind: str
     losses: list[float]
     float32: list[float]
 
@@ -114,26 +128,35 @@ class Losses(NamedTuple):
         return bound / self.spread
 
 
-def final_loss(row: Row, job: str, slot_dtype: str | None, seed: int) -> float:
-    """Train, and return the final loss."""
-    with nearest_rounding() if row.nearest and slot_dtype else nullcontext():
+def final_loss(row: Row, job: str, kind: Kind, seed: int) -> float:
+    """Train, and return the final loss. Losses and gradients are of the weights as they are stored."""
+    with nearest_rounding() if row.nearest and kind != Kind() else nullcontext():
         trained = JOBS[job](seed)
         rate = row.digits if job == "digits" else row.zipf
-        optimizer = row.make(rate, slot_dtype=slot_dtype, slot_dtype_min_size=0, seed=seed)
-        optimizer.build(trained.variables)
+        more = {} if kind.master is None else {"master": kind.master}
+        optimizer = row.make(rate, slot_dtype=kind.slot_dtype, slot_dtype_min_size=0, seed=seed, **more)
+        stored = trained.variables
+        if kind.master is not None:
+            stored = [fv.Variable(v.value, dtype=ml_dtypes.bfloat16) for v in stored]
+        optimizer.build(stored)
         for _ in range(row.steps):
-            optimizer.apply(trained.gradients(), trained.variables)
+            for v, w in zip(trained.variables, stored, strict=True):
+                v.assign(w.value.astype(np.float32))
+            optimizer.apply(trained.gradients(), stored)
+        for v, w in zip(trained.variables, stored, strict=True):
+            v.assign(w.value.astype(np.float32))
         loss: float = trained.loss()
         return loss
 
 
-def compared(row: Row, job: str) -> list[Losses]:
-    """Return the losses in each format."""
-    found: dict[str | None, list[float]] = {slot_dtype: [] for slot_dtype in (None, *OF_SLOTS)}
+def compared(row: Row, job: str, kinds: Sequence[str]) -> list[Losses]:
+    """Return the losses in each kind."""
+    found: dict[str, list[float]] = {kind: [] for kind in ("", *kinds)}
     for seeds in sorted({row.seeds, MANY}):
-        for slot_dtype, losses in found.items():
-            losses += [final_loss(row, job, slot_dtype, seed) for seed in range(len(losses), seeds)]
-        of = [Losses(row.name, job, kind, found[kind], found[None]) for kind in OF_SLOTS]
+        for name, losses in found.items():
+            kind = KINDS.get(name, Kind())
+            losses += [final_loss(row, job, kind, seed) for seed in range(len(losses), seeds)]
+        of = [Losses(row.name, job, kind, found[kind], found[""]) for kind in kinds]
         if all(one.bound < LIMIT for one in of):
             break
     return of
@@ -150,10 +173,10 @@ def stored(row: Row) -> str:
 
 
 def table_of(rows: Sequence[Row], found: Sequence[Losses]) -> Table:
-    table = Table("optimizer", "slots", "job", "seeds", "float32", "spread", "slots in", "difference", "bound", "")
+    table = Table("optimizer", "slots", "job", "seeds", "float32", "spread", "kind", "difference", "bound", "")
     slots = {row.name: stored(row) for row in rows}
     for one in found:
-        figures = f"{np.mean(one.float32):.4g}", f"{one.spread:.2g}", one.slot_dtype
+        figures = f"{np.mean(one.float32):.4g}", f"{one.spread:.2g}", one.kind
         table.add_row(
             one.row,
             slots[one.row],
@@ -167,16 +190,16 @@ def table_of(rows: Sequence[Row], found: Sequence[Losses]) -> Table:
     return table
 
 
-def draw(found: Sequence[Losses], target: Path) -> None:
+def draw(found: Sequence[Losses], target: Path, kinds: Sequence[str]) -> None:
     """Draw the bounds, a line for each optimizer."""
     names = list(dict.fromkeys(one.row for one in found))[::-1]
     figure = Figure(figsize=(8, 1.2 + 0.2 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for slot_dtype, colour in zip(OF_SLOTS, ("#4292c6", "#ee854a"), strict=True):
+    for kind, colour in zip(kinds, ("#4292c6", "#ee854a"), strict=True):
         for job, marker in zip(JOBS, "ox", strict=True):
-            chosen = [one for one in found if (one.slot_dtype, one.job) == (slot_dtype, job)]
+            chosen = [one for one in found if (one.kind, one.job) == (kind, job)]
             places = [names.index(one.row) for one in chosen]
-            label = f"{slot_dtype}, {job}"
+            label = f"{kind}, {job}"
             axes.scatter([one.bound for one in chosen], places, 22, colour, marker=marker, label=label)
     axes.axvline(LIMIT, color="black", linewidth=1)
     axes.axvline(0, color="grey", linewidth=0.5)
@@ -201,14 +224,14 @@ def main(names: Sequence[str]) -> None:
     for row in ROWS:
         if names and not {row.name, row.optimizer} & {*names}:
             continue
-        found = [each for job in JOBS for each in compared(row, job)]
+        found = [each for job in JOBS for each in compared(row, job, OF_SLOTS)]
         others = [one for one in read(path) if one.row in order and one.row != row.name]
         every = sorted([*others, *found], key=lambda one: order.index(one.row))
         path.write_text(json.dumps([one._asdict() for one in every]))
-        print(row.name, *(f"{one.slot_dtype} {one.job} {one.bound:.3f}" for one in found), sep="; ", flush=True)
+        print(row.name, *(f"{one.kind} {one.job} {one.bound:.3f}" for one in found), sep="; ", flush=True)
     found = [one for one in read(path) if one.row in order]
     Console(width=160).print(table_of(ROWS, found))
-    draw(found, ROOT / "docs" / "formats.svg")
+    draw(found, ROOT / "docs" / "formats.svg", OF_SLOTS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Adam with slots in other formats: times, beside float32, PyTorch's fused step and the limit.
+"""Adam with weights and slots in other formats: times, beside float32, PyTorch's fused step and the limit.
 
     python bench/slot_formats.py
 
@@ -25,31 +25,43 @@ from bench.measure import Run, interleaved, ratio
 from fastvar import get_num_threads, kernels
 from fastvar.formats import GROUP, Codes
 from fastvar.kernels import rounding
+from fastvar.masters import parted
 from fastvar.tables import Table
 
 LARGE, CACHED = 1 << 26, 1 << 14
 SCALARS = [(0.1, 0.999, 0.001, 1e-3, 0.0, 1.0, 1e-7)]
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1 + 4 / GROUP}
+SLOTS = ("float32", "bfloat16", "8bit")
+MASTERS = [("split", "bfloat16"), ("float16 master", "float16"), ("bfloat16", "bfloat16")]  # weights and gradients
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1 + 4 / GROUP}
+BYTES |= {"split": 4.0, "float16 master": 6.0}  # bfloat16 with its lower bits, float16 with the float32 number
 OF_FLOAT32 = 7 * 4  # bytes that a step moves for each element: weights and slots twice, the gradient once
 
 
 class Case(NamedTuple):
-    """The formats of the gradient and of the slots; weights are float32."""
+    """The formats of the weights, of the gradient and of the slots."""
 
+    weights: str
     gradient: str
     slots: str
 
     @property
     def moved(self) -> float:
         """Bytes that a step moves for each element."""
-        return 2 * 4 + BYTES[self.gradient] + 2 * 2 * BYTES[self.slots]
+        return 2 * BYTES[self.weights] + BYTES[self.gradient] + 2 * 2 * BYTES[self.slots]
 
 
-CASES = [Case(*pair) for pair in itertools.product(("float32", "bfloat16"), BYTES)]
+CASES = [Case("float32", *pair) for pair in itertools.product(("float32", "bfloat16"), SLOTS)]
+CASES += [Case(*pair, slots) for pair in MASTERS for slots in SLOTS]
 
 
 def array(name: str, size: int, value: float) -> Any:
     return np.full(size, value, ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def weights(name: str, size: int) -> Any:
+    if name in ("split", "float16 master"):
+        return parted(array("bfloat16" if name == "split" else "float16", 0, 0), array("float32", size, 0.5))
+    return array(name, size, 0.5)
 
 
 def slot(name: str, size: int) -> Any:
@@ -60,7 +72,7 @@ def slot(name: str, size: int) -> Any:
 
 def stepping(case: Case, size: int, threads: int) -> Run:
     slots = [[slot(case.slots, size) for _ in range(2)]]
-    plan = kernels.Plan("bench", kernels.RULES["adam"], ["w"], [array("float32", size, 0.5)], slots, [0])
+    plan = kernels.Plan("bench", kernels.RULES["adam"], ["w"], [weights(case.weights, size)], slots, [0])
     gradient = np.random.default_rng(0).standard_normal(size, np.float32).astype(array(case.gradient, 0, 0).dtype)
     rounding.set_seeds(plan.seeds, 0, 1, np.arange(1))
 
@@ -102,7 +114,7 @@ def main() -> None:
         arithmetic = median(cached[case]) / CACHED / threads
         traffic = median(large["moving"]) / LARGE * case.moved / OF_FLOAT32 if moving else 0.0
         time = median(large[case]) / LARGE
-        row = [f"float32/{case.gradient}/{case.slots}", 1e9 * time, 1e9 * traffic, 1e9 * arithmetic]
+        row = ["/".join(case), 1e9 * time, 1e9 * traffic, 1e9 * arithmetic]
         row += [time / max(traffic, arithmetic), ratio(large[plain], large[case])]
         row += [ratio(large["torch fused"], large[case]) if "torch fused" in large else None]
         rows.append(

@@ -152,11 +152,25 @@ def _compiled(jax: Any, function: Any) -> Any:
 def _by_torch(torch: Any, loss: Loss, tree: Fill, arrays: list[Any]) -> Any:
     value = _checked(loss(tree([tensor.requires_grad_() for tensor in arrays])), torch.Tensor)
     grads = torch.autograd.grad(value, arrays, allow_unused=True)
-    return value.item(), [None if g is None else g.numpy() for g in grads]
+    wide = [g.float() if g is not None and g.dtype is torch.bfloat16 else g for g in grads]  # NumPy has none
+    return value.item(), [None if g is None else g.numpy() for g in wide]
+
+
+def _to_torch(torch: Any, v: Variable, owner: str) -> Any:
+    """Return a copy: the loss may keep it."""
+    if v.dtype.name == "bfloat16":
+        return torch.tensor(v.value.view(np.int16)).view(torch.bfloat16)
+    return torch.tensor(v.value)
+
+
+def _to_autograd(module: Any, v: Variable, owner: str) -> Any:
+    if v.dtype.name == "bfloat16":
+        raise TypeError(f'{owner}: {v!r} is bfloat16, which autograd does not know; use "jax" or "torch"')
+    return v.value
 
 
 LIBRARIES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "autograd": (lambda module, v, owner: v.value, _by_autograd),
+    "autograd": (_to_autograd, _by_autograd),
     "jax": (_to_jax, _by_jax),
-    "torch": (lambda torch, v, owner: torch.tensor(v.value), _by_torch),  # a copy: the loss may keep it
+    "torch": (_to_torch, _by_torch),
 }  # what makes an array of a variable, and what differentiates

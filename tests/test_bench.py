@@ -93,10 +93,10 @@ def test_formats_are_compared_with_every_optimizer() -> None:
 
 def test_formats_can_be_compared(tmp_path: Path) -> None:
     row = formats_convergence.ROWS[0]._replace(seeds=2, steps=3)
-    found = formats_convergence.compared(row, "Zipf")
-    assert [one.slot_dtype for one in found] == ["bfloat16", "8bit"]
-    assert formats_convergence.table_of([row], found).row_count == 2
-    formats_convergence.draw(found, tmp_path / "formats.svg")
+    found = formats_convergence.compared(row, "Zipf", kinds := [*formats_convergence.KINDS])
+    assert [one.kind for one in found] == ["bfloat16", "8bit", "with a master", "without"] == kinds
+    assert formats_convergence.table_of([row], found).row_count == 4
+    formats_convergence.draw(found, tmp_path / "formats.svg", kinds[:2])
     drawn = (tmp_path / "formats.svg").read_text()
     assert all(f">{text}<" in drawn for text in ("Adam", "bfloat16, Zipf", "8bit, digits"))
 

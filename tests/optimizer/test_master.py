@@ -191,6 +191,24 @@ def test_loss_scale_in_float16_end_to_end() -> None:
     assert losses[-1] < 1.01 * best
 
 
+@every_dtype
+@pytest.mark.parametrize("library", ["autograd", "jax", "torch"])
+def test_gradients_of_libraries(library: Any, dtype: Any) -> None:
+    pytest.importorskip(library)
+    w = fv.Variable(np.ones(4), dtype=dtype, name="w")
+    optimizer = fv.optimizers.SGD(0.125)
+
+    def minimize() -> Any:
+        return optimizer.minimize(lambda given: (given[0] ** 2).sum(), [w], gradients=library)
+
+    if (library, dtype) == ("autograd", BFLOAT16):
+        with pytest.raises(TypeError, match="is bfloat16, which autograd does not know"):
+            minimize()
+        return
+    assert minimize() == 4
+    assert_same_bits(w.master, np.full(4, 0.75, "f4"))
+
+
 # What writes both.
 
 
