@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.formats import OF_MASTERS, Master
 
+PIECE = 1 << 14  # elements
+
 
 def join(master: Master) -> Array:
     """Return the float32 numbers of weights with a master. Where somebody has written other weights, these count.
@@ -20,23 +23,39 @@ def join(master: Master) -> Array:
     In bfloat16 they count to within half the distance to the next number: the lower bits stay. A sum of both that
     is NaN, such as that of 0 and negative lower bits, shows that they do not belong together.
     """
-    weights, rest = master
-    if weights.dtype == np.float16:
-        same = to_float16(rest).view(np.uint16) == weights.view(np.uint16)
-        return np.where(same, rest, weights.astype(np.float32))
-    high = weights.view(np.uint16).astype(np.uint32) << np.uint32(16)
-    numbers: Array = (high + rest.astype(np.int32).view(np.uint32)).view(np.float32)
-    return np.where(np.isnan(numbers), high.view(np.float32), numbers)
+    numbers: Array = np.empty(master.weights.shape, np.float32)
+    for (weights, rest), part in _pieces(master, numbers):
+        part[...] = (_join_float16 if weights.dtype == np.float16 else _join_bfloat16)(weights, rest)
+    return numbers
 
 
 def split(master: Master, x: Array) -> None:
     """Write float32 numbers into weights with a master. In bfloat16, every NaN becomes the same one."""
-    if master.weights.dtype == np.float16:
-        master.weights[...], master.rest[...] = to_float16(x), x
-        return
-    bits = np.where(np.isnan(x), np.uint32(0x7FC00000), x.view(np.uint32))
-    master.weights.view(np.uint16)[...] = (bits + np.uint32(0x8000)) >> np.uint32(16)
-    master.rest[...] = (bits & np.uint32(0xFFFF)).astype(np.uint16).view(np.int16)
+    for (weights, rest), part in _pieces(master, x):
+        if weights.dtype == np.float16:
+            weights[...], rest[...] = to_float16(part), part
+            continue
+        bits = np.where(np.isnan(part), np.uint32(0x7FC00000), part.view(np.uint32))
+        weights.view(np.uint16)[...] = (bits + np.uint32(0x8000)) >> np.uint32(16)
+        rest[...] = (bits & np.uint32(0xFFFF)).astype(np.uint16).view(np.int16)
+
+
+def _pieces(master: Master, numbers: Array) -> Iterator[tuple[Master, Array]]:
+    """Yield flat parts of contiguous arrays, so that temporary arrays stay small."""
+    weights, rest, flat = (array.reshape(-1) for array in (*master, numbers))
+    for k in range(0, flat.size, PIECE):
+        yield Master(weights[k : k + PIECE], rest[k : k + PIECE]), flat[k : k + PIECE]
+
+
+def _join_float16(weights: Array, rest: Array) -> Array:
+    same = to_float16(rest).view(np.uint16) == weights.view(np.uint16)
+    return np.where(same, rest, weights.astype(np.float32))
+
+
+def _join_bfloat16(weights: Array, rest: Array) -> Array:
+    high = weights.view(np.uint16).astype(np.uint32) << np.uint32(16)
+    numbers = (high + rest.astype(np.int32).view(np.uint32)).view(np.float32)
+    return np.where(np.isnan(numbers), high.view(np.float32), numbers)
 
 
 def to_float16(x: Array) -> Array:
@@ -68,3 +87,9 @@ def writes(memory: Array | Master, values: Any) -> list[tuple[Array, Any]]:
     if isinstance(memory, Master):
         return [*zip(memory, parted(memory.weights, values), strict=True)]
     return [(memory, values)]
+
+
+def rest_of(weights: Array) -> Array:
+    """Return what a master keeps of numbers that the weights have exactly, as a new aligned array."""
+    kept = OF_MASTERS[weights.dtype.name]
+    return buffers.full(weights.shape, kept, weights if weights.dtype == np.float16 else 0)

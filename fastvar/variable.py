@@ -16,7 +16,7 @@ from fastvar.constraints import Constraint
 from fastvar.formats import OF_MASTERS, Master
 from fastvar.hyper import declares_attribute, suggestion
 from fastvar.initializers import Initializer
-from fastvar.masters import join, parted, split
+from fastvar.masters import join, parted, rest_of, split
 from fastvar.place import Structure
 from fastvar.regularizers import Regularizer
 from fastvar.slices import IndexedSlices
@@ -196,7 +196,7 @@ class Variable(Arraylike):
             self._renew_master()
 
     def _renew_master(self) -> None:
-        self._take_master(Variable(parted(self._array, self._array).rest, False))
+        self._take_master(Variable(rest_of(self._array), False, copy=False))
 
     def _take_master(self, kept: Variable) -> None:
         self._master, Structure.version = kept, object()
