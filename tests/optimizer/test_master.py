@@ -163,6 +163,26 @@ def test_a_refused_step_changes_nothing(dtype: Any) -> None:
         assert_same_bits(v.master, master)
 
 
+@every_dtype
+def test_an_error_in_a_rule_changes_nothing(dtype: Any) -> None:
+    class Failing(OwnRule):
+        failing: bool = False
+
+        def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> None:
+            super().update(variable, gradient, slots, hyper)
+            if self.failing and variable.ndim == 1:
+                raise ArithmeticError("on purpose")
+
+    of, optimizer = variables(dtype), Failing(0.1)
+    train(optimizer, of)
+    before = [v.master for v in of] + [v.value.astype("f4") for v in of]
+    optimizer.failing = True
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        train(optimizer, of)
+    for array, kept in zip([v.master for v in of] + [v.value.astype("f4") for v in of], before, strict=True):
+        assert_same_bits(array, kept)
+
+
 def test_classes_with_names_of_torch_have_masters() -> None:
     of, expected = variables(BFLOAT16), like(BFLOAT16)
     for each in (of, expected):
