@@ -1,9 +1,9 @@
 """The objects of a checkpoint as named tensors and JSON state, and back.
 
 A variable has its own name, else its path in the module or container, below the keyword (the root has none).
-Tensors are stored as `variables/NAME`, and `variables/NAME.master` (masters.py); `KEYWORD/NAME/SLOT` for the slots
-of an optimizer given by that keyword; `state/arrays/0`, ... for arrays in other state. Tensors of PyTorch's modules
-have the names of their `state_dict`.
+Tensors are stored as `variables/NAME`, and `variables/NAME.master` (masters.py); `KEYWORD/NAME/SLOT` for the
+slots of an optimizer given by that keyword; `state/arrays/0`, ... for arrays in other state. Tensors of PyTorch's
+modules have the names of their `state_dict`.
 """
 
 from __future__ import annotations

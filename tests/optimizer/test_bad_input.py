@@ -228,7 +228,11 @@ BAD_BUILD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "'i' must be float32, float64, bfloat16 or float16, got int64",
     ),
-    "half": (lambda: [fv.Variable([1.0], dtype="f2", name="h")], TypeError, "'h' must be float32 or float64"),
+    "complex": (
+        lambda: [fv.Variable([1.0], dtype="c8", name="h")],
+        TypeError,
+        "'h' must be float32, float64, bfloat16 or float16, got complex64",
+    ),
     "array": (lambda: [np.zeros(3)], TypeError, "must be fastvar.Variable, got ndarray"),
     "twice": (lambda: [fv.Variable([1.0], name="v")] * 2, ValueError, "'v' comes twice"),
     "nameless twice": (lambda: [fv.Variable([1.0])] * 2, ValueError, "variable 1 comes twice"),
