@@ -78,7 +78,7 @@ def test_every_code_is_one_of_those_that_the_help_lists(folder: Path, capsys: An
 
 
 def test_the_installed_command_is_the_same() -> None:
-    text = (ROOT / "pyproject.toml").read_text()
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     module, _, name = tomllib.loads(text)["project"]["scripts"]["fastvar"].partition(":")
     assert (module, getattr(main, name)) == (main.__name__, main.main)
 
