@@ -23,8 +23,10 @@ class Keywords:
     """
 
     def __init__(self, options: tuple[str, ...], **parameters: Parameter) -> None:
-        self.options = options
-        self.parameters = parameters | {name: copy.copy(Options.parameters[name]) for name in options}
+        self.options: tuple[str, ...] = options
+        self.parameters: dict[str, Parameter] = parameters | {
+            name: copy.copy(Options.parameters[name]) for name in options
+        }
         for name, parameter in self.parameters.items():
             parameter.name = name
         self.defaults: dict[str, Any] = {name: parameter.default for name, parameter in self.parameters.items()}
@@ -54,7 +56,7 @@ class Keyword:
     """The attribute of an optimizer that has the value of a keyword. It is checked when it is set."""
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        self.name: str = name
 
     def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
         return self if optimizer is None else optimizer._keywords[self.name]

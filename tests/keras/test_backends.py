@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,9 @@ def test_on_torch(file: str) -> None:
 @pytest.mark.parametrize("backend", ["torch", "numpy"])
 def test_keras_s_own_tests(backend: str, tmp_path: Path) -> None:
     """The same pass and fail as with Keras's classes, and nearly all steps run in the kernels."""
+    there = find_spec("keras.src.optimizers").submodule_search_locations[0]  # type: ignore[union-attr,index]
+    if not [*Path(there).glob("*_test.py")]:
+        pytest.skip("the wheel of this release has no tests")
     arguments = ("-c", os.devnull, "--rootdir", str(tmp_path), "-W", "ignore", "-rf")
     own = pytest_run(backend, *arguments, "--pyargs", "keras.src.optimizers", cwd=tmp_path)
     swap = ("-p", "tests.support.keras_swap")

@@ -16,7 +16,7 @@ from fastvar.optimizer.quantized import Quantized
 from fastvar.optimizer.slots import slot_format
 from fastvar.variable import Variable
 
-FORMATTED = BFLOAT16, CODES = "bfloat16", "uint8"  # the dtypes of variables
+BFLOAT16, CODES = FORMATTED = ("bfloat16", "uint8")  # the dtypes of variables
 
 
 class Like(NamedTuple):
