@@ -22,7 +22,7 @@ class KernelStep(Extended):
     Parameters
     ----------
     *args, **kwargs
-        Those of PyTorch's class, and the keywords of `Extended`: `max_grad_norm`, `ema` and `nonfinite`.
+        Those of PyTorch's class, and the keywords of `Extended`.
 
     Attributes
     ----------
