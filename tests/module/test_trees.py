@@ -264,7 +264,7 @@ def test_frozen_variables_stay_and_counters_need_no_gradient() -> None:
         expected = {**G, "encoder/0/bias": None}
         assert_trained([of_net(net)[path] for path in PATHS], [expected[path] for path in PATHS])
     assert net.count.value == 7
-    with pytest.raises(TypeError, match="'count' must be float32 or float64"):
+    with pytest.raises(TypeError, match="'count' must be float32, float64, bfloat16 or float16"):
         fv.optimizers.SGD().build({"count": net.count})
 
 
