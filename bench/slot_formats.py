@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import limit
 from bench.measure import Run, interleaved, ratio
-from fastvar import get_num_threads, kernels
-from fastvar.formats import GROUP, Codes
+from fastvar import buffers, get_num_threads, kernels
+from fastvar.formats import GROUP, Codes, Master
 from fastvar.kernels import rounding
-from fastvar.masters import parted
+from fastvar.masters import rest_of
 from fastvar.tables import Table
 
 LARGE, CACHED = 1 << 26, 1 << 14
@@ -55,18 +55,19 @@ CASES += [Case(*pair, slots) for pair in MASTERS for slots in SLOTS]
 
 
 def array(name: str, size: int, value: float) -> Any:
-    return np.full(size, value, ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    return buffers.full((size,), ml_dtypes.bfloat16 if name == "bfloat16" else name, value)
 
 
 def weights(name: str, size: int) -> Any:
-    if name in ("split", "float16 master"):
-        return parted(array("bfloat16" if name == "split" else "float16", 0, 0), array("float32", size, 0.5))
-    return array(name, size, 0.5)
+    if name not in ("split", "float16 master"):
+        return array(name, size, 0.5)
+    half = array("bfloat16" if name == "split" else "float16", size, 0.5)
+    return Master(half, rest_of(half))
 
 
 def slot(name: str, size: int) -> Any:
     if name == "8bit":
-        return Codes(np.zeros(size, np.uint8), np.zeros(-(-size // GROUP), np.float32))
+        return Codes(array("uint8", size, 0), array("float32", -(-size // GROUP), 0))
     return array(name, size, 0.0)
 
 

@@ -18,7 +18,8 @@ def main() -> None:
     rows = [row for row in ROWS if row.seeds == MANY]
     found = [each for row in rows for job in JOBS for each in compared(row, job, KINDS)]
     Console(width=160).print(table_of(rows, found))
-    draw(found, ROOT / "docs" / "weights.svg", KINDS)
+    controls = {row.name for row in rows if row.nearest}  # far to the right
+    draw([one for one in found if one.row not in controls], ROOT / "docs" / "weights.svg", KINDS)
 
 
 if __name__ == "__main__":
