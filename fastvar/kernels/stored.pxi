@@ -66,13 +66,15 @@ cdef inline real* load_weights(real* room, const Span* s, Py_ssize_t at, Py_ssiz
 cdef void encode_weights(const real* x, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
     # Store the weights that `load_weights` has found.
     cdef int f = s.stored.weights
-    cdef char* weights = s.w + at * formats[f].width
+    cdef char* weights
     if real is double or f == NATIVE:
         return
-    elif s.stored.rest != NULL:
-        masters[f].split(weights, s.stored.rest + at * masters[f].width, x, n)
     else:
-        formats[f].store(weights, x, n, s.stored.random + at % TILE, key_of(s, MAX_SLOTS, at))
+        weights = s.w + at * formats[f].width
+        if s.stored.rest != NULL:
+            masters[f].split(weights, s.stored.rest + at * masters[f].width, x, n)
+        else:
+            formats[f].store(weights, x, n, s.stored.random + at % TILE, key_of(s, MAX_SLOTS, at))
 
 
 cdef inline uint32_t key_of(const Span* s, int k, Py_ssize_t at) noexcept nogil:
