@@ -55,12 +55,14 @@ def in_place(dtype: np.dtype[Any]) -> bool:
         return False
 
 
-def dtype_of(name: str) -> np.dtype[Any]:
-    """Return the dtype of a format."""
+def dtype_of(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return a dtype. Unlike NumPy, it knows the name "bfloat16"."""
     try:
-        return np.dtype(name)
+        return np.dtype(dtype)
     except TypeError:
+        if not (isinstance(dtype, str) and dtype in FORMATS):
+            raise
         import ml_dtypes
 
-        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return dtype
+        known: np.dtype[Any] = np.dtype(getattr(ml_dtypes, dtype))
+        return known

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastvar.buffers import Array
+from fastvar.formats import dtype_of
 from fastvar.hyper import Fixed, Parameter, choice, number
 
 Seed = int | np.random.Generator | None
@@ -30,7 +31,7 @@ class Initializer(Fixed):
     def __call__(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike | None = None) -> Array:
         """Return a new array. Its dtype is float32 by default, as in Keras."""
         dims = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(shape)
-        array = np.empty(dims, np.float32 if dtype is None else dtype)
+        array = np.empty(dims, dtype_of(np.float32 if dtype is None else dtype))
         array[...] = self.values(dims)
         return array
 

@@ -13,7 +13,7 @@ from fastvar import buffers
 from fastvar.arraylike import Arraylike, same_memory, unwrap, unwrap_nested
 from fastvar.buffers import Array
 from fastvar.constraints import Constraint
-from fastvar.formats import OF_MASTERS, Master
+from fastvar.formats import OF_MASTERS, Master, dtype_of
 from fastvar.hyper import declares_attribute, suggestion
 from fastvar.initializers import Initializer
 from fastvar.masters import join, parted, rest_of, split
@@ -85,7 +85,7 @@ class Variable(Arraylike):
         `Module`, or by the keyword and position under which a checkpoint receives it.
     dtype : dtype, optional
         By default that of the initial value as a NumPy array (Python floats are float64). Optimizers
-        update float32 and float64, and float16 and bfloat16 by way of float32: see `master`.
+        update float32 and float64, and float16 and "bfloat16" by way of float32: see `master`.
     shape : tuple of int, optional
         The shape. A scalar initial value fills it; an array must have it.
     regularizer : Regularizer, optional
@@ -130,6 +130,7 @@ class Variable(Arraylike):
         self._path: str | None = None
         label = self._label
         shape = (int(shape),) if isinstance(shape, (int, np.integer)) else shape
+        dtype = None if dtype is None else dtype_of(dtype)
         if callable(initial_value) and not isinstance(initial_value, Variable):
             _check_initializer(initial_value, shape, label)
             initial_value = initial_value() if shape is None else initial_value(shape, dtype)

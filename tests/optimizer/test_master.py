@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -335,6 +337,21 @@ def test_a_variable_keeps_its_master() -> None:
     train(fv.optimizers.SGD(0.1, master=False), of)
     train(fv.optimizers.SGD(0.1), expected)
     assert_masters_are(of, expected)
+
+
+def test_the_name_of_the_dtype_needs_no_import() -> None:
+    program = """
+import numpy as np, fastvar as fv
+w = fv.Variable(np.ones(3), dtype="bfloat16")
+table = fv.Variable(fv.initializers.Ones(), shape=(2, 2), dtype="bfloat16")
+assert w.dtype == table.dtype == "bfloat16"
+for wrong in ("bfloat17", "no"):
+    try:
+        fv.Variable(np.ones(3), dtype=wrong)
+    except TypeError as error:
+        assert "not understood" in str(error)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
 
 
 def test_other_dtypes_are_refused() -> None:
