@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
@@ -343,7 +344,8 @@ class Variable(Arraylike):
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = (self._trainable, self._name, None, None, self._regularizer, self._constraint)
-        return type(self), (self._array.copy(), *options), {"_path": self._path, "_master": self._master}
+        state = {"_path": self._path, "_master": copy.copy(self._master)}
+        return type(self), (self._array.copy(), *options), state
 
     def __format__(self, spec: str) -> str:
         return format(self._array, spec) if spec else str(self)

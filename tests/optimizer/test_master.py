@@ -291,6 +291,16 @@ def test_copies_go_on_alike(copied: Callable[[Any], Any], dtype: Any) -> None:
         assert_same_bits(w.master, v.master)
 
 
+@every_dtype
+def test_a_shallow_copy_has_a_master_of_its_own(dtype: Any) -> None:
+    of, optimizer = variables(dtype), fv.optimizers.Adam(0.1)
+    train(optimizer, of)
+    other = copy.copy(of[0])
+    before = other.master
+    train(optimizer, of, 5)
+    assert_same_bits(other.master, before)
+
+
 # Without a master.
 
 
