@@ -32,6 +32,11 @@ MOST_SLOTS = 8
 REAL = (np.dtype(np.float32), np.dtype(np.float64))  # the dtypes that rules compute in
 
 
+def trained(dtype: np.dtype[Any]) -> bool:
+    """Return whether optimizers can update weights of `dtype`."""
+    return dtype in REAL or dtype.name in formats.OF_MASTERS
+
+
 def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in which rules compute for weights of `dtype`."""
     return REAL[0] if dtype.name in formats.OF_MASTERS else dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,10 +167,11 @@ def check_gradients(
             raise TypeError(f"{OWNER}: {v!r} must be float32 or float64")
     if not flat:
         raise ValueError(f"{OWNER}: there are no trainable variables")
-    before: list[Any] = [(v, {"_array": v._array, "_grad": v._grad}) for v in every]
+    before: list[Any] = [(v, {"_array": v._array, "_master": v._master, "_grad": v._grad}) for v in every]
     with Atomic(before, before):
         for v in every:  # the program may change frozen ones, such as moving statistics
             v._array = v._array.astype(np.float64) if v.trainable and v.dtype in buffers.REAL else v._array.copy()
+            v._master = copy.copy(v._master)
         differences = Differences(value_and_grad, tree, rtol, atol)
         rng = np.random.default_rng(seed)
         compared = [d for i in range(len(flat)) for d in differences.of_variable(i, max_elements, rng)]

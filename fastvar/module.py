@@ -134,7 +134,7 @@ class Tree:
                 self.duplicates.append((first, path))
             return part
         if isinstance(thing, Variable):
-            if within == "module" and not (self._counters or thing.trainable or thing.dtype in buffers.REAL):
+            if within == "module" and not (self._counters or thing.trainable or buffers.trained(thing.dtype)):
                 return None
             number = len(self.variables)
             self.variables.append(thing)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastvar import buffers, formats
+from fastvar import buffers
 from fastvar.module import Module, Tree, as_tree, is_sequence
 from fastvar.optimizer.state import State
 from fastvar.place import label
@@ -167,7 +167,7 @@ def check_variables(owner: str, groups: list[dict[str, Any]], master: bool | Non
     for i, v in enumerate(v for group in groups for v in group["variables"]):
         if not isinstance(v, Variable):
             raise TypeError(f"{owner}: variables must be fastvar.Variable, got {type(v).__name__}")
-        if v.dtype not in buffers.REAL and (master is None or v.dtype.name not in formats.OF_MASTERS):
+        if not (v.dtype in buffers.REAL if master is None else buffers.trained(v.dtype)):
             kinds = "float32 or float64" if master is None else "float32, float64, bfloat16 or float16"
             raise TypeError(f"{owner}: {label(v, i)} must be {kinds}, got {v.dtype}")
         if v.dtype == np.float16 and not master and v.master is None:

@@ -301,6 +301,33 @@ def test_a_shallow_copy_has_a_master_of_its_own(dtype: Any) -> None:
     assert_same_bits(other.master, before)
 
 
+@every_dtype
+def test_checking_gradients_keeps_frozen_ones(dtype: Any) -> None:
+    frozen, w = fv.Variable(np.ones(3), dtype=dtype, name="mean"), fv.Variable(np.ones(3), name="w")
+    fv.optimizers.SGD().build([frozen])
+    frozen.trainable = False
+
+    def loss() -> Any:
+        frozen.assign(frozen.value.astype("f4") * np.float32(0.999))
+        return (w**2).sum(), {"w": 2 * w.value, "frozen": None}
+
+    fv.check_gradients(loss, {"w": w, "frozen": frozen})
+    assert frozen.master is not None
+    assert [*frozen.master] == [*frozen.value] == [1, 1, 1]
+
+
+@every_dtype
+def test_frozen_ones_in_a_module_can_be_unfrozen(dtype: Any) -> None:
+    net, optimizer = Net(dtype), fv.optimizers.SGD(0.5)
+    net.w.trainable = False
+    optimizer.build(net)
+    optimizer.apply([np.ones((7, 5)), np.ones(5)])
+    assert_same_bits(net.w.master, Net(dtype).w.value.astype("f4"))
+    net.w.trainable = True
+    optimizer.apply([np.ones((7, 5)), np.ones(5)])
+    assert_same_bits(net.w.master, Net(dtype).w.value.astype("f4") - np.float32(0.5))
+
+
 # Without a master.
 
 
