@@ -193,7 +193,7 @@ def table_of(rows: Sequence[Row], found: Sequence[Losses]) -> Table:
 def draw(found: Sequence[Losses], target: Path, kinds: Sequence[str]) -> None:
     """Draw the bounds, a line for each optimizer."""
     names = list(dict.fromkeys(one.row for one in found))[::-1]
-    figure = Figure(figsize=(8, 1.2 + 0.2 * len(names)), layout="constrained")
+    figure = Figure(figsize=(8, 1.4 + 0.2 * len(names)), layout="constrained")
     axes = figure.subplots()
     for kind, colour in zip(kinds, ("#4292c6", "#ee854a"), strict=True):
         for job, marker in zip(JOBS, "ox", strict=True):
@@ -206,7 +206,7 @@ def draw(found: Sequence[Losses], target: Path, kinds: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.grid(axis="y", linewidth=0.3)
     axes.set_xlabel("99 % bound of (final loss - float32's) / spread of float32's over seeds", fontsize=9)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastvar"}):  # text stays text, ids repeat
         figure.savefig(target, metadata={"Date": None})
