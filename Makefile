@@ -47,7 +47,7 @@ sanitize: $(VENV)/.test
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 FASTVAR_SANITIZE=1 \
 	$(PYTEST) -o pythonpath="build/sanitize/lib ." \
 	tests/kernels/test_bits.py tests/kernels/test_formats.py tests/kernels/test_plan.py tests/kernels/test_bad_plan.py \
-	tests/kernels/test_memory.py tests/kernels/test_stored.py tests/torch/optim/test_gate.py \
+	tests/kernels/test_memory.py tests/kernels/test_stored.py tests/kernels/test_weights.py tests/torch/optim/test_gate.py \
 	tests/optimizer/test_sparse.py tests/optimizer/test_bad_input.py
 
 # Before a release: the faults of tests/faults with 10,000 kills, interrupts and random programs, and
