@@ -33,6 +33,9 @@ class Bare:
             raise AttributeError(f"no part of a place: {name}")
         return getattr(self.held, name)
 
+    def _keep_master(self) -> None:
+        self.held._keep_master()
+
     def _zeroing(self, gradient: Any) -> tuple[Any, Any]:
         return self.held._zeroing(gradient)
 
