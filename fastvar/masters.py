@@ -82,6 +82,11 @@ def parted(weights: Array, values: Any) -> Master:
     return parts
 
 
+def arrays_of(memory: Array | Master) -> tuple[Array, ...]:
+    """Return the weights, and what a master keeps if there is one."""
+    return memory if isinstance(memory, Master) else (memory,)
+
+
 def writes(memory: Array | Master, values: Any) -> list[tuple[Array, Any]]:
     """Return pairs of target and value that write numbers into the weights, and into what a master keeps."""
     if isinstance(memory, Master):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastvar import formats
-from fastvar.formats import Master
+from fastvar.masters import arrays_of
 from fastvar.optimizer.quantized import Slot
 from fastvar.optimizer.rule import Rule
 from fastvar.optimizer.slots import slot_format
@@ -22,7 +22,7 @@ CHOICES = (None, *formats.OF_SLOTS)
 def memory(rule: Rule, state: State) -> Table:
     """Return a table of bytes: of the variables and of each slot, now and with each `slot_dtype`."""
     group_of = {id(v): group for group in state.groups for v in group.variables}
-    weights = [v.memory if isinstance(v.memory, Master) else (v.memory,) for v in state.variables]
+    weights = [arrays_of(v.memory) for v in state.variables]
     rows: list[list[Any]] = [_constant("variables", sum(arrays[0].nbytes for arrays in weights))]
     if masters := sum(array.nbytes for arrays in weights for array in arrays[1:]):
         rows.append(_constant("masters", masters))

@@ -7,12 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastvar import buffers, kernels, threads
+from fastvar import buffers, kernels, masters, threads
 from fastvar.buffers import Array
 from fastvar.constraints import BUILTIN, number_bounds
-from fastvar.formats import Master
 from fastvar.kernels import crew, reference, rounding
-from fastvar.masters import exact
 from fastvar.optimizer.clipping import by_norm, limit_of_values, units
 from fastvar.optimizer.cohorts import Cohorts, Scalars
 from fastvar.optimizer.passes import Pass
@@ -319,8 +317,7 @@ class StepPlan:
         places = [self.compiled.stages, *state.numbers.values()]
         if self.fragile:
             of_slots = [v for of_slot in state.slots.values() for v in of_slot if v is not None]
-            for v in state.variables:
-                places += v.memory if isinstance(v.memory, Master) else [v.memory]
+            places += [array for v in state.variables for array in masters.arrays_of(v.memory)]
             places += [array for v in of_slots for array in arrays_of(v)]
         if accumulation:
             places += [accumulation.plan.stages] + ([] if self.fragile else accumulation.sums)
@@ -335,7 +332,7 @@ def _numbered(one: Pass) -> list[tuple[Any, ...]]:
 
 def projected(rule: Rule, variable: Place) -> Any:
     """Return the projection of a variable by its constraint."""
-    values = np.asarray(variable.constraint(exact(variable.memory)))  # type: ignore[misc]
+    values = np.asarray(variable.constraint(masters.exact(variable.memory)))  # type: ignore[misc]
     if values.shape != variable.shape or values.dtype.kind not in "fiub":
         raise ValueError(
             f"{rule._owner}: constraint of {variable!r} must return real numbers of shape "

@@ -10,22 +10,16 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import fastvar as fv
 import fastvar.torch
 from tests.support.cases import CASES, Case, assert_same_bits
-from tests.support.runs import COMBINATIONS, SHAPES, every_case
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-DTYPES: list[Any] = [BFLOAT16, np.dtype(np.float16)]
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-Arrays = list[np.ndarray[Any, Any]]
+from tests.support.runs import COMBINATIONS, every_case
+from tests.support.sixteen import BFLOAT16, Net, every_dtype, gradients, like, variables
 
 
 class OwnRule(fv.Optimizer):
@@ -37,25 +31,6 @@ class OwnRule(fv.Optimizer):
         assert variable.dtype == slots.mean.dtype == gradient.dtype
         slots.mean += 0.1 * (gradient - slots.mean)
         variable -= hyper.learning_rate * slots.mean
-
-
-def values() -> Arrays:
-    rng = np.random.default_rng(1)
-    return [np.asarray(rng.standard_normal(s), np.float32) for s in SHAPES]
-
-
-def variables(dtype: Any, **options: Any) -> list[fv.Variable]:
-    return [fv.Variable(x.astype(dtype), name=f"v{i}", **options) for i, x in enumerate(values())]
-
-
-def like(dtype: Any, **options: Any) -> list[fv.Variable]:
-    """Return variables of float32 with the same numbers."""
-    return [fv.Variable(v.value.astype("f4"), name=v.name, **options) for v in variables(dtype)]
-
-
-def gradients(t: int, dtype: Any = np.float32) -> Arrays:
-    rng = np.random.default_rng(100 + t)
-    return [np.asarray(rng.standard_normal(s), "f4").astype(dtype) for s in SHAPES]
 
 
 def train(optimizer: fv.Optimizer, of: list[fv.Variable], start: int = 0, steps: int = 5) -> None:
@@ -409,89 +384,6 @@ def test_memory_counts_masters() -> None:
     other.build([fv.Variable(np.zeros((100, 100), BFLOAT16))])
     assert "masters" not in {row[0] for row in other.memory().rows}
     assert other.memory().rows[-1][1:] == [10.0, 10.0, 6.0, 4.03]
-
-
-# Checkpoints.
-
-
-class Net(fv.Module):
-    def __init__(self, dtype: Any) -> None:
-        self.w = fv.Variable(values()[0].astype(dtype))
-        self.b = fv.Variable(np.zeros(5, np.float32))
-
-
-def step(net: Net, optimizer: fv.Optimizer, start: int, steps: int) -> None:
-    optimizer.build(net)
-    for t in range(start, start + steps):
-        optimizer.apply(gradients(t)[:2])
-
-
-@every_dtype
-@pytest.mark.parametrize("built", [False, True], ids=["new", "built"])
-def test_training_goes_on_from_a_checkpoint(tmp_path: Path, built: bool, dtype: Any) -> None:
-    net, optimizer = Net(dtype), fv.optimizers.Adam(0.01)
-    step(net, optimizer, 0, 5)
-    fv.Checkpoint(net, optimizer=optimizer).save(tmp_path / "a.h5")
-    other, resumed = Net(dtype), fv.optimizers.Adam(0.01)
-    if built:
-        step(other, resumed, 7, 2)
-    fv.Checkpoint(other, optimizer=resumed).restore(tmp_path / "a.h5")
-    for each, its in ((net, optimizer), (other, resumed)):
-        step(each, its, 5, 5)
-    assert_same_bits(other.w.master, net.w.master)
-    assert_same_bits(other.b.value, net.b.value)
-
-
-def test_without_a_master_training_goes_on_alike(tmp_path: Path) -> None:
-    net, optimizer = Net(BFLOAT16), fv.optimizers.Adam(0.01, master=False, seed=3)
-    step(net, optimizer, 0, 5)
-    fv.Checkpoint(net, optimizer=optimizer).save(tmp_path / "a.h5")
-    assert "variables/w.master" not in dict(fv.checkpoint.list_variables(tmp_path / "a.h5"))
-    other, resumed = Net(BFLOAT16), fv.optimizers.Adam(0.01, master=False, seed=3)
-    fv.Checkpoint(other, optimizer=resumed).restore(tmp_path / "a.h5")
-    for each, its in ((net, optimizer), (other, resumed)):
-        step(each, its, 5, 5)
-    np.testing.assert_array_equal(other.w.value.view("u2"), net.w.value.view("u2"))
-
-
-@every_dtype
-def test_files_with_and_without_a_master(tmp_path: Path, dtype: Any) -> None:
-    trained, fresh = Net(dtype), Net(dtype)
-    step(trained, fv.optimizers.Adam(0.01), 0, 5)
-    fv.Checkpoint(trained).save(tmp_path / "with.h5")
-    fv.Checkpoint(fresh).save(tmp_path / "without.h5")
-    assert dict(fv.checkpoint.list_variables(tmp_path / "with.h5"))["variables/w.master"] == (7, 5)
-    restored = fv.Checkpoint(fresh).restore(tmp_path / "with.h5")
-    assert "variables/w.master" in restored.taken
-    assert_same_bits(fresh.w.master, trained.w.master)
-    fv.Checkpoint(trained).restore(tmp_path / "without.h5")
-    assert_same_bits(trained.w.master, Net(dtype).w.value.astype("f4"))
-    wide = Net(np.float32)
-    with pytest.raises(ValueError, match=r"variables/w: float32\[7, 5\] here, (bfloat16|float16)\[7, 5\] in the"):
-        fv.Checkpoint(wide).restore(tmp_path / "with.h5")
-
-
-def test_names_change_together(tmp_path: Path) -> None:
-    trained, other = Net(BFLOAT16), Net(BFLOAT16)
-    step(trained, fv.optimizers.Adam(0.01), 0, 5)
-    fv.Checkpoint(part=trained).save(tmp_path / "a.h5")
-    fv.Checkpoint(other).restore(tmp_path / "a.h5", name_map=lambda name: f"part/{name}")
-    assert_same_bits(other.w.master, trained.w.master)
-
-
-def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
-    w, other = fv.Variable(np.zeros(3, BFLOAT16), name="w"), fv.Variable(np.zeros(3), name="w.master")
-    fv.optimizers.SGD().build([w])
-    with pytest.raises(ValueError, match=r"two tensors are named 'variables/w\.master'"):
-        fv.Checkpoint([w, other]).save(tmp_path / "a.h5")
-
-
-def test_weights_only_leaves_masters_out(tmp_path: Path) -> None:
-    net = Net(BFLOAT16)
-    step(net, fv.optimizers.Adam(0.01), 0, 2)
-    fv.Checkpoint(net).save(tmp_path / "a.h5")
-    fv.checkpoint.convert(tmp_path / "a.h5", tmp_path / "a.safetensors", weights_only=True)
-    assert {*fv.checkpoint.load_foreign(tmp_path / "a.safetensors")} == {"w", "b"}
 
 
 def test_cases_cover_every_class() -> None:
