@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fastvar import constraints, initializers, optimizers, regularizers, schedules
 from fastvar.gradient_check import check_gradients
 from fastvar.module import Module, penalty
+from fastvar.names import unknown as _unknown
 from fastvar.optimizer import Optimizer
 from fastvar.slices import IndexedSlices
 from fastvar.threads import get_num_threads, set_num_threads
@@ -59,8 +60,8 @@ _AT_ONCE = "there are no graphs: everything is computed at once, on NumPy arrays
 _TRAINABLE = "use net.trainable_variables of a fv.Module, or a list of your own"
 _IN_FILES = "use fv.Checkpoint, fv.CheckpointManager or fv.Saver"
 _ELSEWHERE = {  # names of TensorFlow and PyTorch, and what to use
-    "train": "use fv.optimizers, fv.schedules, fv.Checkpoint or fv.Saver",
-    "optim": "use fv.optimizers, or fv.torch.optim for PyTorch's tensors",
+    "train": "use fv.optimizers, as fv.optimizers.Adam, fv.schedules, fv.Checkpoint or fv.Saver",
+    "optim": "use fv.torch, as fv.torch.Adam, or fv.torch.optim for PyTorch's tensors",
     "get_variable": "use fv.Variable(value, name=...)",
     "Parameter": "use fv.Variable",
     **dict.fromkeys(("GradientTape", "grad", "value_and_grad"), _DIFFERENTIATE),
@@ -79,12 +80,11 @@ if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
             return importlib.import_module(f"fastvar.{name}")
         if name in __all__:
             return getattr(importlib.import_module("fastvar.checkpoint"), name)
+        if name in _ELSEWHERE:
+            raise AttributeError(f"module 'fastvar' has no attribute {name!r}; {_ELSEWHERE[name]}")
         modules = (optimizers, schedules, regularizers, initializers, constraints)
-        found = {module.__name__: getattr(module, name, None) for module in modules}
-        places = [at for at, thing in found.items() if getattr(thing, "__module__", "").startswith(at)]
-        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-        hint = f"; did you mean {places[0].replace('fastvar', 'fv')}.{name}?" if places else hint
-        raise AttributeError(f"module 'fastvar' has no attribute {name!r}{hint}")
+        places = {f"{module.__name__.replace('fastvar', 'fv')}.": module.__all__ for module in modules}
+        raise _unknown("fastvar", name, {"fv.": __all__, **places})
 
 
 def __dir__() -> list[str]:

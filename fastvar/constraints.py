@@ -5,13 +5,16 @@ A constraint is any callable that maps the array of a variable to one of the sam
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from fastvar.buffers import Array
 from fastvar.hyper import Fixed, Parameter, axes, number
+from fastvar.names import unknown as _unknown
+
+__all__ = ["Box", "Constraint", "MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"]
 
 EPSILON = 1e-7  # keras.config.epsilon(): avoids dividing by a norm of zero
 
@@ -197,3 +200,9 @@ def number_bounds(constraint: Any) -> tuple[float, float]:
     """Return the bounds that the pass of the update applies; infinite ones if the constraint runs after it."""
     box: Any = as_box(constraint)
     return (box.low, box.high) if box and np.ndim(box.low) == np.ndim(box.high) == 0 else (-np.inf, np.inf)
+
+
+if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
+
+    def __getattr__(name: str) -> NoReturn:
+        raise _unknown("fastvar.constraints", name, {"fv.constraints.": __all__})

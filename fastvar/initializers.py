@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,26 @@ import numpy.typing as npt
 from fastvar.buffers import Array
 from fastvar.formats import dtype_of
 from fastvar.hyper import Fixed, Parameter, choice, number
+from fastvar.names import unknown as _unknown
+
+__all__ = [
+    "Constant",
+    "GlorotNormal",
+    "GlorotUniform",
+    "HeNormal",
+    "HeUniform",
+    "Identity",
+    "Initializer",
+    "LecunNormal",
+    "LecunUniform",
+    "Ones",
+    "Orthogonal",
+    "RandomNormal",
+    "RandomUniform",
+    "TruncatedNormal",
+    "VarianceScaling",
+    "Zeros",
+]
 
 Seed = int | np.random.Generator | None
 CUT = 0.87962566103423978  # the standard deviation of a standard normal distribution cut off at -2 and 2
@@ -421,3 +441,9 @@ class Orthogonal(Random):
         q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
         q *= np.where(np.diag(r) < 0, -1, 1)  # without this, QR prefers some matrices
         return self.gain * (q if rows >= columns else q.T).reshape(shape)
+
+
+if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
+
+    def __getattr__(name: str) -> NoReturn:
+        raise _unknown("fastvar.initializers", name, {"fv.initializers.": __all__})

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NoReturn
+
 from fastvar.buffers import Array
 from fastvar.hyper import Fixed, constant, number
+from fastvar.names import unknown as _unknown
+
+__all__ = ["L1", "L1L2", "L2", "Regularizer"]
 
 
 class Regularizer(Fixed):
@@ -56,3 +61,9 @@ class L1L2(Regularizer):
 
     l1: float = number(default=0.0, low=0)
     l2: float = number(default=0.0, low=0)
+
+
+if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
+
+    def __getattr__(name: str) -> NoReturn:
+        raise _unknown("fastvar.regularizers", name, {"fv.regularizers.": __all__})

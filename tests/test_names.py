@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from importlib.util import find_spec
 
 import pytest
 
 import fastvar as fv
+from fastvar import names
 from tests.support.processes import output
 
 FRAMEWORKS = [name for name in ("keras", "scipy", "sklearn") if find_spec(name)]
@@ -51,7 +53,10 @@ def test_help_shows_the_public_names() -> None:
         ("L2", "; did you mean fv.regularizers.L2?"),
         ("Box", "; did you mean fv.constraints.Box?"),
         ("Fixed", ""),
-        ("train", "; use fv.optimizers, fv.schedules, fv.Checkpoint or fv.Saver"),
+        ("adam", "; did you mean fv.optimizers.Adam?"),
+        ("Varable", "; did you mean fv.Variable?"),
+        ("optim", "; use fv.torch, as fv.torch.Adam, or fv.torch.optim for PyTorch's tensors"),
+        ("train", "; use fv.optimizers, as fv.optimizers.Adam, fv.schedules, fv.Checkpoint or fv.Saver"),
         ("get_variable", "; use fv.Variable(value, name=...)"),
         ("Session", "; there are no graphs: everything is computed at once, on NumPy arrays"),
     ],
@@ -72,6 +77,51 @@ def test_hints_name_what_there_is() -> None:
         with pytest.raises(AttributeError, match=re.escape(hint)):
             getattr(fv, name)
     assert isinstance(fv.Module.trainable_variables, property)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "meant"),
+    [
+        ("optimizers", "AdamOptimizer", "fv.optimizers.Adam"),
+        ("optimizers", "adam", "fv.optimizers.Adam"),
+        ("optimizers", "GradientDescentOptimizer", "fv.optimizers.SGD"),
+        ("optimizers", "RMSProp", "fv.optimizers.RMSprop"),
+        ("optimizers", "NAdam", "fv.optimizers.Nadam"),
+        ("optimizers", "lbfgs", "fv.optimizers.LBFGS"),
+        ("schedules", "cosine_decay", "fv.schedules.CosineDecay"),
+        ("schedules", "CosineAnnealingLR", "fv.schedules.CosineDecay"),
+        ("schedules", "cyclic", "fv.schedules.Cyclic"),
+        ("regularizers", "l2_regularizer", "fv.regularizers.L2"),
+        ("initializers", "truncated_normal_initializer", "fv.initializers.TruncatedNormal"),
+        ("initializers", "xavier_uniform_", "fv.initializers.GlorotUniform"),
+        ("constraints", "non_neg", "fv.constraints.NonNeg"),
+        ("torch", "adam", "fv.torch.Adam"),
+        ("torch", "Nadam", "fv.torch.NAdam"),
+        ("torch", "Adan", "fv.optimizers.Adan"),  # not Adam
+        ("checkpoint", "Ceckpoint", "fv.checkpoint.Checkpoint"),
+        ("optimizers", "Mymethod", None),
+        ("optimizers", "_Adam", None),
+    ],
+)
+def test_other_spellings_and_names_say_which_is_meant(module: str, name: str, meant: str | None) -> None:
+    hint = f"; did you mean {meant}?" if meant else ""
+    message = f"^module 'fastvar.{module}' has no attribute '{name}'{re.escape(hint)}$"
+    with pytest.raises(AttributeError, match=message):
+        getattr(getattr(fv, module), name)
+
+
+@pytest.mark.parametrize("package", ["optimizers", "schedules", "torch"])
+def test_no_module_has_the_name_of_a_class(package: str) -> None:
+    """Else `fv.optimizers.adam` would be a module, which cannot be called."""
+    found = getattr(fv, package)
+    modules = {module.name for module in pkgutil.iter_modules(found.__path__)}
+    assert not modules & {name.lower() for name in found.__all__}
+
+
+def test_names_of_others_stand_for_names_of_ours() -> None:
+    modules = (fv.optimizers, fv.schedules, fv.initializers)
+    assert {*names._ELSEWHERE.values()} <= {name for module in modules for name in module.__all__}
+    assert all(names._plain(name) == name for name in names._ELSEWHERE)
 
 
 def test_import_loads_no_framework_and_no_hdf5() -> None:

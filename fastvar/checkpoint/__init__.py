@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, NoReturn
 
 from fastvar.buffers import Array
 from fastvar.checkpoint.checkpoint import Checkpoint
@@ -15,6 +16,7 @@ from fastvar.checkpoint.manager import CheckpointManager
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.saver import Saver, written
+from fastvar.names import unknown as _unknown
 
 __all__ = [
     "Checkpoint",
@@ -59,3 +61,9 @@ def load_variable(path: str | os.PathLike[str], name: str) -> Array:
     """
     with File(written(path)) as file:
         return file.read(f"variables/{name}" if f"variables/{name}" in file.entries else name)
+
+
+if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
+
+    def __getattr__(name: str) -> NoReturn:
+        raise _unknown("fastvar.checkpoint", name, {"fv.checkpoint.": __all__})

@@ -4,17 +4,20 @@ Slots that decay, such as "momentum", are flushed: an element is stored as 0 whe
 times the smallest normal number of its dtype. Denormal numbers would slow every later step.
 """
 
-from fastvar.optimizers.adagrad import Adadelta, Adagrad, RMSprop
-from fastvar.optimizers.adam import Adam, AdamW
+from typing import TYPE_CHECKING, NoReturn
+
+from fastvar.names import unknown as _unknown
 from fastvar.optimizers.adam_successors import Adan, AdEMAMix, Adopt, ScheduleFreeAdamW
 from fastvar.optimizers.adam_variants import AdaBelief, Adamax, Nadam, RAdam, Yogi
-from fastvar.optimizers.ftrl import Ftrl
+from fastvar.optimizers.descent import ASGD, SGD
+from fastvar.optimizers.follow_the_leader import Ftrl
 from fastvar.optimizers.layerwise import Lamb, Lars, Prodigy
-from fastvar.optimizers.lbfgs import LBFGS
 from fastvar.optimizers.loss_scale import LossScaleOptimizer
 from fastvar.optimizers.matrix import Adafactor, Muon
-from fastvar.optimizers.sgd import ASGD, SGD
+from fastvar.optimizers.moments import Adam, AdamW
+from fastvar.optimizers.quasi_newton import LBFGS
 from fastvar.optimizers.sign import Lion, Rprop, Signum
+from fastvar.optimizers.squares import Adadelta, Adagrad, RMSprop
 
 __all__ = [
     "ASGD",
@@ -45,3 +48,8 @@ __all__ = [
     "Signum",
     "Yogi",
 ]
+
+if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
+
+    def __getattr__(name: str) -> NoReturn:
+        raise _unknown("fastvar.optimizers", name, {"fv.optimizers.": __all__})

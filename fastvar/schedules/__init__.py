@@ -1,7 +1,10 @@
 """Schedules: functions of the iteration. Those of Keras have its names and meaning."""
 
+from typing import TYPE_CHECKING, NoReturn
+
+from fastvar.names import unknown as _unknown
 from fastvar.schedules.base import LearningRateSchedule
-from fastvar.schedules.cyclic import CosineDecayRestarts, Cyclic, OneCycle
+from fastvar.schedules.cycles import CosineDecayRestarts, Cyclic, OneCycle
 from fastvar.schedules.decay import (
     CosineDecay,
     ExponentialDecay,
@@ -28,3 +31,8 @@ __all__ = [
     "Sequential",
     "Warmup",
 ]
+
+if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
+
+    def __getattr__(name: str) -> NoReturn:
+        raise _unknown("fastvar.schedules", name, {"fv.schedules.": __all__})

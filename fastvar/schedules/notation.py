@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import difflib
 from typing import Any
 
 from fastvar import schedules
+from fastvar.names import did_you_mean
 from fastvar.schedules.base import LearningRateSchedule
 
 PREFIXES = ("", "schedules", "fv.schedules", "fastvar.schedules")
@@ -61,8 +61,7 @@ def _class(node: ast.expr) -> Any:
 
 
 def _unknown(text: str) -> ValueError:
-    close = difflib.get_close_matches(text, _known(), n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(text.rpartition(".")[2], {"": _known()})
     return ValueError(f"schedule must be one of {', '.join(_known())}, got {text}{hint}")
 
 

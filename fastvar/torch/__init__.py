@@ -4,12 +4,16 @@ The formulas and the names and order of arguments are those of `torch.optim` 2.1
 The docstring of each class says where it differs from `fastvar.optimizers`, which have Keras's meaning.
 """
 
-from fastvar.torch.adagrad import Adadelta, Adagrad, RMSprop
-from fastvar.torch.adam import Adam, AdamW
+from typing import TYPE_CHECKING, NoReturn
+
+from fastvar import optimizers
+from fastvar.names import unknown as _unknown
 from fastvar.torch.adam_variants import Adamax, NAdam, RAdam
 from fastvar.torch.base import ParamGroup, TorchOptimizer
+from fastvar.torch.descent import ASGD, SGD, Rprop
 from fastvar.torch.matrix import Adafactor, Muon
-from fastvar.torch.sgd import ASGD, SGD, Rprop
+from fastvar.torch.moments import Adam, AdamW
+from fastvar.torch.squares import Adadelta, Adagrad, RMSprop
 
 __all__ = [
     "ASGD",
@@ -28,3 +32,8 @@ __all__ = [
     "Rprop",
     "TorchOptimizer",
 ]
+
+if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
+
+    def __getattr__(name: str) -> NoReturn:
+        raise _unknown("fastvar.torch", name, {"fv.torch.": __all__, "fv.optimizers.": optimizers.__all__})

@@ -9,8 +9,8 @@ from fastvar import kernels
 from fastvar.hyper import Number, Real, Schedule, number
 from fastvar.optimizer.options import OptionTypes
 from fastvar.optimizers.shared import rectified, unbiased_root
-from fastvar.torch.adam import decays
 from fastvar.torch.base import TorchOptimizer
+from fastvar.torch.moments import decays
 
 
 class NAdam(TorchOptimizer):

@@ -20,6 +20,7 @@ def variables(w: fv.Variable) -> None:
 
 
 def optimizers(w: fv.Variable, adam: fv.optimizers.Adam) -> None:
+    fv.optimizers.AdamOptimizer(0.1)  # wrong
     fv.optimizers.Adam("fast")  # wrong
     fv.optimizers.Adam(0.1, lr=0.1)  # wrong
     fv.optimizers.Adam(fv.schedules.CosineDecay)  # wrong
@@ -34,6 +35,8 @@ def optimizers(w: fv.Variable, adam: fv.optimizers.Adam) -> None:
     fv.schedules.CosineDecay(0.1, decay_steps="10")  # wrong
     fv.regularizers.L2(1e-5, 1e-5)  # wrong
     fv.initializers.GlorotNormal(scale=2.0)  # wrong
+    fv.initializers.xavier_normal()  # wrong
+    fv.torch.adam([w])  # wrong
     adam.learning_rate = None  # wrong
     adam.learning_rte = 0.1  # wrong
     adam.minimize(lambda: 1.0, [w])  # wrong

@@ -29,6 +29,7 @@ from fastvar.keras.optimizers.classes import (
 )
 from fastvar.keras.optimizers.conversion import from_keras, to_keras
 from fastvar.keras.optimizers.stepping import KernelStep
+from fastvar.names import unknown
 
 __all__ = [
     "SGD",
@@ -61,5 +62,6 @@ if hasattr(classes, "ScheduleFreeAdamW"):
 
 
 def __getattr__(name: str) -> NoReturn:
-    there = f"; keras.optimizers.{name} is there" if hasattr(keras.optimizers, name) else ""
-    raise AttributeError(f"fastvar.keras.optimizers has no {name}{there}")
+    if hasattr(keras.optimizers, name):
+        raise AttributeError(f"fastvar.keras.optimizers has no {name}; keras.optimizers.{name} is there")
+    raise unknown("fastvar.keras.optimizers", name, {"fastvar.keras.optimizers.": __all__})

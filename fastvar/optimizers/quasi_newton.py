@@ -166,9 +166,8 @@ class LBFGS(Optimizer, options=False):
             loss, grads = loss_and_gradients(self._owner, value_and_grad, ONLY_LOSS)
             grads = self._arranged(grads, None)
             if len(grads) != len(self._state.variables):
-                raise ValueError(
-                    f"{self._owner}: got {len(grads)} gradients for {len(self._state.variables)} variables"
-                )
+                wanted = count(len(self._state.variables), "variable")
+                raise ValueError(f"{self._owner}: got {count(len(grads), 'gradient')} for {wanted}")
             of_trainable = [g for g, v in zip(grads, self._state.variables, strict=True) if v.trainable]
             loss = as_number(self._owner, loss) + penalty(variables)
             return loss, np.concatenate([[], *map(self._gradient, of_trainable, variables)])
