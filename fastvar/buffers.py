@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fastvar import formats
 from fastvar.slices import IndexedSlices, Rows
+from fastvar.tables import count
 
 Array = npt.NDArray[Any]
 
@@ -266,9 +267,9 @@ def array_at(memory: Any, owner: str, keep: object = None) -> Array:
         raise TypeError(f"{owner}: must be of one of {', '.join(formats.FORMATS)}, got format {number}")
     name, width = [*formats.FORMATS.items()][number]
     if size < 0 or (size and not address):
-        raise ValueError(f"{owner}: must be memory of some size, got {size} elements at address {address}")
+        raise ValueError(f"{owner}: must be memory of some size, got size {size} at address {address}")
     if address % width:
-        raise ValueError(f"{owner}: must be aligned to {width} bytes, got address {address:#x}")
+        raise ValueError(f"{owner}: must be aligned to {count(width, 'byte')}, got address {address:#x}")
     dtype = formats.dtype_of(name)
     if not size:
         return np.empty(0, dtype)
@@ -281,7 +282,7 @@ def gradient_at(memory: Any, like: Array, owner: str, zero: bool = False) -> Arr
         return None
     array = array_at(memory, owner)
     if array.size != like.size:
-        raise ValueError(f"{owner}: must have {like.size} elements, got {array.size}")
+        raise ValueError(f"{owner}: must have {count(like.size, 'element')}, got {array.size:,}")
     if zero and not array.flags.writeable:
         refuse_zeroing(owner)
     return array.reshape(like.shape)
@@ -353,10 +354,10 @@ def plan_table(
     if not isinstance(rules, (list, tuple)):
         raise TypeError(f"{owner}: rule must be one of RULES, or a list of them, got {rule!r}")
     if len(rules) != groups:
-        raise ValueError(f"{owner}: must be given a rule for each of {groups} groups, got {len(rules)}")
+        raise ValueError(f"{owner}: must be given {count(groups, 'rule')}, one for each group, got {len(rules)}")
     sums, direct = sums or [()] * groups, direct or [False] * groups
     if len(sums) != groups or len(direct) != groups:
-        raise ValueError(f"{owner}: sums and direct must be given for each of {groups} groups")
+        raise ValueError(f"{owner}: sums and direct must be given for {count(groups, 'group')}")
     rows: list[tuple[Any, ...]] = []
     likes: list[Array] = []
     written: list[tuple[str, Array]] = []
@@ -389,7 +390,8 @@ def plan_table(
 def cohort_rules(owner: str, cohort_of: Sequence[int], rule_of: Sequence[Any]) -> list[Any]:
     """Return the rule of each cohort of variables; -1 is no cohort."""
     if len(cohort_of) != len(rule_of):
-        raise ValueError(f"{owner}: must be given cohorts of {len(rule_of)} variables, got {len(cohort_of)}")
+        variables = count(len(rule_of), "variable")
+        raise ValueError(f"{owner}: must be given cohorts of {variables}, got {len(cohort_of)}")
     rules: dict[int, Any] = {}
     for cohort, rule in zip(cohort_of, rule_of, strict=True):
         if cohort != -1 and rules.setdefault(cohort, rule) is not rule:
@@ -420,7 +422,7 @@ def check_rows(owner: str, rows: object, values: object) -> None:
 
 def refuse_scalars(owner: str, rule: Any, given: Sequence[object]) -> NoReturn:
     """Raise the error for a rule that gets too few or too many scalars."""
-    raise ValueError(f"{owner}: scalars must be ({', '.join(rule.scalars)}), got {len(given)} numbers")
+    raise ValueError(f"{owner}: scalars must be ({', '.join(rule.scalars)}), got {count(len(given), 'number')}")
 
 
 def refuse_copy(target: object, source: object) -> NoReturn:

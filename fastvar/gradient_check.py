@@ -179,7 +179,8 @@ def check_gradients(
     wrong = [d for d in compared if d.excess > 1]
     if wrong:
         named = [d for d in wrong if d.index is not None] or wrong
-        lines = [f"{OWNER}: {len(wrong):,} of {len(compared):,} derivatives are wrong; the worst are"]
+        verb = "is" if len(wrong) == 1 else "are"
+        lines = [f"{OWNER}: {len(wrong):,} of {count(len(compared), 'derivative')} {verb} wrong; the worst:"]
         lines += [f"  {d}" for d in named[:SHOWN]]
         if all(d.numeric == 0 for d in named):
             lines.append("  (The loss does not change with these: does it read their values anew in every call?)")

@@ -189,12 +189,12 @@ class Tree:
 
     def _in_order(self, gradients: Any, owner: str) -> bool:
         """Return whether a sequence holds the gradients in order, and is not a tree."""
-        count = len(self.variables)
+        n = len(self.variables)
         if self._positions and not self.flat:
             parts = self._parts.values()
             if len(gradients) == len(parts) and all(map(self._fits, parts, gradients, range(len(parts)))):
                 return False
-            if len(gradients) != count and any(children(gradient) is not None for gradient in gradients):
+            if len(gradients) != n and any(children(gradient) is not None for gradient in gradients):
                 return False
         paths = _few([repr(path) for path in self.paths])
         if not self.ordered:
@@ -202,8 +202,10 @@ class Tree:
                 f"{owner}: gradients must be given by their paths {paths}, as dicts have no order that all agree "
                 f"on; got a sequence of {len(gradients)}"
             )
-        if len(gradients) != count:
-            raise ValueError(f"{owner}: got {len(gradients)} gradients for {count} variables, {paths}")
+        if len(gradients) != n:
+            raise ValueError(
+                f"{owner}: got {count(len(gradients), 'gradient')} for {count(n, 'variable')}, {paths}"
+            )
         return True
 
     def _fits(self, part: Part, gradient: Any, position: int) -> bool:
@@ -426,5 +428,5 @@ class Module:
 
     def __repr__(self) -> str:
         variables = self.variables
-        count = sum(v.size for v in variables)
-        return f"<{type(self).__name__}: {len(variables)} variables, {count:,} parameters>"
+        total = count(sum(v.size for v in variables), "parameter")
+        return f"<{type(self).__name__}: {count(len(variables), 'variable')}, {total}>"

@@ -19,6 +19,7 @@ from fastvar.buffers import Array
 from fastvar.constraints import Box
 from fastvar.hyper import Fixed, integer, number
 from fastvar.optimizer import Optimizer
+from fastvar.tables import count
 from fastvar.variable import Variable
 
 try:
@@ -243,7 +244,9 @@ def _box(owner: str, bounds: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Ar
     elif bounds is not None:
         pairs = [*bounds]
         if len(pairs) != shape[0]:
-            raise ValueError(f"{owner}: got {len(pairs)} pairs of bounds for {shape[0]} elements of x0")
+            raise ValueError(
+                f"{owner}: got {count(len(pairs), 'pair')} of bounds for {count(shape[0], 'element')} of x0"
+            )
         low = [-np.inf if first is None else first for first, _ in pairs]
         high = [np.inf if second is None else second for _, second in pairs]
     try:

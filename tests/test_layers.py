@@ -103,3 +103,14 @@ def test_files_and_functions_stay_readable(path: Path) -> None:
             documented = ast.get_docstring(node) is not None
             begin = node.body[0].end_lineno if documented else node.lineno
             assert node.end_lineno - begin <= 50, node.name
+
+
+def test_numbers_of_things_are_written_by_count() -> None:
+    """A number with its noun in a message is `count(n, "variable")`: "1 variable", "2 variables"."""
+    texts = {path: (ROOT / path).read_text() for path in [*SOURCES, *KERNELS]}
+    nouns = {noun for text in texts.values() for noun in re.findall(r"\bcount\(.*?, ['\"]([a-z ]+)['\"]\)", text)}
+    assert {"byte", "gradient", "variable"} <= nouns
+    by_hand = re.compile(rf"{{([^{{}}]+)}} (?:[a-z]+ )?(?:{'|'.join(nouns)})s\b")
+    for path, text in texts.items():
+        found = [of for of in by_hand.findall(text) if "count(" not in of and not of.split(".")[-1].isupper()]
+        assert not found, f"{path}: {found}"  # a constant, in upper case, is more than 1

@@ -285,7 +285,7 @@ def test_what_is_not_used_warns(given: dict[str, Any], what: str) -> None:
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        ([(0, 1)], "1 pairs of bounds for 3"),
+        ([(0, 1)], "1 pair of bounds for 3 elements of x0"),
         ([(1, 0)] * 3, r"low must be <= high, got 1 and 0 at \[0\]"),
         ([(np.nan, 0)] * 3, "NaN"),
         (Bounds([0, 0], [1, 1]), r"must broadcast to \(3,\)"),

@@ -23,6 +23,7 @@ from fastvar.checkpoint.masters import is_master
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.writer import write
+from fastvar.tables import count
 
 FORMATS = ("fastvar", "h5", "npz", "safetensors")
 NAMINGS = ("fastvar", "torch")
@@ -246,7 +247,9 @@ def _safetensors(stream: BinaryIO, tensors: _Tensors, advance: Callable[[int], A
     text = json.dumps(header).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     if len(text) > _MAX_HEADER:
-        raise ValueError(f"safetensors cannot hold the names of {len(header)} tensors: {len(text)} bytes")
+        raise ValueError(
+            f"safetensors cannot hold the names of {count(len(header), 'tensor')}: {count(len(text), 'byte')}"
+        )
     stream.write(len(text).to_bytes(8, "little") + text)
     for name in ordered:
         array = tensors.read(name)

@@ -20,6 +20,8 @@ import ml_dtypes
 import numpy as np
 import xxhash
 
+from fastvar.tables import count
+
 USER_BLOCK = 4096
 LARGE = 1 << 16  # bytes; tensors from this size on are aligned to a page and written piece by piece
 CHUNK = 1 << 20  # bytes hashed and moved at a time: about the L2 cache; with less, threads wait for the GIL
@@ -358,7 +360,7 @@ def _kind(dtype: Any, shape: tuple[int, ...], length: int) -> np.dtype[Any]:
     if kind.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
         raise ValueError("its shape is too large")
     if length != kind.itemsize * math.prod(shape):
-        raise ValueError(f"{length} bytes cannot be of {dtype} and shape {[*shape]}")
+        raise ValueError(f"{count(length, 'byte')} cannot be of {dtype} and shape {[*shape]}")
     return kind
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastvar.buffers import Array
 from fastvar.checkpoint.pytorch import Find, TensorPlace, pack, unpack
+from fastvar.tables import count
 
 
 class StoredOptimizer:
@@ -89,9 +90,8 @@ class StoredOptimizer:
         if saved["class_name"] != self._owner:
             raise ValueError(f"{self._owner}: the saved optimizer is of class {saved['class_name']}")
         if len(saved["groups"]) != len(self._groups):
-            raise ValueError(
-                f"{self._owner}: the saved optimizer has {len(saved['groups'])} groups, not {len(self._groups)}"
-            )
+            groups = count(len(saved["groups"]), "group")
+            raise ValueError(f"{self._owner}: the saved optimizer has {groups}, not {len(self._groups)}")
         number: dict[str, int] = {}  # by the name in the file
         for k, group in enumerate(saved["groups"]):
             here = {rename(name) or name: name for name in self._names[k]}

@@ -33,6 +33,7 @@ from fastvar.checkpoint.file_format import (
 from fastvar.checkpoint.locks import close_read
 from fastvar.checkpoint.progress import Advance, nothing, progress
 from fastvar.checkpoint.workers import WorkQueue, work_in_parallel
+from fastvar.tables import count
 
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # do not wait for a FIFO
 
@@ -303,7 +304,7 @@ def _read_record(descriptor: int) -> Record:
     record = Record.unpack(bytes(block))
     if record.length != status.st_size:
         raise ValueError(
-            f"has {status.st_size} bytes, {record.length} were saved: truncated, or edited "
+            f"has {count(status.st_size, 'byte')}, {record.length:,} were saved: truncated, or edited "
             "by another program; use another checkpoint"
         )
     return record
@@ -322,13 +323,13 @@ def _read_section(descriptor: int, what: str, section: Section) -> bytes:
 
 def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:
     while buffer.nbytes:
-        count = _pread(descriptor, buffer, offset)
-        if count == buffer.nbytes:
+        done = _pread(descriptor, buffer, offset)
+        if done == buffer.nbytes:
             return
-        if count == 0:
+        if done == 0:
             raise OSError("the file ends too early")
-        buffer = buffer[count:]
-        offset += count
+        buffer = buffer[done:]
+        offset += done
 
 
 def _pread(descriptor: int, buffer: memoryview, offset: int) -> int:

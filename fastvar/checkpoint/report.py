@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from fastvar.tables import Shown, Table
+from fastvar.tables import Shown, Table, count
 
 _FEW = 5  # list up to this many names; for more, count those that share a path
 _LINES = 10  # lines of each kind in an error
@@ -59,7 +59,7 @@ class Restored(Shown):
         rows += [("hyperparameter", f"{text}; {whose}") for text in self.hyperparameters]
         rows += [("note", text) for text in self.notes[:_FEW]]
         more = len(self.notes) - _FEW
-        return rows + [("note", f"and {more:,} more notes")] * (more > 0)
+        return rows + [("note", f"and {count(more, 'more note')}")] * (more > 0)
 
     def _table(self) -> Table:
         step = f", step {self.step:,}" if self.step else ""
@@ -89,8 +89,8 @@ class Like:
         self._names = {_bare(name): name for name in names}
         self._by_tail: dict[str, list[str]] = collections.defaultdict(list)
         for name in self._names:
-            for count in (1, 2):
-                self._by_tail[_tail(name, count)].append(name)
+            for parts in (1, 2):
+                self._by_tail[_tail(name, parts)].append(name)
 
     def find(self, name: str) -> str | None:
         """Return the suggestion for a name, or None."""
@@ -152,5 +152,5 @@ def _bare(name: str) -> str:
     return name.removeprefix("variables/")
 
 
-def _tail(name: str, count: int) -> str:
-    return "/".join(re.split("[/.]", name)[-count:])
+def _tail(name: str, parts: int) -> str:
+    return "/".join(re.split("[/.]", name)[-parts:])

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fastvar.tables import count
+
 
 @dataclass(frozen=True)
 class Found:
@@ -78,9 +80,9 @@ class Retention:
             return "all"
         rules = [f"the newest {self.newest:,}"]
         if self.hours is not None:
-            rules.append(f"one in {self.hours:g} hours")
+            rules.append(f"one in {self.hours:g} h")
         if self.steps is not None:
-            rules.append(f"one in {self.steps:,} steps")
+            rules.append(f"one in {count(self.steps, 'step')}")
         if self.monitor is not None:
             rules.append(f"the best {self.best:,} by {self.monitor} ({self.mode})")
         return ", ".join(rules)

@@ -25,6 +25,7 @@ from fastvar.kernels import reference as _reference
 from fastvar.kernels import rounding as _rounding
 from fastvar.kernels import stages as _stages
 from fastvar.kernels import units as _units
+from fastvar.tables import count as _count
 
 cdef extern from "<math.h>" nogil:
     float fabsf(float)

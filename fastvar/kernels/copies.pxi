@@ -16,7 +16,7 @@ def copy(targets, sources, int threads=1):
     cdef Py_ssize_t k, n = len(to)
     cdef Move* moves = NULL
     if len(origins) != n:
-        raise ValueError(f"copy: must be given {n} sources, got {len(origins)}")
+        raise ValueError(f"copy: must be given {_count(n, 'source')}, got {len(origins)}")
     try:
         moves = <Move*> calloc(max(n, 1), sizeof(Move))
         if moves == NULL:

@@ -22,6 +22,7 @@ from fastvar.kernels.rounding import SEEDS, random_bits
 from fastvar.kernels.stages import BLOCK, LANES, neutral
 from fastvar.kernels.units import Units, checked, sum_in_order
 from fastvar.slices import Rows
+from fastvar.tables import count
 
 
 class Plan:
@@ -124,7 +125,9 @@ class Plan:
         self._held = None
         given = list(gradients)
         if len(given) != len(self._table.likes):
-            raise ValueError(f"{self.owner}: must be given {len(self._table.likes)} gradients, got {len(given)}")
+            raise ValueError(
+                f"{self.owner}: must be given {count(len(self._table.likes), 'gradient')}, got {len(given)}"
+            )
         held: list[Array | Rows | None] = []
         labels = [f"{self.owner}: gradient of {name}" for name in self.names]
         if isinstance(gradients, np.ndarray) and gradients.dtype is buffers.MEMORY:
@@ -237,7 +240,7 @@ class Plan:
         like a row.
         """
         if not 0 <= k < len(self.units):
-            raise IndexError(f"{self.owner}: has {len(self.units)} kinds of matrices, not {k}")
+            raise IndexError(f"{self.owner}: has {count(len(self.units), 'kind')} of matrices, not {k}")
         units = self.units[k]
         of_rows, of_columns = np.zeros(len(units.by_row)), np.zeros(len(units.by_column))
         with np.errstate(all="ignore"):
@@ -294,7 +297,9 @@ class Plan:
     def _check_scalars(self, scalars: Sequence[Sequence[float]]) -> None:
         rules = self._rules
         if len(scalars) != len(rules):
-            raise ValueError(f"{self.owner}: must be given scalars for {len(rules)} groups, got {len(scalars)}")
+            raise ValueError(
+                f"{self.owner}: must be given scalars for {count(len(rules), 'group')}, got {len(scalars)}"
+            )
         for row, rule in zip(scalars, rules, strict=True):
             if len(row) != len(rule.scalars):
                 buffers.refuse_scalars(self.owner, rule, row)

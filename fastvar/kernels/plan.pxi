@@ -176,7 +176,7 @@ cdef class Plan:
             return self.bind_memory(np.ascontiguousarray(gradients), zero)
         held = list(gradients)
         if len(held) != self.n:
-            raise ValueError(f"{self.owner}: must be given {self.n} gradients, got {len(held)}")
+            raise ValueError(f"{self.owner}: must be given {_count(self.n, 'gradient')}, got {len(held)}")
         for i in range(self.n):  # this may run foreign code (__array__), so take no pointers yet
             gradient = held[i]
             if gradient is None:
@@ -230,7 +230,8 @@ cdef class Plan:
     cdef Py_ssize_t bind_memory(self, cnp.ndarray memory, bint zero) except -1:
         # `bind` for gradients given as raw memory. It makes an array only to refuse a gradient.
         if cnp.PyArray_SIZE(memory) != self.n:
-            raise ValueError(f"{self.owner}: must be given {self.n} gradients, got {cnp.PyArray_SIZE(memory)}")
+            raise ValueError(
+                f"{self.owner}: must be given {_count(self.n, 'gradient')}, got {cnp.PyArray_SIZE(memory)}")
         self.enter()
         try:
             return self.bind_records(memory, zero)
@@ -291,7 +292,7 @@ cdef class Plan:
         cdef tuple row
         if len(scalars) != self.groups:
             raise ValueError(
-                f"{self.owner}: must be given scalars for {len(self.rules)} groups, got {len(scalars)}")
+                f"{self.owner}: must be given scalars for {_count(len(self.rules), 'group')}, got {len(scalars)}")
         for i in range(self.groups):
             row = tuple(scalars[i])
             if len(row) != self.widths[i]:
@@ -339,7 +340,7 @@ cdef class Plan:
     def unit_sums(self, int k, bint weights=False, int threads=1, double scale=1):
         cdef Py_ssize_t b
         if not 0 <= k < len(self.units):
-            raise IndexError(f"{self.owner}: has {len(self.units)} kinds of matrices, not {k}")
+            raise IndexError(f"{self.owner}: has {_count(len(self.units), 'kind')} of matrices, not {k}")
         units = self.units[k]
         of_rows, of_columns = np.zeros(len(units.by_row)), np.zeros(len(units.by_column))
         cdef Py_ssize_t n = len(units.patches)

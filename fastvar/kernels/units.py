@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fastvar.buffers import Array
 from fastvar.kernels.stages import LANES, STRIP, patch_rows
+from fastvar.tables import count
 
 PATCH = np.dtype(
     [
@@ -56,11 +57,11 @@ class Units:
         self.length: int = 0
         patches: list[tuple[int, ...]] = []
         for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True)):
-            count = size // shape[1] if shape and size else 0  # of rows, of all matrices
-            if shape and count:
-                patches += self._patches(i, count, *shape)
-            columns = count // shape[0] * shape[1] if shape and count else 0
-            self.row_starts.append(self.row_starts[-1] + count)
+            n = size // shape[1] if shape and size else 0  # of rows, of all matrices
+            if shape and n:
+                patches += self._patches(i, n, *shape)
+            columns = n // shape[0] * shape[1] if shape and n else 0
+            self.row_starts.append(self.row_starts[-1] + n)
             self.column_starts.append(self.column_starts[-1] + columns)
         self.patches: Array = np.array(patches, PATCH)
         self.patches.flags.writeable = False  # compiled code trusts them
@@ -74,10 +75,10 @@ class Units:
             raise AttributeError(f"{name}: write into the arrays of units; compiled code has their addresses")
         super().__setattr__(name, value)
 
-    def _patches(self, i: int, count: int, rows: int, columns: int) -> list[tuple[int, ...]]:
+    def _patches(self, i: int, n: int, rows: int, columns: int) -> list[tuple[int, ...]]:
         """Return the patches of one variable, in the order in which they are added."""
         patches: list[tuple[int, ...]] = []
-        for top in range(0, count, rows):
+        for top in range(0, n, rows):
             for row in range(top, top + rows, patch_rows(columns)):
                 row_end = min(row + patch_rows(columns), top + rows)
                 for column in range(0, columns, STRIP):
@@ -129,10 +130,11 @@ def checked(owner: str, sizes: Sequence[int], matrices: Sequence[Any]) -> tuple[
         raise ValueError(f"{owner}: at most {MOST} kinds of matrices can have factors, got {len(matrices)}")
     for shapes, _ in matrices:
         if len(shapes) != len(sizes):
-            raise ValueError(f"{owner}: matrices must be given for {len(sizes)} variables, got {len(shapes)}")
+            variables = count(len(sizes), "variable")
+            raise ValueError(f"{owner}: matrices must be given for {variables}, got {len(shapes)}")
         for size, shape in zip(sizes, shapes, strict=True):
             if shape and size and not (min(shape) > 0 and size % (shape[0] * shape[1]) == 0):
-                raise ValueError(f"{owner}: {size} elements must be matrices of {shape[0]} x {shape[1]}")
+                raise ValueError(f"{owner}: {count(size, 'element')} must be matrices of {shape[0]} x {shape[1]}")
     return tuple(Units(sizes, shapes, bool(rows)) for shapes, rows in matrices)
 
 

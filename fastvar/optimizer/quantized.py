@@ -12,6 +12,7 @@ from fastvar.arraylike import Arraylike, unwrap
 from fastvar.buffers import Array
 from fastvar.formats import GROUP, Codes, groups_of
 from fastvar.kernels.numpy_formats import NEAREST, decode_codes, encode_codes
+from fastvar.tables import count
 from fastvar.variable import Variable
 
 PIECE = 4096 * GROUP  # elements that are converted at a time
@@ -138,7 +139,7 @@ class Quantized(Arraylike):
         self.assign(array)
 
     def __repr__(self) -> str:
-        return f"<8-bit slot {self.name!r} shape={self.shape} dtype={self.dtype}, {self.nbytes} bytes>"
+        return f"<8-bit slot {self.name!r} shape={self.shape} dtype={self.dtype}, {count(self.nbytes, 'byte')}>"
 
 
 Slot = Variable | Quantized

@@ -121,9 +121,9 @@ HOSTILE = {
     compound: "dataset 'w': its dtype .* is not one of numbers",
     ragged: "dataset 'w': its dtype object is not one of numbers",
     opaque: "dataset 'w': its dtype .* is not one of numbers",
-    never_written: "dataset 'w': 0 stored bytes cannot be the 4398046511104",
+    never_written: "dataset 'w': 0 stored bytes cannot be the 4,398,046,511,104",
     never_written_chunks: "dataset 'w': 0 stored bytes cannot hold",
-    one_chunk_of_many: "dataset 'w': 4096 stored bytes cannot be",
+    one_chunk_of_many: "dataset 'w': 4,096 stored bytes cannot be",
     huge_chunk: "dataset 'w': 10 stored bytes cannot hold",
     compressed_twice: "dataset 'w': it is compressed twice",
     two_compressions: "dataset 'w': it is compressed twice",
@@ -195,7 +195,7 @@ def test_data_that_are_longer_than_their_shape_are_refused(tmp_path: Path) -> No
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["w"] = np.ones(7777, "u2")
     patched(tmp_path / "a.h5", 7777, 3333)
-    with pytest.raises(fv.CheckpointError, match="'w': 15554 stored bytes cannot be the 6666 that it claims"):
+    with pytest.raises(fv.CheckpointError, match="'w': 15,554 stored bytes cannot be the 6,666 that it claims"):
         load_foreign(tmp_path / "a.h5")
 
 
@@ -234,10 +234,10 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
 def test_zip_bombs_and_lies_are_refused(tmp_path: Path) -> None:
     good = npy(np.zeros(1000))
     lies = {
-        "shape": (npy(np.zeros(1000), **{"(1000,)": "(9000,)"}), "8000 bytes cannot be of float64"),
+        "shape": (npy(np.zeros(1000), **{"(1000,)": "(9000,)"}), "8,000 bytes cannot be of float64"),
         "negative": (npy(np.zeros(1000), **{"(1000,)": "(-100,)"}), "is negative"),
-        "short": (good[:-8], "7992 bytes cannot be of float64"),
-        "long": (good + bytes(8), "8008 bytes cannot be of float64"),
+        "short": (good[:-8], "7,992 bytes cannot be of float64"),
+        "long": (good + bytes(8), "8,008 bytes cannot be of float64"),
         "structured": (npy(np.zeros(2, [("a", "f4")])), "not one of numbers"),
         "version": (b"\x93NUMPY\x03" + good[7:], "not one of arrays of numbers"),
         "nothing": (b"", "array 'w'"),
@@ -261,7 +261,7 @@ def test_a_zip_that_declares_more_than_it_holds(tmp_path: Path) -> None:
     data = npy(np.zeros(1000), **{"(1000,)": f"({count},)"})
     claimed = len(data) - 8000 + 8 * count
     for compression, both, words in [
-        (zipfile.ZIP_DEFLATED, False, "stored bytes cannot hold the 4000000128 that it claims"),
+        (zipfile.ZIP_DEFLATED, False, "stored bytes cannot hold the 4,000,000,128 that it claims"),
         (zipfile.ZIP_STORED, True, "its members claim more bytes than the file has"),
     ]:
         path = npz(tmp_path / "a.npz", ("w.npy", data), compression=compression)

@@ -34,7 +34,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], str]] = {
     "dtype": (lambda: (module().double(), started()[1]), r"variables/0\.weight: float64\[4, 3, 3, 3\] here"),
     "class": (lambda: started(make=ours.SGD), "SGD: the saved optimizer is of class Adam"),
     "numbers": (lambda: started(names=False), r"parameters of group 0 are not those saved: 0, 0\.bias"),
-    "groups": (grouped, "the saved optimizer has 1 groups, not 2"),
+    "groups": (grouped, "the saved optimizer has 1 group, not 2"),
 }
 
 

@@ -115,7 +115,7 @@ def on_slots_end(records: Any, weights: list[Any]) -> Any:
 
 
 BAD: dict[str, tuple[Any, Any, str]] = {
-    "size": (spoilt(size=2099), ValueError, "must have 2100 elements, got 2099"),
+    "size": (spoilt(size=2099), ValueError, "must have 2,100 elements, got 2,099"),
     "negative size": (spoilt(size=-1), ValueError, "memory of some size"),
     "nothing": (spoilt(address=0), ValueError, "memory of some size"),
     "misaligned": (spoilt(address=4097), ValueError, "must be aligned to 4 bytes"),

@@ -124,7 +124,7 @@ BAD: dict[str, tuple[Callable[[Scene], Any], type[Exception] | tuple[type[Except
     ),
     "fewer variables": (
         lambda s: s.optimizer.apply(s.grads, [s.w]),
-        ValueError, "3 gradients for 1 variables",
+        ValueError, "3 gradients for 1 variable",
     ),
     "no variable": (
         lambda s: s.optimizer.apply(s.grads, [s.w, s.b, s.c.value]),

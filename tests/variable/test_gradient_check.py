@@ -71,7 +71,7 @@ def test_one_wrong_element_is_named(dtype: str, name: str, index: Any, change: f
     with pytest.raises(AssertionError) as raised:
         fv.check_gradients(spoilt(network, name, index, change), network.variables)
     first, second, *rest = str(raised.value).splitlines()
-    assert first == "check_gradients: 1 of 81 derivatives are wrong; the worst are"
+    assert first == "check_gradients: 1 of 81 derivatives is wrong; the worst:"
     assert second.startswith(f"  {name}{[*index] if index else ''}: ")
     assert not rest
 
@@ -89,7 +89,7 @@ def test_kinds_of_mistakes(wrong: str) -> None:
     w = fv.Variable(np.random.default_rng(2).normal(size=(4, 4)), name="w")
     right = {"factor": 1.0, "transposed": w.value.T, "missing": None, "sign": -2 * w.value}[wrong]
     gradient = w.numpy() if wrong == "factor" else right
-    with pytest.raises(AssertionError, match=r"check_gradients: \d+ of 16 derivatives are wrong"):
+    with pytest.raises(AssertionError, match=r"check_gradients: \d+ of 16 derivatives (is|are) wrong"):
         fv.check_gradients(lambda: ((w**2).sum(), [gradient]), [w])
 
 
@@ -99,7 +99,7 @@ def test_the_worst_element_comes_first() -> None:
     with pytest.raises(AssertionError) as raised:
         fv.check_gradients(lambda: ((w**2).sum(), [gradient]), [w])
     assert str(raised.value).splitlines() == [
-        "check_gradients: 8 of 9 derivatives are wrong; the worst are",
+        "check_gradients: 8 of 9 derivatives are wrong; the worst:",
         *(f"  w[{k}]: {2 + k}, by differences 2" for k in (8, 7, 6, 5, 4)),
     ]
 
@@ -204,7 +204,7 @@ def test_what_cannot_be_checked_is_refused() -> None:
         fv.check_gradients(lambda: (np.nan, [np.ones(1)]), [w])
     with pytest.raises(ValueError, match=r"^check_gradients: gradient of .*'w'.*shape"):
         fv.check_gradients(lambda: (1.0, [np.ones(2)]), [w])
-    with pytest.raises(ValueError, match=r"^check_gradients: got 2 gradients for 1 variables"):
+    with pytest.raises(ValueError, match=r"^check_gradients: got 2 gradients for 1 variable"):
         fv.check_gradients(lambda: (1.0, [np.ones(1), np.ones(1)]), [w])
     with pytest.raises(TypeError, match=r"^check_gradients: .*'n'.* must be float32 or float64$"):
         fv.check_gradients(lambda: (1.0, [None]), [fv.Variable(1, name="n")])

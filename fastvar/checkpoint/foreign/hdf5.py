@@ -13,6 +13,7 @@ from fastvar.buffers import Array
 from fastvar.checkpoint import file_format
 from fastvar.checkpoint.foreign.header import attribute_text
 from fastvar.checkpoint.foreign.source import MAX_RATIO, Foreign, Spec, Unreadable, check_dtype
+from fastvar.tables import count
 
 _COMPRESSIONS = {h5z.FILTER_DEFLATE, h5z.FILTER_LZF}
 _FILTERS = _COMPRESSIONS | {
@@ -112,7 +113,9 @@ class Hdf5(Foreign):
         if not length:
             return
         compressed = bool(_COMPRESSIONS.intersection(_filters(options)))
-        claim = f"{stored} stored bytes cannot {'hold' if compressed else 'be'} the {least} that it claims"
+        claim = (
+            f"{count(stored, 'stored byte')} cannot {'hold' if compressed else 'be'} the {least:,} that it claims"
+        )
         if stored not in (0, length) and options.get_layout() != h5d.CHUNKED:
             raise ValueError(claim)
         unwritten = max(0, least - stored * (MAX_RATIO if compressed else 1))

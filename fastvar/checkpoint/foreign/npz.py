@@ -14,6 +14,7 @@ from fastvar.buffers import Array
 from fastvar.checkpoint import file_format
 from fastvar.checkpoint.foreign.source import Foreign, Spec, Unreadable, check_dtype, check_ratio, fill
 from fastvar.kernels.atomic import Uninterrupted
+from fastvar.tables import count
 
 _HEADERS = {  # version of the format -> bytes of the header's length, parser
     (1, 0): (2, np.lib.format.read_array_header_1_0),
@@ -75,7 +76,7 @@ class Npz(Foreign):
         if len(shape) > file_format.MAX_RANK or dtype.itemsize * math.prod(n or 1 for n in shape) >= 1 << 63:
             raise ValueError(f"its shape {shape} is too large")
         if dtype.itemsize * math.prod(shape) != left:
-            raise ValueError(f"{left} bytes cannot be of {dtype} and shape {shape}")
+            raise ValueError(f"{count(left, 'byte')} cannot be of {dtype} and shape {shape}")
         self.entries[name] = Spec(dtype, shape)
 
     def _read(self, name: str) -> Array:

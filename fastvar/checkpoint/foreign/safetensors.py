@@ -10,6 +10,7 @@ import numpy as np
 from fastvar.buffers import Array
 from fastvar.checkpoint import file_format
 from fastvar.checkpoint.foreign.source import Foreign, Spec, Unreadable, fill
+from fastvar.tables import count
 
 METADATA = "__metadata__"  # not a tensor: text of the writer
 NAMES = {  # dtype in the file -> NumPy's
@@ -50,7 +51,9 @@ class Safetensors(Foreign):
                 raise ValueError(f"the tensors overlap, or leave a gap, at byte {start} of the data")
             end = stop
         if self._start + end != self._size:
-            raise ValueError(f"has {self._size} bytes, its header is of {self._start + end}: truncated?")
+            raise ValueError(
+                f"has {count(self._size, 'byte')}, its header is of {self._start + end:,}: truncated?"
+            )
 
     def _read(self, name: str) -> Array:
         spec = self.entries[name]
@@ -77,5 +80,5 @@ def _spec(dtype: str, shape: list[int], data_offsets: list[int]) -> Spec:
         raise ValueError("its shape is too large")
     start, stop = data_offsets
     if stop - start != kind.itemsize * math.prod(shape):
-        raise ValueError(f"{stop - start} bytes cannot be of {dtype} and shape {shape}")
+        raise ValueError(f"{count(stop - start, 'byte')} cannot be of {dtype} and shape {shape}")
     return Spec(kind, tuple(shape))

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastvar.buffers import Array
 from fastvar.checkpoint import file_format
+from fastvar.tables import count
 
 Opaque = Any | Mapping[str, Any]  # dtypes or their names
 
@@ -189,7 +190,7 @@ def check_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def check_ratio(length: int, stored: int) -> None:
     """Raise ValueError for a decompression bomb."""
     if length > stored * MAX_RATIO:
-        raise ValueError(f"{stored} stored bytes cannot hold the {length} that it claims")
+        raise ValueError(f"{count(stored, 'stored byte')} cannot hold the {length:,} that it claims")
 
 
 def fill(stream: Any, array: Array) -> Array:

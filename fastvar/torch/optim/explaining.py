@@ -8,6 +8,7 @@ from typing import Any
 
 from fastvar import kernels, threads
 from fastvar.optimizer.planning import PARALLEL
+from fastvar.tables import count
 from fastvar.torch.optim.keywords import KEYWORDS
 from fastvar.torch.optim.planning import name_of
 from fastvar.torch.optim.stepping import KernelStep
@@ -52,13 +53,11 @@ class Explanation:
     def __repr__(self) -> str:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         keywords = ", ".join(f"{name}={value!r}" for name, value in self.keywords.items())
-        steps = "1 step" if self.kernel_steps == 1 else f"{self.kernel_steps:,} steps"
-        count = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         lines = [
-            f"{self.name}: {steps} in fastvar's kernels{skipped}",
+            f"{self.name}: {count(self.kernel_steps, 'step')} in fastvar's kernels{skipped}",
             f"  parameters  {self.updated} of {self.parameters} with a gradient or a state, "
-            f"{self.elements:,} elements",
-            f"  kernels     {self.instruction_set}, at most {count}",
+            f"{count(self.elements, 'element')}",
+            f"  kernels     {self.instruction_set}, at most {count(self.threads, 'thread')}",
             *([f"  keywords    {keywords}"] if keywords else []),
             *listed("copied", [f"gradient of {name}: {reason}" for name, reason in self.copied.items()]),
             *listed("refused", self.refused),
