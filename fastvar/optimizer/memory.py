@@ -11,10 +11,10 @@ from fastvar import formats
 from fastvar.masters import arrays_of
 from fastvar.optimizer.quantized import Slot
 from fastvar.optimizer.rule import Rule
-from fastvar.optimizer.slots import slot_format
+from fastvar.optimizer.slots import slot_format, stored_slots
 from fastvar.optimizer.state import State
 from fastvar.place import Place
-from fastvar.tables import Table, size
+from fastvar.tables import Table, count, size
 
 CHOICES = (None, *formats.OF_SLOTS)
 
@@ -33,9 +33,26 @@ def memory(rule: Rule, state: State) -> Table:
     totals = [sum(column) for column in zip(*(row[1:] for row in rows), strict=True)]
     elements = max(sum(v.size for v in state.variables), 1)
     rows += [["total", *totals], ["bytes per parameter", *(round(total / elements, 2) for total in totals)]]
-    footer = f"{size(totals[0])} now; gradients are the caller's"
+    now = f"{size(totals[0])} now; gradients are the caller's"
+    footer = "\n".join([now, *_small(state), *_exact(rule, state)])
     columns = ("", "now", *(f"slot_dtype={choice!r}" for choice in CHOICES))
     return Table(f"{rule._owner}: bytes", columns, rows, footer)
+
+
+def _small(state: State) -> list[str]:
+    """Return a line about variables that are too small for a `slot_dtype`, or none."""
+    sizes = [(v.size, group.slot_dtype_min_size) for group in state.groups for v in group.variables if state.slots]
+    small = [least for size, least in sizes if size < least]
+    limit = f"slot_dtype_min_size={', '.join(map(str, sorted(set(small))))}"
+    line = f"too small for slot_dtype: {len(small):,} of {count(len(sizes), 'variable')} ({limit})"
+    return [line] if small else []
+
+
+def _exact(rule: Rule, state: State) -> list[str]:
+    """Return a line about slots that stay as they are in every variable, or none."""
+    kinds = {rule.kind_of(v) for v in state.variables}
+    exact = [name for name in state.slots if not any(name in stored_slots(rule, kind) for kind in kinds)]
+    return [f"exact with every slot_dtype: {', '.join(exact)}"] if exact else []
 
 
 def _constant(name: str, nbytes: int) -> list[Any]:

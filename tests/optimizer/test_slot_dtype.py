@@ -423,3 +423,26 @@ def test_wrong_settings_change_nothing(options: dict[str, Any], error: str) -> N
 def test_lbfgs_has_no_slots_to_store() -> None:
     with pytest.raises(TypeError, match="LBFGS: unknown argument 'slot_dtype'"):
         fv.optimizers.LBFGS(slot_dtype="8bit")
+
+
+def test_memory_says_which_slots_no_slot_dtype_changes() -> None:
+    now = "now; gradients are the caller's"
+    big, small, smaller = (fv.Variable(np.zeros(n)) for n in (5000, 100, 10))
+    adam = fv.optimizers.Adam(amsgrad=True)
+    adam.build([big, small])
+    assert adam.memory().footer.split("\n") == [
+        f"163 kB {now}",
+        "too small for slot_dtype: 1 of 2 variables (slot_dtype_min_size=4096)",
+        "exact with every slot_dtype: velocity, velocity_hat",
+    ]
+    adam = fv.optimizers.Adam()
+    adam.build([{"variables": [small]}, {"variables": [smaller], "slot_dtype_min_size": 50}])
+    assert adam.memory().footer.split("\n")[1:] == [
+        "too small for slot_dtype: 2 of 2 variables (slot_dtype_min_size=50, 4096)"
+    ]
+    adam = fv.optimizers.Adam(slot_dtype_min_size=0)
+    adam.build([big, small])
+    assert adam.memory().footer == f"122 kB {now}"
+    sgd = fv.optimizers.SGD()  # no slots
+    sgd.build([small])
+    assert sgd.memory().footer == f"800 bytes {now}"
