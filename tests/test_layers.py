@@ -21,7 +21,7 @@ LAYERS = [
     {"module"},
     {"gradients"},
     {"gradient_check"},
-    {"optimizer.options", "optimizer.passes", "optimizer.quantized"},
+    {"optimizer.options", "optimizer.passes", "optimizer.quantized", "optimizer.written"},
     {"optimizer.clipping", "optimizer.groups"},
     {"optimizer.overview", "optimizer.rule", "optimizer.state"},
     {"optimizer.cohorts", "optimizer.slots"},

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from fastvar import buffers
-from fastvar.kernels.numpy_rule import Rule as NumpyRule
 from fastvar.masters import exact
 from fastvar.optimizer.groups import Group
 from fastvar.optimizer.options import Options
 from fastvar.optimizer.passes import Measured, Pass
+from fastvar.optimizer.written import Written
 from fastvar.place import Place
 
 MARKS = ("accumulated", "averaged", "begun")  # numbers of every optimizer, which are 1 if something has happened
@@ -88,16 +88,7 @@ class Rule(Options):
             raise TypeError(
                 f"{type(self).__name__}: update must be update(self, variable, gradient, slots, hyper): {error}"
             ) from None
-
-        def block(w: buffers.Array, g: buffers.Array, c: Any, *slots: buffers.Array) -> None:
-            places = dict(zip(self.slots, slots, strict=True))
-            namespace = SimpleNamespace(**places)
-            self.update(w, g, namespace, c.hyper)
-            for name, place in places.items():  # `slots.velocity = ...` also writes into it
-                if (value := getattr(namespace, name)) is not place:
-                    place[...] = value
-
-        return NumpyRule(block, tuple(self.slots), ("hyper",), whole=True)
+        return Written(self.update, self.slots, self._owner).rule()
 
     def scalars(self, hyper: Any, t: int) -> tuple[Any, ...]:
         """Return the scalars of the rule at update number `t`, from 1.
@@ -110,6 +101,8 @@ class Rule(Options):
 
     def update(self, variable: buffers.Array, gradient: buffers.Array, slots: Any, hyper: Any) -> None:
         """Update one variable in place, in NumPy. A subclass with its own rule defines it.
+
+        `variable = variable - step` would only name another array: write `variable -= step`. A warning says so.
 
         Parameters
         ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -209,6 +210,77 @@ def test_rule_without_update_says_what_to_write() -> None:
 
     with pytest.raises(NotImplementedError, match="Empty: write update"):
         Empty().build(variables())
+
+
+class Rebound(fv.Optimizer):
+    slots = ("velocity",)
+
+    def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> None:
+        slots.velocity += gradient
+        variable = variable - hyper.learning_rate * slots.velocity
+
+
+class Returned(fv.Optimizer):
+    def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> Any:  # type: ignore[override]
+        return variable - hyper.learning_rate * gradient
+
+
+class Misspelled(fv.Optimizer):
+    slots = ("velocity",)
+
+    def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> None:
+        slots.velocty = slots.velocity + gradient
+        variable -= hyper.learning_rate * slots.velocity
+
+
+class Late(fv.Optimizer):
+    """A right rule, whose first update leaves the weights."""
+
+    def update(self, variable: Any, gradient: Any, slots: Any, hyper: Any) -> Any:  # type: ignore[override]
+        step = hyper.learning_rate * gradient
+        if hyper.t > 1:
+            variable -= step
+        return variable
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "message"),
+    [
+        (Rebound, UserWarning, "Rebound: `variable = ...` has not changed the weights: write `variable -= step`"),
+        (Returned, TypeError, "Returned: update must return None, got ndarray: write `variable -= step`"),
+        (Misspelled, AttributeError, "Misspelled: slots has no 'velocty', did you mean 'velocity'?"),
+    ],
+)
+def test_an_update_that_would_do_nothing_changes_nothing(
+    rule: type[fv.Optimizer], error: type[Exception], message: str
+) -> None:
+    given = variables()
+    optimizer = rule()
+    optimizer.build(given)
+    before = contents(optimizer, given)
+    for _ in range(2):
+        with pytest.raises(error, match=f"^{re.escape(message)}"):  # warnings are errors in tests
+            optimizer.apply([np.ones(v.shape) for v in given], given)
+        assert contents(optimizer, given) == before
+
+
+def test_an_update_that_does_nothing_is_told_once() -> None:
+    given = variables()
+    optimizer = Rebound()
+    optimizer.apply([np.zeros(v.shape) for v in given], given)  # nothing to change yet
+    ones = [np.ones(v.shape) for v in given]
+    with pytest.warns(UserWarning, match="has not changed the weights"):
+        optimizer.apply(ones, given)
+    optimizer.apply(ones, given)
+
+
+def test_an_update_may_leave_the_weights() -> None:
+    given = variables()
+    optimizer = Late()
+    before = [v.numpy() for v in given]
+    for t in range(2):
+        optimizer.apply([np.ones(v.shape) for v in given], given)
+        assert any((v.value != b).any() for v, b in zip(given, before, strict=True)) == (t == 1)
 
 
 def test_update_with_other_arguments_says_what_to_write() -> None:
