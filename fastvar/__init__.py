@@ -70,6 +70,7 @@ _ELSEWHERE = {  # names of TensorFlow and PyTorch, and what to use
     **dict.fromkeys(("constant", "Tensor", "tensor", "array"), "use a NumPy array"),
     **dict.fromkeys(("nn", "layers"), "there are no layers: write them as classes from fv.Module"),
     **dict.fromkeys(("save", "load", "restore"), _IN_FILES),
+    "minimize": "use the method minimize of an optimizer; docs/scipy.md has methods for SciPy's minimize",
 }
 
 if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name

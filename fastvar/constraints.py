@@ -5,14 +5,14 @@ A constraint is any callable that maps the array of a variable to one of the sam
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastvar.buffers import Array
 from fastvar.hyper import Fixed, Parameter, axes, number
-from fastvar.names import unknown as _unknown
+from fastvar.names import public as _public
 
 __all__ = ["Box", "Constraint", "MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"]
 
@@ -203,6 +203,4 @@ def number_bounds(constraint: Any) -> tuple[float, float]:
 
 
 if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
-
-    def __getattr__(name: str) -> NoReturn:
-        raise _unknown("fastvar.constraints", name, {"fv.constraints.": __all__})
+    __getattr__, __dir__ = _public("fastvar.constraints", __all__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fastvar.buffers import Array
 from fastvar.formats import dtype_of
 from fastvar.hyper import Fixed, Parameter, choice, number
-from fastvar.names import unknown as _unknown
+from fastvar.names import public as _public
 
 __all__ = [
     "Constant",
@@ -444,6 +444,4 @@ class Orthogonal(Random):
 
 
 if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
-
-    def __getattr__(name: str) -> NoReturn:
-        raise _unknown("fastvar.initializers", name, {"fv.initializers.": __all__})
+    __getattr__, __dir__ = _public("fastvar.initializers", __all__)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn
 
 _ENDINGS = ("optimizer", "initializer", "regularizer", "schedule", "lr")  # as those of AdamOptimizer, CyclicLR
 _ELSEWHERE = {  # names of TensorFlow 1, PyTorch and optax, as `_plain` gives them
@@ -20,6 +21,20 @@ _ELSEWHERE = {  # names of TensorFlow 1, PyTorch and optax, as `_plain` gives th
     "kaiminguniform": "HeUniform",
     "kaimingnormal": "HeNormal",
 }
+
+
+def public(
+    module: str, names: list[str], others: Mapping[str, Iterable[str]] | None = None
+) -> tuple[Callable[[str], NoReturn], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a module: it shows its public names, and an unknown one is told.
+
+    `others` are names elsewhere that may be meant, by what stands before them.
+    """
+
+    def refuse(name: str) -> NoReturn:
+        raise unknown(module, name, {f"{module.replace('fastvar', 'fv', 1)}.": names, **(others or {})})
+
+    return refuse, lambda: names
 
 
 def unknown(module: str, name: str, places: Mapping[str, Iterable[str]]) -> AttributeError:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from fastvar.buffers import Array
 from fastvar.hyper import Fixed, constant, number
-from fastvar.names import unknown as _unknown
+from fastvar.names import public as _public
 
 __all__ = ["L1", "L1L2", "L2", "Regularizer"]
 
@@ -64,6 +64,4 @@ class L1L2(Regularizer):
 
 
 if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
-
-    def __getattr__(name: str) -> NoReturn:
-        raise _unknown("fastvar.regularizers", name, {"fv.regularizers.": __all__})
+    __getattr__, __dir__ = _public("fastvar.regularizers", __all__)

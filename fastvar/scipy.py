@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from fastvar import optimizers
 from fastvar.buffers import Array
 from fastvar.constraints import Box
 from fastvar.hyper import Fixed, integer, number
+from fastvar.names import public as _public
 from fastvar.optimizer import Optimizer
 from fastvar.tables import count
 from fastvar.variable import Variable
@@ -272,3 +273,7 @@ def _result(point: Point, evaluations: int, steps: int, outcome: Outcome, disp: 
     if disp:
         print(message, f"fun: {point.fun:g}", *(f"{name}: {count}" for name, count in counts.items()))
     return found
+
+
+if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
+    __getattr__, __dir__ = _public("fastvar.scipy", __all__, {"fv.optimizers.": optimizers.__all__})

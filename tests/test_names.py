@@ -12,6 +12,7 @@ import fastvar as fv
 from fastvar import names
 from tests.support.processes import output
 
+PUBLIC = ["checkpoint", "constraints", "initializers", "optimizers", "regularizers", "schedules", "torch"]
 FRAMEWORKS = [name for name in ("keras", "scipy", "sklearn") if find_spec(name)]
 
 
@@ -26,6 +27,12 @@ def test_dir_shows_the_public_names_only() -> None:
     assert output("import fastvar as fv; [getattr(fv, name) for name in dir(fv)]; print(dir(fv))") == public
     if "scipy" in FRAMEWORKS:
         assert output("import fastvar as fv; fv.scipy; print('scipy' in dir(fv))") == "True"
+
+
+@pytest.mark.parametrize("module", [*PUBLIC, *["scipy"] * ("scipy" in FRAMEWORKS)])
+def test_dir_of_a_module_shows_its_public_names_only(module: str) -> None:
+    found = getattr(fv, module)
+    assert dir(found) == sorted(found.__all__)
 
 
 def test_completion_shows_the_public_names() -> None:
@@ -99,6 +106,7 @@ def test_hints_name_what_there_is() -> None:
         ("torch", "Nadam", "fv.torch.NAdam"),
         ("torch", "Adan", "fv.optimizers.Adan"),  # not Adam
         ("checkpoint", "Ceckpoint", "fv.checkpoint.Checkpoint"),
+        *[("scipy", "adam", "fv.optimizers.Adam")] * ("scipy" in FRAMEWORKS),
         ("optimizers", "Mymethod", None),
         ("optimizers", "_Adam", None),
     ],
@@ -142,9 +150,9 @@ def test_a_missing_framework_is_an_error_that_says_what_to_install(module: str, 
     code = f"""
 import sys
 sys.modules[{library!r}] = None  # as if it were not installed
-import importlib
+import fastvar
 try:
-    importlib.import_module("fastvar.{module}")
+    fastvar.{module}
 except ImportError as error:
     print(error)
 """

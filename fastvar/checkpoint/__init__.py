@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from fastvar.buffers import Array
 from fastvar.checkpoint.checkpoint import Checkpoint
@@ -16,7 +16,7 @@ from fastvar.checkpoint.manager import CheckpointManager
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.saver import Saver, written
-from fastvar.names import unknown as _unknown
+from fastvar.names import public as _public
 
 __all__ = [
     "Checkpoint",
@@ -64,6 +64,4 @@ def load_variable(path: str | os.PathLike[str], name: str) -> Array:
 
 
 if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
-
-    def __getattr__(name: str) -> NoReturn:
-        raise _unknown("fastvar.checkpoint", name, {"fv.checkpoint.": __all__})
+    __getattr__, __dir__ = _public("fastvar.checkpoint", __all__)

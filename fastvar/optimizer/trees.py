@@ -88,6 +88,9 @@ def arranged(
         alike = is_sequence(variables) and known.flat and len(variables) == len(known.variables)
         if not (alike and all(map(is_, variables, known.variables))):
             tree = tree_among(owner, variables, keys, state.index)
+    n = len(tree.variables) if tree is not None and tree.flat else None
+    if n is not None and isinstance(grads, np.ndarray) and grads.shape[:1] != (n,):
+        raise TypeError(f"{owner}: gradients must be a list of arrays, got one array of shape {grads.shape}")
     if tree is None or (tree is known and tree.flat and is_sequence(grads)):
         flat = list(grads)
         if flat and tree is None:

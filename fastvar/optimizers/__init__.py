@@ -4,9 +4,9 @@ Slots that decay, such as "momentum", are flushed: an element is stored as 0 whe
 times the smallest normal number of its dtype. Denormal numbers would slow every later step.
 """
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from fastvar.names import unknown as _unknown
+from fastvar.names import public as _public
 from fastvar.optimizers.adam_successors import Adan, AdEMAMix, Adopt, ScheduleFreeAdamW
 from fastvar.optimizers.adam_variants import AdaBelief, Adamax, Nadam, RAdam, Yogi
 from fastvar.optimizers.descent import ASGD, SGD
@@ -50,6 +50,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
-
-    def __getattr__(name: str) -> NoReturn:
-        raise _unknown("fastvar.optimizers", name, {"fv.optimizers.": __all__})
+    __getattr__, __dir__ = _public("fastvar.optimizers", __all__)

@@ -1,8 +1,8 @@
 """Schedules: functions of the iteration. Those of Keras have its names and meaning."""
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from fastvar.names import unknown as _unknown
+from fastvar.names import public as _public
 from fastvar.schedules.base import LearningRateSchedule
 from fastvar.schedules.cycles import CosineDecayRestarts, Cyclic, OneCycle
 from fastvar.schedules.decay import (
@@ -33,6 +33,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
-
-    def __getattr__(name: str) -> NoReturn:
-        raise _unknown("fastvar.schedules", name, {"fv.schedules.": __all__})
+    __getattr__, __dir__ = _public("fastvar.schedules", __all__)

@@ -4,7 +4,8 @@ The formulas and the names and order of arguments are those of `torch.optim` 2.1
 The docstring of each class says where it differs from `fastvar.optimizers`, which have Keras's meaning.
 """
 
-from typing import TYPE_CHECKING, NoReturn
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from fastvar import optimizers
 from fastvar.names import unknown as _unknown
@@ -35,5 +36,12 @@ __all__ = [
 
 if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
 
-    def __getattr__(name: str) -> NoReturn:
+    def __getattr__(name: str) -> Any:
+        """Import `optim`, which needs PyTorch, on first use."""
+        if name == "optim":
+            return importlib.import_module("fastvar.torch.optim")
         raise _unknown("fastvar.torch", name, {"fv.torch.": __all__, "fv.optimizers.": optimizers.__all__})
+
+
+def __dir__() -> list[str]:
+    return __all__

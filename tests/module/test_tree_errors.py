@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,17 @@ BAD: dict[str, tuple[Any, str]] = {
     "empty": ({}, "missing 'scale'"),
     "namedtuple": (Pair(1, 2), "unknown 'second', 'first'"),
 }
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built", "first"])
+@pytest.mark.parametrize("shape", [(), (3,)], ids=str)
+def test_one_array_is_no_list_of_gradients(built: bool, shape: tuple[int, ...]) -> None:
+    variables, optimizer = [fv.Variable(np.zeros(shape))], fv.optimizers.Adam()
+    if built:
+        optimizer.build(variables)
+    message = f"Adam: gradients must be a list of arrays, got one array of shape {shape}"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        optimizer.apply(np.ones(shape), variables)
 
 
 @pytest.mark.parametrize("row", BAD)
