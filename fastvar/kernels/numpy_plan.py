@@ -6,7 +6,7 @@ NumPy also runs here, with every stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,11 +166,24 @@ class Plan:
         All sums are in double precision, in `LANES` lanes within blocks of `BLOCK`, and then in the order of the
         blocks. So they depend neither on threads nor on the instruction set. Each variable begins a block.
         """
+        blocks = self._squares(scale)
         with np.errstate(all="ignore"):
-            blocks = [
+            return np.array([sum_in_order(of) for of in (blocks if each else [np.concatenate([[], *blocks])])])
+
+    def squares_of_blocks(self, threads: int = 1, scale: float = 1.0) -> Array:
+        """Return the sums of the squares of each block of all variables, of which `sums_of_squares` is the sum.
+
+        A variable without a gradient has blocks of zeros.
+        """
+        of_variables = zip(self._squares(scale), self._table.likes, strict=True)
+        return np.concatenate([[], *(of if of.size else np.zeros(-(-v.size // BLOCK)) for of, v in of_variables)])
+
+    def _squares(self, scale: float) -> list[Array]:
+        """Return the sums of the squares of the blocks of each gradient."""
+        with np.errstate(all="ignore"):
+            return [
                 np.zeros(0) if g is None else self._squares_of(i, g, scale) for i, g in enumerate(self._bound())
             ]
-            return np.array([sum_in_order(of) for of in (blocks if each else [np.concatenate([[], *blocks])])])
 
     def _squares_of(self, i: int, g: Array | Rows, scale: float) -> Array:
         x = self._clipped(i, g).astype(np.float64) * scale
@@ -260,6 +273,7 @@ class Plan:
         count: list[int] | None = None,
         commits: Sequence[tuple[Array, Array]] | None = None,
         guard: bool = False,
+        agree: Callable[[list[tuple[int, bool]]], list[tuple[int, bool]]] | None = None,
     ) -> list[tuple[int, bool]]:
         """Apply the rules with the scalars of each group or cohort, and every stage. Then release the gradients.
 
@@ -268,7 +282,8 @@ class Plan:
 
         With `guard`, nothing changes if a gradient is not finite before it is clipped, or if something finite
         would become infinite or NaN. Then the result is a list of pairs: the number of a bad variable, and whether
-        its gradient is bad.
+        its gradient is bad. Others who share the step can have their say: `agree` gets this list and returns that of
+        all, and what has been written is undone if any of them has found something.
         """
         held = self._bound()
         self._check_scalars(scalars)
@@ -282,7 +297,7 @@ class Plan:
             for i, g in enumerate(held):
                 cohort = self._cohort_of[i]
                 self._advance(i, g, [0.0] * len(self._rule_of[i].scalars) if cohort == -1 else scalars[cohort])
-            if guard and (bad := self._spoilt(held, before)):
+            if guard and (bad := self._refused(held, before, agree)):
                 return bad
         if self._zero:
             for g in held:
@@ -304,8 +319,20 @@ class Plan:
             if len(row) != len(rule.scalars):
                 buffers.refuse_scalars(self.owner, rule, row)
 
+    def _refused(self, held: list[Array | Rows | None], before: list[list[Any]], agree: Any) -> list[Any]:
+        """Return what is bad, here or for others. If something is, undo what has been written."""
+        found, of_all = self._spoilt(held, before), None
+        try:
+            of_all = agree(found) if agree else found
+        finally:
+            for arrays, of in zip(self._table.arrays, before, strict=True) if of_all != [] else ():
+                for array, old in zip(arrays, of, strict=True):
+                    if array is not None:
+                        put_back(array, old)
+        return of_all  # type: ignore[return-value]
+
     def _spoilt(self, held: list[Array | Rows | None], before: list[list[Any]]) -> list[tuple[int, bool]]:
-        """Restore everything if something is bad, and return what is."""
+        """Return what is bad."""
         table = self._table
         bad = {i: False for i, of in enumerate(before) if any(map(spoilt, table.arrays[i], of))}
         for i, (g, old, s, like) in enumerate(zip(held, before, self.stages, table.likes, strict=True)):
@@ -314,10 +341,6 @@ class Plan:
             values = g.values if isinstance(g, Rows) else g
             if values is not None and not np.isfinite(penalized(values, w, s)).all():
                 bad[i] = True
-        for arrays, of in zip(table.arrays, before, strict=True) if bad else ():
-            for array, old in zip(arrays, of, strict=True):
-                if array is not None:
-                    put_back(array, old)
         return sorted(bad.items())
 
     def _advance(self, i: int, g: Array | Rows | None, scalars: Sequence[float]) -> None:

@@ -311,6 +311,13 @@ cdef class Plan:
             self.leave()
         return totals[:, 0] if each else totals[0]
 
+    def squares_of_blocks(self, int threads=1, double scale=1):
+        self.enter_bound()
+        try:
+            return self.partial_sums(True, 1, threads, scale)[:, 0]
+        finally:
+            self.leave()
+
     def sums(self, scalars, int threads=1, double scale=1):
         self.enter_bound()
         try:
@@ -322,20 +329,28 @@ cdef class Plan:
 
     cdef block_sums(self, bint squares, int count, bint each, int threads, double scale):
         # Return the sums of each variable or, for squares, of all; added in the order of the blocks.
-        cdef Py_ssize_t b, i = 0, n = self.blocks
-        cdef int k, workers = threads if self.elements >= PARALLEL else 1
-        partials, totals = np.zeros((n, count)), np.zeros((self.n if each else 1, count))
-        cdef double* partial = <double*> cnp.PyArray_DATA(partials)
-        cdef BlockSums job = BlockSums(self.spans, self.n, n, squares, scale, partial, count)
+        cdef Py_ssize_t b, i = 0
+        cdef int k
+        partials, totals = self.partial_sums(squares, count, threads, scale), np.zeros((self.n if each else 1, count))
+        cdef const double* partial = <const double*> cnp.PyArray_DATA(partials)
         cdef double* total = <double*> cnp.PyArray_DATA(totals)
         with nogil:
-            share(sums_of_task, &job, (n * BLOCK + TASK - 1) // TASK, workers)
-            for b in range(n):
+            for b in range(self.blocks):
                 while each and i + 1 < self.n and self.spans[i + 1].start <= b * BLOCK:
                     i += 1
                 for k in range(count):
                     total[i * count + k] += partial[b * count + k]
         return totals
+
+    cdef partial_sums(self, bint squares, int count, int threads, double scale):
+        # Return the sums of each block.
+        cdef int workers = threads if self.elements >= PARALLEL else 1
+        partials = np.zeros((self.blocks, count))
+        cdef BlockSums job = BlockSums(
+            self.spans, self.n, self.blocks, squares, scale, <double*> cnp.PyArray_DATA(partials), count)
+        with nogil:
+            share(sums_of_task, &job, (self.blocks * BLOCK + TASK - 1) // TASK, workers)
+        return partials
 
     def unit_sums(self, int k, bint weights=False, int threads=1, double scale=1):
         cdef Py_ssize_t b
@@ -362,7 +377,7 @@ cdef class Plan:
             self.leave()
         return of_rows, of_columns
 
-    def run(self, scalars, int threads=1, list count=None, list commits=None, bint guard=False):
+    def run(self, scalars, int threads=1, list count=None, list commits=None, bint guard=False, agree=None):
         self.enter_bound()
         try:
             self.set_scalars(scalars)
@@ -372,12 +387,13 @@ cdef class Plan:
                     buffers.check_update(kept, value, f"{self.owner}: state")
             if guard and self.saved is None:
                 self.saved = allocate_copies(self.spans, self.n, self.owner)
-            return self.update(threads, count, commits, guard)
+            return self.update(threads, count, commits, guard, agree)
         finally:
             self.leave()
 
-    cdef list update(self, int threads, list count, list commits, bint guard):
+    cdef list update(self, int threads, list count, list commits, bint guard, agree):
         cdef bint good = True
+        cdef list found = []
         cdef Py_ssize_t i, tasks = (self.blocks * BLOCK + TASK - 1) // TASK
         cdef int workers = threads if self.elements >= PARALLEL else 1
         cdef Run job = Run(self.spans, self.n, self.zero)
@@ -393,7 +409,11 @@ cdef class Plan:
                     for i in range(self.n):
                         run_span(&self.spans[i], 0, self.spans[i].length, self.zero)
             if not good:
-                return [(i, self.spans[i].found & BAD_GRADIENT != 0) for i in range(self.n) if self.spans[i].found]
+                found = [(i, self.spans[i].found & BAD_GRADIENT != 0) for i in range(self.n) if self.spans[i].found]
+            if guard and agree is not None:
+                found = self.agreed(found, agree)
+            if found:
+                return found
             if commits is not None:
                 for kept, value in commits:
                     cnp.PyArray_CopyInto(kept, value)
@@ -403,6 +423,17 @@ cdef class Plan:
         finally:
             self.bound = False
             self.held = None
+
+    cdef list agreed(self, list found, agree):
+        # Ask others what they have found. If that is anything, or they cannot be asked, undo what has been written.
+        cdef list of_all = None
+        try:
+            of_all = list(agree(found))
+            return of_all
+        finally:
+            if not found and of_all != []:
+                with nogil:
+                    on_all(self.spans, self.n, 0, 1, put_back_part)
 
     cdef int enter(self) except -1:
         # Begin to use the spans: alone until `leave`, also when foreign code runs meanwhile.

@@ -197,6 +197,8 @@ class StepPlan:
             direct=[one.step is not None for one in self.passes],
             matrices=matrices,
         )
+        if state.across:
+            self.compiled = state.across(self.compiled)
         self.fragile = isinstance(rules[0], reference.Rule)
 
     def _matrices(self, of_variable: list[Any]) -> list[tuple[list[Any], bool]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,12 +37,16 @@ class State:
         The values from which the slots were determined (see `slots.demand`).
     count : list of one int
         The calls so far. In a list, so that compiled code can count.
+    across : callable or None
+        Makes of a plan one whose sums and verdicts are of all processes that share the variables; None if there is
+        one process.
     """
 
     def __init__(self) -> None:
         self.slots: Slots = {}
         self.numbers: dict[str, Array] = {"skipped": np.zeros(())}
         self.count: list[int] = [0]
+        self.across: Callable[[Any], Any] | None = None
         self.take([])
 
     def take(self, groups: list[Group[Any]]) -> None:

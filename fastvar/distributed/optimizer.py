@@ -1,0 +1,454 @@
+"""An optimizer whose steps are shared by all ranks: each updates a part of the variables, and keeps its state."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterator, Sequence
+from operator import is_
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from fastvar import buffers
+from fastvar.buffers import Array
+from fastvar.distributed import partition, whole
+from fastvar.distributed.across import Across
+from fastvar.distributed.comparing import difference
+from fastvar.distributed.exchange import Exchange, Sum
+from fastvar.distributed.orders import ORDERS, Piece, Stack
+from fastvar.distributed.world import World
+from fastvar.hyper_json import to_json
+from fastvar.optimizer import Optimizer
+from fastvar.optimizer.groups import Group
+from fastvar.optimizer.state import State
+from fastvar.optimizer.trees import arranged, check_variables, parsed
+from fastvar.optimizers import LBFGS, LossScaleOptimizer
+from fastvar.place import Structure, label
+from fastvar.variable import Variable
+
+
+class Distributed:
+    """Step an optimizer on all ranks together, with the same bits on any number of them.
+
+    A step is one update from the mean gradient of `micro_batches` micro-batches. Each rank computes those of
+    `micro_batches()`. Their gradients are added in an order that depends on their numbers alone. Each rank then
+    updates a part of the variables, whose slots only it keeps, and all get the new weights.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        The optimizer, not yet built. Set its hyperparameters at any time, the same on all ranks.
+    world : World
+        The ranks.
+    micro_batches : int
+        The number of micro-batches of a step, >= 1.
+    order : {"tree", "sequence"}
+        In which order gradients are added. "tree" adds pairs, then pairs of pairs, so ranks send few sums.
+        "sequence" adds one after another, and gives the bits of `gradient_accumulation_steps=micro_batches` in one
+        process. Then ranks but the first send each gradient, and keep all of a step.
+    compare_every : int
+        After every this many steps, ranks compare digests of their weights, >= 1.
+
+    Notes
+    -----
+    Without counts, a step divides the sum by `micro_batches`, also if some have no gradient, as accumulation does.
+
+    Rules with norms or matrices, rules in NumPy, slots in 16 or 8 bits, and constraints that need whole variables
+    make ranks update whole variables. Others cut variables anywhere, so that all ranks have the same share.
+
+    Examples
+    --------
+    >>> import fastvar as fv, fastvar.distributed as fd, numpy as np
+    >>> def program(world):
+    ...     w = fv.Variable([1.0, 2.0], name="w")
+    ...     optimizer = fd.Distributed(fv.optimizers.SGD(0.5), world, micro_batches=4)
+    ...     optimizer.build([w])
+    ...     for i in optimizer.micro_batches():
+    ...         optimizer.add([np.array([i, 1.0])])
+    ...     optimizer.step()
+    ...     return w.numpy().tolist()
+    >>> fd.simulate(2, program)
+    [[0.25, 1.5], [0.25, 1.5]]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        world: World,
+        micro_batches: int,
+        order: str = "tree",
+        compare_every: int = 100,
+    ) -> None:
+        owner = type(self).__name__
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{owner}: optimizer must be an Optimizer, got {type(optimizer).__name__}")
+        if not isinstance(world, World):
+            raise TypeError(f"{owner}: world must be that of fastvar.distributed.world(), got {world!r}")
+        _refuse_kinds(owner, optimizer)
+        if order not in ORDERS:
+            raise ValueError(f"{owner}: order must be one of {', '.join(map(repr, ORDERS))}, got {order!r}")
+        self.optimizer: Optimizer = optimizer
+        self.world: World = world
+        self.order: str = order
+        self._total = _count(owner, "micro_batches", micro_batches)
+        self._compare_every = _count(owner, "compare_every", compare_every)
+        self._numbers = partition.micro_batches(self._total, world.size, world.rank)
+        self._whole = State()  # of the variables; that of the optimizer is of this rank's parts
+        self._tree: Any = None
+        self._spare: list[Sum] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin to add up the gradients of a step."""
+        self._stack: Stack[Sum] = Stack(ORDERS[self.order], self._total, self._join)
+        self._done = 0  # micro-batches of this rank
+        self._current: int | None = None
+        self._added = self._counted = self._examples = 0
+        self._present = np.zeros(len(self._whole.variables), bool)
+
+    @property
+    def _owner(self) -> str:
+        return f"{type(self).__name__}({self.optimizer._owner})"
+
+    @property
+    def iterations(self) -> int:
+        """The number of steps."""
+        return self.optimizer._steps
+
+    @property
+    def variables(self) -> list[Variable]:
+        """The variables, in the order of `build`."""
+        return [*self._whole.variables]
+
+    # Building.
+
+    def build(self, variables: Any) -> None:
+        """Set the variables to update, and give all ranks the weights of rank 0.
+
+        Parameters
+        ----------
+        variables : tree or iterable of Variable or dict
+            As for `Optimizer.build`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an optimizer cannot update them, or they differ between ranks: in names, shapes or dtypes, or in the
+            hyperparameters of the optimizer.
+        """
+        if self._whole.variables:
+            raise ValueError(f"{self._owner}: is built already")
+        inner = self.optimizer
+        tree, grouped = parsed(self._owner, variables, inner.group_keys)
+        check_variables(self._owner, grouped, inner.master)
+        flat = [v for group in grouped for v in group["variables"]]
+        for i, v in enumerate(flat):
+            if v.dtype not in buffers.REAL:
+                raise TypeError(f"{self._owner}: {label(v, i)} must be float32 or float64, got {v.dtype}")
+        self._compare("build", self._description(flat))
+        groups = [Group(inner, *_parted(group)) for group in grouped]
+        self._whole.take(groups)
+        reason = whole.reason(inner, flat)
+        order = ORDERS[self.order]
+        self._exchange = Exchange(self.world.meeting, order, self._total, flat, reason is not None)
+        self._cut = reason is None
+        self._build_parts(grouped)
+        self._tree = tree
+        if all(map(is_, tree.variables, flat)):
+            tree.variables = self._whole.variables
+        self._give_weights()
+        self._begin()
+
+    def _build_parts(self, grouped: Sequence[dict[str, Any]]) -> None:
+        """Build the optimizer on this rank's parts of the variables."""
+        inner, variables = self.optimizer, self._whole.variables
+        parts = self._exchange.parts
+        self._mine = [
+            _part(v, part, self._cut) for v, part in zip(variables, parts[self.world.rank], strict=True)
+        ]
+        for_all = bool(inner.initial_numbers())
+        inner._state.across = lambda plan: Across(plan, self.world.meeting, parts, for_all)
+        listed, pattern = inner._excluded
+        inner._excluded = ([self._mine[self._whole.index[id(v)]] for v in listed], pattern)
+        remaining = iter(self._mine)
+        key = inner.group_keys[0]
+        inner.build([own | {key: [next(remaining) for _ in held]} for held, own in map(_parted, grouped)])
+        self._version = Structure.version
+
+    def _give_weights(self) -> None:
+        """Give all ranks the weights of rank 0: in each round, every rank that has them sends them to one more."""
+        meeting, arrays = self.world.meeting, [v.value for v in self._whole.variables if v.size]
+        have = 1
+        while have < meeting.size:
+            to, since = meeting.rank + have, meeting.rank - have
+            sent = [arrays if rank == to < 2 * have else [] for rank in range(meeting.size)]
+            received = [arrays if rank == since < have and since >= 0 else [] for rank in range(meeting.size)]
+            meeting.exchange(sent, received, "build")
+            have *= 2
+
+    # Gradients.
+
+    def micro_batches(self) -> Iterator[int]:
+        """Yield the numbers of this rank's micro-batches of a step, from 0. Call `add` for each that has data."""
+        if self._done or self._current is not None:
+            raise RuntimeError(f"{self._owner}: micro_batches has already begun; call step first")
+        for i in self._numbers:
+            self._current = i
+            yield i
+            if self._current is not None:  # without data
+                self._push(i, None, 0)
+        self._current = None
+
+    def add(self, grads: Any, count: int | None = None) -> None:
+        """Add the gradients of the current micro-batch, within a loop over `micro_batches()`.
+
+        Parameters
+        ----------
+        grads : tree or sequence of array_like, IndexedSlices or None
+            As for `Optimizer.apply`. Sparse gradients are added to dense sums, as in accumulation.
+        count : int, optional
+            Of how many examples (or tokens) they are the mean, >= 0. Then the step uses the mean over all examples
+            of all ranks. Give it with all micro-batches or with none. With 0, nothing is added.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a bad gradient; the message names the variable, and nothing has changed.
+        """
+        if self._tree is None:
+            raise ValueError(f"{self._owner}: call build(variables) first")
+        if self._current is None:
+            raise RuntimeError(f"{self._owner}: call add once for each micro-batch, in a loop over micro_batches()")
+        if count is not None:
+            count = _count(self._owner, "count", count, 0)
+        keys = self.optimizer.group_keys
+        gradients = arranged(self._owner, self._tree, self._whole, keys, grads, None)
+        if len(gradients) == len(self._whole.variables):
+            pairs = zip(gradients, self._whole.variables, strict=True)
+            gradients = [g if v.trainable else None for g, v in pairs]
+        self._push(self._current, gradients, 1 if count is None else count)
+        self._added += 1
+        self._counted += count is not None
+        self._examples += count or 0
+
+    def _push(self, i: int, gradients: list[Any] | None, times: int) -> None:
+        """Add `times` the gradients of a micro-batch to the sums."""
+        piece = Piece(i, i + 1)
+        into = self._stack.before(piece)
+        sum_ = into if into is not None else self._new_sum()
+        if gradients is not None:
+            try:
+                sum_.check(gradients)
+            except BaseException:
+                if into is None:
+                    self._spare.append(sum_)
+                raise
+            if times:
+                sum_.add(float(times))
+                self._present |= [g is not None for g in gradients]
+        if into is None:
+            self._stack.push(piece, sum_)
+        else:
+            self._stack.extend(piece)
+        self._current = None
+        self._done += 1
+
+    def _new_sum(self) -> Sum:
+        labels = [label(v, i) for i, v in enumerate(self._whole.variables)]
+        sum_ = self._spare.pop() if self._spare else Sum(self._owner, self._whole.variables, labels)
+        sum_.fill(ORDERS[self.order].empty)
+        return sum_
+
+    def _join(self, first: Sum, second: Sum) -> None:
+        first.join(second)
+        self._spare.append(second)
+
+    # Stepping.
+
+    def step(self) -> None:
+        """Update the variables on all ranks, once.
+
+        Raises
+        ------
+        RuntimeError
+            If micro-batches of this rank are missing.
+        ValueError
+            If ranks differ in their hyperparameters, no variable has a gradient, counts are given for some
+            micro-batches only, or `nonfinite="raise"` refuses the gradients. On all ranks alike; nothing has
+            changed.
+        """
+        if self._tree is None:
+            raise ValueError(f"{self._owner}: call build(variables) first")
+        if self._done < len(self._numbers):
+            raise RuntimeError(
+                f"{self._owner}: {self._done} of the {len(self._numbers)} micro-batches of rank {self.world.rank} "
+                "have been added; loop over micro_batches() to its end"
+            )
+        if self._version is not Structure.version:
+            self._follow_variables()
+        description = self._state_description()
+        present = None if self._present.all() else np.packbits(self._present).tobytes().hex()
+        said = self.world.agree(
+            f"step {self.iterations + 1}",
+            digest=_digest(description),
+            present=present,
+            sums=[self._added, self._counted, self._examples],
+        )
+        if any(one["digest"] != said[0]["digest"] for one in said):
+            self._compare(f"step {self.iterations + 1}", description)
+        there = self._there([one["present"] for one in said])
+        scale = self._scale(np.array([one["sums"] for one in said]).sum(axis=0).tolist())
+        flats = self._exchange.total_of(self._stack.held)
+        with np.errstate(all="ignore"):
+            for dtype, flat in flats.items():
+                np.multiply(flat, dtype.type(scale), out=flat)
+        mine = self._exchange.own(flats, self._whole.variables)
+        gradients = [
+            g.reshape(v.shape) if has else None for g, v, has in zip(mine, self._mine, there, strict=True)
+        ]
+        before = self.iterations
+        try:
+            self.optimizer._apply(gradients, self.optimizer._state.variables, False)
+        finally:
+            self._spare += [sum_ for _, sum_ in self._stack.held]
+            self._begin()
+        if self.iterations != before:
+            self._exchange.share_weights()
+            if self.iterations % self._compare_every == 0:
+                self._compare_weights()
+
+    def _there(self, masks: list[str | None]) -> Array:
+        """Return which variables have a gradient on any rank."""
+        n = len(self._whole.variables)
+        if None in masks:
+            return np.ones(n, bool)
+        bits = [np.unpackbits(np.frombuffer(bytes.fromhex(mask or ""), np.uint8))[:n] for mask in masks]
+        return np.logical_or.reduce(bits).astype(bool)
+
+    def _scale(self, sums: list[int]) -> float:
+        """Return what the sum of gradients is multiplied with, for their mean."""
+        added, counted, examples = sums
+        if not counted:
+            return 1 / self._total
+        if counted != added:
+            raise ValueError(
+                f"{self._owner}: count must be given with all gradients of a step or with none, got {counted} "
+                f"of {added}"
+            )
+        if not examples:
+            raise ValueError(f"{self._owner}: the counts of all micro-batches of a step are 0")
+        return 1 / examples
+
+    def _follow_variables(self) -> None:
+        """Give the parts what has changed of the variables."""
+        for v, part in zip(self._whole.variables, self._mine, strict=True):
+            for name in ("trainable", "regularizer") + (("constraint",) if part.size or self._cut else ()):
+                if getattr(part, name) is not getattr(v, name):
+                    setattr(part, name, getattr(v, name))
+        reason = whole.reason(self.optimizer, self._whole.variables)
+        if reason and self._cut:
+            raise ValueError(f"{self._owner}: {reason} needs whole variables; set it before build")
+        self._version = Structure.version
+
+    # Comparing.
+
+    def _description(self, variables: Sequence[Variable]) -> dict[str, Any]:
+        """Return all that must be the same on all ranks when they build."""
+        return {
+            "variables": {label(v, i): [[*v.shape], v.dtype.name] for i, v in enumerate(variables)},
+            "micro_batches": self._total,
+            "order": self.order,
+            **self._state_description(),
+        }
+
+    def _state_description(self) -> dict[str, Any]:
+        """Return all that must be the same on all ranks at each step."""
+        inner = self.optimizer
+        return {
+            "class": f"{inner.namespace}{type(inner).__name__}",
+            "steps": inner._steps,
+            "options": to_json(inner._parameters),
+            "groups": [to_json(group._own) for group in inner.groups],
+            "trainable": [v.trainable for v in self._whole.variables],
+            "numbers": {name: number.tolist() for name, number in inner._state.numbers.items()},
+        }
+
+    def _compare(self, what: str, description: dict[str, Any]) -> None:
+        """Raise the same error on all ranks if their descriptions differ."""
+        said = self.world.agree(f"{what} (comparing)", description=description)
+        for rank, one in enumerate(said):
+            if found := difference(one["description"], said[0]["description"]):
+                raise ValueError(f"{self._owner}: {what}: rank {rank} and rank 0 differ in {found}")
+
+    def _compare_weights(self) -> None:
+        digest = xxhash.xxh3_64()
+        for v in self._whole.variables:
+            digest.update(v.value)
+        said = self.world.agree(f"the weights after step {self.iterations}", weights=digest.hexdigest())
+        for rank, one in enumerate(said):
+            if one["weights"] != said[0]["weights"]:
+                raise RuntimeError(
+                    f"{self._owner}: after step {self.iterations}, rank {rank} has other weights than rank 0: "
+                    "something else has written them"
+                )
+
+    # Averages.
+
+    def finalize_variable_values(self) -> None:
+        """Overwrite the variables with their moving averages on all ranks, where `use_ema` keeps them."""
+        self.world.agree("finalize_variable_values")
+        self.optimizer.finalize_variable_values()
+        self._exchange.share_weights()
+
+    def __repr__(self) -> str:
+        return f"<{self._owner} on rank {self.world.rank} of {self.world.size}, {self.iterations} steps>"
+
+
+def _refuse_kinds(owner: str, optimizer: Optimizer) -> None:
+    if isinstance(optimizer, LossScaleOptimizer):
+        raise TypeError(
+            f"{owner}: takes no LossScaleOptimizer: ranks would change its scale apart; use "
+            "loss_scale_factor and nonfinite='skip' of its inner optimizer"
+        )
+    if isinstance(optimizer, LBFGS):
+        raise TypeError(f"{owner}: takes no LBFGS: its line search needs the loss of all data at each trial")
+    if optimizer.gradient_accumulation_steps:
+        raise ValueError(
+            f"{owner}: gradient_accumulation_steps must be None, got {optimizer.gradient_accumulation_steps}: "
+            "micro_batches accumulates"
+        )
+    if optimizer._state.variables:
+        raise ValueError(f"{owner}: the optimizer is already built; give a new one, and call build of {owner}")
+
+
+def _count(owner: str, name: str, value: Any, low: int = 1) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{owner}: {name} must be an int, got {value!r}")
+    if (value := operator.index(value)) < low:
+        raise ValueError(f"{owner}: {name} must be >= {low}, got {value}")
+    return value
+
+
+def _parted(group: dict[str, Any]) -> tuple[list[Variable], dict[str, Any]]:
+    return group["variables"], {name: value for name, value in group.items() if name != "variables"}
+
+
+def _part(variable: Variable, part: slice, cut: bool) -> Variable:
+    """Return this rank's part of a variable, in its memory."""
+    memory = variable.value.reshape(-1)[part]
+    if not cut and memory.size == variable.size:
+        memory = variable.value
+    return Variable(
+        memory,
+        trainable=variable.trainable,
+        name=variable.name,
+        regularizer=variable.regularizer,
+        constraint=variable.constraint if memory.size or cut else None,
+        copy=False,
+    )
+
+
+def _digest(description: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(description, sort_keys=True).encode())
