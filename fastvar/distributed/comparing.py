@@ -1,8 +1,51 @@
-"""Finding the first difference of two JSON values."""
+"""Ranks compare what must be the same on all of them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+import xxhash
+
+from fastvar.distributed.world import World
+from fastvar.hyper_json import to_json
+from fastvar.optimizer import Optimizer
+from fastvar.variable import Variable
+
+
+def described(optimizer: Optimizer, variables: Sequence[Variable]) -> dict[str, Any]:
+    """Return as JSON values all that must be the same on all ranks at each step."""
+    return {
+        "class": f"{optimizer.namespace}{type(optimizer).__name__}",
+        "steps": optimizer._steps,
+        "options": to_json(optimizer._parameters),
+        "groups": [to_json(group._own) for group in optimizer.groups],
+        "trainable": [v.trainable for v in variables],
+        "numbers": {name: number.tolist() for name, number in optimizer._state.numbers.items()},
+    }
+
+
+def digest(description: dict[str, Any]) -> str:
+    """Return a digest of JSON values."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(description, sort_keys=True).encode())
+
+
+def digest_of_weights(variables: Sequence[Variable]) -> str:
+    """Return a digest of the weights."""
+    hasher = xxhash.xxh3_64()
+    for v in variables:
+        hasher.update(v.value.reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()
+
+
+def refuse_differences(world: World, owner: str, what: str, description: dict[str, Any]) -> None:
+    """Raise the same error on all ranks if their descriptions differ: it names a rank and what differs."""
+    said = world.agree(f"{what}, comparing", description=description)
+    for rank, one in enumerate(said):
+        if found := difference(one["description"], said[0]["description"]):
+            raise ValueError(f"{owner}: {what}: rank {rank} and rank 0 differ in {found}")
 
 
 def difference(one: Any, other: Any, path: str = "") -> str | None:
@@ -18,5 +61,5 @@ def difference(one: Any, other: Any, path: str = "") -> str | None:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         found_in = (difference(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(one, other, strict=True)))
         return next(filter(None, found_in), None)
-    same = one == other or (one != one and other != other)  # noqa: PLR0124: NaN
+    same = one == other or json.dumps(one) == json.dumps(other)  # NaN is not equal to itself
     return None if same else f"{path}: {one!r} and {other!r}"

@@ -22,7 +22,9 @@ class _Square:
         self.size = size
         self.payloads: list[bytes] = [b""] * size
         self.barrier = threading.Barrier(size)
-        self.boxes: list[list[SimpleQueue[list[bytes]]]] = [[SimpleQueue() for _ in range(size)] for _ in range(size)]
+        self.boxes: list[list[SimpleQueue[list[bytes]]]] = [
+            [SimpleQueue() for _ in range(size)] for _ in range(size)
+        ]
         self.failed: str | None = None
         self.lock = threading.Lock()
 
@@ -91,7 +93,7 @@ def run(size: int, program: Callable[[Member], T], timeout: float) -> list[T]:
     def one(rank: int) -> None:
         try:
             results[rank] = program(Member(square, rank, timeout))
-        except BaseException as error:  # noqa: BLE001: it is raised below
+        except BaseException as error:
             errors.append(error)
             square.fail(f"rank {rank} has ended: {type(error).__name__}: {error}")
 

@@ -15,7 +15,7 @@ from fastvar import buffers, kernels, threads
 from fastvar.buffers import Array
 from fastvar.distributed import partition
 from fastvar.distributed.meeting import Meeting
-from fastvar.distributed.orders import Order, Piece, Stack, pieces
+from fastvar.distributed.orders import Order, Stack, pieces
 
 SMALL = 1 << 15  # bytes of an array that is sent together with others
 
@@ -50,7 +50,7 @@ class Sum:
 
     def check(self, gradients: Sequence[Any]) -> int:
         """Check the gradients that `add` will add. Return how many there are."""
-        return self._plan.bind(gradients)
+        return int(self._plan.bind(gradients))
 
     def add(self, times: float) -> None:
         """Add a multiple of the gradients that have been checked."""
@@ -112,24 +112,36 @@ class Exchange:
         shape = {dtype: (part.stop - part.start,) for dtype, part in self._mine.items()}
         return [{dtype: buffers.empty(n, dtype) for dtype, n in shape.items()} for _ in self._pieces[rank]]
 
-    def total_of(self, sums: Sequence[tuple[Piece, Sum]]) -> dict[Any, Array]:
-        """Return the sum over all ranks of my part of each dtype, given what remains of my sums."""
-        meeting, mine = self._meeting, [s.flats for _, s in sums]
+    def give_weights(self, arrays: list[Array]) -> None:
+        """Give all ranks the arrays of rank 0: in each round, every rank that has them sends them to one more."""
+        meeting, have = self._meeting, 1
+        while have < meeting.size:
+            to = meeting.rank + have if meeting.rank < have else -1
+            since = meeting.rank - have if meeting.rank < 2 * have else -1
+            sent = [arrays if rank == to else [] for rank in range(meeting.size)]
+            received = [arrays if rank == since else [] for rank in range(meeting.size)]
+            meeting.exchange(sent, received, "the weights of rank 0")
+            have *= 2
+
+    def mean_of(self, sums: Sequence[Sum], scale: float) -> dict[Any, Array]:
+        """Return my part of the sum over all ranks, times a scale, given what remains of my sums."""
+        meeting, mine = self._meeting, [sum_.flats for sum_ in sums]
         sent = [
-            []
-            if rank == meeting.rank
-            else [flats[dtype][part] for flats in mine for dtype, part in self._flat_parts[rank].items()]
-            for rank in range(meeting.size)
+            [flats[dtype][part] for flats in mine for dtype, part in parts.items()] if rank != meeting.rank else []
+            for rank, parts in enumerate(self._flat_parts)
         ]
         received = [[array for flats in of_rank for array in flats.values()] for of_rank in self._received]
-        meeting.exchange(_filled(sent), _filled(received), "the sums of gradients")
+        meeting.exchange([*map(_with_elements, sent)], [*map(_with_elements, received)], "the sums of gradients")
         stack: Stack[dict[Any, Array]] = Stack(self._order, self._total, add_flats)
         for rank, there in enumerate(self._pieces):
             here = [{dtype: flats[dtype][part] for dtype, part in self._mine.items()} for flats in mine]
             for piece, flats in zip(there, here if rank == meeting.rank else self._received[rank], strict=True):
                 stack.push(piece, flats)
-        ((_, result),) = stack.held
-        return result
+        ((_, total),) = stack.held
+        with np.errstate(all="ignore"):
+            for dtype, flat in total.items():
+                np.multiply(flat, dtype.type(scale), out=flat)
+        return total
 
     def share_weights(self) -> None:
         """Send my part of the weights to all, and get theirs."""
@@ -187,10 +199,6 @@ class Parcel:
 
 def _with_elements(arrays: Sequence[Array]) -> list[Array]:
     return [array for array in arrays if array.size]
-
-
-def _filled(of_ranks: Sequence[Sequence[Array]]) -> list[list[Array]]:
-    return [_with_elements(arrays) for arrays in of_ranks]
 
 
 def _of_dtypes(variables: Sequence[Any], parts: Sequence[slice]) -> dict[np.dtype[Any], slice]:

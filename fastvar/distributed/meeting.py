@@ -37,8 +37,8 @@ class Meeting(Protocol):
         Parameters
         ----------
         sent, received : sequence of sequences of ndarray
-            For each rank, C-contiguous arrays; nothing for this rank itself. What one rank sends to another must be
-            what the other receives from it: as many arrays of the same bytes.
+            For each rank, C-contiguous arrays; nothing for this rank itself. What one rank sends to another must
+            be what the other receives from it: as many arrays of the same bytes.
         what : str
             What it is for.
         """

@@ -20,12 +20,16 @@ MOST = 1 << 30  # bytes of a message
 TAGS = 1 << 15  # the least number of tags that MPI guarantees
 EAGER = 2e-3  # seconds for which a rank that waits asks without a pause
 PAUSE = 5e-5
-LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMI_RANK", "PMIX_RANK", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
+SIZES = (
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+)  # what launchers tell the processes they start
 
 
-def launched() -> bool:
-    """Return whether an MPI launcher has started this process."""
-    return any(name in os.environ for name in LAUNCHED)
+def launched() -> int:
+    """Return how many processes an MPI launcher has started, this one among them; 0 if there was no launcher."""
+    return max((int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdigit()), default=0)
 
 
 class Processes:
@@ -40,6 +44,8 @@ class Processes:
     ------
     ImportError
         If there is no mpi4py.
+    RuntimeError
+        If mpi4py uses another MPI than the launcher is of, so that the processes do not find each other.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -53,6 +59,11 @@ class Processes:
         self.size: int = self._ranks.size
         self._timeout = timeout
         self._meetings = 0
+        if self.size == 1 < launched():
+            raise RuntimeError(
+                f"fastvar.distributed: the launcher has started {launched()} processes, but mpi4py finds only "
+                f"this one: its MPI is {MPI.get_vendor()[0]}, and the launcher is of another"
+            )
 
     def _next_tag(self) -> int:
         self._meetings += 1

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Iterator, Sequence
 from operator import is_
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.distributed import partition, whole
 from fastvar.distributed.across import Across
-from fastvar.distributed.comparing import difference
-from fastvar.distributed.exchange import Exchange, Sum
-from fastvar.distributed.orders import ORDERS, Piece, Stack
+from fastvar.distributed.comparing import described, digest, digest_of_weights, refuse_differences
+from fastvar.distributed.exchange import Exchange
+from fastvar.distributed.micro_batches import MicroBatches
+from fastvar.distributed.orders import ORDERS
 from fastvar.distributed.world import World
-from fastvar.hyper_json import to_json
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.groups import Group
 from fastvar.optimizer.state import State
@@ -94,19 +92,9 @@ class Distributed:
         self.order: str = order
         self._total = _count(owner, "micro_batches", micro_batches)
         self._compare_every = _count(owner, "compare_every", compare_every)
-        self._numbers = partition.micro_batches(self._total, world.size, world.rank)
         self._whole = State()  # of the variables; that of the optimizer is of this rank's parts
         self._tree: Any = None
-        self._spare: list[Sum] = []
-        self._begin()
-
-    def _begin(self) -> None:
-        """Begin to add up the gradients of a step."""
-        self._stack: Stack[Sum] = Stack(ORDERS[self.order], self._total, self._join)
-        self._done = 0  # micro-batches of this rank
-        self._current: int | None = None
-        self._added = self._counted = self._examples = 0
-        self._present = np.zeros(len(self._whole.variables), bool)
+        self._sums: MicroBatches | None = None  # made by `build`
 
     @property
     def _owner(self) -> str:
@@ -147,27 +135,30 @@ class Distributed:
         for i, v in enumerate(flat):
             if v.dtype not in buffers.REAL:
                 raise TypeError(f"{self._owner}: {label(v, i)} must be float32 or float64, got {v.dtype}")
-        self._compare("build", self._description(flat))
-        groups = [Group(inner, *_parted(group)) for group in grouped]
-        self._whole.take(groups)
-        reason = whole.reason(inner, flat)
-        order = ORDERS[self.order]
-        self._exchange = Exchange(self.world.meeting, order, self._total, flat, reason is not None)
-        self._cut = reason is None
+        description = {
+            "variables": {label(v, i): [[*v.shape], v.dtype.name] for i, v in enumerate(flat)},
+            "micro_batches": self._total,
+            "order": self.order,
+            **described(inner, flat),
+        }
+        refuse_differences(self.world, self._owner, "build", description)
+        self._whole.take([Group(inner, *_parted(group)) for group in grouped])
+        self._cut = whole.reason(inner, flat) is None
+        order, meeting = ORDERS[self.order], self.world.meeting
+        self._exchange = Exchange(meeting, order, self._total, flat, not self._cut)
         self._build_parts(grouped)
         self._tree = tree
         if all(map(is_, tree.variables, flat)):
             tree.variables = self._whole.variables
-        self._give_weights()
-        self._begin()
+        self._exchange.give_weights([v.value for v in flat if v.size])
+        numbers = partition.micro_batches(self._total, meeting.size, meeting.rank)
+        self._sums = MicroBatches(self._owner, order, self._total, numbers, flat)
 
     def _build_parts(self, grouped: Sequence[dict[str, Any]]) -> None:
         """Build the optimizer on this rank's parts of the variables."""
         inner, variables = self.optimizer, self._whole.variables
         parts = self._exchange.parts
-        self._mine = [
-            _part(v, part, self._cut) for v, part in zip(variables, parts[self.world.rank], strict=True)
-        ]
+        self._mine = [_part(v, part, self._cut) for v, part in zip(variables, parts[self.world.rank], strict=True)]
         for_all = bool(inner.initial_numbers())
         inner._state.across = lambda plan: Across(plan, self.world.meeting, parts, for_all)
         listed, pattern = inner._excluded
@@ -177,29 +168,16 @@ class Distributed:
         inner.build([own | {key: [next(remaining) for _ in held]} for held, own in map(_parted, grouped)])
         self._version = Structure.version
 
-    def _give_weights(self) -> None:
-        """Give all ranks the weights of rank 0: in each round, every rank that has them sends them to one more."""
-        meeting, arrays = self.world.meeting, [v.value for v in self._whole.variables if v.size]
-        have = 1
-        while have < meeting.size:
-            to, since = meeting.rank + have, meeting.rank - have
-            sent = [arrays if rank == to < 2 * have else [] for rank in range(meeting.size)]
-            received = [arrays if rank == since < have and since >= 0 else [] for rank in range(meeting.size)]
-            meeting.exchange(sent, received, "build")
-            have *= 2
-
     # Gradients.
 
     def micro_batches(self) -> Iterator[int]:
         """Yield the numbers of this rank's micro-batches of a step, from 0. Call `add` for each that has data."""
-        if self._done or self._current is not None:
-            raise RuntimeError(f"{self._owner}: micro_batches has already begun; call step first")
-        for i in self._numbers:
-            self._current = i
-            yield i
-            if self._current is not None:  # without data
-                self._push(i, None, 0)
-        self._current = None
+        return iter(self._built())
+
+    def _built(self) -> MicroBatches:
+        if self._sums is None:
+            raise ValueError(f"{self._owner}: call build(variables) first")
+        return self._sums
 
     def add(self, grads: Any, count: int | None = None) -> None:
         """Add the gradients of the current micro-batch, within a loop over `micro_batches()`.
@@ -217,10 +195,7 @@ class Distributed:
         TypeError, ValueError
             For a bad gradient; the message names the variable, and nothing has changed.
         """
-        if self._tree is None:
-            raise ValueError(f"{self._owner}: call build(variables) first")
-        if self._current is None:
-            raise RuntimeError(f"{self._owner}: call add once for each micro-batch, in a loop over micro_batches()")
+        sums = self._built()
         if count is not None:
             count = _count(self._owner, "count", count, 0)
         keys = self.optimizer.group_keys
@@ -228,42 +203,7 @@ class Distributed:
         if len(gradients) == len(self._whole.variables):
             pairs = zip(gradients, self._whole.variables, strict=True)
             gradients = [g if v.trainable else None for g, v in pairs]
-        self._push(self._current, gradients, 1 if count is None else count)
-        self._added += 1
-        self._counted += count is not None
-        self._examples += count or 0
-
-    def _push(self, i: int, gradients: list[Any] | None, times: int) -> None:
-        """Add `times` the gradients of a micro-batch to the sums."""
-        piece = Piece(i, i + 1)
-        into = self._stack.before(piece)
-        sum_ = into if into is not None else self._new_sum()
-        if gradients is not None:
-            try:
-                sum_.check(gradients)
-            except BaseException:
-                if into is None:
-                    self._spare.append(sum_)
-                raise
-            if times:
-                sum_.add(float(times))
-                self._present |= [g is not None for g in gradients]
-        if into is None:
-            self._stack.push(piece, sum_)
-        else:
-            self._stack.extend(piece)
-        self._current = None
-        self._done += 1
-
-    def _new_sum(self) -> Sum:
-        labels = [label(v, i) for i, v in enumerate(self._whole.variables)]
-        sum_ = self._spare.pop() if self._spare else Sum(self._owner, self._whole.variables, labels)
-        sum_.fill(ORDERS[self.order].empty)
-        return sum_
-
-    def _join(self, first: Sum, second: Sum) -> None:
-        first.join(second)
-        self._spare.append(second)
+        sums.add(gradients, count)
 
     # Stepping.
 
@@ -279,41 +219,25 @@ class Distributed:
             micro-batches only, or `nonfinite="raise"` refuses the gradients. On all ranks alike; nothing has
             changed.
         """
-        if self._tree is None:
-            raise ValueError(f"{self._owner}: call build(variables) first")
-        if self._done < len(self._numbers):
-            raise RuntimeError(
-                f"{self._owner}: {self._done} of the {len(self._numbers)} micro-batches of rank {self.world.rank} "
-                "have been added; loop over micro_batches() to its end"
-            )
+        sums = self._built()
+        held, next_step = sums.finished(), f"step {self.iterations + 1}"
         if self._version is not Structure.version:
             self._follow_variables()
-        description = self._state_description()
-        present = None if self._present.all() else np.packbits(self._present).tobytes().hex()
-        said = self.world.agree(
-            f"step {self.iterations + 1}",
-            digest=_digest(description),
-            present=present,
-            sums=[self._added, self._counted, self._examples],
-        )
+        description = described(self.optimizer, self._whole.variables)
+        present = None if sums.present.all() else np.packbits(sums.present).tobytes().hex()
+        said = self.world.agree(next_step, digest=digest(description), present=present, counts=sums.counts)
         if any(one["digest"] != said[0]["digest"] for one in said):
-            self._compare(f"step {self.iterations + 1}", description)
+            refuse_differences(self.world, self._owner, next_step, description)
         there = self._there([one["present"] for one in said])
-        scale = self._scale(np.array([one["sums"] for one in said]).sum(axis=0).tolist())
-        flats = self._exchange.total_of(self._stack.held)
-        with np.errstate(all="ignore"):
-            for dtype, flat in flats.items():
-                np.multiply(flat, dtype.type(scale), out=flat)
-        mine = self._exchange.own(flats, self._whole.variables)
-        gradients = [
-            g.reshape(v.shape) if has else None for g, v, has in zip(mine, self._mine, there, strict=True)
-        ]
+        scale = self._scale(*np.sum([one["counts"] for one in said], axis=0).tolist())
+        mine = self._exchange.own(self._exchange.mean_of(held, scale), self._whole.variables)
+        triples = zip(mine, self._mine, there, strict=True)
+        gradients = [g.reshape(v.shape) if has else None for g, v, has in triples]
         before = self.iterations
         try:
             self.optimizer._apply(gradients, self.optimizer._state.variables, False)
         finally:
-            self._spare += [sum_ for _, sum_ in self._stack.held]
-            self._begin()
+            sums.release()
         if self.iterations != before:
             self._exchange.share_weights()
             if self.iterations % self._compare_every == 0:
@@ -325,11 +249,11 @@ class Distributed:
         if None in masks:
             return np.ones(n, bool)
         bits = [np.unpackbits(np.frombuffer(bytes.fromhex(mask or ""), np.uint8))[:n] for mask in masks]
-        return np.logical_or.reduce(bits).astype(bool)
+        there: Array = np.logical_or.reduce(bits).astype(bool)
+        return there
 
-    def _scale(self, sums: list[int]) -> float:
+    def _scale(self, added: int, counted: int, examples: int) -> float:
         """Return what the sum of gradients is multiplied with, for their mean."""
-        added, counted, examples = sums
         if not counted:
             return 1 / self._total
         if counted != added:
@@ -352,46 +276,13 @@ class Distributed:
             raise ValueError(f"{self._owner}: {reason} needs whole variables; set it before build")
         self._version = Structure.version
 
-    # Comparing.
-
-    def _description(self, variables: Sequence[Variable]) -> dict[str, Any]:
-        """Return all that must be the same on all ranks when they build."""
-        return {
-            "variables": {label(v, i): [[*v.shape], v.dtype.name] for i, v in enumerate(variables)},
-            "micro_batches": self._total,
-            "order": self.order,
-            **self._state_description(),
-        }
-
-    def _state_description(self) -> dict[str, Any]:
-        """Return all that must be the same on all ranks at each step."""
-        inner = self.optimizer
-        return {
-            "class": f"{inner.namespace}{type(inner).__name__}",
-            "steps": inner._steps,
-            "options": to_json(inner._parameters),
-            "groups": [to_json(group._own) for group in inner.groups],
-            "trainable": [v.trainable for v in self._whole.variables],
-            "numbers": {name: number.tolist() for name, number in inner._state.numbers.items()},
-        }
-
-    def _compare(self, what: str, description: dict[str, Any]) -> None:
-        """Raise the same error on all ranks if their descriptions differ."""
-        said = self.world.agree(f"{what} (comparing)", description=description)
-        for rank, one in enumerate(said):
-            if found := difference(one["description"], said[0]["description"]):
-                raise ValueError(f"{self._owner}: {what}: rank {rank} and rank 0 differ in {found}")
-
     def _compare_weights(self) -> None:
-        digest = xxhash.xxh3_64()
-        for v in self._whole.variables:
-            digest.update(v.value)
-        said = self.world.agree(f"the weights after step {self.iterations}", weights=digest.hexdigest())
+        what = f"the weights after step {self.iterations}"
+        said = self.world.agree(what, digest=digest_of_weights(self._whole.variables))
         for rank, one in enumerate(said):
-            if one["weights"] != said[0]["weights"]:
+            if one["digest"] != said[0]["digest"]:
                 raise RuntimeError(
-                    f"{self._owner}: after step {self.iterations}, rank {rank} has other weights than rank 0: "
-                    "something else has written them"
+                    f"{self._owner}: {what} differ between rank {rank} and rank 0: something else has written them"
                 )
 
     # Averages.
@@ -428,7 +319,7 @@ def _count(owner: str, name: str, value: Any, low: int = 1) -> int:
         raise TypeError(f"{owner}: {name} must be an int, got {value!r}")
     if (value := operator.index(value)) < low:
         raise ValueError(f"{owner}: {name} must be >= {low}, got {value}")
-    return value
+    return int(value)
 
 
 def _parted(group: dict[str, Any]) -> tuple[list[Variable], dict[str, Any]]:
@@ -448,7 +339,3 @@ def _part(variable: Variable, part: slice, cut: bool) -> Variable:
         constraint=variable.constraint if memory.size or cut else None,
         copy=False,
     )
-
-
-def _digest(description: dict[str, Any]) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(description, sort_keys=True).encode())

@@ -1,7 +1,7 @@
 """In which order gradients of micro-batches are added. It depends on their numbers alone, never on the ranks.
 
-A sum is of consecutive micro-batches. Ranks add what they can of their own, in this order, and send what remains to
-those who add the rest.
+A sum is of consecutive micro-batches. Ranks add what they can of their own, in this order, and send what remains
+to those who add the rest.
 """
 
 from __future__ import annotations

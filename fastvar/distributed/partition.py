@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def parts(sizes: Sequence[int], ends: Array) -> list[list[slice]]:
     stops = np.cumsum(np.asarray(sizes, np.int64))
     begins = stops - sizes
     of_ranks = []
-    for low, high in zip(ends[:-1], ends[1:], strict=True):
+    for low, high in pairwise(ends):
         firsts, lasts = np.clip([low - begins, high - begins], 0, sizes)
         of_ranks.append([slice(int(a), int(b)) for a, b in zip(firsts, lasts, strict=True)])
     return of_ranks

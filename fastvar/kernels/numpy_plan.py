@@ -282,8 +282,8 @@ class Plan:
 
         With `guard`, nothing changes if a gradient is not finite before it is clipped, or if something finite
         would become infinite or NaN. Then the result is a list of pairs: the number of a bad variable, and whether
-        its gradient is bad. Others who share the step can have their say: `agree` gets this list and returns that of
-        all, and what has been written is undone if any of them has found something.
+        its gradient is bad. Others who share the step can have their say: `agree` gets this list and returns that
+        of all, and what has been written is undone if any of them has found something.
         """
         held = self._bound()
         self._check_scalars(scalars)
@@ -329,7 +329,7 @@ class Plan:
                 for array, old in zip(arrays, of, strict=True):
                     if array is not None:
                         put_back(array, old)
-        return of_all  # type: ignore[return-value]
+        return of_all
 
     def _spoilt(self, held: list[Array | Rows | None], before: list[list[Any]]) -> list[tuple[int, bool]]:
         """Return what is bad."""

@@ -331,7 +331,8 @@ cdef class Plan:
         # Return the sums of each variable or, for squares, of all; added in the order of the blocks.
         cdef Py_ssize_t b, i = 0
         cdef int k
-        partials, totals = self.partial_sums(squares, count, threads, scale), np.zeros((self.n if each else 1, count))
+        partials = self.partial_sums(squares, count, threads, scale)
+        totals = np.zeros((self.n if each else 1, count))
         cdef const double* partial = <const double*> cnp.PyArray_DATA(partials)
         cdef double* total = <double*> cnp.PyArray_DATA(totals)
         with nogil:
@@ -409,7 +410,8 @@ cdef class Plan:
                     for i in range(self.n):
                         run_span(&self.spans[i], 0, self.spans[i].length, self.zero)
             if not good:
-                found = [(i, self.spans[i].found & BAD_GRADIENT != 0) for i in range(self.n) if self.spans[i].found]
+                found = [(i, self.spans[i].found & BAD_GRADIENT != 0)
+                         for i in range(self.n) if self.spans[i].found]
             if guard and agree is not None:
                 found = self.agreed(found, agree)
             if found:
@@ -425,7 +427,7 @@ cdef class Plan:
             self.held = None
 
     cdef list agreed(self, list found, agree):
-        # Ask others what they have found. If that is anything, or they cannot be asked, undo what has been written.
+        # Ask others what they have found. If that is anything, or they cannot answer, undo what has been written.
         cdef list of_all = None
         try:
             of_all = list(agree(found))
