@@ -14,7 +14,7 @@ from fastvar.buffers import Array
 from fastvar.distributed import partition, whole
 from fastvar.distributed.across import Across
 from fastvar.distributed.comparing import described, digest, digest_of_weights, refuse_differences
-from fastvar.distributed.exchange import Exchange
+from fastvar.distributed.exchange import Exchange, Sum
 from fastvar.distributed.micro_batches import MicroBatches
 from fastvar.distributed.orders import ORDERS
 from fastvar.distributed.world import World
@@ -47,7 +47,7 @@ class Distributed:
         "sequence" adds one after another, and gives the bits of `gradient_accumulation_steps=micro_batches` in one
         process. Then ranks but the first send each gradient, and keep all of a step.
     compare_every : int
-        After every this many steps, ranks compare digests of their weights, >= 1.
+        Before every this many steps, ranks compare digests of their weights, >= 1.
 
     Notes
     -----
@@ -166,7 +166,8 @@ class Distributed:
         remaining = iter(self._mine)
         key = inner.group_keys[0]
         inner.build([own | {key: [next(remaining) for _ in held]} for held, own in map(_parted, grouped)])
-        self._version = Structure.version
+        self._version: object = None  # of what the parts have last followed
+        self._options: dict[str, Any] = {}
 
     # Gradients.
 
@@ -217,31 +218,48 @@ class Distributed:
         ValueError
             If ranks differ in their hyperparameters, no variable has a gradient, counts are given for some
             micro-batches only, or `nonfinite="raise"` refuses the gradients. On all ranks alike; nothing has
-            changed.
+            changed, and the gradients are dropped.
         """
         sums = self._built()
-        held, next_step = sums.finished(), f"step {self.iterations + 1}"
-        if self._version is not Structure.version:
-            self._follow_variables()
-        description = described(self.optimizer, self._whole.variables)
-        present = None if sums.present.all() else np.packbits(sums.present).tobytes().hex()
-        said = self.world.agree(next_step, digest=digest(description), present=present, counts=sums.counts)
+        held = sums.finished()
+        try:
+            before = self.iterations
+            self._step(held, self._agree(sums))
+            if self.iterations != before:  # not skipped
+                self._exchange.share_weights()
+        finally:
+            sums.release()
+
+    def _agree(self, sums: MicroBatches) -> tuple[Array, float]:
+        """Agree with all ranks on a step. Return which variables have a gradient, and the scale of the sums."""
+        variables, what = self._whole.variables, f"step {self.iterations + 1}"
+        description = described(self.optimizer, variables)
+        mine = {
+            "digest": digest(description),
+            "counts": sums.counts,
+            "present": None if sums.present.all() else np.packbits(sums.present).tobytes().hex(),
+            "weights": None if self.iterations % self._compare_every else digest_of_weights(variables),
+        }
+        said = self.world.agree(what, **mine)
         if any(one["digest"] != said[0]["digest"] for one in said):
-            refuse_differences(self.world, self._owner, next_step, description)
-        there = self._there([one["present"] for one in said])
-        scale = self._scale(*np.sum([one["counts"] for one in said], axis=0).tolist())
+            refuse_differences(self.world, self._owner, what, description)
+        for rank, one in enumerate(said):
+            if one["weights"] != said[0]["weights"]:
+                raise RuntimeError(
+                    f"{self._owner}: {what}: rank {rank} has other weights than rank 0; "
+                    "write them on all ranks alike"
+                )
+        self._follow_changes(description["options"])
+        counts = [sum(of_ranks) for of_ranks in zip(*(one["counts"] for one in said), strict=True)]
+        return self._there([one["present"] for one in said]), self._scale(*counts)
+
+    def _step(self, held: list[Sum], agreed: tuple[Array, float]) -> None:
+        """Update this rank's parts from the sums of all ranks."""
+        there, scale = agreed
         mine = self._exchange.own(self._exchange.mean_of(held, scale), self._whole.variables)
         triples = zip(mine, self._mine, there, strict=True)
         gradients = [g.reshape(v.shape) if has else None for g, v, has in triples]
-        before = self.iterations
-        try:
-            self.optimizer._apply(gradients, self.optimizer._state.variables, False)
-        finally:
-            sums.release()
-        if self.iterations != before:
-            self._exchange.share_weights()
-            if self.iterations % self._compare_every == 0:
-                self._compare_weights()
+        self.optimizer._apply(gradients, self.optimizer._state.variables, False)
 
     def _there(self, masks: list[str | None]) -> Array:
         """Return which variables have a gradient on any rank."""
@@ -265,25 +283,19 @@ class Distributed:
             raise ValueError(f"{self._owner}: the counts of all micro-batches of a step are 0")
         return 1 / examples
 
-    def _follow_variables(self) -> None:
-        """Give the parts what has changed of the variables."""
+    def _follow_changes(self, options: dict[str, Any]) -> None:
+        """Give the parts what has changed of the variables, and check that they may still be cut."""
+        if self._version is Structure.version and options == self._options:
+            return
+        _refuse_accumulation(self._owner, self.optimizer)
+        reason = whole.reason(self.optimizer, self._whole.variables)
+        if reason and self._cut:
+            raise ValueError(f"{self._owner}: {reason} needs whole variables; set it before build")
         for v, part in zip(self._whole.variables, self._mine, strict=True):
             for name in ("trainable", "regularizer") + (("constraint",) if part.size or self._cut else ()):
                 if getattr(part, name) is not getattr(v, name):
                     setattr(part, name, getattr(v, name))
-        reason = whole.reason(self.optimizer, self._whole.variables)
-        if reason and self._cut:
-            raise ValueError(f"{self._owner}: {reason} needs whole variables; set it before build")
-        self._version = Structure.version
-
-    def _compare_weights(self) -> None:
-        what = f"the weights after step {self.iterations}"
-        said = self.world.agree(what, digest=digest_of_weights(self._whole.variables))
-        for rank, one in enumerate(said):
-            if one["digest"] != said[0]["digest"]:
-                raise RuntimeError(
-                    f"{self._owner}: {what} differ between rank {rank} and rank 0: something else has written them"
-                )
+        self._version, self._options = Structure.version, options
 
     # Averages.
 
@@ -305,13 +317,17 @@ def _refuse_kinds(owner: str, optimizer: Optimizer) -> None:
         )
     if isinstance(optimizer, LBFGS):
         raise TypeError(f"{owner}: takes no LBFGS: its line search needs the loss of all data at each trial")
+    _refuse_accumulation(owner, optimizer)
+    if optimizer._state.variables:
+        raise ValueError(f"{owner}: the optimizer is already built; give a new one, and call build of {owner}")
+
+
+def _refuse_accumulation(owner: str, optimizer: Optimizer) -> None:
     if optimizer.gradient_accumulation_steps:
         raise ValueError(
             f"{owner}: gradient_accumulation_steps must be None, got {optimizer.gradient_accumulation_steps}: "
             "micro_batches accumulates"
         )
-    if optimizer._state.variables:
-        raise ValueError(f"{owner}: the optimizer is already built; give a new one, and call build of {owner}")
 
 
 def _count(owner: str, name: str, value: Any, low: int = 1) -> int:

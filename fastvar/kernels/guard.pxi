@@ -302,6 +302,18 @@ cdef bint run_guarded(Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, 
     return False
 
 
+cdef list agreed(Span* spans, Py_ssize_t n, list found, agree):
+    # Ask others what they have found. If that is anything, or they cannot answer, undo what has been written.
+    cdef list of_all = None
+    try:
+        of_all = list(agree(found))
+        return of_all
+    finally:
+        if not found and of_all != []:
+            with nogil:
+                on_all(spans, n, 0, 1, put_back_part)
+
+
 cdef allocate_copies(Span* spans, Py_ssize_t n, str owner):
     # Allocate memory for what guarded runs save, and return what holds it.
     cdef AllWritten all

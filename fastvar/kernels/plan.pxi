@@ -413,7 +413,7 @@ cdef class Plan:
                 found = [(i, self.spans[i].found & BAD_GRADIENT != 0)
                          for i in range(self.n) if self.spans[i].found]
             if guard and agree is not None:
-                found = self.agreed(found, agree)
+                found = agreed(self.spans, self.n, found, agree)
             if found:
                 return found
             if commits is not None:
@@ -425,17 +425,6 @@ cdef class Plan:
         finally:
             self.bound = False
             self.held = None
-
-    cdef list agreed(self, list found, agree):
-        # Ask others what they have found. If that is anything, or they cannot answer, undo what has been written.
-        cdef list of_all = None
-        try:
-            of_all = list(agree(found))
-            return of_all
-        finally:
-            if not found and of_all != []:
-                with nogil:
-                    on_all(self.spans, self.n, 0, 1, put_back_part)
 
     cdef int enter(self) except -1:
         # Begin to use the spans: alone until `leave`, also when foreign code runs meanwhile.
