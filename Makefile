@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(wildcard $(addprefix fastvar/kernels/*,.pyx .pxi .h))
 PYTEST := $(PY) -m pytest -n 2 --timeout 600
 
-.PHONY: demo test integrations bench lint format sanitize soak faults avx512 package versions clean
+.PHONY: demo test integrations ranks bench lint format sanitize soak faults avx512 package versions clean
 
 demo: $(VENV)/.examples
 	$(PY) examples/digits.py
@@ -49,6 +49,11 @@ sanitize: $(VENV)/.test
 	tests/kernels/test_bits.py tests/kernels/test_formats.py tests/kernels/test_plan.py tests/kernels/test_bad_plan.py \
 	tests/kernels/test_memory.py tests/kernels/test_stored.py tests/kernels/test_weights.py tests/torch/optim/test_gate.py \
 	tests/optimizer/test_sparse.py tests/optimizer/test_bad_input.py
+
+# Before a release, and after changes to fastvar/distributed: every optimizer and option on every number of ranks, a
+# thousand ranks, and 20 faults of each kind under mpirun. Takes an hour and a half.
+ranks: $(VENV)/.test
+	FASTVAR_RANKS=all FASTVAR_FAULTS=20 KERAS_BACKEND=numpy $(PYTEST) --timeout 7200 tests/distributed
 
 # Before a release: the faults of tests/faults with 10,000 kills, interrupts and random programs, and
 # the conversions of all floats. Takes hours.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +12,6 @@ import numpy as np
 from fastvar.distributed.meeting import Arrays, Ended
 
 T = TypeVar("T")
-TICK = 0.1  # seconds after which a thread that waits looks whether the others still run
 
 
 class _Square:
@@ -20,11 +19,8 @@ class _Square:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.payloads: list[bytes] = [b""] * size
+        self.brought: list[Any] = [None] * size  # what each rank brings to a meeting
         self.barrier = threading.Barrier(size)
-        self.boxes: list[list[SimpleQueue[list[bytes]]]] = [
-            [SimpleQueue() for _ in range(size)] for _ in range(size)
-        ]
         self.failed: str | None = None
         self.lock = threading.Lock()
 
@@ -43,39 +39,28 @@ class Member:
         self._square, self._timeout = square, timeout
 
     def gather(self, payload: bytes, what: str) -> list[bytes]:
-        square = self._square
-        square.payloads[self.rank] = payload
+        with self._meeting(payload, what) as payloads:
+            return [*payloads]
+
+    def exchange(self, sent: Sequence[Arrays], received: Sequence[Arrays], what: str) -> None:
+        with self._meeting(sent, what) as of_ranks:
+            for rank, arrays in enumerate(received):
+                for array, other in zip(arrays, of_ranks[rank][self.rank] if arrays else (), strict=True):
+                    array.reshape(-1).view(np.uint8)[...] = other.reshape(-1).view(np.uint8)
+
+    @contextlib.contextmanager
+    def _meeting(self, brought: Any, what: str) -> Iterator[list[Any]]:
+        """Give what all bring. They leave together, before anyone brings something else."""
+        self._square.brought[self.rank] = brought
         self._wait(what)
-        payloads = [*square.payloads]
-        self._wait(what)  # before a payload is replaced by that of the next meeting
-        return payloads
+        yield self._square.brought
+        self._wait(what)
 
     def _wait(self, what: str) -> None:
         try:
             self._square.barrier.wait(self._timeout)
         except threading.BrokenBarrierError:
             raise Ended(self._square.failed or f"not all ranks have come to {what} in time") from None
-
-    def exchange(self, sent: Sequence[Arrays], received: Sequence[Arrays], what: str) -> None:
-        square = self._square
-        for rank, arrays in enumerate(sent):
-            if rank != self.rank and arrays:
-                square.boxes[rank][self.rank].put([array.tobytes() for array in arrays])
-        for rank, arrays in enumerate(received):
-            if rank != self.rank and arrays:
-                for array, data in zip(arrays, self._take(rank, what), strict=True):
-                    array[...] = np.frombuffer(data, array.dtype).reshape(array.shape)
-
-    def _take(self, rank: int, what: str) -> list[bytes]:
-        waited = 0.0
-        while waited < self._timeout:
-            try:
-                return self._square.boxes[self.rank][rank].get(timeout=TICK)
-            except Empty:
-                waited += TICK
-                if self._square.failed:
-                    raise Ended(self._square.failed) from None
-        raise Ended(f"rank {rank} has not come to {what} in {self._timeout} seconds")
 
     def abort(self, reason: str) -> None:
         self._square.fail(f"rank {self.rank} has ended: {reason}")

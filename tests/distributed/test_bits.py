@@ -114,6 +114,7 @@ def test_negative_zero_is_kept() -> None:
     assert {*fd.simulate(4, program)} == {*fd.simulate(2, program)} == {ranks.alone(program)}
 
 
+@pytest.mark.skipif(not ALL, reason="takes minutes: `make ranks`")
 def test_thousand_ranks() -> None:
     case = next(case for case in CASES if case.id == "adam")
 

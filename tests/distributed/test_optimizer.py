@@ -347,11 +347,11 @@ def test_error_on_one_rank_ends_the_others() -> None:
     ended: list[str] = []
 
     def program(world: fd.World) -> None:
-        optimizer, _ = build(world)
-        fill(optimizer)
-        if world.rank == 1:
-            raise Halfway("no data")
         try:
+            optimizer, _ = build(world)
+            fill(optimizer)
+            if world.rank == 1:
+                raise Halfway("no data")
             optimizer.step()
         except fd.Ended as error:
             ended.append(str(error))

@@ -120,7 +120,10 @@ def play(
                 g[...] = values
         plan.bind(memory.gradients, zero)
         if t == 1:
-            norms = [plan.sums_of_squares(True, threads), plan.sums_of_squares(False, threads)]
+            norms = [plan.sums_of_squares(each, threads) for each in (True, False)]
+            norms.append(plan.squares_of_blocks(threads))
+            total = np.cumsum([0.0, *norms[-1]])[-1]  # in their order
+            assert_same_bits(np.array([total]), norms[1])
         plan.run([scalars(t + 4 * k) for k in range(max(groups, default=0) + 1)], threads)
     return norms
 

@@ -71,9 +71,9 @@ class Scene:
     def arrays(self) -> list[Any]:
         return [*self.w, *itertools.chain(*self.slots), *self.averages, *self.grads]
 
-    def run(self, threads: int = 1, guard: bool = True) -> list[tuple[int, bool]]:
+    def run(self, threads: int = 1, guard: bool = True, agree: Any = None) -> list[tuple[int, bool]]:
         count = [7]
-        found = self.plan.run([self.scalars], threads, count, None, guard)
+        found = self.plan.run([self.scalars], threads, count, None, guard, agree)
         assert count == [7 if found else 8]
         return found
 
@@ -100,6 +100,40 @@ def test_guarded_runs_equal_reference(rule: str, dtype: str, stages: dict[str, f
         for a, e in zip(unguarded.arrays, expected.arrays, strict=True):
             if not wanted:
                 assert_same_bits(a, e)
+
+
+@pytest.mark.parametrize(("module", "threads"), [(reference, 1), *COMPARED])
+@pytest.mark.parametrize("what", ["nothing", "a gradient"])
+@pytest.mark.parametrize("others", [[], [(4, True)]])
+def test_others_have_their_say(module: Any, threads: int, what: str, others: list[tuple[int, bool]]) -> None:
+    """A run that some others refuse is undone. They are asked once, and told what has been found here."""
+    options: Any = ("adam", "f4", STAGES, False, False, what)
+    before, after, scene = (Scene(module, *options) for _ in range(3))
+    found, asked = after.run(threads), []
+
+    def agree(mine: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
+        asked.append(mine)
+        return sorted({*mine, *others})
+
+    assert scene.run(threads, True, agree) == sorted({*found, *others})
+    assert asked == [found]
+    for a, e in zip(scene.arrays, (before if found or others else after).arrays, strict=True):
+        assert_same_bits(a, e)
+
+
+@pytest.mark.parametrize(("module", "threads"), [(reference, 1), *COMPARED])
+def test_others_that_cannot_be_asked(module: Any, threads: int) -> None:
+    before, scene = (Scene(module, "adam", "f4", STAGES, False, False, "nothing") for _ in range(2))
+    with pytest.raises(ConnectionError):
+        scene.run(threads, True, _unreachable)
+    for a, e in zip(scene.arrays, before.arrays, strict=True):
+        assert_same_bits(a, e)
+    with pytest.raises(RuntimeError, match="bind gradients first"):
+        scene.run(threads)
+
+
+def _unreachable(found: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
+    raise ConnectionError
 
 
 @pytest.mark.parametrize("large", [False, True])

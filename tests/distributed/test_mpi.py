@@ -1,0 +1,117 @@
+"""Ranks as processes of MPI: the same bits, and a fault of one ends all."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IDS = ["adam", "muon", "prodigy"]
+REPEATS = int(os.environ.get("FASTVAR_FAULTS", "0"))  # of each fault; `make ranks` sets it
+DEADLINE = 20 if REPEATS else 5  # seconds for which a rank waits for another
+MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+pytestmark = pytest.mark.skipif(MPIRUN is None, reason="no mpirun")
+
+
+def start(size: int, *command: str) -> subprocess.Popen[str]:
+    """Start as many ranks as asked for, on however few processors."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PRTE_"))}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return subprocess.Popen(
+        [str(MPIRUN), "--oversubscribe", "-n", str(size), sys.executable, *command],
+        env=environment,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_same_bits() -> None:
+    """Processes compute what one process does without MPI."""
+    plain = subprocess.run(
+        [sys.executable, "-m", "tests.support.ranks", "16", *IDS],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        text=True,
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    assert len(plain.stdout.split("\n")) == 1 + 2 * 3 * len(IDS)
+    for size in (1, 2, 3, 4, 16) if REPEATS else (3,):
+        process = start(size, "-m", "tests.support.ranks", "16", *IDS)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert out == plain.stdout
+
+
+# What goes wrong on one rank, in its third step; what is said then.
+FAULTS = {
+    "kill": "",
+    "exception": "rank 1 of 3: Halfway: no more data",
+    "exit": "rank 1 of 3: SystemExit: 3",
+    "leave": "rank 1 has come to the end",
+    "stop": f"rank 1 has not come to step 3 in {DEADLINE} seconds",
+    "shape": "gradient of 'bias'",
+    "option": "rank 1 and rank 0 differ in options learning_rate: 0.5 and 0.1",
+    "nan": "gradient of 'long' must be finite",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS if REPEATS else ["kill", "exception", "stop", "option", "nan"])
+def test_fault_of_one_rank_ends_all(fault: str, tmp_path: Path) -> None:
+    """All end with an error soon after, and none is left."""
+    for _ in range(REPEATS or 1):
+        process = start(3, "-m", "tests.support.faulty_rank", fault, str(tmp_path), str(DEADLINE))
+        try:
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        ended = time.time()
+        assert process.returncode != 0
+        assert FAULTS[fault] in err
+        marks = [*tmp_path.iterdir()]
+        begun = min(float(mark.read_text()) for mark in marks if mark.name == "fault")
+        assert ended - begun < DEADLINE + 5
+        pids = [int(mark.name) for mark in marks if mark.name != "fault"]
+        assert len(pids) == 3
+        assert not [pid for pid in pids if running(pid)]
+        for mark in marks:
+            mark.unlink()
+
+
+def running(pid: int) -> bool:
+    for _ in range(50):  # mpirun may end before what it has killed
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
+            return False
+        if state == "Z":
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_request_to_stop_reaches_all(tmp_path: Path) -> None:
+    """SIGTERM to one rank makes all stop after the same step."""
+    process = start(3, "-m", "tests.support.faulty_rank", "none", str(tmp_path), "60")
+    while len(pids := [int(mark.name) for mark in tmp_path.iterdir()]) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.2)
+    os.kill(pids[1], signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert len(out.split("\n")) == 4
+    assert len({*out.strip().split("\n")}) == 1
+    assert out.startswith("stopped after step ")
