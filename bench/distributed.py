@@ -2,9 +2,9 @@
 
     mpirun -n 2 python bench/distributed.py [MILLIONS ...]
 
-`Reduce_scatter_block` adds the gradients, each rank updates its half, and `Allgather` shares the weights: the least
-that sharded training does, without the same bits on any number of ranks. Both run in turn. The figures are medians
-over the rounds of the slower rank, in milliseconds.
+`Reduce_scatter_block` adds the gradients, each rank updates its half, and `Allgather` shares the weights: the
+least that sharded training does, without the same bits on any number of ranks. Both run in turn. The figures are
+medians over the rounds of the slower rank, in milliseconds.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastvar.buffers import Array
 from fastvar.distributed.meeting import Arrays, Ended
+from fastvar.tables import count
 
 MOST = 1 << 30  # bytes of a message
 TAGS = 1 << 15  # the least number of tags that MPI guarantees
@@ -61,7 +62,7 @@ class Processes:
         self._meetings = 0
         if self.size == 1 < launched():
             raise RuntimeError(
-                f"fastvar.distributed: the launcher has started {launched()} processes, but mpi4py finds only "
+                f"fastvar.distributed: the launcher has started {count(launched(), 'rank')}, but mpi4py finds only "
                 f"this one: its MPI is {MPI.get_vendor()[0]}, and the launcher is of another"
             )
 

@@ -24,6 +24,7 @@ from fastvar.optimizer.state import State
 from fastvar.optimizer.trees import arranged, check_variables, parsed
 from fastvar.optimizers import LBFGS, LossScaleOptimizer
 from fastvar.place import Structure, label
+from fastvar.tables import count
 from fastvar.variable import Variable
 
 
@@ -306,7 +307,8 @@ class Distributed:
         self._exchange.share_weights()
 
     def __repr__(self) -> str:
-        return f"<{self._owner} on rank {self.world.rank} of {self.world.size}, {self.iterations} steps>"
+        steps = count(self.iterations, "step")
+        return f"<{self._owner} on rank {self.world.rank} of {self.world.size}, {steps}>"
 
 
 def _refuse_kinds(owner: str, optimizer: Optimizer) -> None:
