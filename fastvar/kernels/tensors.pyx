@@ -49,7 +49,7 @@ cdef enum:
 cdef struct TensorInfo:  # what was read of a tensor, until other code runs
     uintptr_t address
     Py_ssize_t size  # elements
-    int format  # in formats.FORMATS, or BYTES; -1: none of them
+    int format  # in formats.FORMATS, BYTES or WORDS; -1: none of them
     int ndim
     const int64_t* shape
     const int64_t* strides
@@ -162,7 +162,7 @@ cdef class Reader:
 
     cdef bint read(self, object tensor, TensorInfo* seen) except -1:
         # Whether it could be read: numbers as they are, in a storage format, in the memory of the CPU.
-        return self.plain(tensor) and self.read_known(tensor, seen) and seen.format != BYTES
+        return self.plain(tensor) and self.read_known(tensor, seen) and are_numbers(seen.format)
 
     cdef bint plain(self, object tensor) except -1:
         # Whether it is of one of the classes, and no negative view. This lets other threads run.
@@ -193,10 +193,10 @@ cdef class Reader:
     cdef bint read_by_methods(self, object tensor, TensorInfo* seen) except -1:
         cdef int axis
         cdef str name = str(tensor.dtype).removeprefix("torch.")
-        if tensor.device.type != "cpu" or tensor.layout is not self.layout or name not in [*NAMES, "uint8"]:
+        if tensor.device.type != "cpu" or tensor.layout is not self.layout or name not in LOCATED:
             return False
         shape, strides = tensor.shape, tensor.stride()
-        seen.format = NAMES.index(name) if name in NAMES else BYTES
+        seen.format = LOCATED.index(name)
         seen.ndim, seen.size = len(shape), tensor.numel()
         seen.address = tensor.data_ptr()
         seen.shape, seen.strides = seen.axes, seen.axes + MAX_AXES
@@ -399,7 +399,7 @@ cdef class Watch:
                 return False
         m.format, m.writable = -1, 1
         if gradient is not None:
-            if (plain and self.reader.read_known(gradient, &seen) and seen.format != BYTES
+            if (plain and self.reader.read_known(gradient, &seen) and are_numbers(seen.format)
                     and alike(&seen, &weight) and aligned(&seen)):
                 m.address, m.size, m.format = seen.address, seen.size, seen.format
             else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import numpy as np
 
-from fastvar import kernels
+from fastvar import buffers, kernels
 from fastvar.buffers import Array
 from fastvar.hyper import Number, Real, Schedule, choice, flag, integer, number, pair, sequence
 from fastvar.optimizer.options import OptionTypes
@@ -49,7 +49,7 @@ class Adafactor(TorchOptimizer):
         :math:`\tau` <= 0, by default -0.8.
     eps : pair of float
         :math:`\epsilon_1` and :math:`\epsilon_2`, >= 0. By default None and 1e-3; None means the epsilon of the
-        variable's dtype.
+        variable's dtype, of float32 for 16 bits.
     d : float
         :math:`d` >= 1, by default 1.
     weight_decay : float
@@ -131,7 +131,8 @@ class Adafactor(TorchOptimizer):
         for i, variable in enumerate(step.variables):
             if step.present[i] and variable.size:
                 hyper = step.groups[step.group_of[i]]
-                floor = np.float64(np.finfo(variable.dtype).eps if hyper.eps[0] is None else hyper.eps[0])
+                least = np.finfo(buffers.arithmetic(variable.dtype)).eps
+                floor = np.float64(least if hyper.eps[0] is None else hyper.eps[0])
                 take = counts[i] ** hyper.beta2_decay
                 units.most[i] = 1 / floor
                 columns = units.columns_of(step.column_sums, i)

@@ -12,13 +12,15 @@ from fastvar.hyper import number
 from fastvar.module import Module, holds_variables
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.keywords import Keywords, arguments_of, keyword
+from fastvar.torch.optim import masters
+from fastvar.torch.optim.masters import MASTER
 from fastvar.torch.optim.slot_formats import cast_back
 
 KEY = "fastvar"  # of a `state_dict`: what PyTorch does not have
-OF_GROUPS = ("slot_dtype", "slot_dtype_min_size")  # keywords that a group may have, too
+OF_GROUPS = ("slot_dtype", "slot_dtype_min_size", "master")  # keywords that a group may have, too
 EMA = "ema"  # the name of the averages in the state of parameters
 KEYWORDS = Keywords(
-    ("nonfinite", "slot_dtype", "slot_dtype_min_size", "seed"),
+    ("nonfinite", "slot_dtype", "slot_dtype_min_size", "master", "seed"),
     max_grad_norm=number(default=None, above=0, optional=True),
     ema=number(default=None, above=0, below=1, optional=True),
 )
@@ -32,6 +34,7 @@ class Arguments(TypedDict, total=False):
     nonfinite: Literal["ignore", "skip", "raise"]
     slot_dtype: Literal["bfloat16", "8bit"] | None
     slot_dtype_min_size: int
+    master: bool
     seed: int
 
 
@@ -51,11 +54,15 @@ class Extended(torch.optim.Optimizer):
         "ignore" updates anyway, "skip" changes nothing and counts the step in `skipped`, "raise" changes nothing
         and raises ValueError.
     slot_dtype : {None, "bfloat16", "8bit"}
-        How slots are stored: in the dtype of their parameter, or in 2 bytes or about 1 byte an element, rounded
-        stochastically. In 8 bits, the state has the tensors `exp_avg_codes` and `exp_avg_scales` for `exp_avg`.
-        A group of parameters can have its own, and its own `slot_dtype_min_size`.
+        How slots are stored: in the dtype of their parameter (float32 if that has 16 bits), or in 2 bytes or about
+        1 byte an element, rounded stochastically. In 8 bits, the state has the tensors `exp_avg_codes` and
+        `exp_avg_scales` for `exp_avg`.
     slot_dtype_min_size : int
-        Slots of parameters with fewer elements, by default 4096, keep the dtype of the parameter.
+        Slots of parameters with fewer elements, by default 4096, are not stored in fewer bytes.
+    master : bool
+        Whether the state of parameters of 16 bits keeps what these leave out of float32 numbers, "master", so that
+        they train as in float32. Without it, bfloat16 is rounded stochastically; float16 is an error.
+        A group of parameters can have its own `slot_dtype`, `slot_dtype_min_size` and `master`.
     seed : int
         Seed of the stochastic rounding, from 0 to 2^64 - 1.
 
@@ -73,6 +80,7 @@ class Extended(torch.optim.Optimizer):
     nonfinite: str = keyword()
     slot_dtype: str | None = keyword()
     slot_dtype_min_size: int = keyword()
+    master: bool = keyword()
     seed: int = keyword()
     skipped: int = 0
     grad_norm: float | None = None
@@ -120,7 +128,7 @@ class Extended(torch.optim.Optimizer):
         ------
         TypeError, ValueError
             If it holds variables of fastvar; `fastvar.torch` and `fastvar.optimizers` have optimizers for these.
-            Or if its `slot_dtype` or `slot_dtype_min_size` is wrong.
+            Or if its `slot_dtype`, `slot_dtype_min_size` or `master` is wrong.
         """
         self._refuse_variables(param_group)
         if isinstance(param_group, dict):
@@ -192,8 +200,11 @@ class Extended(torch.optim.Optimizer):
 
     def copy_averages(self) -> None:
         """Overwrite the parameters with their averages. Call it when training ends."""
-        pairs = self._averages()
-        assign([p for p, _ in pairs], [average for _, average in pairs])
+        for p, average in self._averages():
+            if MASTER in self.state[p]:
+                masters.write(p, self.state[p][MASTER], average)
+            else:
+                assign([p], [average])
 
 
 @torch.no_grad()

@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastvar import buffers
 from fastvar.buffers import Array
+from fastvar.checkpoint.pytorch import as_array
+from fastvar.formats import Master
 from fastvar.kernels.atomic import Uninterrupted
 from fastvar.optimizer import given
 from fastvar.optimizer.options import Options
 from fastvar.optimizer.planning import PARALLEL
 from fastvar.optimizer.quantized import Quantized
 from fastvar.torch.optim import parts, planning, reading, slot_formats
-from fastvar.torch.optim.keywords import KEYWORDS, OF_GROUPS
+from fastvar.torch.optim.keywords import EMA, KEYWORDS, OF_GROUPS
 from fastvar.torch.optim.layouts import Copies, order_of
+from fastvar.torch.optim.masters import MASTER
 
 
 class Counting:
@@ -53,6 +57,8 @@ class TensorPlace:
     regularizer: None = None
     constraint: None = None
 
+    rest: Array | None = None  # what its master keeps
+
     def __init__(self, value: Array, name: str) -> None:
         self.value: Array = value
         self.name: str = name
@@ -62,11 +68,11 @@ class TensorPlace:
         self.dtype: np.dtype[Any] = value.dtype
 
     @property
-    def memory(self) -> Array:
-        return self.value
+    def memory(self) -> Array | Master:
+        return self.value if self.rest is None else Master(self.value, self.rest)
 
     def _keep_master(self) -> None:
-        """Do nothing: tensors of 16 bits are refused."""
+        """Do nothing: `rest` is there if there is to be one."""
 
     def _zeroing(self, gradient: Any) -> tuple[Any, Any]:
         raise NotImplementedError  # torch.optim.Optimizer.zero_grad does it
@@ -115,14 +121,14 @@ class MeasuringPlan(planning.TensorPlan):
     def _slot(self, part: parts.Part, name: str, i: int, found: Any) -> Any:
         """Return a slot: the one found, a copy of it, or a new one."""
         p, label = self.members[i], f"slot {name} of {self.names[i]}"
-        shape = torch.Size(part.rule.slot_shape(name, p))
+        shape, dtype = torch.Size(part.rule.slot_shape(name, p)), reading.arithmetic(p)
         if shape == p.shape:
             return super()._slot(part, name, i, found)
         if found is None:
-            return p.new_zeros(shape, requires_grad=False)
+            return p.new_zeros(shape, dtype=dtype, requires_grad=False)
         memory = reading.READER.memory(found)
-        if memory is None or (found.shape, found.dtype) != (shape, p.dtype):
-            wanted = f"a dense {p.dtype} tensor of shape {tuple(shape)} on the CPU"
+        if memory is None or (found.shape, found.dtype) != (shape, dtype):
+            wanted = f"a dense {dtype} tensor of shape {tuple(shape)} on the CPU"
             raise reading.refused(self.owner, label, found, wanted)
         return found if found.is_contiguous() else found.contiguous()
 
@@ -132,21 +138,22 @@ class MeasuringPlan(planning.TensorPlan):
         self.copies: Copies = Copies(self.owner)
         by_rows = update.matrices or update.keeps_directions
         self.orders: list[tuple[int, ...] | None] = [None if by_rows else order_of(p) for p in self.members]
-        places: list[Any] = [self._place(p, i, self.names[i]) for i, p in enumerate(self.members)]
+        places: list[Any] = [self._member(i) for i in range(len(self.members))]
         slots: dict[str, list[Any]] = {name: [None] * len(places) for name in self.rule.slots}
         for i, of in enumerate(self.all_slots):
             for name, slot in of.items():
                 place: Any = self._place(slot, i, f"slot {name} of {self.names[i]}")
                 scales = self.scales[i].get(name)
                 if scales is not None:
-                    place = Quantized(place.value, slot_formats.flat(scales), places[i].dtype, name)
+                    dtype = buffers.arithmetic(places[i].dtype)
+                    place = Quantized(place.value, slot_formats.flat(scales), dtype, name)
                 slots[name][i] = place
         if self.ema:
             slots["average"] = [
                 self._place(average, i, f"average of {self.names[i]}")
-                for i, (average,) in enumerate(self.averages)
+                for i, average in enumerate(of[EMA] for of in self.beside)
             ]
-        formats = [{name: part.keywords[name] for name in OF_GROUPS} for part in self.parts]
+        formats = [{name: part.keywords[name] for name in OF_GROUPS if name != "master"} for part in self.parts]
         given.take(self.rule, [places[part.members] for part in self.parts], slots, formats)
         self.members_as_arrays = [place.value for place in places]
         self.parallel = sum(place.size for place in places) >= PARALLEL
@@ -162,6 +169,13 @@ class MeasuringPlan(planning.TensorPlan):
         self._set_hyperparameters()
         self.rule._refreshed()  # it refuses memory that is shared
         self.copies.check(self._named(self.all_slots))
+
+    def _member(self, i: int) -> TensorPlace:
+        """Return the memory of a member, with what its master keeps."""
+        place, rest = self._place(self.members[i], i, self.names[i]), self.beside[i].get(MASTER)
+        if rest is not None:
+            place.rest = self._place(rest, i, f"master of {self.names[i]}").value
+        return place
 
     def _place(self, tensor: Any, i: int, name: str) -> TensorPlace:
         """Return the memory of member `i`, or of a slot: with the axes in its order, or of a contiguous copy."""
@@ -234,7 +248,7 @@ class MeasuringPlan(planning.TensorPlan):
         arrays: list[Any] = reading.READER.arrays(tensors)
         for i, order in enumerate(self.orders):
             if arrays[i] is None and tensors[i] is not None:  # NumPy has no bfloat16
-                arrays[i : i + 1] = reading.READER.arrays([tensors[i].to(self.members[i].dtype)])
+                arrays[i] = as_array(tensors[i])
             if arrays[i] is not None:
                 lying = arrays[i] if order is None else arrays[i].transpose(order)
                 arrays[i] = np.asarray(lying, order="C")  # a copy if the member has one

@@ -11,19 +11,22 @@ import numpy as np
 import torch
 
 from fastvar import buffers, kernels, threads
+from fastvar.formats import Master
 from fastvar.kernels import rounding
 from fastvar.kernels.atomic import Uninterrupted
 from fastvar.kernels.tensors import Places, Watch
 from fastvar.optimizer.clipping import norm_of_all
 from fastvar.optimizer.planning import PARALLEL
 from fastvar.optimizer.step import not_finite
-from fastvar.torch.optim import slot_formats
+from fastvar.torch.optim import masters, slot_formats
 from fastvar.torch.optim.keywords import EMA
+from fastvar.torch.optim.masters import MASTER
 from fastvar.torch.optim.parts import REFUSED, Part
 from fastvar.torch.optim.reading import CLASSES, READER, check, instead_of, is_sparse, refused, why_copied
 
 CLIP_EPSILON = 1e-6  # what `torch.nn.utils.clip_grad_norm_` adds to the norm
-ALIKE = ("shape", "dtype", "device", "layout")  # what a slot has in common with its parameter
+ALIKE = ("shape", "device", "layout")  # what a slot has in common with its parameter
+BESIDE = {EMA: "average", MASTER: "master"}  # names in the state, and in messages
 SPARSE = "; SGD, Adagrad and SparseAdam take sparse gradients"
 advance: Callable[[Any], None] = torch.autograd.graph.increment_version
 
@@ -68,13 +71,11 @@ class TensorPlan:
                 self.numbers_of.append(n)
             part.members = slice(first, len(self.members))
         self.parts: list[Part] = [part for part in self.groups if part.members.stop > part.members.start]
-        stored = any(part.keywords["slot_dtype"] for part in self.groups)
-        self.counted: bool = optimizer.counts_steps or stored  # random bits depend on the count
+        rounded = any(part.keywords["slot_dtype"] or not part.keywords["master"] for part in self.groups)
+        self.counted: bool = optimizer.counts_steps or rounded  # random bits depend on the count
         if self.members:
             self._take_tensors(optimizer)
-            lying = zip(self.members, self.slots, self.averages, strict=True)
-            tensors: list[Any] = [[p, *slots.values(), *average] for p, slots, average in lying]
-            self.watch: Watch = Watch(READER, lists, self.numbers_of, tensors)
+            self.watch: Watch = Watch(READER, lists, self.numbers_of, [*self._lying()])
             self.places_of_scales: Places = Places(READER, [x for of in self.scales for x in of.values()])
             self._make_plan()
 
@@ -99,7 +100,7 @@ class TensorPlan:
         """Find the slots and counts of members, and make what there is not."""
         self.slots: list[dict[str, Any]] = []  # of each member; codes of those in 8 bits
         self.scales: list[dict[str, Any]] = []
-        self.averages: list[list[Any]] = []  # of each member: none or one
+        self.beside: list[dict[str, Any]] = []  # its average, and what its master keeps, if there are any
         self.averaged: bool = not self.ema or any(EMA in of for of in optimizer.state.values())
         self.new_state: list[tuple[Any, dict[str, Any]]] = []
         begun: list[float] = []
@@ -110,12 +111,15 @@ class TensorPlan:
                 self.check_parameter(self.owner, self.names[i], p)
                 self.slots.append({})
                 self.scales.append({})
-                found = {n: slot_formats.found_in(state, n) for n in part.slots if part.rule.has_slot(n, p)}
+                keeps: bool = part.keywords["master"]
+                self.beside.append(masters.kept_of(self.owner, self.names[i], p, state, keeps))
+                begun_state = state if masters.has_begun(p, state) else {}
+                found = {n: slot_formats.found_in(begun_state, n) for n in part.slots if part.rule.has_slot(n, p)}
                 for name, slot in found.items():
                     self._take_slot(part, name, i, slot)
-                average = {EMA: self._slot(part, EMA, i, state.get(EMA))} if self.ema else {}
-                self.averages.append([*average.values()])
-                self.new_state.append((p, self._kept_of(i, part, state) | average))
+                if self.ema:
+                    self.beside[i][EMA] = self._slot(part, EMA, i, state.get(EMA))
+                self.new_state.append((p, self._kept_of(i, part, state) | self.beside[i]))
                 whole = all(slot is not None for slot in found.values())
                 begun.append(float(state.get("step", 0.0)) if self.counted else float(whole))
                 left.append([float(state.get(name, 0.0)) for name in self.carries])
@@ -131,7 +135,7 @@ class TensorPlan:
             self.slots[i][name] = self._slot(part, name, i, slot_formats.decoded(self.owner, label, found, p))
             return
         if found is None and (first := part.rule.initial(name, p, part.hyper)):
-            found = torch.full_like(p, first, requires_grad=False)
+            found = masters.full(p, first)
         if wanted == "bfloat16":
             self.slots[i][name] = slot_formats.in_bfloat16(self.owner, label, found, p)
         else:
@@ -158,26 +162,38 @@ class TensorPlan:
         """Return a slot that lies like its parameter: the one found, a copy of it, or a new one."""
         p, label = self.members[i], f"slot {name} of {self.names[i]}"
         if found is None and (name == EMA or name in part.rule.weight_copies):
-            return torch.empty_like(p, requires_grad=False).copy_(p.detach())
+            return masters.exact(p, self.beside[i].get(MASTER))
         if found is None:
-            return torch.full_like(p, part.rule.initial(name, p, part.hyper), requires_grad=False)
+            return masters.full(p, part.rule.initial(name, p, part.hyper))
         same = isinstance(found, torch.Tensor) and all(getattr(found, k) == getattr(p, k) for k in ALIKE)
         if same and READER.memory(found, like=p) is None:
-            found = torch.empty_like(p, requires_grad=False).copy_(found.detach())
+            found = masters.like(p, found)
         check(self.owner, label, found, p)
         return found
 
+    def _lying(self) -> Iterator[list[Any]]:
+        """Yield the tensors that lie as a member does, for each: itself, its slots, and what is beside it."""
+        of_members = zip(self.members, self.slots, self.beside, strict=True)
+        yield from ([p, *slots.values(), *beside.values()] for p, slots, beside in of_members)
+
     def _named(self, slots: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
         """Yield all tensors that a step updates, with these slots, and their names."""
-        for name, p, of, averages in zip(self.names, self.members, slots, self.averages, strict=True):
+        for name, p, of, beside in zip(self.names, self.members, slots, self.beside, strict=True):
             yield name, p
             yield from ((f"slot {slot} of {name}", x) for slot, x in of.items())
-            yield from ((f"average of {name}", x) for x in averages)
+            yield from ((f"{BESIDE[what]} of {name}", x) for what, x in beside.items())
 
     def _array(self, tensor: Any, label: str) -> Any:
-        if tensor.dtype is torch.uint8:  # codes
+        if not tensor.is_floating_point():  # codes, or lower bits
             return slot_formats.flat(tensor)
         return buffers.array_at(READER.memory(tensor), f"{self.owner}: {label}")
+
+    def _beside(self, what: str) -> list[Any]:
+        """Return the memory of the average or the master of each member, None if it has none."""
+        return [
+            self._array(of[what], f"{BESIDE[what]} of {name}") if what in of else None
+            for of, name in zip(self.beside, self.names, strict=True)
+        ]
 
     def _memory(self, i: int, slot: str) -> Any:
         """Return the memory of a slot of a member as plans take it."""
@@ -189,19 +205,17 @@ class TensorPlan:
         """Make the compiled plan, in which the members of a part share scalars."""
         part_of = [k for k, part in enumerate(self.parts) for _ in self.members[part.members]]
         rules = [part.rule.rule() for part in self.parts]
-        weights = [self._array(p, name) for p, name in zip(self.members, self.names, strict=True)]
-        slots = [[self._memory(i, name) for name in of] for i, of in enumerate(self.slots)]
-        averages = [
-            self._array(x, f"average of {name}")
-            for of, name in zip(self.averages, self.names, strict=True)
-            for x in of
+        self.members_as_arrays: list[Any] = [
+            self._array(p, name) for p, name in zip(self.members, self.names, strict=True)
         ]
-        self.plan: Any = kernels.Plan(self.owner, rules, self.names, weights, slots, part_of, averages or None)
+        pairs = zip(self.members_as_arrays, self._beside(MASTER), strict=True)
+        weights = [array if rest is None else Master(array, rest) for array, rest in pairs]
+        slots = [[self._memory(i, name) for name in of] for i, of in enumerate(self.slots)]
+        self.plan: Any = kernels.Plan(self.owner, rules, self.names, weights, slots, part_of, self._beside(EMA))
         self.plan.stages["average"] = (self.averaged and self.ema) or 0.0  # at first, a copy
-        self.members_as_arrays: list[Any] = weights
         self.scalars_of_members: bool = False  # whether every member has scalars of its own
         self.conditions: list[tuple[float, float, float]] = [(1.0, 0.0, 0.0)] * len(self.parts)
-        self.parallel: bool = sum(w.size for w in weights) >= PARALLEL
+        self.parallel: bool = sum(w.size for w in self.members_as_arrays) >= PARALLEL
 
     # Steps.
 
@@ -293,14 +307,11 @@ class TensorPlan:
     def _commit(self, optimizer: Any) -> None:
         """Put slots and counts into the optimizer's state."""
         for i, (p, kept) in enumerate(self.new_state):
-            if kept:
-                state = optimizer.state[p]
-                for name in self.slots[i]:
-                    for former in {*slot_formats.names_of(name)} & state.keys() - kept.keys():
-                        del state[former]
-                state.update(kept)
-            if not self.ema and EMA in optimizer.state.get(p, ()):
-                del optimizer.state[p][EMA]
+            state = optimizer.state[p] if kept else optimizer.state.get(p, {})
+            ours = {EMA, MASTER}.union(*map(slot_formats.names_of, self.slots[i]))
+            for former in ours & state.keys() - kept.keys():
+                del state[former]
+            state.update(kept)
         self.new_state = []
         self.watch.remember(optimizer.state)
 

@@ -6,20 +6,30 @@ from typing import Any
 
 import torch
 
+from fastvar.formats import OF_MASTERS
 from fastvar.kernels.tensors import Reader
 
 CLASSES = (torch.Tensor, torch.nn.Parameter)
 READER = Reader(CLASSES, torch.strided)
+KEPT = {getattr(torch, name): getattr(torch, kept.name) for name, kept in OF_MASTERS.items()}
+"""The dtypes of parameters of 16 bits, and those of what masters keep of them."""
+
+
+def arithmetic(p: Any) -> Any:
+    """Return the dtype in which rules compute for a parameter: that of its slots, unless they have a format."""
+    return torch.float32 if p.dtype in KEPT else p.dtype
 
 
 def check(owner: str, label: str, tensor: Any, like: Any = None) -> None:
     """Raise the error of a parameter, or a slot `like` its parameter, that kernels cannot update."""
-    real = isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.float32, torch.float64)
+    known = (torch.float32, torch.float64, *(KEPT if like is None else ()))
+    real = isinstance(tensor, torch.Tensor) and tensor.dtype in known
     if real and like is not None and tensor.shape != like.shape:
         raise ValueError(f"{owner}: {label} must have the shape {(*like.shape,)} of it, got {(*tensor.shape,)}")
     good = real and not tensor.is_inference() and READER.memory(tensor, like) is not None
-    if not good or (like is not None and like.dtype != tensor.dtype):
-        raise refused(owner, label, tensor, "a dense float32 or float64 tensor on the CPU")
+    if not good or (like is not None and arithmetic(like) != tensor.dtype):
+        kinds = "float32, float64, bfloat16 or float16" if like is None else f"{arithmetic(like)}"
+        raise refused(owner, label, tensor, f"a dense {kinds} tensor on the CPU")
 
 
 def is_sparse(gradient: Any) -> bool:

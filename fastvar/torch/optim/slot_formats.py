@@ -1,8 +1,8 @@
 """Slots of tensors in bfloat16 and in 8 bits.
 
 In 8 bits, the state of a parameter holds two tensors for a slot: `exp_avg_codes`, of the shape of the parameter,
-and `exp_avg_scales`. When PyTorch loads these and slots in bfloat16, it casts them to the dtype of the parameter.
-That loses nothing, and is undone.
+and `exp_avg_scales`. When PyTorch loads a state, it casts all tensors to the dtype of the parameter. That is
+undone for these, for slots in bfloat16, and for everything of parameters of 16 bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastvar.buffers import Array
 from fastvar.formats import Codes, groups_of
 from fastvar.kernels.numpy_formats import NEAREST, decode_codes, encode_codes
 from fastvar.optimizer.slots import stored_slots
-from fastvar.torch.optim.reading import check, refused
+from fastvar.torch.optim.reading import KEPT, arithmetic, check, refused
 
 CODES, SCALES = "_codes", "_scales"  # at the end of the names of slots in 8 bits
 
@@ -42,7 +42,7 @@ def names_of(name: str) -> tuple[str, ...]:
 
 
 def cast_back(optimizer: Any, state_dict: dict[str, Any]) -> None:
-    """Give slots that PyTorch has cast when it loaded a state the dtypes that they have there."""
+    """Let tensors that PyTorch has cast when it loaded a state be those that are there."""
     here, there = (
         [p for group in groups for p in group["params"]]
         for groups in (optimizer.param_groups, state_dict["param_groups"])
@@ -50,20 +50,26 @@ def cast_back(optimizer: Any, state_dict: dict[str, Any]) -> None:
     for p, number in zip(here, there, strict=True):
         state = optimizer.state.get(p, {})
         for name, saved in state_dict["state"].get(number, {}).items():
-            if isinstance(saved, torch.Tensor) and (
-                saved.dtype is torch.bfloat16 or name.endswith((CODES, SCALES))
-            ):
-                state[name] = state[name].to(saved.dtype)
+            if not isinstance(saved, torch.Tensor) or name == "step" or saved.dtype == state[name].dtype:
+                continue
+            if p.dtype in KEPT or saved.dtype is torch.bfloat16 or name.endswith((CODES, SCALES)):
+                state[name] = saved.to(p.device, copy=True)
 
 
 def decoded(owner: str, label: str, found: Any, p: Any) -> Any:
-    """Return a slot that was found in the dtype of its parameter; other dtypes than formats of slots unchanged."""
+    """Return a slot that was found in the dtype in which rules compute.
+
+    Other dtypes than formats of slots stay as they are. But slots of parameters of 16 bits may have any: PyTorch's
+    own have 16 bits.
+    """
     if isinstance(found, tuple):
         stored = Codes(*map(flat, checked_pair(owner, label, found, p)))
-        values = torch.empty_like(p, requires_grad=False)
+        values = torch.empty_like(p, dtype=arithmetic(p), requires_grad=False)
         flat(values)[...] = decode_codes(stored)
         return values
-    return found.to(p.dtype) if isinstance(found, torch.Tensor) and found.dtype is torch.bfloat16 else found
+    if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+        return found
+    return found.to(arithmetic(p)) if found.dtype is torch.bfloat16 or p.dtype in KEPT else found
 
 
 def in_bfloat16(owner: str, label: str, found: Any, p: Any) -> Any:

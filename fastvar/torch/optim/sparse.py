@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fastvar import buffers
+from fastvar.checkpoint.pytorch import as_array
 from fastvar.kernels.atomic import Uninterrupted
 from fastvar.optimizers import Adam
 from fastvar.slices import IndexedSlices
@@ -67,10 +68,8 @@ class RowsPlan(TensorPlan):
                 self.check_gradient(self.owner, f"gradient of {name}", p.grad, p)
         self.sparse_axes: list[int] = [axes_of(p) for p in self.members]
         super()._take_tensors(optimizer)
-        tensors = zip(self.members, self.slots, self.averages, self.sparse_axes, strict=True)
-        self.axes: dict[int, int] = {
-            id(x): axes for p, of, more, axes in tensors for x in (p, *of.values(), *more)
-        }
+        tensors = zip(self._lying(), self.sparse_axes, strict=True)
+        self.axes: dict[int, int] = {id(x): axes for lying, axes in tensors for x in lying}
         self.copies: Copies = Copies(self.owner)
 
     def _array(self, tensor: Any, label: str) -> Any:
@@ -124,8 +123,6 @@ class RowsPlan(TensorPlan):
 
     def _dense(self, gradient: Any, i: int) -> Any:
         """Return the memory of a dense gradient that lies as its parameter does, or of a contiguous copy."""
-        if gradient.dtype is torch.bfloat16:  # which NumPy lacks
-            gradient = gradient.float()
         if self.sparse_axes[i] != FLAT:
             gradient = gradient.contiguous()
         array = buffers.array_at(READER.memory(gradient), self.owner, gradient)
@@ -184,9 +181,7 @@ def rows_of(shape: Any, axes: int) -> tuple[int, int]:
 def slices_of(gradient: Any, p: Any) -> IndexedSlices:
     """Return a sparse gradient of a parameter as rows."""
     values, indices, axes = gradient._values().detach().resolve_neg(), gradient._indices(), gradient.sparse_dim()
-    if values.dtype is torch.bfloat16:  # which NumPy lacks
-        values = values.to(p.dtype)
     rows = indices[0]
     for k in range(1, axes):
         rows = rows * p.shape[k] + indices[k]
-    return IndexedSlices(values.reshape(-1, rows_of(p.shape, axes)[1]).numpy(), rows.numpy())
+    return IndexedSlices(as_array(values.reshape(-1, rows_of(p.shape, axes)[1])), rows.numpy())

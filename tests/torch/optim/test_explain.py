@@ -64,24 +64,25 @@ FOR_SPARSE = "; SGD, Adagrad and SparseAdam take sparse gradients"
 
 @every_class
 def test_all_that_is_refused_is_listed(name: str) -> None:
-    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).half(), torch.nn.Linear(2, 2))
-    net[2].to(torch.bfloat16)
+    dtypes = [torch.bfloat16, torch.complex64, torch.complex128]
+    net = torch.nn.Sequential(*(torch.nn.Linear(2, 2, dtype=dtype) for dtype in dtypes))
     optimizer = getattr(ours, name)(net.named_parameters())
     give_gradients([*net.parameters()], 0)
-    net[0].bias.grad = torch.ones(2).to_sparse()
+    net[0].bias.grad = torch.ones(2, dtype=torch.bfloat16).to_sparse()
     refused = ours.explain(optimizer).refused
     instead = f"; use torch.optim.{name}" if hasattr(torch.optim, name) else ""
     tensor = (
-        f"{name}: {{}} must be a dense float32 or float64 tensor on the CPU, got torch.{{}}, torch.strided on cpu"
+        f"{name}: {{}} must be a dense float32, float64, bfloat16 or float16 tensor on the CPU, "
+        "got torch.{}, torch.strided on cpu"
     )
     sparse = (
-        f"{name}: gradient of 0.bias must be a dense tensor on the CPU, got torch.float32, "
+        f"{name}: gradient of 0.bias must be a dense tensor on the CPU, got torch.bfloat16, "
         f"torch.sparse_coo on cpu (Tensor){FOR_SPARSE}"
     )
     assert refused == [
         *([] if name in ("SGD", "Adagrad") else [sparse]),
-        *(tensor.format(f"1.{p}", "float16") + f" (Parameter){instead}" for p in ("weight", "bias")),
-        *(tensor.format(f"2.{p}", "bfloat16") + f" (Parameter){instead}" for p in ("weight", "bias")),
+        *(tensor.format(f"1.{p}", "complex64") + f" (Parameter){instead}" for p in ("weight", "bias")),
+        *(tensor.format(f"2.{p}", "complex128") + f" (Parameter){instead}" for p in ("weight", "bias")),
     ]
     before = bytes_of(optimizer, [*net.parameters()])
     with pytest.raises(TypeError) as error:

@@ -25,7 +25,7 @@ from tests.support.torch_tensors import (
 KEYWORDS = {"max_grad_norm": 0.5, "ema": 0.75, "nonfinite": "skip"}
 DEFAULTS = {
     **{"max_grad_norm": None, "ema": None, "nonfinite": "ignore"},
-    **{"slot_dtype": None, "slot_dtype_min_size": 4096, "seed": 0},
+    **{"slot_dtype": None, "slot_dtype_min_size": 4096, "master": True, "seed": 0},
 }
 every_class = pytest.mark.parametrize("name", CLASSES)
 every_class_of_pytorch = pytest.mark.parametrize("name", NAMES)
