@@ -128,7 +128,7 @@ def integer(
     return Parameter(default, check, kw_only=kw_only, per_group=per_group, numeric=False)
 
 
-def flag(*, default: bool, kw_only: bool = False) -> Any:
+def flag(*, default: bool, kw_only: bool = False, per_group: bool = False) -> Any:
     """Declare True or False."""
 
     def check(value: Any) -> bool:
@@ -136,7 +136,7 @@ def flag(*, default: bool, kw_only: bool = False) -> Any:
             raise TypeError(f"must be True or False, got {value!r}")
         return value
 
-    return Parameter(default, check, kw_only=kw_only, per_group=False, numeric=False)
+    return Parameter(default, check, kw_only=kw_only, per_group=per_group, numeric=False)
 
 
 def text(*, default: str | None, kw_only: bool = False) -> Any:

@@ -67,7 +67,7 @@ class Options(Declared):
         *formats.OF_SLOTS, default=None, optional=True, kw_only=True, per_group=True
     )
     slot_dtype_min_size: int = integer(default=4096, low=0, kw_only=True, per_group=True)
-    master: bool = flag(default=True, kw_only=True)
+    master: bool = flag(default=True, kw_only=True, per_group=True)
     seed: int = integer(default=0, low=0, kw_only=True)
     name: str | None = text(default=None, kw_only=True)
 

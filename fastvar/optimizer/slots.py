@@ -31,10 +31,10 @@ def demand(rule: Rule, variables: Sequence[Place]) -> tuple[object, ...]:
     given = rule._parameters.get  # a class without the options has none of these
     kinds = tuple(map(rule.kind_of, variables)) if rule.overrides("kind_of") else ()
     adaptive = given("adaptive_clipnorm") is not None
-    options = given("master"), given("use_ema"), given("gradient_accumulation_steps"), adaptive, given("name")
+    options = given("use_ema"), given("gradient_accumulation_steps"), adaptive, given("name")
     stored: tuple[object, ...] = ()
     if "slot_dtype" in rule.parameters:
-        stored = tuple((group.slot_dtype, group.slot_dtype_min_size) for group in rule.groups)
+        stored = tuple((group.slot_dtype, group.slot_dtype_min_size, group.master) for group in rule.groups)
     return tuple(rule.slots), kinds, options, stored
 
 
@@ -66,8 +66,9 @@ def keep(rule: Rule, state: State) -> bool:
     asked_for = demand(rule, state.variables)
     if asked_for == state.asked_for:
         return False
-    for v in state.variables if rule._parameters.get("master") else ():
-        v._keep_master()
+    for group in rule.groups if "master" in rule.parameters else ():
+        for v in group.variables if group.master else ():
+            v._keep_master()
     slots = _slots(rule, state)
     numbers = first_numbers(rule, len(state.variables))
     for name, number in state.numbers.items():

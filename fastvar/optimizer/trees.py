@@ -160,20 +160,20 @@ def _key(owner: str, entry: Any, keys: tuple[str, ...]) -> str | None:
 def check_variables(owner: str, groups: list[dict[str, Any]], master: bool | None) -> None:
     """Check that there are variables, that an optimizer can update them, and that none occurs twice.
 
-    `master` is the option; None is that of an optimizer that cannot update 16 bits.
+    `master` is the option where a group has none; None is that of an optimizer that cannot update 16 bits.
     """
     for k, group in enumerate(groups):
         if not group["variables"]:
             what = f"group {k}" if len(groups) > 1 else "build"
             raise ValueError(f"{owner}: {what} must be given variables, got none")
     seen: set[Any] = set()
-    for i, v in enumerate(v for group in groups for v in group["variables"]):
+    for i, (v, own) in enumerate((v, group) for group in groups for v in group["variables"]):
         if not isinstance(v, Variable):
             raise TypeError(f"{owner}: variables must be fastvar.Variable, got {type(v).__name__}")
         if not (v.dtype in buffers.REAL if master is None else buffers.trained(v.dtype)):
             kinds = "float32 or float64" if master is None else "float32, float64, bfloat16 or float16"
             raise TypeError(f"{owner}: {label(v, i)} must be {kinds}, got {v.dtype}")
-        if v.dtype == np.float16 and not master and v.master is None:
+        if v.dtype == np.float16 and not own.get("master", master) and v.master is None:
             raise ValueError(f"{owner}: {label(v, i)} is float16, which needs master=True")
         if id(v) in seen or v._name in seen:
             raise ValueError(f"{owner}: {label(v, i)} comes twice")

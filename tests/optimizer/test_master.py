@@ -343,6 +343,34 @@ def test_a_master_can_be_asked_for_later() -> None:
     train(optimizer, of, 5)
 
 
+def test_groups_have_their_own_master() -> None:
+    """Every variable ends with the bits that it has if all have its `master`."""
+    ends = []
+    for master in (True, False):
+        of = variables(BFLOAT16)
+        train(fv.optimizers.Adam(0.1, master=master), of)
+        ends.append([v.numpy() for v in of])
+    of, optimizer = variables(BFLOAT16), fv.optimizers.Adam(0.1)
+    optimizer.build([of[0], {"variables": of[1:], "master": False}])
+    train(optimizer, of)
+    for i, v in enumerate(of):
+        assert_same_bits(v.numpy().view("u2"), ends[i > 0][i].view("u2"))
+        assert (v.master is None) == (i > 0)
+    optimizer.groups[1].master = True
+    assert all(v.master is not None for v in of)
+
+
+def test_a_group_of_float16_needs_a_master() -> None:
+    of = variables(np.float16)
+    with pytest.raises(ValueError, match="Adam: 'v1' is float16, which needs master=True"):
+        fv.optimizers.Adam().build([of[0], {"variables": of[1:], "master": False}])
+    fv.optimizers.Adam(master=False).build([{"variables": of, "master": True}])
+    with pytest.raises(TypeError, match="Adam: master must be True or False, got 1"):
+        fv.optimizers.Adam().build([{"variables": variables(BFLOAT16), "master": 1}])
+    with pytest.raises(AttributeError, match="LBFGS: a group has no 'master'"):
+        fv.optimizers.LBFGS().build([{"variables": [fv.Variable([1.0])], "master": True}])
+
+
 def test_a_variable_keeps_its_master() -> None:
     of, expected = variables(BFLOAT16), like(BFLOAT16)
     fv.optimizers.Adam().build(of)

@@ -153,7 +153,7 @@ class MeasuringPlan(planning.TensorPlan):
                 self._place(average, i, f"average of {self.names[i]}")
                 for i, average in enumerate(of[EMA] for of in self.beside)
             ]
-        formats = [{name: part.keywords[name] for name in OF_GROUPS if name != "master"} for part in self.parts]
+        formats = [{name: part.keywords[name] for name in OF_GROUPS} for part in self.parts]
         given.take(self.rule, [places[part.members] for part in self.parts], slots, formats)
         self.members_as_arrays = [place.value for place in places]
         self.parallel = sum(place.size for place in places) >= PARALLEL
