@@ -13,9 +13,9 @@ from fastvar.checkpoint.file_format import CheckpointError
 from fastvar.checkpoint.foreign import load_foreign
 from fastvar.checkpoint.inspection import inspect, inspect_folder, verify
 from fastvar.checkpoint.manager import CheckpointManager
-from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.saver import Saver, written
+from fastvar.checkpoint.sets import CheckpointFile
 from fastvar.names import public as _public
 
 __all__ = [
@@ -45,7 +45,7 @@ def list_variables(path: str | os.PathLike[str]) -> list[tuple[str, tuple[int, .
     CheckpointError
         If the file is damaged or not a checkpoint.
     """
-    with File(written(path)) as file:
+    with CheckpointFile(written(path)) as file:
         return [(name, entry.shape) for name, entry in file.entries.items()]
 
 
@@ -59,7 +59,7 @@ def load_variable(path: str | os.PathLike[str], name: str) -> Array:
     CheckpointError
         If there is none of that name, or it is damaged.
     """
-    with File(written(path)) as file:
+    with CheckpointFile(written(path)) as file:
         return file.read(f"variables/{name}" if f"variables/{name}" in file.entries else name)
 
 

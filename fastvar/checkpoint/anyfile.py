@@ -14,6 +14,7 @@ from fastvar.checkpoint import file_format
 from fastvar.checkpoint.foreign import Foreign, open_foreign
 from fastvar.checkpoint.foreign.source import Opaque, open_regular
 from fastvar.checkpoint.reader import File
+from fastvar.checkpoint.sets import CheckpointFile
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -24,7 +25,7 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
 def open_any(path: str | os.PathLike[str], opaque: Opaque | None = None) -> File | Foreign:
     """Open a checkpoint of fastvar, or a file of another library, to which `opaque` applies."""
-    return File(path) if is_checkpoint(path) else open_foreign(path, opaque=opaque)
+    return CheckpointFile(path) if is_checkpoint(path) else open_foreign(path, opaque=opaque)
 
 
 def exported(file: File | Foreign) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A manager's notes on its saves: time and metrics in the state of the file, pins in a file beside it."""
+"""What fastvar itself notes of a save: time, metrics and part files in the state of the file, pins beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 _PREFIX = "$"  # the first character of keywords that are not the program's
 _NOTES = f"{_PREFIX}manager"
+PARTS = f"{_PREFIX}parts"  # in the commit file of a set: its part files
+PART = f"{_PREFIX}part"  # in a part file: what it holds
 PIN = ".pin"  # the suffix of the empty file that pins a checkpoint
 
 
@@ -20,7 +22,7 @@ class Notes(NamedTuple):
 
 
 def is_reserved(keyword: str) -> bool:
-    """Whether a keyword of state is the manager's and not the program's."""
+    """Whether a keyword of state is fastvar's own and not the program's."""
     return keyword.startswith(_PREFIX)
 
 

@@ -14,9 +14,10 @@ from fastvar.checkpoint.foreign import open_foreign
 from fastvar.checkpoint.foreign.source import Opaque
 from fastvar.checkpoint.masters import masters_of
 from fastvar.checkpoint.publishing import absolute, make_directory
-from fastvar.checkpoint.reader import File, prefetch
+from fastvar.checkpoint.reader import prefetch
 from fastvar.checkpoint.report import Restored, summary
 from fastvar.checkpoint.restore import Choice, NameMap, assign, prepare_import, prepare_restore
+from fastvar.checkpoint.sets import CheckpointFile
 from fastvar.checkpoint.writer import write
 from fastvar.kernels.turn import Hold
 from fastvar.optimizer import Optimizer
@@ -167,7 +168,7 @@ class Checkpoint(Shown):
         Parameters
         ----------
         path : str or path-like
-            The file.
+            The file; of a set of part files, the commit file.
         partial : bool
             Restore what matches by name, and leave the rest unchanged. By default everything must match.
         name_map : mapping or callable, optional
@@ -215,7 +216,7 @@ class Checkpoint(Shown):
         """
         prefetch(path)
         contents = self._contents()
-        with File(path) as file:
+        with CheckpointFile(path) as file:
             restored, commits, before = prepare_restore(contents, file, partial, name_map, hyperparameters, cast)
             assign(commits, before)
         return restored

@@ -16,12 +16,14 @@ import numpy as np
 from fastvar.buffers import Array
 from fastvar.checkpoint import file_format, publishing
 from fastvar.checkpoint.anyfile import exported, open_any
+from fastvar.checkpoint.bookkeeping import PARTS
 from fastvar.checkpoint.foreign import Foreign
 from fastvar.checkpoint.foreign.safetensors import METADATA, NAMES
 from fastvar.checkpoint.foreign.source import Opaque
 from fastvar.checkpoint.masters import is_master
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
+from fastvar.checkpoint.sets import CheckpointFile
 from fastvar.checkpoint.writer import write
 from fastvar.tables import count
 
@@ -70,7 +72,7 @@ def convert(
         Files. The source may be of any format that `load_foreign` reads, or a checkpoint.
     to : {"fastvar", "h5", "npz", "safetensors"}, optional
         By default the format of the target's ending; `.h5` is plain HDF5 if the source is a checkpoint, and a
-        checkpoint otherwise.
+        checkpoint otherwise. "fastvar" makes one checkpoint, with its state, of a set of part files.
     overwrite : bool
         Whether to replace an existing target.
     opaque : dtype or str, or mapping of str to these or None, optional
@@ -117,7 +119,12 @@ def convert(
             wanted = f"must end in {', '.join(_SUFFIXES)}, or give the format, as to='safetensors'"
             raise ValueError(f"{target}: {wanted}{_PICKLE * target.endswith(('.pt', '.pth'))}")
         if to == "fastvar" and isinstance(file, File):
-            raise ValueError(f"{file.path}: is a checkpoint already; copy the file")
+            if not (isinstance(file, CheckpointFile) and file.parts):
+                raise ValueError(f"{file.path}: is a checkpoint already; copy the file")
+            if weights_only or names or prefix:
+                raise ValueError("convert: a set becomes one whole file; leave out weights_only, names, prefix")
+            _merge(file, target, overwrite)
+            return []
         tensors = _Tensors(file, _renamed(file, weights_only, names, prefix))
         notes = [f"{note} (left out)" for note in file.notes] if isinstance(file, Foreign) else []
         if isinstance(file, File) and (file.state or any(name.startswith("state/") for name in file.entries)):
@@ -141,6 +148,18 @@ def convert(
         narrow = [name for name, spec in tensors.specs.items() if spec.dtype.name in file_format.EXTENDED]
         notes += [f"{name}: {tensors.specs[name].dtype} became float32" for name in narrow]
     return notes
+
+
+def _merge(file: CheckpointFile, target: str, overwrite: bool) -> None:
+    """Write a set of part files as one checkpoint, with its state."""
+    state = {keyword: value for keyword, value in file.state.items() if keyword != PARTS}
+    total = sum(entry.length for entry in file.entries.values())
+    with progress(f"converting to {os.path.basename(target)}", total) as advance:
+        arrays = {}
+        for name, entry in file.entries.items():
+            arrays[name] = file.read(name)
+            advance(entry.length)
+        write(target, arrays, state, step=file.step, replace=overwrite, saved=file.saved)
 
 
 def _renamed(file: File | Foreign, weights_only: bool, names: str | None, prefix: str | None) -> dict[str, str]:

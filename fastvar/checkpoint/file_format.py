@@ -46,8 +46,9 @@ TORCH = (
     "torch.save wrote it, as a pickle, which fastvar does not load; in PyTorch, write the state_dict by "
     "safetensors.torch.save_file, and import that by Checkpoint.import_weights"
 )
-_VERSION = 2
-READABLE = (1, 2)  # in version 1, entries of the manifest are objects, not rows (see `parse_manifest`)
+VERSION = 2
+OF_SETS = 3  # the version of a file that names part files (see parts.py), which older releases must not read alone
+READABLE = (1, 2, OF_SETS)  # in version 1, entries of the manifest are objects, not rows (see `parse_manifest`)
 # magic, version; file length, step; run, counter; offset, length, hash of manifest and of state;
 # hash of the metadata
 _FIELDS = struct.Struct("<12sI QQ 16sQ QQ16s QQ16s 16s")
@@ -159,19 +160,27 @@ class Record:
     manifest: Section
     state: Section
     metadata: str
-    version: int = _VERSION
+    version: int = VERSION
 
     def pack(self) -> bytes:
         """Return the 4096 bytes of the user block."""
+        body = self._body()
+        return body + xxhash.xxh3_128_digest(body)
+
+    @property
+    def root(self) -> str:
+        """The root hash: that of the record, and so of everything under its hashes."""
+        return xxhash.xxh3_128_hexdigest(self._body())
+
+    def _body(self) -> bytes:
         sections = []
         for section in (self.manifest, self.state):
             sections += [section.offset, section.length, bytes.fromhex(section.hash)]
         run = bytes.fromhex(self.saved.run)
-        body = _FIELDS.pack(
+        return _FIELDS.pack(
             *(MAGIC, self.version, self.length, self.step, run, self.saved.counter),
             *(*sections, bytes.fromhex(self.metadata)),
         ).ljust(_BODY, b"\0")
-        return body + xxhash.xxh3_128_digest(body)
 
     @classmethod
     def unpack(cls, block: bytes) -> Record:
@@ -298,7 +307,7 @@ def uncovered(regions: Iterable[tuple[int, int]], end: int) -> list[tuple[int, i
     return gaps
 
 
-def parse_manifest(text: bytes, version: int = _VERSION) -> dict[str, Entry]:
+def parse_manifest(text: bytes, version: int = VERSION) -> dict[str, Entry]:
     """Return the entries by name; ValueError, naming the tensor, for anything impossible.
 
     The text is a JSON object. The value of each name is a list of the fields of its entry, such as

@@ -7,11 +7,13 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastvar.checkpoint.bookkeeping import PIN, read_notes
-from fastvar.checkpoint.file_format import MAX_COUNTER, CheckpointError, failing
+from fastvar.checkpoint.file_format import MAX_COUNTER, CheckpointError, Record, failing
 from fastvar.checkpoint.locks import Lock
+from fastvar.checkpoint.part_list import beside, check_parts, is_part, part_list, remove_debris
 from fastvar.checkpoint.publishing import absolute, make_directory, sync_directory
 from fastvar.checkpoint.reader import peek
 from fastvar.checkpoint.retention import Found
@@ -62,7 +64,7 @@ class Folder:
                 names = set(os.listdir(self.directory))
             for name in filter(self._numbered, sorted(names)):
                 try:
-                    scan.found.append(self._look(name, name + PIN in names))
+                    scan.found.append(self._look(name, names))
                 except OSError as error:
                     if os.path.lexists(self._path(name)):  # true also for a broken link
                         ours = self._number(name) is not None and _may_be_file(self._path(name))
@@ -73,20 +75,24 @@ class Folder:
         scan.found.sort(key=lambda f: (f.counter, f.step, f.path))
         return scan
 
-    def _look(self, name: str, pinned: bool) -> Found:
-        path = self._path(name)
+    def _look(self, name: str, names: Container[str]) -> Found:
+        path, pinned = self._path(name), name + PIN in names
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{path}: not a file")
         identity = (status.st_ino, status.st_size, status.st_mtime_ns, pinned)
         if self._read.get(name, (None,))[0] != identity:
             record, state = peek(path)
+            parts = _whole(path, record, state)
             notes = read_notes(state, status.st_mtime)
             metrics = {key: value for key, value in notes.metrics.items() if type(value) is float}
             kept = pinned or self._number(name) is None  # not a name of ours: never remove it
-            found = Found(record.saved.counter, record.step, notes.time, path, metrics, kept)
+            found = Found(record.saved.counter, record.step, notes.time, path, metrics, kept, parts)
             self._read[name] = identity, found
-        return self._read[name][1]
+        found = self._read[name][1]
+        if lacking := [p for p in found.parts if p not in names and not os.path.lexists(beside(path, p))]:
+            raise CheckpointError(f"{beside(path, lacking[0])}: missing, and a part of {name}")
+        return found
 
     def next_counter(self) -> int:
         """Return the count for a new checkpoint, above all counts here, also those in names of damaged files."""
@@ -98,6 +104,24 @@ class Folder:
         while os.path.lexists(self.path(counter)):
             counter += 1
         return counter
+
+    def clean(self) -> None:
+        """Remove part files that a killed save has left; see `remove_debris`."""
+        remove_debris(self.directory, self._numbered)
+
+    def remove(self, dispensable: Sequence[Found]) -> list[tuple[Found, OSError]]:
+        """Remove checkpoints, durably before their part files. Return those that cannot be removed, and why."""
+        failed = []
+        for found in dispensable:
+            try:
+                os.unlink(found.path)
+            except OSError as error:
+                failed.append((found, error))
+        if any(found.parts for found in dispensable):
+            with contextlib.suppress(OSError):  # the next save removes the parts
+                sync_directory(self.path(0))
+                self.clean()
+        return failed
 
     def path(self, counter: int) -> str:
         return self._path(f"{self.name}-{counter}.h5")
@@ -118,7 +142,7 @@ class Folder:
         """Return the names of checkpoints here under another checkpoint_name."""
         names = []
         for name in sorted(os.listdir(self.directory)):
-            if name.endswith(".h5") and not self._numbered(name):
+            if name.endswith(".h5") and not self._numbered(name) and not is_part(name):
                 with contextlib.suppress(OSError):
                     peek(self._path(name))
                     names.append(name)
@@ -136,6 +160,18 @@ class Folder:
             sync_directory(path)
         elif os.path.exists(path + PIN):
             os.unlink(path + PIN)
+
+
+def _whole(path: str, record: Record, state: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the part files of a checkpoint, which all have the right commit records."""
+    try:
+        parts = part_list(record, state)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if parts is None:
+        return ()
+    check_parts(path, parts)
+    return tuple(file.name for file in parts.files)
 
 
 def message(path: str, error: OSError) -> str:

@@ -122,28 +122,34 @@ def dataset(form: bytes, address: int, size: int) -> bytes:
 
 def array_form(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """Return the beginning of the headers of all arrays of one dtype and shape."""
-    if dtype.name not in EXTENDED:
-        return _form(_encoded(dtype_named(dtype.name)), shape, [])
-    text = dtype.name.encode()
-    parts = [b"dtype\0", _text(len(text)), _dataspace(())]
-    fields = struct.pack("<BxHHH", 1, *map(len, parts)) + b"".join(map(_padded, parts)) + text
-    return _form(_encoded(np.dtype(f"<u{dtype.itemsize}")), shape, [_message(_ATTRIBUTE, fields)])
+    return _form([_message(_DATASPACE, _dataspace(shape)), *_element(dtype)])
 
 
 def text_form(length: int) -> bytes:
     """Return the same for UTF-8 text of fixed length, which needs no heap and which any tool prints."""
-    return _form(_text(length), (), [])
+    return _form([_message(_DATASPACE, _dataspace(())), _message(_DATATYPE, _text(length)), _UNFILLED])
 
 
-def _form(datatype: bytes, shape: tuple[int, ...], attributes: list[bytes]) -> bytes:
-    messages = [
-        _message(_DATASPACE, _dataspace(shape)),
-        _message(_DATATYPE, datatype),
-        _message(_FILL_VALUE, bytes([2, 2, 1, 1, 0, 0, 0, 0])),  # allocated late, never filled; the default value
-        *attributes,
-        _message(_STORAGE, bytes([3, 1]) + _PLACE.pack(0, 0)),  # contiguous
-    ]
-    return _header(messages)[: -_PLACE.size]
+def virtual_dataset(dtype: np.dtype[Any], shape: tuple[int, ...], heap: int, number: int) -> bytes:
+    """Return the header of a virtual dataset, whose mapping is an object in the global heap at this address."""
+    storage = struct.pack("<BBQI", 4, 3, heap, number)
+    return _header([_message(_DATASPACE, _dataspace(shape)), *_element(dtype), _message(_STORAGE, storage)])
+
+
+def _element(dtype: np.dtype[Any]) -> list[bytes]:
+    """Return the messages that describe an element."""
+    if dtype.name not in EXTENDED:
+        return [_message(_DATATYPE, _encoded(dtype_named(dtype.name))), _UNFILLED]
+    text = dtype.name.encode()
+    parts = [b"dtype\0", _text(len(text)), _dataspace(())]
+    fields = struct.pack("<BxHHH", 1, *map(len, parts)) + b"".join(map(_padded, parts)) + text
+    stored = np.dtype(f"<u{dtype.itemsize}")
+    return [_message(_DATATYPE, _encoded(stored)), _UNFILLED, _message(_ATTRIBUTE, fields)]
+
+
+def _form(messages: list[bytes]) -> bytes:
+    """Return the header of a dataset in contiguous storage up to its place."""
+    return _header([*messages, _message(_STORAGE, bytes([3, 1]) + _PLACE.pack(0, 0))])[: -_PLACE.size]
 
 
 def _dataspace(shape: tuple[int, ...]) -> bytes:
@@ -182,6 +188,7 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 8)
 
 
+_UNFILLED = _message(_FILL_VALUE, bytes([2, 2, 1, 1, 0, 0, 0, 0]))  # allocated late, never filled; default value
 _FEW_LINKS = (  # the messages of a group before its links
     _message(_LINK_INFO, struct.pack("<BBQQ", 0, 0, _UNDEFINED, _UNDEFINED)),
     _message(_GROUP_INFO, bytes(2)),

@@ -15,8 +15,10 @@ from fastvar.checkpoint.bookkeeping import PIN, is_reserved, read_notes
 from fastvar.checkpoint.file_format import CheckpointError
 from fastvar.checkpoint.foreign import Foreign
 from fastvar.checkpoint.foreign.source import Opaque, open_regular
+from fastvar.checkpoint.part_list import is_part
 from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.reader import File
+from fastvar.checkpoint.sets import CheckpointFile
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Inspection:
     ----------
     path, format : str
     size : int
-        Bytes of the file.
+        Bytes of the file, and of its part files.
     tensors : list of Tensor
     step, counter, run : int, int, str, or None
         From the commit record; None for files of other libraries.
@@ -52,6 +54,8 @@ class Inspection:
         Whether there is a file `PATH.pin`.
     notes : list of str
         What else is in a file of another library.
+    parts : list of str
+        The names of its part files.
     """
 
     path: str
@@ -66,6 +70,7 @@ class Inspection:
     state: dict[str, Any] = field(default_factory=dict)
     pinned: bool = False
     notes: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def _inspection(file: File | Foreign, values: bool = False) -> Inspection:
     return Inspection(
         file.path,
         "fastvar",
-        status.st_size,
+        file.size,
         tensors,
         step=file.step,
         counter=file.saved.counter,
@@ -134,6 +139,7 @@ def _inspection(file: File | Foreign, values: bool = False) -> Inspection:
         metrics=notes.metrics,
         state={key: value for key, value in file.state.items() if not is_reserved(key)},
         pinned=os.path.lexists(file.path + PIN),
+        parts=[part.name for part in file.parts.files] if isinstance(file, CheckpointFile) and file.parts else [],
     )
 
 
@@ -159,7 +165,7 @@ def inspect_folder(path: str | os.PathLike[str], *, quick: bool = False) -> list
 def _listed(path: str, quick: bool) -> Listed:
     found = problem = None
     try:
-        with File(path) as opened:
+        with CheckpointFile(path) as opened:
             found = _inspection(opened)
             if not quick:
                 opened.verify()
@@ -171,7 +177,7 @@ def _listed(path: str, quick: bool) -> Listed:
         return Listed(path, 0, None, f"{path}: a link to a file that is not there")
     except OSError as error:
         problem = f"{path}: {error.strerror or error}"
-    return Listed(path, os.stat(path).st_size, found, problem)
+    return Listed(path, found.size if found else os.stat(path).st_size, found, problem)
 
 
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[str]:
@@ -182,7 +188,7 @@ def checkpoints_in(folder: str | os.PathLike[str]) -> list[str]:
 
 def _was_checkpoint(entry: os.DirEntry[str]) -> bool:
     named = entry.name.endswith(".h5")
-    if entry.name.startswith("."):
+    if entry.name.startswith(".") or is_part(entry.name):
         return False
     try:
         if not entry.is_file():
@@ -219,5 +225,5 @@ def verify(path: str | os.PathLike[str]) -> None:
     Traceback (most recent call last):
     fastvar.CheckpointError: a.h5: damaged tensors: 'variables/w' ...
     """
-    with File(path) as file:
+    with CheckpointFile(path) as file:
         file.verify()

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from fastvar.checkpoint import file_format, hdf5
+from fastvar.checkpoint import file_format, hdf5, virtual
 from fastvar.checkpoint.file_format import LARGE, USER_BLOCK
+from fastvar.checkpoint.virtual import Virtual
 from fastvar.checkpoint.workers import throttled
 
 Spec = tuple[str, "np.dtype[Any]", tuple[int, ...]]  # a tensor's name, dtype, shape
@@ -101,8 +102,10 @@ def _check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         raise ValueError(f"tensor {name!r}: rank must be at most 32, got {len(shape)}")
 
 
-def layout_of(tensors: Tensors, arrays: Tensors, state_length: int) -> Layout:
+def layout_of(tensors: Tensors, arrays: Tensors, state_length: int, elsewhere: Sequence[Virtual] = ()) -> Layout:
     """Return the layout of a file with these tensors, arrays of the state, and bytes of JSON state.
+
+    Tensors that are `elsewhere`, in other files, may be in no group of `tensors`.
 
     Raises
     ------
@@ -110,7 +113,7 @@ def layout_of(tensors: Tensors, arrays: Tensors, state_length: int) -> Layout:
         If manifest or state would be too long.
     """
     first = tensors.part
-    last = _Part(arrays.specs, first.end)
+    last = _Part(arrays.specs, first.end, elsewhere)
     heads = [*first.heads, *last.heads]
     manifest_length = len(_BRACKETS) + sum(map(len, heads))
     manifest_length += len(heads) * (32 + len(_END)) + max(len(heads) - 1, 0) * len(_BETWEEN)
@@ -163,7 +166,8 @@ class _Part:
         The addresses that the root group must link to, by name.
     """
 
-    def __init__(self, specs: Sequence[Spec], start: int) -> None:
+    def __init__(self, specs: Sequence[Spec], start: int, elsewhere: Sequence[Virtual] = ()) -> None:
+        self._elsewhere = elsewhere
         kinds = {kind: _Kind(*kind) for kind in {(dtype, shape) for _, dtype, shape in specs}}
         of_specs = [kinds[dtype, shape] for _, dtype, shape in specs]
         sizes = [kind.size for kind in of_specs]
@@ -194,6 +198,8 @@ class _Part:
         groups: dict[str, dict[str, int]] = {"": {}}
         for name, form, offset, size in throttled(self._datasets):
             _link(groups, name, self.structures.place(hdf5.dataset(form, offset - USER_BLOCK, size)))
+        for name, address in virtual.place(self.structures, self._elsewhere).items():
+            _link(groups, name, address)
         for group in throttled(sorted(groups, key=_depth, reverse=True)):  # inner ones first
             if group:
                 _link(groups, group, self.structures.group(groups[group]))

@@ -16,9 +16,9 @@ from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.file_format import CheckpointError, Saved, checked_step, failing, uncollected
 from fastvar.checkpoint.folder import Folder, message
 from fastvar.checkpoint.history import History
-from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.restore import Choice, checked_choice
 from fastvar.checkpoint.retention import Retention
+from fastvar.checkpoint.sets import CheckpointFile
 from fastvar.checkpoint.stopping import Listener
 from fastvar.checkpoint.writer import prepare
 from fastvar.tables import Shown, Table, count
@@ -233,6 +233,7 @@ class CheckpointManager(Shown):
         self.wait()
         with failing(self.directory):
             self._folder.lock.acquire()
+            self._folder.clean()
             counter = self._folder.next_counter()
         path = self._folder.path(counter)
         retain = functools.partial(_retain, path, self._folder, self._retention)
@@ -416,10 +417,7 @@ def _retain(path: str, folder: Folder, retention: Retention) -> None:
         warnings.warn(f"{path}: saved, but no older one was removed: {error}", RuntimeWarning, stacklevel=2)
         return
     if dispensable:
-        with failing(path, "saved, but cannot be read again"), File(path) as file:
+        with failing(path, "saved, but cannot be read again"), CheckpointFile(path) as file:
             file.verify()
-    for found in dispensable:
-        try:
-            os.unlink(found.path)
-        except OSError as error:
-            warnings.warn(f"{found.path}: not removed: {error.strerror}", RuntimeWarning, stacklevel=2)
+    for found, problem in folder.remove(dispensable):
+        warnings.warn(f"{found.path}: not removed: {problem.strerror}", RuntimeWarning, stacklevel=2)

@@ -51,6 +51,9 @@ class File:
     step : int
     saved : Saved
         The run that wrote the file and its count of saves.
+    record : Record
+    size : int
+        The bytes of the file.
     state : dict
     entries : dict of str to Entry
         Dtypes, shapes and offsets of the tensors, in the order in which they were saved.
@@ -63,9 +66,11 @@ class File:
         If it cannot be opened, such as FileNotFoundError.
     """
 
+    _follow = True  # whether the path may be a symbolic link
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: str = os.fspath(path)
-        self._descriptor = os.open(self.path, _OPEN_FLAGS)
+        self._descriptor = open_read(self.path, self._follow)
         try:
             self._open()
         except (OSError, ValueError) as error:
@@ -79,7 +84,9 @@ class File:
             raise
 
     def _open(self) -> None:
-        record = _read_record(self._descriptor)
+        self.record: Record = read_record(self._descriptor)
+        record = self.record
+        self.size: int = record.length
         self.step: int = record.step
         self.saved: Saved = record.saved
         sections = (record.manifest, record.state)
@@ -248,6 +255,11 @@ class File:
         )
 
 
+def open_read(path: str | os.PathLike[str], follow: bool = True) -> int:
+    """Open a file to read it. Where it is a symbolic link, `follow` says whether to open what that names."""
+    return os.open(path, _OPEN_FLAGS if follow else _OPEN_FLAGS | getattr(os, "O_NOFOLLOW", 0))
+
+
 def _buffer(length: int = CHUNK) -> memoryview:
     """Return memory for bytes that are only hashed; it is small, and so stays in the cache."""
     return memoryview(bytearray(min(length, CHUNK)))
@@ -264,7 +276,7 @@ def prefetch(path: str | os.PathLike[str]) -> None:
     """
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, _OPEN_FLAGS)
+            descriptor = open_read(path)
             try:
                 end = max(0, os.fstat(descriptor).st_size - CHUNK)
                 for start, length in [(end, CHUNK), (0, 4 * CHUNK)]:
@@ -283,9 +295,9 @@ def peek(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Any]]:
     OSError
         If the file cannot be opened.
     """
-    descriptor = os.open(path, _OPEN_FLAGS)
+    descriptor = open_read(path)
     try:
-        record = _read_record(descriptor)
+        record = read_record(descriptor)
         return record, parse_object(_read_section(descriptor, "state", record.state))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{os.fspath(path)}: {error}") from error
@@ -293,7 +305,8 @@ def peek(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Any]]:
         close_read(descriptor)
 
 
-def _read_record(descriptor: int) -> Record:
+def read_record(descriptor: int) -> Record:
+    """Return the commit record of an open file, which has the recorded length."""
     status = os.fstat(descriptor)
     if problem := not_a_file(status.st_mode):
         raise OSError(errno.EISDIR, problem)

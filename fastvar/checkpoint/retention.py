@@ -25,6 +25,8 @@ class Found:
     metrics : mapping of str to float
         What `save` was given.
     pinned : bool
+    parts : tuple of str
+        The names of its part files.
     """
 
     counter: int
@@ -33,6 +35,7 @@ class Found:
     path: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     pinned: bool = False
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Never
 from fastvar.checkpoint.checkpoint import Checkpoint
 from fastvar.checkpoint.contents import Named
 from fastvar.checkpoint.file_format import checked_step
+from fastvar.checkpoint.part_list import is_part
 from fastvar.checkpoint.publishing import absolute
 from fastvar.checkpoint.report import Restored
 from fastvar.variable import Variable
@@ -122,6 +123,7 @@ def written(path: str | os.PathLike[str]) -> str:
     if os.path.exists(path):  # not a file: the reader says what it is
         return path
     stem = path.removesuffix(".h5")
-    if steps := sorted(os.path.basename(p) for p in glob.glob(f"{glob.escape(stem)}-*[0-9].h5")):
+    numbered = map(os.path.basename, glob.glob(f"{glob.escape(stem)}-*[0-9].h5"))
+    if steps := sorted(name for name in numbered if not is_part(name)):
         raise FileNotFoundError(errno.ENOENT, f"no such file, but with a step there are {', '.join(steps)}", path)
     return path

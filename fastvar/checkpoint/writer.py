@@ -16,10 +16,21 @@ import numpy as np
 import xxhash
 
 from fastvar.checkpoint import encoding, publishing
-from fastvar.checkpoint.file_format import CHUNK, STATE, Record, Saved, Section, checked_step, failing
+from fastvar.checkpoint.file_format import (
+    CHUNK,
+    OF_SETS,
+    STATE,
+    VERSION,
+    Record,
+    Saved,
+    Section,
+    checked_step,
+    failing,
+)
 from fastvar.checkpoint.layout import Layout, Spec, Tensors, layout_of, tensors_of
 from fastvar.checkpoint.locks import UNSUPPORTED
 from fastvar.checkpoint.progress import Advance, progress
+from fastvar.checkpoint.virtual import Virtual
 from fastvar.checkpoint.workers import WorkQueue, throttled, work_in_parallel
 
 _OF_STATE = f"{STATE.partition('/')[0]}/"  # the beginning of the names of its arrays
@@ -78,11 +89,27 @@ def prepare(
     step: int,
     replace: bool = False,
     saved: Saved | None = None,
-) -> Callable[[], None]:
-    """Check the arguments of `write`. Return a function that writes the present values of the arrays."""
+    elsewhere: Sequence[Virtual] | None = None,
+    clean: bool = True,
+) -> Callable[[], Record]:
+    """Check the arguments of `write`. Return a function that writes the present values of the arrays.
+
+    The function returns the commit record.
+
+    Parameters
+    ----------
+    path, tensors, state, step, replace, saved
+        As for `write`.
+    elsewhere : sequence of Virtual, optional
+        The tensors in part files, if this is the commit file of a set.
+    clean : bool
+        Whether to remove what killed writers have left.
+    """
     path = publishing.absolute(path)
     step = checked_step(step)
     lasting, of_state = _split({name: _storable(name, array) for name, array in tensors.items()})
+    if elsewhere is not None:  # HDF5's groups of both are one
+        lasting, of_state = {}, lasting | of_state
     parts = tensors_of(_specs(lasting)), Tensors(_specs(of_state))
     arrays = [*lasting.values(), *of_state.values()]
     text = _encode(state)
@@ -93,29 +120,32 @@ def prepare(
     if saved is None:
         run, counter = _process(os.getpid())
         saved = Saved(run, next(counter))
+    version = VERSION if elsewhere is None else OF_SETS
 
-    def write_now() -> None:
-        layout = layout_of(*parts, len(text))
+    def write_now() -> Record:
+        layout = layout_of(*parts, len(text), elsewhere or ())
         total = sum(array.nbytes for array in arrays)
 
-        def fill(descriptor: int) -> None:
+        def fill(descriptor: int) -> Record:
             with progress(f"saving {os.path.basename(path)}", total) as advance:
-                _write_file(descriptor, layout, arrays, text, step, saved, advance)
+                return _write_file(descriptor, layout, arrays, text, step, saved, version, advance)
 
-        _write_new(path, fill, replace)
+        return _write_new(path, fill, replace, clean)
 
     return write_now
 
 
-def _write_new(path: str, fill: Callable[[int], None], replace: bool) -> None:
-    """Let `fill` write a new file and close it, and give the file its name."""
+def _write_new(path: str, fill: Callable[[int], Record], replace: bool, clean: bool) -> Record:
+    """Let `fill` write a new file and close it, give the file its name, and return what `fill` returns."""
     directory = os.path.dirname(path) or "."
     try:
         with failing(path):
-            publishing.clean(directory)
+            if clean:
+                publishing.clean(directory)
             with publishing.temporary(directory) as (temporary, descriptor):
-                fill(descriptor)
+                record = fill(descriptor)
                 publishing.publish(temporary, path, replace)
+                return record
     except FileExistsError:
         raise publishing.taken(path) from None
 
@@ -162,8 +192,9 @@ def _write_file(
     state: bytes,
     step: int,
     saved: Saved,
+    version: int,
     advance: Advance,
-) -> None:
+) -> Record:
     """Write everything into the open file, the commit record last; make it durable and close it."""
     try:
         _reserve(descriptor, layout.length)
@@ -179,9 +210,11 @@ def _write_file(
             manifest=Section(*layout.manifest, xxhash.xxh3_128_hexdigest(manifest)),
             state=Section(*layout.state, xxhash.xxh3_128_hexdigest(state)),
             metadata=layout.metadata,
+            version=version,
         )
         _write_all(descriptor, record.pack(), 0)
         os.fsync(descriptor)  # never repeat it after a failure: the system may have marked the pages clean
+        return record
     finally:
         os.close(descriptor)
 

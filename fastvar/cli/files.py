@@ -79,7 +79,8 @@ def _inspect(given: argparse.Namespace) -> int:
     if given.json:
         screen.write_json(dataclasses.asdict(found))
         return FINE
-    screen.say(f"{found.path}: {found.format}, {tables.size(found.size)}{', pinned' * found.pinned}")
+    parts = f", with {tables.count(len(found.parts), 'part file')}" * bool(found.parts)
+    screen.say(f"{found.path}: {found.format}, {tables.size(found.size)}{parts}{', pinned' * found.pinned}")
     if found.run is not None:
         screen.say(
             f"step {found.step:,}, save {found.counter:,} of run {found.run[:8]}, {tables.moment(found.time)}"

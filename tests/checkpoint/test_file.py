@@ -309,7 +309,7 @@ def test_a_manifest_of_something_else(row, version, small):
         reader.File(small)
 
 
-@pytest.mark.parametrize("version", [0, 3, 1 << 31])
+@pytest.mark.parametrize("version", [0, 4, 1 << 31])
 def test_another_format_version(version, small):
     forge(small, lambda manifest: None, version=version)
     with pytest.raises(
