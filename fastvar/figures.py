@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _INK = "#010203"  # stands for the colour of the text on the page
 
 
@@ -36,6 +37,9 @@ def label_steps(ax: Any) -> None:
 def svg(draw: Callable[[Any], object]) -> str:
     """Return what `draw` draws into axes as SVG. It is transparent, and its text has the colour of the page's.
 
+    Letters are drawn as shapes: in a notebook that it does not trust, such as somebody else's, JupyterLab shows
+    nothing of an SVG but its text.
+
     Raises
     ------
     ImportError
@@ -44,12 +48,12 @@ def svg(draw: Callable[[Any], object]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {"svg.fonttype": "none", "legend.framealpha": 0.0}
+    style: dict[Any, Any] = {"svg.fonttype": "path", "legend.framealpha": 0.0}
     style |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK)
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         draw(figure.add_subplot())
         text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(text, format="svg", transparent=True, metadata=_NO_METADATA)
     drawn = text.getvalue()
     return drawn[drawn.index("<svg") :].replace(_INK, "currentColor")

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -328,6 +329,9 @@ def test_a_notebook_shows_a_history_with_its_curve(manager: fv.CheckpointManager
     assert "currentColor" in page
     assert not re.search(r"#(000000|ffffff|010203)", page)
     assert "<b>" not in page
+    drawn = ElementTree.fromstring(re.findall(r"<svg.*</svg>", page, flags=re.DOTALL)[0])
+    texts = [element.text or "" for element in drawn.iter() if not element.tag.endswith("style")]
+    assert not "".join(texts).strip()  # JupyterLab would show it where it does not trust a notebook
     assert Reader(re.sub(r"<svg.*</svg>", "", page, flags=re.DOTALL)).cells[:2] == ["checkpoint", "step"]
 
 
