@@ -62,8 +62,8 @@ class Processes:
         self._meetings = 0
         if self.size == 1 < launched():
             raise RuntimeError(
-                f"fastvar.distributed: the launcher has started {count(launched(), 'rank')}, but mpi4py finds only "
-                f"this one: its MPI is {MPI.get_vendor()[0]}, and the launcher is of another"
+                f"fastvar.distributed: the launcher has started {count(launched(), 'rank')}, but mpi4py finds "
+                f"only this one: its MPI is {MPI.get_vendor()[0]}, and the launcher is of another"
             )
 
     def _next_tag(self) -> int:
