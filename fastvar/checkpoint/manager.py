@@ -236,7 +236,7 @@ class CheckpointManager(Shown):
             self._folder.clean()
             counter = self._folder.next_counter()
         path = self._folder.path(counter)
-        retain = functools.partial(_retain, path, self._folder, self._retention)
+        remove_old = functools.partial(retain, path, self._folder, self._retention)
         with self.checkpoint._hold():
             tensors, arrays, state, _ = self.checkpoint.collect()
             if not blocking:
@@ -246,9 +246,9 @@ class CheckpointManager(Shown):
             if blocking:
                 write()
         if blocking:
-            retain()
+            remove_old()
         else:
-            self._background.start(lambda: (write(), retain()))
+            self._background.start(lambda: (write(), remove_old()))
         self._last_step = step
         return path
 
@@ -409,7 +409,7 @@ class CheckpointManager(Shown):
         return None
 
 
-def _retain(path: str, folder: Folder, retention: Retention) -> None:
+def retain(path: str, folder: Folder, retention: Retention) -> None:
     """Remove what need not be kept, once a checkpoint is written. The folder stays locked until this ends."""
     try:
         dispensable = retention.dispensable(folder.scan().found)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import xxhash
@@ -207,7 +207,7 @@ class File:
         if descriptor >= 0:
             close_read(descriptor)
 
-    def __enter__(self) -> File:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

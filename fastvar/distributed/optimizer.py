@@ -170,6 +170,10 @@ class Distributed:
         self._version: object = None  # of what the parts have last followed
         self._options: dict[str, Any] = {}
 
+    def _pairs(self) -> list[tuple[Variable, Variable]]:
+        """Return each variable with this rank's part of it."""
+        return [*zip(self._whole.variables, self._mine, strict=True)]
+
     # Gradients.
 
     def micro_batches(self) -> Iterator[int]:

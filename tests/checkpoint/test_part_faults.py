@@ -17,7 +17,7 @@ from fastvar.checkpoint.bookkeeping import PARTS
 from fastvar.checkpoint.file_format import Saved
 from fastvar.checkpoint.folder import Folder
 from fastvar.checkpoint.locks import Lock
-from fastvar.checkpoint.manager import _retain
+from fastvar.checkpoint.manager import retain
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.retention import Retention
 from fastvar.checkpoint.sets import CheckpointFile
@@ -42,7 +42,7 @@ def save_numbered(folder: Path, counter: int, keep: int | None = None) -> Path:
     tensors, path = fv.Checkpoint(variables(counter)).collect()[0], folder / f"ckpt-{counter}.h5"
     save_set(path, tensors, COUNT, step=counter, saved=Saved("ab" * 16, counter))
     if keep:
-        _retain(str(path), Folder(folder, "ckpt"), Retention(keep))
+        retain(str(path), Folder(folder, "ckpt"), Retention(keep))
     return path
 
 

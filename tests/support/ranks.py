@@ -15,6 +15,7 @@ import fastvar.distributed as fd
 from tests.support.cases import CASES, Case
 
 STEPS = 3
+TOTAL = 6  # micro-batches of `steps`
 SHAPES: dict[str, tuple[int, ...]] = {
     "kernel": (5, 6),
     "long": (2600,),
@@ -118,6 +119,14 @@ def accumulate(case: Case, options: dict[str, Any], total: int) -> str:
         for number in range(total):
             optimizer.apply(gradients(step, number, "_spoilt" in options), net)
     return digest(net)
+
+
+def steps(optimizer: fd.Distributed, options: dict[str, Any], numbers: range) -> None:
+    """Make the steps of these numbers."""
+    for step in numbers:
+        for number in optimizer.micro_batches():
+            optimizer.add(gradients(step, number, "_spoilt" in options))
+        optimizer.step()
 
 
 def alone(program: Callable[[fd.World], Any]) -> Any:

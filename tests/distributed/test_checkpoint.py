@@ -1,0 +1,168 @@
+"""Saved on some ranks, continued on others: the bits of the uninterrupted run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastvar as fv
+import fastvar.distributed as fd
+from tests.support import ranks
+from tests.support.cases import CASES, Case
+from tests.support.ranks import TOTAL, steps
+
+by_id = {case.id: case for case in CASES}
+
+
+def prepared(world: fd.World, case: Case, options: dict[str, Any]) -> tuple[Any, Any, list[fv.Variable]]:
+    net = ranks.network(options)
+    optimizer = fd.Distributed(case.make(**ranks.taken(case, options)), world, TOTAL)
+    optimizer.build(ranks.structured(net, options))
+    return fd.Checkpoint(net, optimizer=optimizer, notes={"seen": 3}), optimizer, net
+
+
+def save(world: fd.World, case: Case, options: dict[str, Any], path: Path) -> None:
+    checkpoint, optimizer, _ = prepared(world, case, options)
+    steps(optimizer, options, range(3))
+    checkpoint.save(path)
+
+
+def resume(world: fd.World, case: Case, options: dict[str, Any], path: Path) -> str:
+    checkpoint, optimizer, net = prepared(world, case, options)
+    if world.rank:  # what is not restored must not go unnoticed
+        for v in net:
+            v[...] = 7.0
+    checkpoint.restore(path)
+    steps(optimizer, options, range(3, 5))
+    return ranks.digest(net)
+
+
+def uninterrupted(world: fd.World, case: Case, options: dict[str, Any]) -> str:
+    _, optimizer, net = prepared(world, case, options)
+    steps(optimizer, options, range(5))
+    return ranks.digest(net)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_every_optimizer_continues_on_other_ranks(case: Case, tmp_path: Path) -> None:
+    k = CASES.index(case)
+    first, second = [(2, 3), (3, 1), (1, 4), (4, 2)][k % 4]
+    fd.simulate(first, lambda world: save(world, case, {}, tmp_path / "a.h5"))
+    found = fd.simulate(second, lambda world: resume(world, case, {}, tmp_path / "a.h5"))
+    assert {*found} == {ranks.alone(lambda world: uninterrupted(world, case, {}))}
+
+
+@pytest.mark.parametrize("name", [name for name in ranks.OPTIONS if name != "frozen"])
+@pytest.mark.parametrize("id_", ["adam", "muon"])
+def test_every_option_continues_on_other_ranks(id_: str, name: str, tmp_path: Path) -> None:
+    case, options = by_id[id_], ranks.OPTIONS[name]
+    fd.simulate(3, lambda world: save(world, case, options, tmp_path / "a.h5"))
+    found = fd.simulate(2, lambda world: resume(world, case, options, tmp_path / "a.h5"))
+    assert {*found} == {ranks.alone(lambda world: uninterrupted(world, case, options))}
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4, 6])
+def test_all_numbers_of_ranks(first: int, tmp_path: Path) -> None:
+    case = by_id["amsgrad"]
+    fd.simulate(first, lambda world: save(world, case, {}, tmp_path / "a.h5"))
+    whole = ranks.alone(lambda world: uninterrupted(world, case, {}))
+    for second in (1, 2, 3, 4, 6):
+        assert {*fd.simulate(second, lambda world: resume(world, case, {}, tmp_path / "a.h5"))} == {whole}
+
+
+@pytest.mark.parametrize("id_", ["adam", "adafactor", "muon", "prodigy"])
+def test_one_process_reads_sets_and_ranks_read_its_files(id_: str, tmp_path: Path) -> None:
+    case = by_id[id_]
+    fd.simulate(3, lambda world: save(world, case, {}, tmp_path / "set.h5"))
+    net, optimizer, notes = ranks.network({}), case.make(), {"seen": 0}
+    optimizer.build(net)
+    report = fv.Checkpoint(net, optimizer=optimizer, notes=notes).restore(tmp_path / "set.h5")
+    assert not report.missing
+    assert not report.skipped
+    assert (optimizer.iterations, notes) == (3, {"seen": 3})
+    fv.Checkpoint(net, optimizer=optimizer, notes=notes).save(tmp_path / "one.h5")
+    whole = ranks.alone(lambda world: uninterrupted(world, case, {}))
+    assert {*fd.simulate(4, lambda world: resume(world, case, {}, tmp_path / "one.h5"))} == {whole}
+
+
+def test_each_rank_writes_its_share(tmp_path: Path) -> None:
+    fd.simulate(4, lambda world: save(world, by_id["adam"], {}, tmp_path / "a.h5"))
+    sizes = sorted(path.stat().st_size for path in tmp_path.iterdir() if "part" in path.name)
+    assert len(sizes) == 4
+    needed = 3 * sum(v.nbytes for v in ranks.network({}))
+    assert needed / 4 < sizes[-1] < needed / 2 + 20_000  # with the tables of a file
+
+
+def test_damage_is_an_error_on_all_ranks_and_changes_nothing(tmp_path: Path) -> None:
+    case = by_id["adam"]
+    fd.simulate(3, lambda world: save(world, case, {}, tmp_path / "a.h5"))
+    (part,) = (path for path in tmp_path.iterdir() if ".part-2-" in path.name)
+    data = bytearray(part.read_bytes())
+    data[-5000] ^= 1
+    part.write_bytes(data)
+    errors: list[str] = []
+
+    def program(world: fd.World) -> None:
+        checkpoint, optimizer, net = prepared(world, case, {})
+        before = ranks.digest(net)
+        try:
+            checkpoint.restore(tmp_path / "a.h5")
+        except fv.CheckpointError as error:
+            errors.append(str(error))
+        assert ranks.digest(net) == before
+        assert optimizer.iterations == 0
+
+    fd.simulate(2, program)
+    assert len(errors) == 2
+    assert all(part.name in error for error in errors)
+
+
+def test_a_rank_that_cannot_write_is_an_error_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, path = by_id["adam"], tmp_path / "a.h5"
+    fd.simulate(2, lambda world: save(world, case, {}, path))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    from fastvar.checkpoint import parts
+
+    write_part, errors = parts.write_part, []
+
+    def refuse(path: Any, set_id: str, number: int, *arguments: Any, **options: Any) -> Any:
+        if number == 2:
+            raise fv.CheckpointError("disk full")
+        return write_part(path, set_id, number, *arguments, **options)
+
+    monkeypatch.setattr(parts, "write_part", refuse)
+
+    def program(world: fd.World) -> None:
+        checkpoint, _, _ = prepared(world, case, {})
+        try:
+            checkpoint.save(path, overwrite=True)
+        except fv.CheckpointError as error:
+            errors.append(str(error))
+
+    fd.simulate(2, program)
+    assert sorted(errors) == ["disk full", "rank 1: disk full"]
+    for name, data in before.items():
+        assert (tmp_path / name).read_bytes() == data
+
+
+def test_arguments(tmp_path: Path) -> None:
+    net = ranks.network({})
+    with fd.world() as world:
+        with pytest.raises(TypeError, match="must be given one Distributed optimizer, got 0"):
+            fd.Checkpoint(net, optimizer=fv.optimizers.Adam())
+        optimizer = fd.Distributed(fv.optimizers.Adam(), world, 2)
+        with pytest.raises(ValueError, match="call build"):
+            fd.Checkpoint(net, optimizer=optimizer)
+        optimizer.build(net)
+        checkpoint = fd.Checkpoint(net, optimizer=optimizer)
+        checkpoint.save(tmp_path / "a.h5")
+        with pytest.raises(FileExistsError, match="overwrite=True"):
+            checkpoint.save(tmp_path / "a.h5")
+        net[1][...] = 0
+        checkpoint.save(tmp_path / "a.h5", overwrite=True)
+        net[1][...] = 1
+        checkpoint.restore(tmp_path / "a.h5")
+        assert not np.any(net[1])
+        with pytest.raises(FileNotFoundError):
+            checkpoint.restore(tmp_path / "b.h5")
