@@ -25,6 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fastvar as fv
+from fastvar.checkpoint.part_list import is_part
+from fastvar.checkpoint.sets import CheckpointFile
 from tests.faults import power
 from tests.faults.formats import Arrays, Format, payload
 from tests.faults.lab import ALWAYS, Ended, arm, disarm, each, folders, forked
@@ -125,7 +128,17 @@ class Bench:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             loaded(self.format, folder, [0, 1])  # it warns of files that are damaged
-        return f"{outcome} {'debris' if left - kinds or caught else ''}"
+        return f"{outcome} {'debris' if left - kinds or caught or _orphans(folder) else ''}"
+
+
+def _orphans(folder: str) -> set[str]:
+    """Return the part files that no checkpoint in the folder names."""
+    names = {name for name in os.listdir(folder) if name.endswith(".h5")}
+    orphans = {name for name in names if is_part(name)}
+    for name in names - orphans:
+        with contextlib.suppress(fv.CheckpointError), CheckpointFile(os.path.join(folder, name)) as file:
+            orphans -= {part.name for part in file.parts.files} if file.parts else set()
+    return orphans
 
 
 def loaded(format: Format, folder: str, generations: list[int]) -> str:
@@ -178,9 +191,9 @@ def kills(bench: Bench, amount: int) -> None:
 
 
 def failing_calls(bench: Bench, amount: int) -> None:
-    """Let each call of a save fail, alone or with all after it."""
+    """Let each call of a save fail, alone or with all after it, with all errors or the first `amount`."""
     for k in range(1, _calls(bench) + 1):
-        for code, more in FAILURES:
+        for code, more in FAILURES[: amount or None]:
             bench.attempt(lambda k=k, last=k + more, code=code: arm(bench.folder, "fail", k, last, code))
 
 

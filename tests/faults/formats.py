@@ -13,8 +13,13 @@ import numpy as np
 
 import fastvar as fv
 from fastvar import threads
-from fastvar.checkpoint import writer
+from fastvar.checkpoint import parts, writer
+from fastvar.checkpoint.file_format import Saved, failing
+from fastvar.checkpoint.folder import Folder
+from fastvar.checkpoint.manager import _retain
 from fastvar.checkpoint.reader import File
+from fastvar.checkpoint.retention import Retention
+from tests.support.part_files import write_parts
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -71,6 +76,23 @@ def _save_by_threads(folder: str, arrays: Arrays) -> None:
     three = mock.patch.object(threads, "get_num_threads", return_value=3)
     with three, mock.patch.object(writer, "CHUNK", 1 << 14):
         _save_managed(folder, arrays)
+
+
+def _save_set(folder: str, arrays: Arrays) -> None:
+    """Save as the ranks of a run do, one after the other: a set of two part files."""
+    with failing(folder):
+        of_run = Folder(folder, "ckpt")
+        of_run.lock.acquire()
+        of_run.clean()
+        counter = of_run.next_counter()
+    path = of_run.path(counter)
+    tensors = {f"variables/{name}": array for name, array in arrays.items() if name != "steps"}
+    cuts = {name: [array.size * 9 // 10] for name, array in tensors.items()}
+    records = write_parts(path, tensors, cuts)
+    steps, step = {"variables/steps": arrays["steps"]}, int(arrays["steps"])
+    parts.publish(path, records, steps, {}, step=step, lock=of_run.lock, saved=Saved("00" * 16, counter))
+    _retain(path, of_run, Retention(2))
+    of_run.lock.release()
 
 
 def _load_managed(folder: str) -> Arrays:
@@ -202,6 +224,7 @@ OURS = [
     Format("fastvar `Checkpoint`, one file", _save_one_file, _load_one_file),
 ]
 QUICK = Format("fastvar, the reader alone", _save_one_file, _load_in_one_go)  # for hundreds of thousands of loads
+SETS = Format("fastvar, a set of part files", _save_set, _load_managed)
 MORE = [
     Format("fastvar, in the background", _save_in_background, _load_managed),
     Format("fastvar, without links", _save_without_links, _load_managed),
@@ -215,4 +238,4 @@ RIVALS = [
     Format("Keras `.weights.h5`", _save_keras, _load_keras),
 ]
 CAREFUL = [replacing(rival) for rival in RIVALS]
-FORMATS = {format.name: format for format in [*OURS, *MORE, QUICK, *RIVALS, *CAREFUL]}
+FORMATS = {format.name: format for format in [*OURS, *MORE, QUICK, SETS, *RIVALS, *CAREFUL]}

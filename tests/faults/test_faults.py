@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.faults import lab
-from tests.faults.formats import MORE, OURS, QUICK
+from tests.faults.formats import MORE, OURS, QUICK, SETS
 
 pytestmark = pytest.mark.skipif(not lab.available, reason="faults are made by a library for Linux, with gcc")
 KILLS = int(os.environ.get("FASTVAR_KILLS", "600"))
@@ -66,6 +66,16 @@ def test_every_flipped_bit_and_every_length(fault, format, amount):
 def test_power_loss(format):
     assert counts("power loss", format, 1500).keys() == {"old", "new"}
     assert counts("power loss at first", format, 500).keys() == {"old", "new"}
+
+
+def test_a_set_of_part_files():
+    """The same for all files of a set, each of which is written as one file is."""
+    assert counts("kills", SETS.name, KILLS // 40).keys() == {"old", "new"}
+    figures = lab.run("failing calls", SETS.name, max(1, KILLS // 600))
+    assert figures["counts"].keys() <= {"old", "new", "debris"}
+    assert all(error.startswith("CheckpointError: /model") for error in figures["errors"]), figures["errors"]
+    assert counts("power loss", SETS.name, 200).keys() == {"old", "new"}
+    assert counts("power loss at first", SETS.name, 100).keys() == {"old", "new"}
 
 
 @ours
