@@ -32,7 +32,7 @@ def test_a_slot_reads_as_an_array(slot: Quantized) -> None:
     assert (slot.codes.dtype, slot.codes.shape) == (np.uint8, (4, 300))
     assert (slot.scales.dtype, slot.scales.shape) == (np.float32, (5,))
     assert slot.nbytes == 1200 + 20
-    assert repr(slot) == f"<8-bit slot 'm' shape=(4, 300) dtype={slot.dtype}, 1220 bytes>"
+    assert repr(slot) == f"<8-bit slot 'm' shape=(4, 300) dtype={slot.dtype}, 1,220 bytes>"
     np.testing.assert_array_equal(slot + 1, slot.numpy() + 1)
     np.testing.assert_array_equal(2 - slot, 2 - slot.numpy())
     np.testing.assert_array_equal(np.sqrt(abs(slot)), np.sqrt(abs(slot.numpy())))
