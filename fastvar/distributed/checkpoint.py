@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -133,12 +134,15 @@ class Checkpoint(checkpoint.Checkpoint):
 
         try:
             self._on_first(f"save {path}", begin)
-            self._write_set(path, lock, step, replace=overwrite)
+            with self._hold():
+                write, commit = self._prepared(path, lock, step, replace=overwrite)
+                record = self._together("save a part", write)
+            commit(record)
         finally:
             lock.release()
         return path
 
-    def _write_set(
+    def _prepared(
         self,
         path: str,
         lock: Lock,
@@ -147,37 +151,38 @@ class Checkpoint(checkpoint.Checkpoint):
         replace: bool = False,
         saved: Saved | None = None,
         metrics: Mapping[str, float] | None = None,
-    ) -> None:
-        """Write a set; the lock is that of rank 0."""
-        set_id = self._on_first("save", parts.new_set)
-        with self._hold():
-            contents = self._contents()
-            tensors, arrays, state, own_step = self.collect()
-            shares, others = self._shares(contents), self._others(contents)
-            step = own_step if step is None else step
-            number, size = self._world.rank + 1, self._world.size
-            slices = {name: parts.Slice(s.shape, s.start, s.here) for name, s in shares.items() if s.here.size}
-            record = self._together(
-                "save a part",
-                lambda: parts.write_part(path, set_id, number, size, slices, step=step or 0, saved=saved),
-            )
+        copy: Callable[[dict[str, Array]], dict[str, Array]] = dict,
+    ) -> tuple[Callable[[], parts.PartRecord], Callable[[parts.PartRecord], None]]:
+        """Return what writes this rank's part, in any thread, and what then makes the set exist, on all ranks.
+
+        `copy` gives the arrays to write. The lock is that of rank 0.
+        """
+        set_id, world = self._on_first("save", parts.new_set), self._world
+        contents = self._contents()
+        tensors, arrays, state, own_step = self.collect()
+        shares, others = self._shares(contents), self._others(contents)
+        step = own_step if step is None else step
+        here = {name: share.here for name, share in shares.items() if share.here.size}
+        copies = copy(here | {name: array for name, array in tensors.items() if name not in shares})
+        slices = {name: parts.Slice(shares[name].shape, shares[name].start, copies[name]) for name in here}
+        rest = {name: array for name, array in copies.items() if name not in here} | arrays
+        add_notes(state, metrics or {})
         empty = {
             name: (share.here.dtype.name, share.shape)
             for name, share in shares.items()
             if 0 in share.shape and self._variable_of(name) not in others
         }
-        records = self._world.agree("save: the parts", record=record, empty=empty)
-        rest = {name: array for name, array in tensors.items() if name not in shares} | arrays
-        for one in records:
-            rest |= {name: np.empty(shape, dtype_named(dtype)) for name, (dtype, shape) in one["empty"].items()}
-        add_notes(state, metrics or {})
-        written = [one["record"] for one in records]
-        self._on_first(
-            "publish",
-            lambda: parts.publish(
-                path, written, rest, state, step=step or 0, lock=lock, replace=replace, saved=saved
-            ),
-        )
+        write = parts.prepare_part(path, set_id, world.rank + 1, world.size, slices, step=step, saved=saved)
+
+        def commit(record: parts.PartRecord) -> None:
+            said = world.agree("save: the parts", record=record, empty=empty)
+            written = [one["record"] for one in said]
+            empties = {name: of for one in said for name, of in one["empty"].items()}
+            more = {name: np.empty(shape, dtype_named(dtype)) for name, (dtype, shape) in empties.items()}
+            publish = functools.partial(parts.publish, step=step, lock=lock, replace=replace, saved=saved)
+            self._on_first("publish", lambda: publish(path, written, rest | more, state))
+
+        return write, commit
 
     def _variable_of(self, name: str) -> str:
         """Return the name of the variable of a tensor."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
 from fastvar import checkpoint
 from fastvar.checkpoint.file_format import CheckpointError, Saved, checked_step
 from fastvar.checkpoint.folder import message
 from fastvar.checkpoint.manager import retain
+from fastvar.checkpoint.parts import PartRecord
 from fastvar.checkpoint.restore import Choice, checked_choice
 from fastvar.distributed.checkpoint import Checkpoint
 
@@ -60,12 +62,14 @@ class CheckpointManager(checkpoint.CheckpointManager):
                 f"got {type(checkpoint).__name__}"
             )
         super().__init__(checkpoint, directory, **options)
+        self._pending: Any = None  # of a save that does not exist yet: the task, what commits it, and the path
 
     def save(  # type: ignore[override]
         self,
         step: int | None = None,
         check_interval: bool = True,
         *,
+        blocking: bool = True,
         metrics: Mapping[str, SupportsFloat] | None = None,
     ) -> str | None:
         """Save on all ranks, then remove what need not be kept. Return the path, or None if no save is due yet.
@@ -74,6 +78,9 @@ class CheckpointManager(checkpoint.CheckpointManager):
         ----------
         step, check_interval, metrics
             As for `fastvar.CheckpointManager.save`. Metrics are those of rank 0.
+        blocking : bool
+            False returns as soon as everything is copied; a thread of each rank writes its part. The set exists
+            when `wait`, `close` or the next `save` has returned on all ranks; an error is raised there.
 
         Raises
         ------
@@ -85,6 +92,7 @@ class CheckpointManager(checkpoint.CheckpointManager):
         if interval and self._last_step is not None and step - self._last_step < interval:
             return None
         checked, folder = self._checked(metrics), self._folder
+        self.wait()
 
         def begin() -> tuple[str, int, str]:
             folder.lock.acquire()
@@ -93,10 +101,49 @@ class CheckpointManager(checkpoint.CheckpointManager):
             return folder.path(counter), counter, self._run
 
         path, counter, run = self.checkpoint._on_first(f"save step {step}", begin)
-        self.checkpoint._write_set(path, folder.lock, step, saved=Saved(run, counter), metrics=checked)
-        self.checkpoint._on_first("remove old checkpoints", lambda: retain(path, folder, self._retention))
+        with self.checkpoint._hold():
+            write, commit = self.checkpoint._prepared(
+                path,
+                folder.lock,
+                step,
+                saved=Saved(run, counter),
+                metrics=checked,
+                copy=dict if blocking else self._staging.copy,
+            )
+            task = _Task(write)
+            self._pending = task, commit, path
+            if blocking:
+                self.wait()
+            else:
+                self._background.start(task)
         self._last_step = step
         return str(path)
+
+    def wait(self) -> None:
+        """Wait until the last save exists; all ranks must call it.
+
+        Raises
+        ------
+        CheckpointError
+            On all ranks, if one could not write its part. The next save works as usual.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            super().wait()
+            return
+        task, commit, path = pending
+        try:
+            commit(self.checkpoint._together("save a part", lambda: self._finished(task)))
+            self.checkpoint._on_first("remove", lambda: retain(path, self._folder, self._retention))
+        except BaseException:
+            self._last_step = None  # the next save is due at once
+            raise
+
+    def _finished(self, task: _Task) -> PartRecord:
+        super().wait()
+        if task.record is None:
+            task()
+        return task.record or {}
 
     def restore_or_initialize(self, *, hyperparameters: Choice | None = None, cast: bool = False) -> str | None:
         """Restore the newest checkpoint that is good on all ranks; see `fastvar.CheckpointManager`.
@@ -107,6 +154,7 @@ class CheckpointManager(checkpoint.CheckpointManager):
             On all ranks, if there are checkpoints and all are damaged, or another program saves here.
         """
         choice = checked_choice(hyperparameters or self.hyperparameters, "CheckpointManager")
+        self.wait()
 
         def begin() -> tuple[list[str], list[str]]:
             self._folder.lock.acquire()
@@ -137,6 +185,24 @@ class CheckpointManager(checkpoint.CheckpointManager):
         self.checkpoint._on_first("open the folder", self._folder.lock.acquire)
         self._listener.start()
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:  # the other ranks do not come to finish a save
+            self._pending = None
+        super().__exit__(kind, error, trace)
+
+
+class _Task:
+    """Writes a part, once."""
+
+    def __init__(self, write: Callable[[], PartRecord]) -> None:
+        self._write = write
+        self.record: PartRecord | None = None
+
+    def __call__(self) -> None:
+        self.record = self._write()
 
 
 def _warn(messages: Iterable[str]) -> None:

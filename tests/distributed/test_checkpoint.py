@@ -124,14 +124,16 @@ def test_a_rank_that_cannot_write_is_an_error_on_all(tmp_path: Path, monkeypatch
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     from fastvar.checkpoint import parts
 
-    write_part, errors = parts.write_part, []
+    prepare_part, errors = parts.prepare_part, []
 
-    def refuse(path: Any, set_id: str, number: int, *arguments: Any, **options: Any) -> Any:
-        if number == 2:
-            raise fv.CheckpointError("disk full")
-        return write_part(path, set_id, number, *arguments, **options)
+    def prepare(path: Any, set_id: str, number: int, *arguments: Any, **options: Any) -> Any:
+        write = prepare_part(path, set_id, number, *arguments, **options)
+        return refuse if number == 2 else write
 
-    monkeypatch.setattr(parts, "write_part", refuse)
+    def refuse() -> Any:
+        raise fv.CheckpointError("disk full")
+
+    monkeypatch.setattr(parts, "prepare_part", prepare)
 
     def program(world: fd.World) -> None:
         checkpoint, _, _ = prepared(world, case, {})

@@ -11,7 +11,9 @@ from tests.support import ranks
 from tests.support.ranks import TOTAL, steps
 
 
-def train(world: fd.World, folder: Path, until: int, **options: Any) -> tuple[str, list[int], int]:
+def train(
+    world: fd.World, folder: Path, until: int, blocking: bool = True, **options: Any
+) -> tuple[str, list[int], int]:
     """Restore, train until a step and save each; return a digest, the steps that were done, and what is there."""
     net = ranks.network({})
     optimizer = fd.Distributed(fv.optimizers.Adam(0.1, amsgrad=True), world, TOTAL)
@@ -21,8 +23,9 @@ def train(world: fd.World, folder: Path, until: int, **options: Any) -> tuple[st
         manager.restore_or_initialize()
         while optimizer.iterations < until:
             steps(optimizer, {}, range(optimizer.iterations, optimizer.iterations + 1))
-            manager.save(metrics={"loss": 1 / optimizer.iterations})
+            manager.save(metrics={"loss": 1 / optimizer.iterations}, blocking=blocking)
             done.append(optimizer.iterations)
+        manager.wait()
         return ranks.digest(net), done, len(manager.checkpoints)
 
 
@@ -31,11 +34,14 @@ def only(results: list[Any]) -> Any:
     return results[0]
 
 
-def test_continues_on_other_ranks_and_removes_old_sets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blocking", [True, False])
+def test_continues_on_other_ranks_and_removes_old_sets(blocking: bool, tmp_path: Path) -> None:
     whole, _, _ = only(fd.simulate(1, lambda world: train(world, tmp_path / "whole", 6)))
     folder = tmp_path / "run"
     for size, until, done in ((2, 3, [1, 2, 3]), (4, 4, [4]), (1, 5, [5]), (3, 6, [6])):
-        found, steps_done, count = only(fd.simulate(size, lambda w, u=until: train(w, folder, u, max_to_keep=2)))
+        found, steps_done, count = only(
+            fd.simulate(size, lambda w, u=until: train(w, folder, u, blocking, max_to_keep=2))
+        )
         assert steps_done == done
         assert count == min(2, until)
     assert found == whole
@@ -74,3 +80,53 @@ def test_another_program_saves_here(tmp_path: Path) -> None:
 def test_checkpoint_must_be_of_ranks(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"must be a Checkpoint of fastvar\.distributed, got Checkpoint"):
         fd.CheckpointManager(fv.Checkpoint(ranks.network({})), tmp_path)  # type: ignore[arg-type]
+
+
+def test_error_in_the_background_is_raised_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastvar.checkpoint import parts
+
+    prepare_part, errors = parts.prepare_part, []
+
+    def prepare(path: Any, set_id: str, number: int, *arguments: Any, **options: Any) -> Any:
+        write = prepare_part(path, set_id, number, *arguments, **options)
+        return refuse if number == 2 and options["step"] == 2 else write
+
+    def refuse() -> Any:
+        raise fv.CheckpointError("disk full")
+
+    monkeypatch.setattr(parts, "prepare_part", prepare)
+
+    def program(world: fd.World) -> str:
+        net = ranks.network({})
+        optimizer = fd.Distributed(fv.optimizers.Adam(0.1, amsgrad=True), world, TOTAL)
+        optimizer.build(net)
+        with fd.CheckpointManager(fd.Checkpoint(net, optimizer=optimizer), tmp_path) as manager:
+            for step in range(4):
+                steps(optimizer, {}, range(step, step + 1))
+                try:
+                    manager.save(blocking=False)
+                except fv.CheckpointError as error:
+                    errors.append(str(error))
+                    assert optimizer.iterations == 3
+        return ranks.digest(net)
+
+    fd.simulate(2, program)
+    assert sorted(errors) == ["disk full", "rank 1: disk full"]
+    kept = [path.name for path in tmp_path.iterdir() if path.suffix == ".h5" and "part" not in path.name]
+    assert len(kept) == 2  # of steps 1 and 4; the third was not made
+
+
+def test_error_in_the_block_leaves_a_save_unfinished(tmp_path: Path) -> None:
+    def program(world: fd.World) -> None:
+        net = ranks.network({})
+        optimizer = fd.Distributed(fv.optimizers.Adam(0.1), world, TOTAL)
+        optimizer.build(net)
+        with fd.CheckpointManager(fd.Checkpoint(net, optimizer=optimizer), tmp_path) as manager:
+            manager.save(blocking=False)
+            if world.rank == 1:
+                raise ArithmeticError("on one rank")
+            manager.wait()
+
+    with pytest.raises(ArithmeticError, match="on one rank"):
+        fd.simulate(2, program, timeout=20)
+    assert fv.CheckpointManager(fv.Checkpoint(ranks.network({})), tmp_path).checkpoints == []
