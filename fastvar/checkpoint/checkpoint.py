@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fastvar.buffers import Array
+from fastvar.checkpoint.bookkeeping import PART
 from fastvar.checkpoint.contents import Contents
-from fastvar.checkpoint.file_format import check_names, failing, uncollected
+from fastvar.checkpoint.file_format import CheckpointError, check_names, failing, uncollected
 from fastvar.checkpoint.foreign import open_foreign
 from fastvar.checkpoint.foreign.source import Opaque
 from fastvar.checkpoint.masters import masters_of
@@ -217,6 +218,8 @@ class Checkpoint(Shown):
         prefetch(path)
         contents = self._contents()
         with CheckpointFile(path) as file:
+            if PART in file.state:
+                raise CheckpointError(f"{file.path}: is one part of a set; restore the file that names all parts")
             restored, commits, before = prepare_restore(contents, file, partial, name_map, hyperparameters, cast)
             assign(commits, before)
         return restored

@@ -210,6 +210,8 @@ def test_parts_are_no_checkpoints_of_the_folder(tmp_path: Path, monkeypatch: pyt
     assert [item.path for item in inspect_folder(tmp_path)] == [str(path)]
     assert Folder(tmp_path, "other").others() == [path.name]
     assert fv.checkpoint.inspect(part_files(path)[0]).tensors[0].shape == (SIZE // COUNT,)
+    with pytest.raises(fv.CheckpointError, match=r"part-1-of-3\.h5: is one part of a set; restore the file"):
+        fv.Checkpoint(variables(0)).restore(part_files(path)[0])
     with pytest.raises(FileNotFoundError, match=r"with a step there are ckpt-1\.h5'?:"):
         fv.Saver({"w": fv.Variable(1.0)}).restore(tmp_path / "ckpt")
 
