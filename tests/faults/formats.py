@@ -16,7 +16,7 @@ from fastvar import threads
 from fastvar.checkpoint import parts, writer
 from fastvar.checkpoint.file_format import Saved, failing
 from fastvar.checkpoint.folder import Folder
-from fastvar.checkpoint.manager import _retain
+from fastvar.checkpoint.manager import retain
 from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.retention import Retention
 from tests.support.part_files import write_parts
@@ -91,7 +91,7 @@ def _save_set(folder: str, arrays: Arrays) -> None:
     records = write_parts(path, tensors, cuts)
     steps, step = {"variables/steps": arrays["steps"]}, int(arrays["steps"])
     parts.publish(path, records, steps, {}, step=step, lock=of_run.lock, saved=Saved("00" * 16, counter))
-    _retain(path, of_run, Retention(2))
+    retain(path, of_run, Retention(2))
     of_run.lock.release()
 
 
