@@ -16,16 +16,31 @@ REPEATS = int(os.environ.get("FASTVAR_FAULTS", "0"))  # of each fault; `make ran
 DEADLINE = 20 if REPEATS else 5  # seconds for which a rank waits for another
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
-pytestmark = pytest.mark.skipif(MPIRUN is None, reason="no mpirun")
+
+@pytest.fixture(scope="module", autouse=True)
+def _mpi() -> None:
+    """Skip where MPI is not installed, or cannot start a program at all."""
+    pytest.importorskip("mpi4py")
+    if MPIRUN is None:
+        pytest.skip("no mpirun")
+    process = launch(2, "true")
+    _, err = process.communicate(timeout=120)
+    if process.returncode:
+        pytest.skip(f"mpirun cannot start a program here: {err[-300:]}")
 
 
 def start(size: int, *command: str) -> subprocess.Popen[str]:
-    """Start as many ranks as asked for, on however few processors."""
+    """Start as many ranks of a program in Python."""
+    return launch(size, sys.executable, *command)
+
+
+def launch(size: int, *command: str) -> subprocess.Popen[str]:
+    """Start as many processes as asked for, on however few processors."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PRTE_"))}
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
     environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return subprocess.Popen(
-        [str(MPIRUN), "--oversubscribe", "-n", str(size), sys.executable, *command],
+        [str(MPIRUN), "--oversubscribe", "--bind-to", "none", "-n", str(size), *command],
         env=environment,
         cwd=ROOT,
         text=True,
