@@ -50,6 +50,8 @@ def refuse_differences(world: World, owner: str, what: str, description: dict[st
 
 def difference(one: Any, other: Any, path: str = "") -> str | None:
     """Return where two values differ first, with both values, or None."""
+    if one is other:
+        return None
     if isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys([*one, *other]):
             here = f"{path} {key}".strip()

@@ -100,6 +100,9 @@ class Exchange:
         self._pieces = [pieces(order, total, partition.micro_batches(total, meeting.size, rank)) for rank in ranks]
         self._mine = self._flat_parts[meeting.rank]
         self._received = [self._room(rank) for rank in ranks]
+        self._arriving = [
+            _with_elements([array for flats in of_rank for array in flats.values()]) for of_rank in self._received
+        ]
         self._weights = [
             Parcel([v.value.reshape(-1)[part] for v, part in zip(variables, parts, strict=True)])
             for parts in self.parts
@@ -127,14 +130,15 @@ class Exchange:
         """Return my part of the sum over all ranks, times a scale, given what remains of my sums."""
         meeting, mine = self._meeting, [sum_.flats for sum_ in sums]
         sent = [
-            [flats[dtype][part] for flats in mine for dtype, part in parts.items()] if rank != meeting.rank else []
+            _with_elements([flats[dtype][part] for flats in mine for dtype, part in parts.items()])
+            if rank != meeting.rank
+            else []
             for rank, parts in enumerate(self._flat_parts)
         ]
-        received = [[array for flats in of_rank for array in flats.values()] for of_rank in self._received]
-        meeting.exchange([*map(_with_elements, sent)], [*map(_with_elements, received)], "the sums of gradients")
+        meeting.exchange(sent, self._arriving, "the sums of gradients")
+        here = [{dtype: flats[dtype][part] for dtype, part in self._mine.items()} for flats in mine]
         stack: Stack[dict[Any, Array]] = Stack(self._order, self._total, add_flats)
         for rank, there in enumerate(self._pieces):
-            here = [{dtype: flats[dtype][part] for dtype, part in self._mine.items()} for flats in mine]
             for piece, flats in zip(there, here if rank == meeting.rank else self._received[rank], strict=True):
                 stack.push(piece, flats)
         ((_, total),) = stack.held

@@ -52,7 +52,9 @@ class World:
             If a rank has come to another place.
         """
         said = {"what": what, "stopping": self._listener.called, **mine}
-        all_said = [json.loads(one) for one in self.meeting.gather(json.dumps(said).encode(), what)]
+        payloads = self.meeting.gather(json.dumps(said).encode(), what)
+        values = {payload: json.loads(payload) for payload in {*payloads}}  # most say the same
+        all_said = [values[payload] for payload in payloads]
         for rank, one in enumerate(all_said):
             if one["what"] != all_said[0]["what"]:
                 raise Ended(f"rank {rank} has come to {one['what']}, and rank 0 to {all_said[0]['what']}")

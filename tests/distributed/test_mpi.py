@@ -69,6 +69,19 @@ def test_same_bits() -> None:
         assert out == plain.stdout
 
 
+def test_a_network_learns_the_same_on_four_ranks(tmp_path: Path) -> None:
+    """It continues on four ranks what one has begun, and gives what one gives."""
+    script = str(ROOT / "examples" / "digits_ranks.py")
+    outs = []
+    for folder, size, epochs in (("whole", 1, 8), ("parted", 1, 3), ("parted", 4, 8)):
+        process = start(size, script, "--folder", str(tmp_path / folder), "--epochs", str(epochs))
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        outs.append(out)
+    assert outs[0] == outs[2] != outs[1]
+    assert float(outs[0].partition("accuracy ")[2].partition("%")[0]) > 95
+
+
 # What goes wrong on one rank, in its third step; what is said then.
 FAULTS = {
     "kill": "",
