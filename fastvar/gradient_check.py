@@ -155,7 +155,7 @@ def check_gradients(
     >>> fv.check_gradients(lambda: ((w**3).sum(), [2 * w.value**2]), [w])
     Traceback (most recent call last):
         ...
-    AssertionError: check_gradients: 2 of 2 derivatives are wrong; the worst are
+    AssertionError: check_gradients: 2 of 2 derivatives are wrong; the worst:
       w[1]: 8, by differences 12
       w[0]: 2, by differences 3
     """
