@@ -391,11 +391,7 @@ class CheckpointManager(Shown):
             for problem in damaged:
                 warnings.warn(f"{problem}; restored {checkpoint.path} instead", RuntimeWarning, stacklevel=3)
             return checkpoint.path
-        if damaged:
-            raise CheckpointError(
-                f"{self.directory}: no checkpoint is whole; move them away to start afresh:\n  "
-                + "\n  ".join(damaged)
-            )
+        self._refuse_if_all_are(damaged)
         others = self._folder.others()
         if others:
             warnings.warn(
@@ -407,6 +403,14 @@ class CheckpointManager(Shown):
         if self.init_fn is not None:
             self.init_fn()
         return None
+
+    def _refuse_if_all_are(self, damaged: list[str]) -> None:
+        """Raise an error that lists the damaged checkpoints, when no other is left."""
+        if damaged:
+            raise CheckpointError(
+                f"{self.directory}: no checkpoint is whole; move them away to start afresh:\n  "
+                + "\n  ".join(damaged)
+            )
 
 
 def retain(path: str, folder: Folder, retention: Retention) -> None:

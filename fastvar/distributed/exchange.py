@@ -182,14 +182,14 @@ class Parcel:
     """
 
     def __init__(self, arrays: Sequence[Array]) -> None:
-        self._small = [a for a in arrays if 0 < a.nbytes <= SMALL]
+        small = [a for a in arrays if 0 < a.nbytes <= SMALL]
+        self._small = sorted(small, key=lambda a: -a.itemsize)  # so that all copies are aligned
         packed = buffers.empty((sum(a.nbytes for a in self._small),), np.uint8)
         self._copies: list[Array] = []
         used = 0
-        for a in sorted(self._small, key=lambda a: -a.itemsize):  # so that all are aligned
+        for a in self._small:
             self._copies.append(packed[used : used + a.nbytes].view(a.dtype).reshape(a.shape))
             used += a.nbytes
-        self._small.sort(key=lambda a: -a.itemsize)
         self.arrays: list[Array] = _with_elements([*(a for a in arrays if a.nbytes > SMALL), packed])
 
     def load(self) -> None:

@@ -172,11 +172,7 @@ class CheckpointManager(checkpoint.CheckpointManager):
             self._last_step = restored.step
             _warn(f"{problem}; restored {path} instead" for problem in damaged if self.checkpoint._world.rank == 0)
             return str(path)
-        if damaged:
-            raise CheckpointError(
-                f"{self.directory}: no checkpoint is whole; move them away to start afresh:\n  "
-                + "\n  ".join(damaged)
-            )
+        self._refuse_if_all_are(damaged)
         if self.init_fn is not None:
             self.init_fn()
         return None
