@@ -12,8 +12,7 @@ from fastvar.buffers import Array
 from fastvar.distributed.meeting import Meeting
 from fastvar.kernels.stages import BLOCK
 from fastvar.kernels.units import sum_in_order
-
-Found = list[tuple[int, bool]]
+from fastvar.optimizer.planning import Found
 
 
 class Across:
@@ -25,18 +24,22 @@ class Across:
         The plan of this rank.
     meeting : Meeting
         The ranks.
-    parts : list of list of slice
-        For each rank its part of each variable.
+    sizes : sequence of int
+        The elements of each variable. Ranks have contiguous ranges of their concatenation, cut between blocks.
+    mine : sequence of slice
+        This rank's part of each variable.
     for_all : bool
         Whether the rule makes one number of the sums of all variables. Otherwise each rank needs only the sums of
         those that it has.
     """
 
-    def __init__(self, plan: Any, meeting: Meeting, parts: list[list[slice]], for_all: bool) -> None:
+    def __init__(
+        self, plan: Any, meeting: Meeting, sizes: Sequence[int], mine: Sequence[slice], for_all: bool
+    ) -> None:
         self._plan, self._meeting, self._for_all = plan, meeting, for_all
-        lengths = np.array([[part.stop - part.start for part in of_rank] for of_rank in parts])
-        self._has = lengths > 0
-        self._ends_of_blocks = np.cumsum(-(-lengths.sum(axis=0) // BLOCK))
+        self._some = np.asarray(sizes) > 0
+        self._here = [part.stop > part.start for part in mine]
+        self._ends_of_blocks = np.cumsum(-(-np.asarray(sizes, np.int64) // BLOCK))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._plan, name)
@@ -44,8 +47,7 @@ class Across:
     def sums_of_squares(self, each: bool, threads: int = 1, scale: float = 1.0) -> Array:
         """Return the sums of squares of the gradient of each variable, or of all, from the blocks of all ranks."""
         mine = self._plan.squares_of_blocks(threads, scale)
-        of_ranks = self._meeting.gather(mine.tobytes(), "the norms of gradients")
-        blocks = np.concatenate([np.frombuffer(of_rank) for of_rank in of_ranks])
+        blocks = np.frombuffer(b"".join(self._meeting.gather(mine.tobytes(), "the norms of gradients")))
         of_sums = np.split(blocks, self._ends_of_blocks[:-1]) if each else [blocks]
         with np.errstate(all="ignore"):
             return np.array([sum_in_order(one) for one in of_sums])
@@ -55,23 +57,22 @@ class Across:
         mine: Array = self._plan.sums(scalars, threads, scale)
         if not self._for_all:
             return mine
-        rows = self._meeting.gather(mine[self._has[self._meeting.rank]].tobytes(), "the sums of variables")
-        totals = np.zeros_like(mine)
-        for has, of_rank in zip(self._has, rows, strict=True):
-            totals[has] = np.frombuffer(of_rank).reshape(-1, mine.shape[1])
-        return totals
+        rows = self._meeting.gather(mine[self._here].tobytes(), "the sums of variables")
+        mine[self._some] = np.frombuffer(b"".join(rows)).reshape(-1, mine.shape[1])
+        return mine
 
     def run(
         self, scalars: Any, threads: int = 1, count: Any = None, commits: Any = None, guard: bool = False
     ) -> Found:
         """Run the plan. With `guard`, nothing changes on any rank if one finds something that is not finite."""
-        found: Found = self._plan.run(scalars, threads, count, commits, guard, self._agree if guard else None)
+        found: Found = self._plan.run(scalars, threads, count, commits, guard, self.agree if guard else None)
         return found
 
-    def _agree(self, found: Found) -> Found:
+    def agree(self, found: Found) -> Found:
+        """Return what any rank has found."""
         of_ranks = self._meeting.gather(json.dumps(found).encode(), "whether all numbers are finite")
         bad: dict[int, bool] = {}
-        for of_rank in of_ranks:
+        for of_rank in {*of_ranks}:
             for i, by_gradient in json.loads(of_rank):
                 bad[i] = bad.get(i, False) or by_gradient
         return sorted(bad.items())

@@ -87,7 +87,7 @@ class Checkpoint(checkpoint.Checkpoint):
     def _shares(self, contents: Contents) -> dict[str, Share]:
         """Return what this rank has, by the names of tensors in files. Other tensors are the same on all ranks."""
         shared, shares = self._shared, dict[str, Share]()
-        mine, slots = shared._exchange.parts[self._world.rank], slots_of(shared.optimizer)
+        mine, slots = shared._exchange.mine, slots_of(shared.optimizer)
         tensors = contents.tensors()
         for i, (whole, part) in enumerate(shared._pairs()):
             name, start = contents.name_of(whole), mine[i].start
@@ -105,7 +105,7 @@ class Checkpoint(checkpoint.Checkpoint):
 
     def _others(self, contents: Contents) -> set[str]:
         """Return the names of the variables of which only other ranks have something."""
-        parts_here = self._shared._exchange.parts[self._world.rank]
+        parts_here = self._shared._exchange.mine
         pairs = zip(self._shared.variables, parts_here, strict=True)
         return {contents.name_of(v) for v, part in pairs if v.size and part.stop == part.start}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,10 +42,10 @@ class Member:
         with self._meeting(payload, what) as payloads:
             return [*payloads]
 
-    def exchange(self, sent: Sequence[Arrays], received: Sequence[Arrays], what: str) -> None:
+    def exchange(self, sent: Mapping[int, Arrays], received: Mapping[int, Arrays], what: str) -> None:
         with self._meeting(sent, what) as of_ranks:
-            for rank, arrays in enumerate(received):
-                for array, other in zip(arrays, of_ranks[rank][self.rank] if arrays else (), strict=True):
+            for rank, arrays in received.items():
+                for array, other in zip(arrays, of_ranks[rank][self.rank], strict=True):
                     array.reshape(-1).view(np.uint8)[...] = other.reshape(-1).view(np.uint8)
 
     @contextlib.contextmanager

@@ -13,11 +13,16 @@ import numpy as np
 
 from fastvar import buffers, kernels, threads
 from fastvar.buffers import Array
-from fastvar.distributed import partition
 from fastvar.distributed.meeting import Meeting
-from fastvar.distributed.orders import Order, Stack, pieces
+from fastvar.distributed.orders import Order, Piece, Stack, pieces
+from fastvar.distributed.partition import Partition, micro_batches
 
 SMALL = 1 << 15  # bytes of an array that is sent together with others
+ROUTES = 4  # that are kept for the next step
+
+
+Flats = dict[np.dtype[Any], Array]
+Runs = list[tuple[np.dtype[Any], slice]]
 
 
 class Sum:
@@ -32,14 +37,12 @@ class Sum:
     """
 
     def __init__(self, owner: str, variables: Sequence[Any], labels: Sequence[str]) -> None:
-        self.flats: dict[np.dtype[Any], Array] = {}
+        self.flats: Flats = {}
         for dtype in dict.fromkeys(v.dtype for v in variables):
             self.flats[dtype] = buffers.empty((sum(v.size for v in variables if v.dtype == dtype),), dtype)
         self.views: list[Array] = []
-        used = dict.fromkeys(self.flats, 0)
-        for v in variables:
-            self.views.append(self.flats[v.dtype][used[v.dtype] : used[v.dtype] + v.size].reshape(v.shape))
-            used[v.dtype] += v.size
+        for v, begin in zip(variables, begins(variables), strict=True):
+            self.views.append(self.flats[v.dtype][begin : begin + v.size].reshape(v.shape))
         none, group = [()] * len(labels), [0] * len(labels)
         self._plan = kernels.Plan(owner, kernels.RULES["gradient_descent"], labels, self.views, none, group)
 
@@ -58,18 +61,53 @@ class Sum:
 
     def join(self, other: Sum) -> None:
         """Add another sum."""
-        add_flats(self.flats, other.flats)
+        add(self.flats, other.flats, [(dtype, slice(None)) for dtype in self.flats])
 
 
-def add_flats(first: dict[Any, Array], second: dict[Any, Array]) -> None:
-    """Add the second numbers to the first."""
+def add(first: Flats, second: Flats, runs: Runs) -> None:
+    """Add some of the second numbers to the first."""
     with np.errstate(all="ignore"):
-        for dtype, flat in first.items():
-            np.add(flat, second[dtype], out=flat)
+        for dtype, run in runs:
+            np.add(first[dtype][run], second[dtype][run], out=first[dtype][run])
+
+
+def begins(variables: Sequence[Any]) -> list[int]:
+    """Return where each variable begins in the array of its dtype."""
+    used = dict.fromkeys((v.dtype for v in variables), 0)
+    found = []
+    for v in variables:
+        found.append(used[v.dtype])
+        used[v.dtype] += v.size
+    return found
+
+
+class Route:
+    """What travels in a step.
+
+    Attributes
+    ----------
+    owners : dict of int to list of (dtype, slice)
+        For each rank that has some of it: where it is in the arrays of a `Sum`.
+    weights : dict of int to Parcel
+        For each of these ranks its weights.
+    """
+
+    def __init__(self, variables: Sequence[Any], partition: Partition, there: Array) -> None:
+        self.owners: dict[int, Runs] = {}
+        weights: dict[int, list[Array]] = {}
+        for i, (v, begin) in enumerate(zip(variables, begins(variables), strict=True)):
+            for rank, part in partition.holders(i) if there[i] else ():
+                runs = self.owners.setdefault(rank, [])
+                run = slice(begin + part.start, begin + part.stop)
+                if runs and runs[-1][0] == v.dtype and runs[-1][1].stop == run.start:
+                    run = slice(runs.pop()[1].start, run.stop)
+                runs.append((v.dtype, run))
+                weights.setdefault(rank, []).append(v.value.reshape(-1)[part])
+        self.weights: dict[int, Parcel] = {rank: Parcel(arrays) for rank, arrays in weights.items()}
 
 
 class Exchange:
-    """The exchange of a step.
+    """The exchange of a step. Only what has a gradient on some rank travels.
 
     Parameters
     ----------
@@ -86,90 +124,131 @@ class Exchange:
 
     Attributes
     ----------
-    parts : list of list of slice
-        For each rank the part of each variable that it updates, of the elements in C order.
+    partition : Partition
+        Who updates what.
+    mine : list of slice
+        The part of each variable that this rank updates, of the elements in C order.
     """
 
     def __init__(self, meeting: Meeting, order: Order, total: int, variables: Sequence[Any], whole: bool) -> None:
-        self._meeting, self._order, self._total = meeting, order, total
-        sizes = [v.size for v in variables]
-        ends = partition.cuts(sizes, meeting.size, whole)
-        self.parts: list[list[slice]] = partition.parts(sizes, ends)
-        self._flat_parts = [_of_dtypes(variables, parts) for parts in self.parts]
-        ranks = range(meeting.size)
-        self._pieces = [pieces(order, total, partition.micro_batches(total, meeting.size, rank)) for rank in ranks]
-        self._mine = self._flat_parts[meeting.rank]
-        self._received = [self._room(rank) for rank in ranks]
-        self._arriving = [
-            _with_elements([array for flats in of_rank for array in flats.values()]) for of_rank in self._received
-        ]
-        self._weights = [
-            Parcel([v.value.reshape(-1)[part] for v, part in zip(variables, parts, strict=True)])
-            for parts in self.parts
-        ]
+        self._meeting, self._order, self._total, self._variables = meeting, order, total, variables
+        self.partition = Partition([v.size for v in variables], meeting.size, whole)
+        self.mine: list[slice] = self.partition.of(meeting.rank)
+        self._lengths = dict.fromkeys((v.dtype for v in variables), 0)
+        self._begins: dict[np.dtype[Any], int] = {}  # of my part, in the arrays of a `Sum`
+        for v, begin, part in zip(variables, begins(variables), self.mine, strict=True):
+            self._lengths[v.dtype] += part.stop - part.start
+            if part.stop > part.start:
+                self._begins.setdefault(v.dtype, begin + part.start)
+        self._received = [self._room(rank) for rank in range(meeting.size)] if self._begins else []
+        self._routes: dict[bytes, Route] = {}
 
-    def _room(self, rank: int) -> list[dict[Any, Array]]:
-        """Return memory for what a rank sends: my part of each of its sums."""
-        if rank == self._meeting.rank:
-            return []
-        shape = {dtype: (part.stop - part.start,) for dtype, part in self._mine.items()}
-        return [{dtype: buffers.empty(n, dtype) for dtype, n in shape.items()} for _ in self._pieces[rank]]
+    def _room(self, rank: int) -> list[tuple[Piece, Flats]]:
+        """Return memory for my part of each of the sums that a rank sends."""
+        numbers = micro_batches(self._total, self._meeting.size, rank)
+        received = []
+        for piece in pieces(self._order, self._total, numbers):
+            lengths = self._lengths if rank != self._meeting.rank else {}
+            received.append((piece, {dtype: buffers.empty((n,), dtype) for dtype, n in lengths.items()}))
+        return received
+
+    def _of(self, there: Array) -> Route:
+        """Return how these variables travel."""
+        key = there.tobytes()
+        if key not in self._routes:
+            if len(self._routes) == ROUTES:
+                self._routes.clear()
+            self._routes[key] = Route(self._variables, self.partition, there)
+        return self._routes[key]
 
     def give_weights(self, arrays: list[Array]) -> None:
         """Give all ranks the arrays of rank 0: in each round, every rank that has them sends them to one more."""
         meeting, have = self._meeting, 1
         while have < meeting.size:
-            to = meeting.rank + have if meeting.rank < have else -1
-            since = meeting.rank - have if meeting.rank < 2 * have else -1
-            sent = [arrays if rank == to else [] for rank in range(meeting.size)]
-            received = [arrays if rank == since else [] for rank in range(meeting.size)]
-            meeting.exchange(sent, received, "the weights of rank 0")
+            to, since = meeting.rank + have, meeting.rank - have
+            meeting.exchange(
+                {to: arrays} if meeting.rank < have and to < meeting.size else {},
+                {since: arrays} if have <= meeting.rank < 2 * have else {},
+                "the weights of rank 0",
+            )
             have *= 2
 
-    def mean_of(self, sums: Sequence[Sum], scale: float) -> dict[Any, Array]:
-        """Return my part of the sum over all ranks, times a scale, given what remains of my sums."""
-        meeting, mine = self._meeting, [sum_.flats for sum_ in sums]
-        sent = [
-            _with_elements([flats[dtype][part] for flats in mine for dtype, part in parts.items()])
-            if rank != meeting.rank
-            else []
-            for rank, parts in enumerate(self._flat_parts)
-        ]
-        meeting.exchange(sent, self._arriving, "the sums of gradients")
-        here = [{dtype: flats[dtype][part] for dtype, part in self._mine.items()} for flats in mine]
-        stack: Stack[dict[Any, Array]] = Stack(self._order, self._total, add_flats)
-        for rank, there in enumerate(self._pieces):
-            for piece, flats in zip(there, here if rank == meeting.rank else self._received[rank], strict=True):
-                stack.push(piece, flats)
-        ((_, total),) = stack.held
+    def mean_of(self, sums: Sequence[Sum], there: Array, scale: float) -> list[Array | None]:
+        """Return the gradient of my part of each variable: the sum over all ranks, times a scale.
+
+        Parameters
+        ----------
+        sums : sequence of Sum
+            What remains of the sums of this rank.
+        there : ndarray of bool
+            Which variables have a gradient on some rank. That of the others is None.
+        scale : float
+            What the sum is multiplied with.
+        """
+        meeting, owners = self._meeting, self._of(there).owners
+        runs = [(dtype, self._local(dtype, run)) for dtype, run in owners.get(meeting.rank, ())]
+        sent = {
+            rank: [s.flats[dtype][run] for s in sums for dtype, run in of_rank]
+            for rank, of_rank in owners.items()
+            if sums and rank != meeting.rank
+        }
+        received = {
+            rank: [flats[dtype][run] for _, flats in of_rank for dtype, run in runs]
+            for rank, of_rank in enumerate(self._received)
+            if runs and of_rank and rank != meeting.rank
+        }
+        meeting.exchange(sent, received, "the sums of gradients")
+        total = self._added([self._here(s) for s in sums], runs) if runs else {}
         with np.errstate(all="ignore"):
-            for dtype, flat in total.items():
-                np.multiply(flat, dtype.type(scale), out=flat)
+            for dtype, run in runs:
+                np.multiply(total[dtype][run], dtype.type(scale), out=total[dtype][run])
+        return self._views(total, there)
+
+    def _local(self, dtype: np.dtype[Any], run: slice) -> slice:
+        """Return where a part of the arrays of a `Sum` is in those of my part."""
+        return slice(run.start - self._begins[dtype], run.stop - self._begins[dtype])
+
+    def _here(self, sum_: Sum) -> Flats:
+        """Return my part of a sum of this rank."""
+        return {
+            dtype: sum_.flats[dtype][begin : begin + self._lengths[dtype]] for dtype, begin in self._begins.items()
+        }
+
+    def _added(self, mine: list[Flats], runs: Runs) -> Flats:
+        """Add the sums of all ranks. The result is in the memory of one of them."""
+        stack: Stack[Flats] = Stack(self._order, self._total, lambda first, second: add(first, second, runs))
+        remaining = iter(mine)
+        for rank, of_rank in enumerate(self._received):
+            for piece, flats in of_rank:
+                stack.push(piece, next(remaining) if rank == self._meeting.rank else flats)
+        ((_, total),) = stack.held
         return total
 
-    def share_weights(self) -> None:
-        """Send my part of the weights to all, and get theirs."""
-        meeting, mine = self._meeting, self._weights[self._meeting.rank]
-        mine.load()
-        ranks = range(meeting.size)
-        meeting.exchange(
-            [[] if rank == meeting.rank else mine.arrays for rank in ranks],
-            [[] if rank == meeting.rank else self._weights[rank].arrays for rank in ranks],
-            "the new weights",
-        )
-        for rank in ranks:
-            if rank != meeting.rank:
-                self._weights[rank].unload()
-
-    def own(self, flats: dict[Any, Array], variables: Sequence[Any]) -> list[Array]:
-        """Return my part of each variable in flat arrays of my parts."""
-        used = dict.fromkeys(flats, 0)
-        views = []
-        for v, part in zip(variables, self.parts[self._meeting.rank], strict=True):
-            n = part.stop - part.start
-            views.append(flats[v.dtype][used[v.dtype] : used[v.dtype] + n])
+    def _views(self, flats: Flats, there: Array) -> list[Array | None]:
+        """Return my part of each variable in flat arrays of my parts; None where there is no gradient."""
+        used = dict.fromkeys(self._lengths, 0)
+        views: list[Array | None] = []
+        for v, part, has in zip(self._variables, self.mine, there, strict=True):
+            n, begin = part.stop - part.start, used[v.dtype]
+            views.append((flats[v.dtype][begin : begin + n] if n else np.empty(0, v.dtype)) if has else None)
             used[v.dtype] += n
         return views
+
+    def share_weights(self, there: Array | None = None) -> None:
+        """Send my part of the weights to all, and get theirs: of all variables, or of those that are given."""
+        meeting = self._meeting
+        weights = dict(self._of(np.ones(len(self._variables), bool) if there is None else there).weights)
+        mine = weights.pop(meeting.rank, None)
+        if mine:
+            mine.load()
+        others = [rank for rank in range(meeting.size) if rank != meeting.rank]
+        meeting.exchange(
+            dict.fromkeys(others, mine.arrays) if mine else {},
+            {rank: parcel.arrays for rank, parcel in weights.items()},
+            "the new weights",
+        )
+        for parcel in weights.values():
+            parcel.unload()
 
 
 class Parcel:
@@ -203,16 +282,3 @@ class Parcel:
 
 def _with_elements(arrays: Sequence[Array]) -> list[Array]:
     return [array for array in arrays if array.size]
-
-
-def _of_dtypes(variables: Sequence[Any], parts: Sequence[slice]) -> dict[np.dtype[Any], slice]:
-    """Return the part that a rank has of the numbers of each dtype, which is contiguous."""
-    begins: dict[np.dtype[Any], int] = {}
-    used: dict[np.dtype[Any], int] = dict.fromkeys((v.dtype for v in variables), 0)
-    counts = dict(used)
-    for v, part in zip(variables, parts, strict=True):
-        if part.stop > part.start:
-            begins.setdefault(v.dtype, used[v.dtype] + part.start)
-        used[v.dtype] += v.size
-        counts[v.dtype] += part.stop - part.start
-    return {dtype: slice(begins.get(dtype, 0), begins.get(dtype, 0) + n) for dtype, n in counts.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from fastvar.buffers import Array
@@ -31,14 +31,14 @@ class Meeting(Protocol):
     def gather(self, payload: bytes, what: str) -> list[bytes]:
         """Return the payloads of all ranks, in their order. They may differ in length."""
 
-    def exchange(self, sent: Sequence[Arrays], received: Sequence[Arrays], what: str) -> None:
+    def exchange(self, sent: Mapping[int, Arrays], received: Mapping[int, Arrays], what: str) -> None:
         """Send arrays to each rank, and fill those that each rank sends to this one.
 
         Parameters
         ----------
-        sent, received : sequence of sequences of ndarray
-            For each rank, C-contiguous arrays; nothing for this rank itself. What one rank sends to another must
-            be what the other receives from it: as many arrays of the same bytes.
+        sent, received : mapping of int to sequence of ndarray
+            By the number of another rank, C-contiguous arrays. What one rank sends to another must be what the
+            other receives from it: as many arrays of the same bytes.
         what : str
             What it is for.
         """
@@ -56,7 +56,7 @@ class Alone:
     def gather(self, payload: bytes, what: str) -> list[bytes]:
         return [payload]
 
-    def exchange(self, sent: Sequence[Arrays], received: Sequence[Arrays], what: str) -> None:
+    def exchange(self, sent: Mapping[int, Arrays], received: Mapping[int, Arrays], what: str) -> None:
         pass
 
     def abort(self, reason: str) -> None:

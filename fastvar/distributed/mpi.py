@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -88,13 +88,13 @@ class Processes:
         self._finish(dict(zip(others, sending, strict=True)), what)
         return [payloads[rank] for rank in range(self.size)]
 
-    def exchange(self, sent: Sequence[Arrays], received: Sequence[Arrays], what: str) -> None:
+    def exchange(self, sent: Mapping[int, Arrays], received: Mapping[int, Arrays], what: str) -> None:
         tag, ranks = self._next_tag(), self._ranks
         requests: list[tuple[int, Any]] = []
-        for rank in _others(self.rank, self.size):
+        for rank in self._in_turn(received):
             messages = [part for array in received[rank] for part in _messages(array)]
             requests += [(rank, ranks.Irecv([part, self._mpi.BYTE], rank, tag)) for part in messages]
-        for rank in _others(self.rank, self.size):
+        for rank in self._in_turn(sent):
             messages = [part for array in sent[rank] for part in _messages(array)]
             requests += [(rank, ranks.Isend([part, self._mpi.BYTE], rank, tag)) for part in messages]
         pending = [request for _, request in requests]
@@ -104,6 +104,10 @@ class Processes:
             lambda: sorted({rank for rank, request in zip(missing, pending, strict=True) if not request.Test()}),
             what,
         )
+
+    def _in_turn(self, ranks: Iterable[int]) -> list[int]:
+        """Sort ranks, beginning with the next, so that not all send to the same one first."""
+        return sorted(ranks, key=lambda rank: (rank - self.rank) % self.size)
 
     def _finish(self, requests: dict[int, Any], what: str) -> None:
         """Wait until what has been sent is on its way."""
@@ -130,11 +134,6 @@ class Processes:
     def abort(self, reason: str) -> None:
         print(f"fastvar.distributed: rank {self.rank} of {self.size}: {reason}", file=sys.stderr, flush=True)
         self._mpi.COMM_WORLD.Abort(1)
-
-
-def _others(rank: int, size: int) -> list[int]:
-    """Return the other ranks, beginning with the next, so that not all send to the same one first."""
-    return [(rank + k) % size for k in range(1, size)]
 
 
 def _messages(array: Array) -> list[Array]:

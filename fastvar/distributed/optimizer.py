@@ -11,6 +11,7 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
+from fastvar.constraints import number_bounds
 from fastvar.distributed import partition, whole
 from fastvar.distributed.across import Across
 from fastvar.distributed.comparing import described, digest, digest_of_weights, refuse_differences
@@ -158,10 +159,10 @@ class Distributed:
     def _build_parts(self, grouped: Sequence[dict[str, Any]]) -> None:
         """Build the optimizer on this rank's parts of the variables."""
         inner, variables = self.optimizer, self._whole.variables
-        parts = self._exchange.parts
-        self._mine = [_part(v, part, self._cut) for v, part in zip(variables, parts[self.world.rank], strict=True)]
-        for_all = bool(inner.initial_numbers())
-        inner._state.across = lambda plan: Across(plan, self.world.meeting, parts, for_all)
+        parts = self._exchange.mine
+        self._mine = [_part(v, part, self._cut) for v, part in zip(variables, parts, strict=True)]
+        sizes, for_all = [v.size for v in variables], bool(inner.initial_numbers())
+        inner._state.across = lambda plan: Across(plan, self.world.meeting, sizes, parts, for_all)
         listed, pattern = inner._excluded
         inner._excluded = ([self._mine[self._whole.index[id(v)]] for v in listed], pattern)
         remaining = iter(self._mine)
@@ -229,9 +230,11 @@ class Distributed:
         held = sums.finished()
         try:
             before = self.iterations
-            self._step(held, self._agree(sums))
+            there, scale = self._agree(sums)
+            self.optimizer._apply(self._gradients(held, there, scale), self.optimizer._state.variables, False)
             if self.iterations != before:  # not skipped
-                self._exchange.share_weights()
+                overwrites = self.optimizer.ema_overwrite_frequency is not None  # also those without a gradient
+                self._exchange.share_weights(self._trainable() if overwrites else there)
         finally:
             sums.release()
 
@@ -258,20 +261,20 @@ class Distributed:
         counts = [sum(of_ranks) for of_ranks in zip(*(one["counts"] for one in said), strict=True)]
         return self._there([one["present"] for one in said]), self._scale(*counts)
 
-    def _step(self, held: list[Sum], agreed: tuple[Array, float]) -> None:
-        """Update this rank's parts from the sums of all ranks."""
-        there, scale = agreed
-        mine = self._exchange.own(self._exchange.mean_of(held, scale), self._whole.variables)
-        triples = zip(mine, self._mine, there, strict=True)
-        gradients = [g.reshape(v.shape) if has else None for g, v, has in triples]
-        self.optimizer._apply(gradients, self.optimizer._state.variables, False)
+    def _gradients(self, held: list[Sum], there: Array, scale: float) -> list[Array | None]:
+        """Return the mean gradient of this rank's part of each variable."""
+        flat = self._exchange.mean_of(held, there, scale)
+        return [None if g is None else g.reshape(v.shape) for g, v in zip(flat, self._mine, strict=True)]
+
+    def _trainable(self) -> Array:
+        return np.array([v.trainable for v in self._whole.variables])
 
     def _there(self, masks: list[str | None]) -> Array:
         """Return which variables have a gradient on any rank."""
         n = len(self._whole.variables)
         if None in masks:
             return np.ones(n, bool)
-        bits = [np.unpackbits(np.frombuffer(bytes.fromhex(mask or ""), np.uint8))[:n] for mask in masks]
+        bits = [np.unpackbits(np.frombuffer(bytes.fromhex(mask or ""), np.uint8))[:n] for mask in {*masks}]
         there: Array = np.logical_or.reduce(bits).astype(bool)
         return there
 
@@ -297,9 +300,14 @@ class Distributed:
         if reason and self._cut:
             raise ValueError(f"{self._owner}: {reason} needs whole variables; set it before build")
         for v, part in zip(self._whole.variables, self._mine, strict=True):
-            for name in ("trainable", "regularizer") + (("constraint",) if part.size or self._cut else ()):
-                if getattr(part, name) is not getattr(v, name):
-                    setattr(part, name, getattr(v, name))
+            wanted = {
+                "trainable": v.trainable,
+                "regularizer": v.regularizer,
+                "constraint": _constraint(v, part.value),
+            }
+            for name, value in wanted.items():
+                if getattr(part, name) is not value:
+                    setattr(part, name, value)
         self._version, self._options = Structure.version, options
 
     # Averages.
@@ -358,6 +366,17 @@ def _part(variable: Variable, part: slice, cut: bool) -> Variable:
         trainable=variable.trainable,
         name=variable.name,
         regularizer=variable.regularizer,
-        constraint=variable.constraint if memory.size or cut else None,
+        constraint=_constraint(variable, memory),
         copy=False,
     )
+
+
+def _constraint(variable: Variable, part: Array) -> Any:
+    """Return the constraint of a rank's part of a variable. One in Python sees no empty part."""
+    bounded = number_bounds(variable.constraint) != (-np.inf, np.inf)
+    return variable.constraint if part.size or bounded or not variable.constraint else _elsewhere
+
+
+def _elsewhere(values: Array) -> Array:
+    """Stand for a constraint that another rank applies, so that this rank knows of it."""
+    return values

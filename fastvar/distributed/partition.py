@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -45,12 +44,31 @@ def _place(starts: Array, wanted: int, whole: bool) -> int:
     return begin if wanted - begin <= end - wanted else end
 
 
-def parts(sizes: Sequence[int], ends: Array) -> list[list[slice]]:
-    """Return for each rank the part of each variable that it has, which may be empty."""
-    stops = np.cumsum(np.asarray(sizes, np.int64))
-    begins = stops - sizes
-    of_ranks = []
-    for low, high in pairwise(ends):
-        firsts, lasts = np.clip([low - begins, high - begins], 0, sizes)
-        of_ranks.append([slice(int(a), int(b)) for a, b in zip(firsts, lasts, strict=True)])
-    return of_ranks
+class Partition:
+    """The part of each variable that each rank updates.
+
+    Parameters
+    ----------
+    sizes, ranks, whole
+        As for `cuts`.
+    """
+
+    def __init__(self, sizes: Sequence[int], ranks: int, whole: bool) -> None:
+        self._sizes = np.asarray(sizes, np.int64)
+        self._begins = np.cumsum(self._sizes) - self._sizes
+        self._ends = cuts(sizes, ranks, whole)
+
+    def of(self, rank: int) -> list[slice]:
+        """Return the part of each variable that a rank has, which may be empty."""
+        low, high = self._ends[rank : rank + 2]
+        firsts, lasts = np.clip([low - self._begins, high - self._begins], 0, self._sizes).tolist()
+        return [slice(a, b) for a, b in zip(firsts, lasts, strict=True)]
+
+    def holders(self, i: int) -> Iterator[tuple[int, slice]]:
+        """Yield the ranks that have elements of a variable, and which."""
+        begin, size = int(self._begins[i]), int(self._sizes[i])
+        first, last = np.searchsorted(self._ends, [begin, begin + size], "right")
+        for rank in range(int(first) - 1, min(int(last), len(self._ends) - 1)):
+            low, high = max(int(self._ends[rank]) - begin, 0), min(int(self._ends[rank + 1]) - begin, size)
+            if low < high:
+                yield rank, slice(low, high)

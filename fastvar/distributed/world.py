@@ -76,7 +76,7 @@ class World:
                 self.meeting.abort(str(ended))
                 raise
             return
-        if self.size > 1 and not isinstance(error, SystemExit):
+        if self.size > 1 and not isinstance(error, SystemExit | Ended):
             traceback.print_exception(kind, error, trace)
         self.meeting.abort(f"{type(error).__name__}: {error}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,13 @@ from fastvar.optimizer.state import State
 from fastvar.place import Place, Structure, label
 
 PARALLEL = crew.parallel  # with fewer elements, a step does not ask for the number of threads
+Found = list[tuple[int, bool]]  # the numbers of bad variables, and whether their gradients are bad
 RATES = ("learning_rate", "lr")  # these may change without a change of how gradients are conditioned
+
+
+def alone(found: Found) -> Found:
+    """Return what a process finds, where no other must agree."""
+    return found
 
 
 class Resolved:
@@ -93,6 +100,8 @@ class StepPlan:
         Whether users' code runs during the updates, so that everything must be copied before.
     compiled : Plan
         What runs: the plan of the kernels or, of a rule in NumPy, its twin.
+    agree : callable
+        Returns what all processes that share the step have found to be bad, given what this one has.
     passes, formulas : list
         How variables are updated, and what gives the scalars of their rule, by group.
     measuring : Measuring or None
@@ -120,6 +129,8 @@ class StepPlan:
     guard: bool
     l2: Array
     decaying: Array
+
+    agree: Callable[[Found], Found] = staticmethod(alone)
 
     def __init__(self, rule: Rule, state: State) -> None:
         self.version: object = Structure.version
@@ -199,6 +210,7 @@ class StepPlan:
         )
         if state.across:
             self.compiled = state.across(self.compiled)
+            self.agree = self.compiled.agree
         self.fragile = isinstance(rules[0], reference.Rule)
 
     def _matrices(self, of_variable: list[Any]) -> list[tuple[list[Any], bool]]:

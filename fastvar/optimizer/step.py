@@ -12,7 +12,7 @@ from fastvar.kernels.numpy_plan import spoilt
 from fastvar.masters import exact, writes
 from fastvar.optimizer.clipping import by_norm, clip_units, coefficients
 from fastvar.optimizer.passes import Measured
-from fastvar.optimizer.planning import StepPlan, projected
+from fastvar.optimizer.planning import Found, StepPlan, projected
 from fastvar.optimizer.slots import beginnings
 
 
@@ -78,7 +78,7 @@ def _whole_step(plan: StepPlan, given: list[Any], grads: list[Any], zero: bool) 
         after = zeros
         plan.compiled.bind(grads)
     after += plan.commits or []
-    found = []
+    found: Found = []
     try:
         with Atomic(before, after, None if plan.fragile else plan.count):
             _update(plan, grads, scalars, begun, workers)
@@ -111,8 +111,8 @@ def _update(
     if plan.compiled.rounds:
         plan.set_seeds(_updates(plan, calls) + 1)
     _run(plan, plan.compiled, present, scalars, workers, plan.count, commits)
-    if plan.constrained:
-        _constrain(plan, grads, present, calls)
+    if plan.constrained and (found := _constrain(plan, grads, present, calls)):
+        raise Refused(found)
 
 
 def _updates(plan: StepPlan, calls: int) -> int:
@@ -204,7 +204,7 @@ def _run(
 ) -> None:
     """Run a compiled plan. Raise `Refused` if `nonfinite` does not allow the result."""
     if plan.guard and any(spoilt(place, value) for place, value in commits or ()):
-        raise Refused([(i, False) for i, there in enumerate(present) if there])
+        raise Refused(plan.agree([(i, False) for i, there in enumerate(present) if there]))
     if found := one.run(scalars, workers, count, commits, plan.guard):
         raise Refused(found)
 
@@ -212,8 +212,12 @@ def _run(
 # After the update.
 
 
-def _constrain(plan: StepPlan, grads: list[Any], present: list[bool], calls: int) -> None:
-    """Project the variables that had a gradient. Those inside the pass have already run in an update."""
+def _constrain(plan: StepPlan, grads: list[Any], present: list[bool], calls: int) -> Found:
+    """Project the variables that had a gradient. Those inside the pass have already run in an update.
+
+    Return those that `nonfinite` does not allow.
+    """
+    found: Found = []
     updates = plan.accumulation is None or plan.accumulation.updates(calls)
     concerned = present if updates else [g is not None for g in grads]
     for i in plan.constrained_after if updates else plan.constrained:
@@ -221,12 +225,14 @@ def _constrain(plan: StepPlan, grads: list[Any], present: list[bool], calls: int
             variable = plan.state.variables[i]
             values = projected(plan.rule, variable)
             if plan.guard and spoilt(values, exact(variable.memory)):
-                raise Refused([(i, False)])
+                found.append((i, False))
+                continue
             for target, part in writes(variable.memory, values):
                 target[...] = part
+    return plan.agree(found) if plan.guard else found
 
 
-def _refuse(plan: StepPlan, found: list[tuple[int, bool]], zeros: list[Any]) -> None:
+def _refuse(plan: StepPlan, found: Found, zeros: list[Any]) -> None:
     """Raise an error that names the bad variables; or zero the gradients, and count the step as skipped."""
     if plan.own.nonfinite == "raise":
         raise not_finite(plan.rule._owner, plan.labels, found)
@@ -235,7 +241,7 @@ def _refuse(plan: StepPlan, found: list[tuple[int, bool]], zeros: list[Any]) -> 
         pass
 
 
-def not_finite(owner: str, labels: list[str], found: list[tuple[int, bool]]) -> ValueError:
+def not_finite(owner: str, labels: list[str], found: Found) -> ValueError:
     """Return the error that names the bad variables of a guarded run."""
     names = [labels[i] for i, by_gradient in found if by_gradient]
     what = "gradient of" if names else "what the step makes of"

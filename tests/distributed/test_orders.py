@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvar.distributed.orders import ORDERS, Piece, Stack, pieces
-from fastvar.distributed.partition import cuts, micro_batches, parts
+from fastvar.distributed.partition import Partition, micro_batches
 from fastvar.kernels.stages import BLOCK
 
 Formula = list[str]
@@ -74,14 +74,16 @@ def test_powers_of_two_leave_one_sum(size: int, times: int) -> None:
     whole=st.booleans(),
 )
 def test_parts_cover_each_element_once(sizes: list[int], size: int, whole: bool) -> None:
-    of_all = parts(sizes, cuts(sizes, size, whole))
-    assert len(of_all) == size
+    partition = Partition(sizes, size, whole)
+    of_all = [partition.of(rank) for rank in range(size)]
     for i, n in enumerate(sizes):
         mine = [of_rank[i] for of_rank in of_all if of_rank[i].stop > of_rank[i].start]
         assert [k for part in mine for k in (part.start, part.stop)] == ([0] if n else []) + [
             k for part in mine[1:] for k in (part.start, part.start)
         ] + ([n] if n else [])
         assert all(part.start % BLOCK == 0 for part in mine)
+        held = [(rank, of_rank[i]) for rank, of_rank in enumerate(of_all) if of_rank[i].stop > of_rank[i].start]
+        assert [*partition.holders(i)] == held
         assert not whole or len(mine) <= 1
     if not whole:
         shares = [sum(part.stop - part.start for part in of_rank) for of_rank in of_all]
