@@ -6,9 +6,10 @@ NO_PYTHON := Python 3.11 or newer is needed: apt-get install python3 python3-ven
 VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(wildcard $(addprefix fastvar/kernels/*,.pyx .pxi .h))
+MATHJAX := docs/_build/mathjax/tex-svg.js
 PYTEST := $(PY) -m pytest -n 2 --timeout 600
 
-.PHONY: demo test integrations ranks bench lint format sanitize soak faults avx512 package versions clean
+.PHONY: demo test integrations ranks bench docs lint format sanitize soak faults avx512 package versions clean
 
 demo: $(VENV)/.examples
 	$(PY) examples/digits.py
@@ -35,6 +36,16 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/cython-lint fastvar/kernels
 	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml fastvar.kernels.cpu fastvar.kernels.crew fastvar.kernels.turn fastvar.kernels.atomic fastvar.kernels.tensors fastvar.kernels.baseline
+
+# Build docs/_build/html. It serves its own copy of MathJax.
+docs: $(VENV)/.docs $(MATHJAX)
+	KERAS_BACKEND=numpy $(PY) -m sphinx -W --keep-going -j 2 docs docs/_build/html
+
+$(MATHJAX): | $(VENV)/.docs
+	mkdir -p $(@D)
+	cd $(@D) && $(CURDIR)/$(VENV)/bin/npm pack --silent mathjax@3.2.2
+	tar -xzmf $(@D)/mathjax-3.2.2.tgz -C $(@D) --strip-components=2 package/es5/$(@F)
+	rm $(@D)/mathjax-3.2.2.tgz
 
 format: $(VENV)/.lint
 	$(VENV)/bin/ruff format .
@@ -96,4 +107,4 @@ $(VENV)/.%: $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fastvar/kernels/*.c fastvar/kernels/*.so runs
+	rm -rf $(VENV) build dist docs/_build docs/generated *.egg-info fastvar/kernels/*.c fastvar/kernels/*.so runs

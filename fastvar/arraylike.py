@@ -318,26 +318,32 @@ class Arraylike:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
         return self._array.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """The dtype of the elements."""
         return self._array.dtype
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return self._array.size
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return self._array.ndim
 
     @property
     def nbytes(self) -> int:
+        """The bytes of all elements."""
         return self._array.nbytes
 
     @property
     def itemsize(self) -> int:
+        """The bytes of an element."""
         return self._array.itemsize
 
     @property

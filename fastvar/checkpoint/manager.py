@@ -33,6 +33,7 @@ class CheckpointManager(Shown):
     Parameters
     ----------
     checkpoint : Checkpoint
+        What to save and restore.
     directory : str or path-like
         The folder, made if it is missing. A relative path is made absolute at once. Only whole checkpoints of
         fastvar in it count, and no other file is touched.

@@ -37,10 +37,12 @@ class World:
 
     @property
     def rank(self) -> int:
+        """The number of this rank, from 0."""
         return self.meeting.rank
 
     @property
     def size(self) -> int:
+        """How many ranks there are."""
         return self.meeting.size
 
     def agree(self, what: str, **mine: Any) -> list[dict[str, Any]]:

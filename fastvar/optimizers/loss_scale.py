@@ -18,10 +18,14 @@ from fastvar.place import Place
 
 def _inner(name: str) -> Any:
     """Return a property that reads and sets an attribute of the inner optimizer."""
-    return property(
-        lambda self: getattr(self.inner_optimizer, name),
-        lambda self, value: setattr(self.inner_optimizer, name, value),
-    )
+
+    def get(self: Any) -> Any:
+        return getattr(self.inner_optimizer, name)
+
+    def set_(self: Any, value: Any) -> None:
+        setattr(self.inner_optimizer, name, value)
+
+    return property(get, set_, doc=f"`{name}` of the inner optimizer.")
 
 
 class LossScaleOptimizer(Optimizer, options=False):
