@@ -24,8 +24,9 @@ class Across:
         The plan of this rank.
     meeting : Meeting
         The ranks.
-    sizes : sequence of int
-        The elements of each variable. Ranks have contiguous ranges of their concatenation, cut between blocks.
+    lengths : ndarray of int
+        The elements of the gradient of each variable, which may change from step to step. Ranks have contiguous
+        ranges of their concatenation, cut between blocks.
     mine : sequence of slice
         This rank's part of each variable.
     for_all : bool
@@ -33,13 +34,10 @@ class Across:
         those that it has.
     """
 
-    def __init__(
-        self, plan: Any, meeting: Meeting, sizes: Sequence[int], mine: Sequence[slice], for_all: bool
-    ) -> None:
+    def __init__(self, plan: Any, meeting: Meeting, lengths: Array, mine: Sequence[slice], for_all: bool) -> None:
         self._plan, self._meeting, self._for_all = plan, meeting, for_all
-        self._some = np.asarray(sizes) > 0
+        self._lengths = lengths
         self._here = [part.stop > part.start for part in mine]
-        self._ends_of_blocks = np.cumsum(-(-np.asarray(sizes, np.int64) // BLOCK))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._plan, name)
@@ -48,7 +46,7 @@ class Across:
         """Return the sums of squares of the gradient of each variable, or of all, from the blocks of all ranks."""
         mine = self._plan.squares_of_blocks(threads, scale)
         blocks = np.frombuffer(b"".join(self._meeting.gather(mine.tobytes(), "the norms of gradients")))
-        of_sums = np.split(blocks, self._ends_of_blocks[:-1]) if each else [blocks]
+        of_sums = np.split(blocks, np.cumsum(-(-self._lengths // BLOCK))[:-1]) if each else [blocks]
         with np.errstate(all="ignore"):
             return np.array([sum_in_order(one) for one in of_sums])
 
@@ -58,7 +56,7 @@ class Across:
         if not self._for_all:
             return mine
         rows = self._meeting.gather(mine[self._here].tobytes(), "the sums of variables")
-        mine[self._some] = np.frombuffer(b"".join(rows)).reshape(-1, mine.shape[1])
+        mine[self._lengths > 0] = np.frombuffer(b"".join(rows)).reshape(-1, mine.shape[1])
         return mine
 
     def run(

@@ -16,6 +16,10 @@ from fastvar.buffers import Array
 from fastvar.distributed.meeting import Meeting
 from fastvar.distributed.orders import Order, Piece, Stack, pieces
 from fastvar.distributed.partition import Partition, micro_batches
+from fastvar.distributed.rows import joined, read, times
+from fastvar.place import label
+from fastvar.slices import Rows
+from fastvar.tables import count
 
 SMALL = 1 << 15  # bytes of an array that is sent together with others
 ROUTES = 4  # that are kept for the next step
@@ -26,42 +30,69 @@ Runs = list[tuple[np.dtype[Any], slice]]
 
 
 class Sum:
-    """A sum of gradients: for each dtype one array, with a view for each variable.
+    """A sum of gradients.
+
+    Parameters
+    ----------
+    owner : str
+        The beginning of error messages.
+    variables : sequence of Variable
+        All variables.
+    sparse : sequence of int
+        The numbers of those with sparse gradients.
 
     Attributes
     ----------
     flats : dict of dtype to ndarray
-        The numbers of all variables of a dtype, in their order.
-    views : list of ndarray
-        One of the shape of each variable.
+        The numbers of all other variables of a dtype, in their order.
+    rows : list of Rows or None
+        The rows of those with sparse gradients.
     """
 
-    def __init__(self, owner: str, variables: Sequence[Any], labels: Sequence[str]) -> None:
+    def __init__(self, owner: str, variables: Sequence[Any], sparse: Sequence[int]) -> None:
+        self._owner, self._n, self._sparse = owner, len(variables), {i: variables[i] for i in sparse}
+        places = begins(variables, sparse)
+        dense = [variables[i] for i in places]
         self.flats: Flats = {}
-        for dtype in dict.fromkeys(v.dtype for v in variables):
-            self.flats[dtype] = buffers.empty((sum(v.size for v in variables if v.dtype == dtype),), dtype)
-        self.views: list[Array] = []
-        for v, begin in zip(variables, begins(variables), strict=True):
-            self.views.append(self.flats[v.dtype][begin : begin + v.size].reshape(v.shape))
+        for dtype in dict.fromkeys(v.dtype for v in dense):
+            self.flats[dtype] = buffers.empty((sum(v.size for v in dense if v.dtype == dtype),), dtype)
+        views = [
+            self.flats[v.dtype][begin : begin + v.size].reshape(v.shape)
+            for v, begin in zip(dense, places.values(), strict=True)
+        ]
+        labels = [label(variables[i], i) for i in places]
         none, group = [()] * len(labels), [0] * len(labels)
-        self._plan = kernels.Plan(owner, kernels.RULES["gradient_descent"], labels, self.views, none, group)
+        self._plan = kernels.Plan(owner, kernels.RULES["gradient_descent"], labels, views, none, group)
+        self.rows: list[Rows | None] = []
+        self._read: list[Rows | None] = []
 
     def fill(self, value: float) -> None:
-        """Set all numbers."""
+        """Set all numbers, and no rows."""
         for flat in self.flats.values():
             flat.fill(value)
+        self.rows = [None] * len(self._sparse)
 
-    def check(self, gradients: Sequence[Any]) -> int:
-        """Check the gradients that `add` will add. Return how many there are."""
-        return int(self._plan.bind(gradients))
+    def check(self, gradients: Sequence[Any]) -> None:
+        """Check the gradients that `add` will add."""
+        if len(gradients) != self._n:
+            raise ValueError(f"{self._owner}: must be given {count(self._n, 'gradient')}, got {len(gradients)}")
+        self._read = [
+            None if gradients[i] is None else read(gradients[i], v, f"{self._owner}: gradient of {label(v, i)}")
+            for i, v in self._sparse.items()
+        ]
+        self._plan.bind([g for i, g in enumerate(gradients) if i not in self._sparse])
 
-    def add(self, times: float) -> None:
+    def add(self, factor: float) -> None:
         """Add a multiple of the gradients that have been checked."""
-        self._plan.run([(-times,)], threads.get_num_threads())
+        self._plan.run([(-factor,)], threads.get_num_threads())
+        for k, (v, gradient) in enumerate(zip(self._sparse.values(), self._read, strict=True)):
+            if gradient is not None:
+                self.rows[k] = joined(self.rows[k], times(gradient, factor, v.dtype))
 
     def join(self, other: Sum) -> None:
         """Add another sum."""
         add(self.flats, other.flats, [(dtype, slice(None)) for dtype in self.flats])
+        self.rows = [joined(mine, rows) for mine, rows in zip(self.rows, other.rows, strict=True)]
 
 
 def add(first: Flats, second: Flats, runs: Runs) -> None:
@@ -71,13 +102,14 @@ def add(first: Flats, second: Flats, runs: Runs) -> None:
             np.add(first[dtype][run], second[dtype][run], out=first[dtype][run])
 
 
-def begins(variables: Sequence[Any]) -> list[int]:
-    """Return where each variable begins in the array of its dtype."""
+def begins(variables: Sequence[Any], sparse: Sequence[int]) -> dict[int, int]:
+    """Return where each variable begins in the array of its dtype, but those with sparse gradients."""
     used = dict.fromkeys((v.dtype for v in variables), 0)
-    found = []
-    for v in variables:
-        found.append(used[v.dtype])
-        used[v.dtype] += v.size
+    found = {}
+    for i, v in enumerate(variables):
+        if i not in sparse:
+            found[i] = used[v.dtype]
+            used[v.dtype] += v.size
     return found
 
 
@@ -92,22 +124,26 @@ class Route:
         For each of these ranks its weights.
     """
 
-    def __init__(self, variables: Sequence[Any], partition: Partition, there: Array) -> None:
+    def __init__(
+        self, variables: Sequence[Any], partition: Partition, there: Array, places: dict[int, int]
+    ) -> None:
         self.owners: dict[int, Runs] = {}
         weights: dict[int, list[Array]] = {}
-        for i, (v, begin) in enumerate(zip(variables, begins(variables), strict=True)):
+        for i, v in enumerate(variables):
             for rank, part in partition.holders(i) if there[i] else ():
+                weights.setdefault(rank, []).append(v.value.reshape(-1)[part])
+                if i not in places:
+                    continue
                 runs = self.owners.setdefault(rank, [])
-                run = slice(begin + part.start, begin + part.stop)
+                run = slice(places[i] + part.start, places[i] + part.stop)
                 if runs and runs[-1][0] == v.dtype and runs[-1][1].stop == run.start:
                     run = slice(runs.pop()[1].start, run.stop)
                 runs.append((v.dtype, run))
-                weights.setdefault(rank, []).append(v.value.reshape(-1)[part])
         self.weights: dict[int, Parcel] = {rank: Parcel(arrays) for rank, arrays in weights.items()}
 
 
 class Exchange:
-    """The exchange of a step. Only what has a gradient on some rank travels.
+    """The exchange of a step, but for sparse gradients. Only what has a gradient on some rank travels.
 
     Parameters
     ----------
@@ -119,27 +155,36 @@ class Exchange:
         The number of micro-batches of a step.
     variables : sequence of Variable
         In the same order on all ranks.
-    whole : bool
-        Whether variables must not be cut.
+    partition : Partition
+        Who updates what.
+    sparse : sequence of int
+        The numbers of the variables with sparse gradients.
 
     Attributes
     ----------
-    partition : Partition
-        Who updates what.
     mine : list of slice
         The part of each variable that this rank updates, of the elements in C order.
     """
 
-    def __init__(self, meeting: Meeting, order: Order, total: int, variables: Sequence[Any], whole: bool) -> None:
+    def __init__(
+        self,
+        meeting: Meeting,
+        order: Order,
+        total: int,
+        variables: Sequence[Any],
+        partition: Partition,
+        sparse: Sequence[int],
+    ) -> None:
         self._meeting, self._order, self._total, self._variables = meeting, order, total, variables
-        self.partition = Partition([v.size for v in variables], meeting.size, whole)
-        self.mine: list[slice] = self.partition.of(meeting.rank)
+        self._partition, self._places = partition, begins(variables, sparse)
+        self.mine: list[slice] = partition.of(meeting.rank)
         self._lengths = dict.fromkeys((v.dtype for v in variables), 0)
         self._begins: dict[np.dtype[Any], int] = {}  # of my part, in the arrays of a `Sum`
-        for v, begin, part in zip(variables, begins(variables), self.mine, strict=True):
-            self._lengths[v.dtype] += part.stop - part.start
+        for i, begin in self._places.items():
+            dtype, part = variables[i].dtype, self.mine[i]
+            self._lengths[dtype] += part.stop - part.start
             if part.stop > part.start:
-                self._begins.setdefault(v.dtype, begin + part.start)
+                self._begins.setdefault(dtype, begin + part.start)
         self._received = [self._room(rank) for rank in range(meeting.size)] if self._begins else []
         self._routes: dict[bytes, Route] = {}
 
@@ -158,7 +203,7 @@ class Exchange:
         if key not in self._routes:
             if len(self._routes) == ROUTES:
                 self._routes.clear()
-            self._routes[key] = Route(self._variables, self.partition, there)
+            self._routes[key] = Route(self._variables, self._partition, there, self._places)
         return self._routes[key]
 
     def give_weights(self, arrays: list[Array]) -> None:
@@ -181,7 +226,7 @@ class Exchange:
         sums : sequence of Sum
             What remains of the sums of this rank.
         there : ndarray of bool
-            Which variables have a gradient on some rank. That of the others is None.
+            Which variables have a gradient on some rank that is not sparse. That of the others is None.
         scale : float
             What the sum is multiplied with.
         """
@@ -227,11 +272,13 @@ class Exchange:
     def _views(self, flats: Flats, there: Array) -> list[Array | None]:
         """Return my part of each variable in flat arrays of my parts; None where there is no gradient."""
         used = dict.fromkeys(self._lengths, 0)
-        views: list[Array | None] = []
-        for v, part, has in zip(self._variables, self.mine, there, strict=True):
-            n, begin = part.stop - part.start, used[v.dtype]
-            views.append((flats[v.dtype][begin : begin + n] if n else np.empty(0, v.dtype)) if has else None)
-            used[v.dtype] += n
+        views: list[Array | None] = [None] * len(self._variables)
+        for i in self._places:
+            dtype, part = self._variables[i].dtype, self.mine[i]
+            n, begin = part.stop - part.start, used[dtype]
+            used[dtype] += n
+            if there[i]:
+                views[i] = flats[dtype][begin : begin + n] if n else np.empty(0, dtype)
         return views
 
     def share_weights(self, there: Array | None = None) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from fastvar.buffers import Array
 from fastvar.distributed.exchange import Sum
 from fastvar.distributed.orders import Order, Piece, Stack
-from fastvar.place import label
 from fastvar.variable import Variable
 
 
@@ -29,6 +28,8 @@ class MicroBatches:
         Those of this rank.
     variables : sequence of Variable
         The variables of the gradients.
+    sparse : sequence of int
+        The numbers of those with sparse gradients.
 
     Attributes
     ----------
@@ -39,11 +40,16 @@ class MicroBatches:
     """
 
     def __init__(
-        self, owner: str, order: Order, total: int, numbers: range, variables: Sequence[Variable]
+        self,
+        owner: str,
+        order: Order,
+        total: int,
+        numbers: range,
+        variables: Sequence[Variable],
+        sparse: Sequence[int],
     ) -> None:
         self._owner, self._order, self._total, self._numbers = owner, order, total, numbers
-        self._variables = variables
-        self._labels = [label(v, i) for i, v in enumerate(variables)]
+        self._variables, self._sparse = variables, sparse
         self._spare: list[Sum] = []
         self.begin()
 
@@ -94,7 +100,7 @@ class MicroBatches:
         self._done += 1
 
     def _empty(self) -> Sum:
-        sum_ = self._spare.pop() if self._spare else Sum(self._owner, self._variables, self._labels)
+        sum_ = self._spare.pop() if self._spare else Sum(self._owner, self._variables, self._sparse)
         sum_.fill(self._order.empty)
         return sum_
 

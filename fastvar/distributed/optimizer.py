@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.constraints import number_bounds
-from fastvar.distributed import partition, whole
+from fastvar.distributed import rows, whole
 from fastvar.distributed.across import Across
 from fastvar.distributed.comparing import described, digest, digest_of_weights, refuse_differences
 from fastvar.distributed.exchange import Exchange, Sum
 from fastvar.distributed.micro_batches import MicroBatches
 from fastvar.distributed.orders import ORDERS
+from fastvar.distributed.partition import Partition, micro_batches
 from fastvar.distributed.world import World
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.groups import Group
@@ -27,6 +28,24 @@ from fastvar.optimizers import LBFGS, LossScaleOptimizer
 from fastvar.place import Structure, label
 from fastvar.tables import count
 from fastvar.variable import Variable
+
+
+class Agreed(NamedTuple):
+    """What ranks agree on before a step.
+
+    Attributes
+    ----------
+    there : ndarray of bool
+        Which variables have a gradient.
+    scale : float
+        What the sums are multiplied with.
+    rows : list of lists of lists of int
+        For each rank and each sum that remains on it, the numbers of rows of sparse gradients.
+    """
+
+    there: Array
+    scale: float
+    rows: list[list[list[int]]]
 
 
 class Distributed:
@@ -114,13 +133,16 @@ class Distributed:
 
     # Building.
 
-    def build(self, variables: Any) -> None:
+    def build(self, variables: Any, sparse: Iterable[Variable] = ()) -> None:
         """Set the variables to update, and give all ranks the weights of rank 0.
 
         Parameters
         ----------
         variables : tree or iterable of Variable or dict
             As for `Optimizer.build`.
+        sparse : iterable of Variable
+            Those of them whose gradients are `IndexedSlices` in all micro-batches. Then only the rows that some
+            micro-batch names are sent and updated, and one rank updates the whole variable.
 
         Raises
         ------
@@ -141,28 +163,35 @@ class Distributed:
             "variables": {label(v, i): [[*v.shape], v.dtype.name] for i, v in enumerate(flat)},
             "micro_batches": self._total,
             "order": self.order,
+            "sparse": _numbers_of(self._owner, sparse, flat),
             **described(inner, flat),
         }
         refuse_differences(self.world, self._owner, "build", description)
+        self._sparse: list[int] = description["sparse"]
+        rows.refuse_kinds(self._owner, inner, {i: flat[i] for i in self._sparse})
         self._whole.take([Group(inner, *_parted(group)) for group in grouped])
         self._cut = whole.reason(inner, flat) is None
         order, meeting = ORDERS[self.order], self.world.meeting
-        self._exchange = Exchange(meeting, order, self._total, flat, not self._cut)
-        self._build_parts(grouped)
+        uncut = [not self._cut or i in self._sparse for i in range(len(flat))]
+        partition = Partition([v.size for v in flat], meeting.size, uncut)
+        self._exchange = Exchange(meeting, order, self._total, flat, partition, self._sparse)
+        self._rows = rows.RowExchange(meeting, order, self._total, flat, partition, self._sparse)
+        self._build_parts(grouped, uncut)
         self._tree = tree
         if all(map(is_, tree.variables, flat)):
             tree.variables = self._whole.variables
         self._exchange.give_weights([v.value for v in flat if v.size])
-        numbers = partition.micro_batches(self._total, meeting.size, meeting.rank)
-        self._sums = MicroBatches(self._owner, order, self._total, numbers, flat)
+        numbers = micro_batches(self._total, meeting.size, meeting.rank)
+        self._sums = MicroBatches(self._owner, order, self._total, numbers, flat, self._sparse)
 
-    def _build_parts(self, grouped: Sequence[dict[str, Any]]) -> None:
+    def _build_parts(self, grouped: Sequence[dict[str, Any]], uncut: list[bool]) -> None:
         """Build the optimizer on this rank's parts of the variables."""
         inner, variables = self.optimizer, self._whole.variables
         parts = self._exchange.mine
-        self._mine = [_part(v, part, self._cut) for v, part in zip(variables, parts, strict=True)]
-        sizes, for_all = [v.size for v in variables], bool(inner.initial_numbers())
-        inner._state.across = lambda plan: Across(plan, self.world.meeting, sizes, parts, for_all)
+        self._mine = [_part(*of_one) for of_one in zip(variables, parts, uncut, strict=True)]
+        self._lengths = np.array([v.size for v in variables], np.int64)  # of gradients
+        for_all = bool(inner.initial_numbers())
+        inner._state.across = lambda plan: Across(plan, self.world.meeting, self._lengths, parts, for_all)
         listed, pattern = inner._excluded
         inner._excluded = ([self._mine[self._whole.index[id(v)]] for v in listed], pattern)
         remaining = iter(self._mine)
@@ -192,7 +221,8 @@ class Distributed:
         Parameters
         ----------
         grads : tree or sequence of array_like, IndexedSlices or None
-            As for `Optimizer.apply`. Sparse gradients are added to dense sums, as in accumulation.
+            As for `Optimizer.apply`. Sparse gradients of variables that `build` was not told of are added to dense
+            sums, as in accumulation.
         count : int, optional
             Of how many examples (or tokens) they are the mean, >= 0. Then the step uses the mean over all examples
             of all ranks. Give it with all micro-batches or with none. With 0, nothing is added.
@@ -230,21 +260,21 @@ class Distributed:
         held = sums.finished()
         try:
             before = self.iterations
-            there, scale = self._agree(sums)
-            self.optimizer._apply(self._gradients(held, there, scale), self.optimizer._state.variables, False)
+            agreed = self._agree(sums)
+            self.optimizer._apply(self._gradients(held, agreed), self.optimizer._state.variables, False)
             if self.iterations != before:  # not skipped
-                overwrites = self.optimizer.ema_overwrite_frequency is not None  # also those without a gradient
-                self._exchange.share_weights(self._trainable() if overwrites else there)
+                self._share_weights(agreed.there)
         finally:
             sums.release()
 
-    def _agree(self, sums: MicroBatches) -> tuple[Array, float]:
-        """Agree with all ranks on a step. Return which variables have a gradient, and the scale of the sums."""
+    def _agree(self, sums: MicroBatches) -> Agreed:
+        """Agree with all ranks on a step."""
         variables, what = self._whole.variables, f"step {self.iterations + 1}"
         description = described(self.optimizer, variables)
         mine = {
             "digest": digest(description),
             "counts": sums.counts,
+            "rows": [[0 if r is None else len(r.rows) for r in sum_.rows] for sum_ in sums.finished()],
             "present": None if sums.present.all() else np.packbits(sums.present).tobytes().hex(),
             "weights": None if self.iterations % self._compare_every else digest_of_weights(variables),
         }
@@ -259,15 +289,32 @@ class Distributed:
                 )
         self._follow_changes(description["options"])
         counts = [sum(of_ranks) for of_ranks in zip(*(one["counts"] for one in said), strict=True)]
-        return self._there([one["present"] for one in said]), self._scale(*counts)
+        there = self._there([one["present"] for one in said])
+        return Agreed(there, self._scale(*counts), [one["rows"] for one in said])
 
-    def _gradients(self, held: list[Sum], there: Array, scale: float) -> list[Array | None]:
+    def _gradients(self, held: list[Sum], agreed: Agreed) -> list[Any]:
         """Return the mean gradient of this rank's part of each variable."""
-        flat = self._exchange.mean_of(held, there, scale)
-        return [None if g is None else g.reshape(v.shape) for g, v in zip(flat, self._mine, strict=True)]
+        there, scale, counts = agreed
+        dense = there.copy()
+        dense[self._sparse] = False
+        found: list[Any] = [*self._exchange.mean_of(held, dense, scale)]
+        found = [None if g is None else g.reshape(v.shape) for g, v in zip(found, self._mine, strict=True)]
+        of_rows = self._rows.mean_of([sum_.rows for sum_ in held], counts, there, scale)
+        self._lengths[self._sparse] = [self._whole.variables[i].size for i in self._sparse]
+        for i, n in self._rows.elements().items():
+            self._lengths[i] = n
+            found[i] = of_rows.get(i, self._mine[i].value)  # the part of a rank that is not its owner is empty
+        return found
 
-    def _trainable(self) -> Array:
-        return np.array([v.trainable for v in self._whole.variables])
+    def _share_weights(self, there: Array) -> None:
+        """Give all ranks what a step with these gradients has changed."""
+        if self.optimizer.ema_overwrite_frequency is not None:  # all variables may have been overwritten
+            self._exchange.share_weights(np.array([v.trainable for v in self._whole.variables]))
+            return
+        dense = there.copy()
+        dense[self._sparse] = False
+        self._exchange.share_weights(dense)
+        self._rows.share_weights()
 
     def _there(self, masks: list[str | None]) -> Array:
         """Return which variables have a gradient on any rank."""
@@ -356,10 +403,10 @@ def _parted(group: dict[str, Any]) -> tuple[list[Variable], dict[str, Any]]:
     return group["variables"], {name: value for name, value in group.items() if name != "variables"}
 
 
-def _part(variable: Variable, part: slice, cut: bool) -> Variable:
+def _part(variable: Variable, part: slice, uncut: bool) -> Variable:
     """Return this rank's part of a variable, in its memory."""
     memory = variable.value.reshape(-1)[part]
-    if not cut and memory.size == variable.size:
+    if uncut and memory.size == variable.size:
         memory = variable.value
     return Variable(
         memory,
@@ -369,6 +416,15 @@ def _part(variable: Variable, part: slice, cut: bool) -> Variable:
         constraint=_constraint(variable, memory),
         copy=False,
     )
+
+
+def _numbers_of(owner: str, some: Iterable[Variable], variables: list[Variable]) -> list[int]:
+    """Return the numbers of some of the variables."""
+    numbers = {id(v): i for i, v in enumerate(variables)}
+    for v in (listed := [*some]):
+        if id(v) not in numbers:
+            raise ValueError(f"{owner}: sparse must hold variables that build is given, got {v!r}")
+    return sorted({numbers[id(v)] for v in listed})
 
 
 def _constraint(variable: Variable, part: Array) -> Any:

@@ -15,7 +15,7 @@ def micro_batches(count: int, ranks: int, rank: int) -> range:
     return range(rank * count // ranks, (rank + 1) * count // ranks)
 
 
-def cuts(sizes: Sequence[int], ranks: int, whole: bool) -> Array:
+def cuts(sizes: Sequence[int], ranks: int, whole: Sequence[bool]) -> Array:
     """Return where the range of each rank begins, and the end of the last.
 
     Parameters
@@ -24,9 +24,9 @@ def cuts(sizes: Sequence[int], ranks: int, whole: bool) -> Array:
         The elements of each variable.
     ranks : int
         The number of ranks.
-    whole : bool
-        Whether a variable must not be cut. Otherwise it is cut between blocks of `BLOCK` elements, whose sums of
-        squares are then the same however it is cut.
+    whole : sequence of bool
+        Whether each variable must not be cut. Otherwise it is cut between blocks of `BLOCK` elements, whose sums
+        of squares are then the same however it is cut.
     """
     starts = np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))])
     total = int(starts[-1])
@@ -34,11 +34,11 @@ def cuts(sizes: Sequence[int], ranks: int, whole: bool) -> Array:
     return np.maximum.accumulate(np.array([0, *ends, total], np.int64))
 
 
-def _place(starts: Array, wanted: int, whole: bool) -> int:
+def _place(starts: Array, wanted: int, whole: Sequence[bool]) -> int:
     """Return the last place for a cut before `wanted`; between whole variables, the nearest."""
     i = int(np.searchsorted(starts, wanted, "right")) - 1
     begin = int(starts[i])
-    if not whole:
+    if i < len(whole) and not whole[i]:
         return begin + (wanted - begin) // BLOCK * BLOCK
     end = int(starts[min(i + 1, len(starts) - 1)])
     return begin if wanted - begin <= end - wanted else end
@@ -53,7 +53,7 @@ class Partition:
         As for `cuts`.
     """
 
-    def __init__(self, sizes: Sequence[int], ranks: int, whole: bool) -> None:
+    def __init__(self, sizes: Sequence[int], ranks: int, whole: Sequence[bool]) -> None:
         self._sizes = np.asarray(sizes, np.int64)
         self._begins = np.cumsum(self._sizes) - self._sizes
         self._ends = cuts(sizes, ranks, whole)

@@ -52,3 +52,4 @@ isa, active = load(os.environ.get("FASTVAR_ISA") or None)
 RULES = active.RULES
 Plan = active.Plan
 copy = active.copy
+merge = active.merge

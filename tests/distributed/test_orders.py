@@ -74,7 +74,7 @@ def test_powers_of_two_leave_one_sum(size: int, times: int) -> None:
     whole=st.booleans(),
 )
 def test_parts_cover_each_element_once(sizes: list[int], size: int, whole: bool) -> None:
-    partition = Partition(sizes, size, whole)
+    partition = Partition(sizes, size, [whole] * len(sizes))
     of_all = [partition.of(rank) for rank in range(size)]
     for i, n in enumerate(sizes):
         mine = [of_rank[i] for of_rank in of_all if of_rank[i].stop > of_rank[i].start]
