@@ -11,6 +11,7 @@ import xxhash
 
 from fastvar.distributed.world import World
 from fastvar.hyper_json import to_json
+from fastvar.masters import arrays_of
 from fastvar.optimizer import Optimizer
 from fastvar.variable import Variable
 
@@ -36,7 +37,8 @@ def digest_of_weights(variables: Sequence[Variable]) -> str:
     """Return a digest of the weights."""
     hasher = xxhash.xxh3_64()
     for v in variables:
-        hasher.update(v.value.reshape(-1).view(np.uint8).data)
+        for array in arrays_of(v.memory):
+            hasher.update(array.reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
 
 

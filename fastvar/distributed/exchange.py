@@ -16,7 +16,8 @@ from fastvar.buffers import Array
 from fastvar.distributed.meeting import Meeting
 from fastvar.distributed.orders import Order, Piece, Stack, pieces
 from fastvar.distributed.partition import Partition, micro_batches
-from fastvar.distributed.rows import joined, read, times
+from fastvar.distributed.rows import joined, read, summed, times
+from fastvar.masters import arrays_of
 from fastvar.place import label
 from fastvar.slices import Rows
 from fastvar.tables import count
@@ -54,10 +55,10 @@ class Sum:
         places = begins(variables, sparse)
         dense = [variables[i] for i in places]
         self.flats: Flats = {}
-        for dtype in dict.fromkeys(v.dtype for v in dense):
-            self.flats[dtype] = buffers.empty((sum(v.size for v in dense if v.dtype == dtype),), dtype)
+        for dtype in dict.fromkeys(summed(v) for v in dense):
+            self.flats[dtype] = buffers.empty((sum(v.size for v in dense if summed(v) == dtype),), dtype)
         views = [
-            self.flats[v.dtype][begin : begin + v.size].reshape(v.shape)
+            self.flats[summed(v)][begin : begin + v.size].reshape(v.shape)
             for v, begin in zip(dense, places.values(), strict=True)
         ]
         labels = [label(variables[i], i) for i in places]
@@ -87,7 +88,7 @@ class Sum:
         self._plan.run([(-factor,)], threads.get_num_threads())
         for k, (v, gradient) in enumerate(zip(self._sparse.values(), self._read, strict=True)):
             if gradient is not None:
-                self.rows[k] = joined(self.rows[k], times(gradient, factor, v.dtype))
+                self.rows[k] = joined(self.rows[k], times(gradient, factor, summed(v)))
 
     def join(self, other: Sum) -> None:
         """Add another sum."""
@@ -104,12 +105,12 @@ def add(first: Flats, second: Flats, runs: Runs) -> None:
 
 def begins(variables: Sequence[Any], sparse: Sequence[int]) -> dict[int, int]:
     """Return where each variable begins in the array of its dtype, but those with sparse gradients."""
-    used = dict.fromkeys((v.dtype for v in variables), 0)
+    used = dict.fromkeys(map(summed, variables), 0)
     found = {}
     for i, v in enumerate(variables):
         if i not in sparse:
-            found[i] = used[v.dtype]
-            used[v.dtype] += v.size
+            found[i] = used[summed(v)]
+            used[summed(v)] += v.size
     return found
 
 
@@ -131,14 +132,14 @@ class Route:
         weights: dict[int, list[Array]] = {}
         for i, v in enumerate(variables):
             for rank, part in partition.holders(i) if there[i] else ():
-                weights.setdefault(rank, []).append(v.value.reshape(-1)[part])
+                weights.setdefault(rank, []).extend(array.reshape(-1)[part] for array in arrays_of(v.memory))
                 if i not in places:
                     continue
                 runs = self.owners.setdefault(rank, [])
                 run = slice(places[i] + part.start, places[i] + part.stop)
-                if runs and runs[-1][0] == v.dtype and runs[-1][1].stop == run.start:
+                if runs and runs[-1][0] == summed(v) and runs[-1][1].stop == run.start:
                     run = slice(runs.pop()[1].start, run.stop)
-                runs.append((v.dtype, run))
+                runs.append((summed(v), run))
         self.weights: dict[int, Parcel] = {rank: Parcel(arrays) for rank, arrays in weights.items()}
 
 
@@ -178,10 +179,10 @@ class Exchange:
         self._meeting, self._order, self._total, self._variables = meeting, order, total, variables
         self._partition, self._places = partition, begins(variables, sparse)
         self.mine: list[slice] = partition.of(meeting.rank)
-        self._lengths = dict.fromkeys((v.dtype for v in variables), 0)
+        self._lengths = dict.fromkeys(map(summed, variables), 0)
         self._begins: dict[np.dtype[Any], int] = {}  # of my part, in the arrays of a `Sum`
         for i, begin in self._places.items():
-            dtype, part = variables[i].dtype, self.mine[i]
+            dtype, part = summed(variables[i]), self.mine[i]
             self._lengths[dtype] += part.stop - part.start
             if part.stop > part.start:
                 self._begins.setdefault(dtype, begin + part.start)
@@ -206,9 +207,14 @@ class Exchange:
             self._routes[key] = Route(self._variables, self._partition, there, self._places)
         return self._routes[key]
 
-    def give_weights(self, arrays: list[Array]) -> None:
-        """Give all ranks the arrays of rank 0: in each round, every rank that has them sends them to one more."""
+    def forget(self) -> None:
+        """Forget where weights are, after new masters have taken the place of old ones."""
+        self._routes.clear()
+
+    def give_weights(self) -> None:
+        """Give all ranks the weights of rank 0: in each round, every rank that has them sends them to one more."""
         meeting, have = self._meeting, 1
+        arrays = [array for v in self._variables for array in arrays_of(v.memory) if array.size]
         while have < meeting.size:
             to, since = meeting.rank + have, meeting.rank - have
             meeting.exchange(
@@ -274,7 +280,7 @@ class Exchange:
         used = dict.fromkeys(self._lengths, 0)
         views: list[Array | None] = [None] * len(self._variables)
         for i in self._places:
-            dtype, part = self._variables[i].dtype, self.mine[i]
+            dtype, part = summed(self._variables[i]), self.mine[i]
             n, begin = part.stop - part.start, used[dtype]
             used[dtype] += n
             if there[i]:

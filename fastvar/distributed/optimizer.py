@@ -11,8 +11,7 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
-from fastvar.constraints import number_bounds
-from fastvar.distributed import rows, whole
+from fastvar.distributed import own, rows, whole
 from fastvar.distributed.across import Across
 from fastvar.distributed.comparing import described, digest, digest_of_weights, refuse_differences
 from fastvar.distributed.exchange import Exchange, Sum
@@ -156,11 +155,10 @@ class Distributed:
         tree, grouped = parsed(self._owner, variables, inner.group_keys)
         check_variables(self._owner, grouped, inner.master)
         flat = [v for group in grouped for v in group["variables"]]
-        for i, v in enumerate(flat):
-            if v.dtype not in buffers.REAL:
-                raise TypeError(f"{self._owner}: {label(v, i)} must be float32 or float64, got {v.dtype}")
         description = {
-            "variables": {label(v, i): [[*v.shape], v.dtype.name] for i, v in enumerate(flat)},
+            "variables": {
+                label(v, i): [[*v.shape], v.dtype.name, v.master is not None] for i, v in enumerate(flat)
+            },
             "micro_batches": self._total,
             "order": self.order,
             "sparse": _numbers_of(self._owner, sparse, flat),
@@ -172,7 +170,7 @@ class Distributed:
         self._whole.take([Group(inner, *_parted(group)) for group in grouped])
         self._cut = whole.reason(inner, flat) is None
         order, meeting = ORDERS[self.order], self.world.meeting
-        uncut = [not self._cut or i in self._sparse for i in range(len(flat))]
+        uncut = [not self._cut or i in self._sparse or v.dtype not in buffers.REAL for i, v in enumerate(flat)]
         partition = Partition([v.size for v in flat], meeting.size, uncut)
         self._exchange = Exchange(meeting, order, self._total, flat, partition, self._sparse)
         self._rows = rows.RowExchange(meeting, order, self._total, flat, partition, self._sparse)
@@ -180,7 +178,7 @@ class Distributed:
         self._tree = tree
         if all(map(is_, tree.variables, flat)):
             tree.variables = self._whole.variables
-        self._exchange.give_weights([v.value for v in flat if v.size])
+        self._exchange.give_weights()
         numbers = micro_batches(self._total, meeting.size, meeting.rank)
         self._sums = MicroBatches(self._owner, order, self._total, numbers, flat, self._sparse)
 
@@ -188,7 +186,7 @@ class Distributed:
         """Build the optimizer on this rank's parts of the variables."""
         inner, variables = self.optimizer, self._whole.variables
         parts = self._exchange.mine
-        self._mine = [_part(*of_one) for of_one in zip(variables, parts, uncut, strict=True)]
+        self._mine = [own.part(*of_one) for of_one in zip(variables, parts, uncut, strict=True)]
         self._lengths = np.array([v.size for v in variables], np.int64)  # of gradients
         for_all = bool(inner.initial_numbers())
         inner._state.across = lambda plan: Across(plan, self.world.meeting, self._lengths, parts, for_all)
@@ -196,9 +194,22 @@ class Distributed:
         inner._excluded = ([self._mine[self._whole.index[id(v)]] for v in listed], pattern)
         remaining = iter(self._mine)
         key = inner.group_keys[0]
-        inner.build([own | {key: [next(remaining) for _ in held]} for held, own in map(_parted, grouped)])
+        inner.build([set_ | {key: [next(remaining) for _ in held]} for held, set_ in map(_parted, grouped)])
+        self._masters: list[Variable | None] = [None] * len(variables)
+        self._link_masters()
         self._version: object = None  # of what the parts have last followed
         self._options: dict[str, Any] = {}
+
+    def _link_masters(self) -> None:
+        """Let the masters of this rank's parts be parts of the masters of the variables."""
+        wanted = {id(part) for group in self.optimizer.groups if group.master for part in group.variables}
+        for i, (v, part) in enumerate(self._pairs()):
+            if id(part) in wanted:
+                v._keep_master()
+            if (master := v._master) is not None and master is not self._masters[i]:
+                self._masters[i] = master
+                own.take_master(part, master)
+                self._exchange.forget()
 
     def _pairs(self) -> list[tuple[Variable, Variable]]:
         """Return each variable with this rank's part of it."""
@@ -350,11 +361,12 @@ class Distributed:
             wanted = {
                 "trainable": v.trainable,
                 "regularizer": v.regularizer,
-                "constraint": _constraint(v, part.value),
+                "constraint": own.constraint(v, part.value),
             }
             for name, value in wanted.items():
                 if getattr(part, name) is not value:
                     setattr(part, name, value)
+        self._link_masters()
         self._version, self._options = Structure.version, options
 
     # Averages.
@@ -403,21 +415,6 @@ def _parted(group: dict[str, Any]) -> tuple[list[Variable], dict[str, Any]]:
     return group["variables"], {name: value for name, value in group.items() if name != "variables"}
 
 
-def _part(variable: Variable, part: slice, uncut: bool) -> Variable:
-    """Return this rank's part of a variable, in its memory."""
-    memory = variable.value.reshape(-1)[part]
-    if uncut and memory.size == variable.size:
-        memory = variable.value
-    return Variable(
-        memory,
-        trainable=variable.trainable,
-        name=variable.name,
-        regularizer=variable.regularizer,
-        constraint=_constraint(variable, memory),
-        copy=False,
-    )
-
-
 def _numbers_of(owner: str, some: Iterable[Variable], variables: list[Variable]) -> list[int]:
     """Return the numbers of some of the variables."""
     numbers = {id(v): i for i, v in enumerate(variables)}
@@ -425,14 +422,3 @@ def _numbers_of(owner: str, some: Iterable[Variable], variables: list[Variable])
         if id(v) not in numbers:
             raise ValueError(f"{owner}: sparse must hold variables that build is given, got {v!r}")
     return sorted({numbers[id(v)] for v in listed})
-
-
-def _constraint(variable: Variable, part: Array) -> Any:
-    """Return the constraint of a rank's part of a variable. One in Python sees no empty part."""
-    bounded = number_bounds(variable.constraint) != (-np.inf, np.inf)
-    return variable.constraint if part.size or bounded or not variable.constraint else _elsewhere
-
-
-def _elsewhere(values: Array) -> Array:
-    """Stand for a constraint that another rank applies, so that this rank knows of it."""
-    return values

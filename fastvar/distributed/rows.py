@@ -6,7 +6,7 @@ as dense sums are; a row that a micro-batch does not name is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,16 @@ from fastvar.buffers import Array
 from fastvar.distributed.meeting import Meeting
 from fastvar.distributed.orders import Order, Stack, pieces
 from fastvar.distributed.partition import Partition, micro_batches
+from fastvar.masters import arrays_of
 from fastvar.optimizer import Optimizer
 from fastvar.place import label
 from fastvar.slices import IndexedSlices, Rows
 from fastvar.variable import Variable
+
+
+def summed(variable: Variable) -> np.dtype[Any]:
+    """Return the dtype in which gradients of a variable are added."""
+    return buffers.arithmetic(variable.dtype)
 
 
 def read(gradient: Any, variable: Variable, owner: str) -> Rows:
@@ -95,8 +101,9 @@ class RowExchange:
         self._lengths: dict[int, int] = {}  # how many rows of this step there are, on any rank
 
     def _empty(self, i: int, n: int) -> Rows:
+        """Return memory for rows of a sum."""
         v = self._variables[i]
-        return Rows(np.empty(n, np.intp), np.empty((n, *v.shape[1:]), v.dtype))
+        return Rows(np.empty(n, np.intp), np.empty((n, *v.shape[1:]), summed(v)))
 
     def mean_of(
         self, sums: Sequence[Sequence[Rows | None]], counts: list[list[list[int]]], there: Array, scale: float
@@ -122,14 +129,14 @@ class RowExchange:
         for held in sums:
             for k, i in active:
                 if self._owners[i] != me and (rows := held[k]):
-                    sent.setdefault(self._owners[i], []).extend(_travelling(rows))
+                    sent.setdefault(self._owners[i], []).extend(_with_elements(rows))
         arrived = {
             rank: [[self._empty(i, of_sum[k]) if of_sum[k] else None for k, i in mine] for of_sum in of_rank]
             for rank, of_rank in enumerate(counts)
             if rank != me and mine
         }
         received = {
-            rank: [array for of_sum in of_rank for rows in of_sum if rows for array in _travelling(rows)]
+            rank: [array for of_sum in of_rank for rows in of_sum if rows for array in _with_elements(rows)]
             for rank, of_rank in arrived.items()
         }
         self._meeting.exchange(
@@ -171,18 +178,26 @@ class RowExchange:
         if not self._lengths:
             return
         me, size = self._meeting.rank, self._meeting.size
-        mine = [Rows(rows, self._variables[i].value[rows]) for i, rows in self._touched.items()]
-        arrays = [array for rows in mine if len(rows.rows) for array in _travelling(rows)]
-        theirs = {i: self._empty(i, n) for i, n in self._lengths.items() if self._owners[i] != me and n}
+        sent: list[Array] = []
         received: dict[int, list[Array]] = {}
-        for i, rows in theirs.items():
-            received.setdefault(self._owners[i], []).extend(_travelling(rows))
-        others = [rank for rank in range(size) if rank != me and arrays]
-        self._meeting.exchange(dict.fromkeys(others, arrays), received, "the new rows")
-        for i, rows in theirs.items():
-            self._variables[i].value[rows.rows] = rows.values
+        written: list[tuple[Array, Array, Array]] = []
+        for i, n in self._lengths.items():
+            arrays = arrays_of(self._variables[i].memory)
+            if self._owners[i] == me:
+                rows = self._touched[i]
+                sent += [rows, *(array[rows] for array in arrays)]
+                continue
+            rows, new = np.empty(n, np.intp), [np.empty((n, *array.shape[1:]), array.dtype) for array in arrays]
+            received.setdefault(self._owners[i], []).extend(_with_elements([rows, *new]))
+            written += [(array, rows, values) for array, values in zip(arrays, new, strict=True)]
+        sent = _with_elements(sent)
+        others = [rank for rank in range(size) if rank != me and sent]
+        received = {rank: arrays for rank, arrays in received.items() if arrays}
+        self._meeting.exchange(dict.fromkeys(others, sent), received, "the new rows")
+        for array, rows, values in written:
+            array[rows] = values
 
 
-def _travelling(rows: Rows) -> list[Array]:
-    """Return the arrays of rows that are sent: no empty ones."""
-    return [array for array in rows if array.size]
+def _with_elements(arrays: Iterable[Array]) -> list[Array]:
+    """Return the arrays that are sent: no empty ones."""
+    return [array for array in arrays if array.size]

@@ -114,14 +114,6 @@ def test_bad_gradient_changes_nothing() -> None:
         assert ranks.digest(net) == ranks.digest(other)
 
 
-def test_sixteen_bits_are_refused() -> None:
-    w = fv.Variable([1.0], name="w", dtype="bfloat16")
-    with fd.world() as world:
-        optimizer = fd.Distributed(fv.optimizers.Adam(), world, 2)
-        with pytest.raises(TypeError, match="'w' must be float32 or float64, got bfloat16"):
-            optimizer.build([w])
-
-
 def test_ranks_get_the_weights_of_rank_0() -> None:
     def program(world: fd.World) -> str:
         net = ranks.network({})
