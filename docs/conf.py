@@ -77,6 +77,7 @@ html_static_path = ["_static", "_build/mathjax"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_use_index = False
 html_sidebars = {"index": []}
 html_theme_options = {
     "navbar_align": "left",
@@ -98,9 +99,9 @@ def pages_outside(app: Any, docname: str, source: list[str]) -> None:
 
 
 def skip_members(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out what a class of a framework's has from its framework: its manual has that."""
+    """Leave out classes as attributes, and what a class has from a framework, whose manual has that."""
     of = getattr(getattr(member, "fget", member), "__module__", None) or "fastvar"
-    return None if of.startswith("fastvar") else True
+    return None if of.startswith("fastvar") and not isinstance(member, type) else True
 
 
 def setup(app: Any) -> None:
