@@ -11,6 +11,7 @@ _PREFIX = "$"  # the first character of keywords that are not the program's
 _NOTES = f"{_PREFIX}manager"
 PARTS = f"{_PREFIX}parts"  # in the commit file of a set: its part files
 PART = f"{_PREFIX}part"  # in a part file: what it holds
+ORDER = f"{_PREFIX}order"  # of many ranks: how they add up gradients
 PIN = ".pin"  # the suffix of the empty file that pins a checkpoint
 
 

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fastvar.buffers import Array
-from fastvar.checkpoint.bookkeeping import PART
 from fastvar.checkpoint.contents import Contents
-from fastvar.checkpoint.file_format import CheckpointError, check_names, failing, uncollected
+from fastvar.checkpoint.file_format import check_names, failing, uncollected
 from fastvar.checkpoint.foreign import open_foreign
 from fastvar.checkpoint.foreign.source import Opaque
+from fastvar.checkpoint.importing import prepare_import
 from fastvar.checkpoint.masters import masters_of
 from fastvar.checkpoint.publishing import absolute, make_directory
 from fastvar.checkpoint.reader import prefetch
 from fastvar.checkpoint.report import Restored, summary
-from fastvar.checkpoint.restore import Choice, NameMap, assign, prepare_import, prepare_restore
+from fastvar.checkpoint.restore import Choice, NameMap, assign, match
 from fastvar.checkpoint.sets import CheckpointFile
 from fastvar.checkpoint.writer import write
 from fastvar.kernels.turn import Hold
@@ -218,11 +218,9 @@ class Checkpoint(Shown):
         prefetch(path)
         contents = self._contents()
         with CheckpointFile(path) as file:
-            if PART in file.state:
-                raise CheckpointError(f"{file.path}: is one part of a set; restore the file that names all parts")
-            restored, commits, before = prepare_restore(contents, file, partial, name_map, hyperparameters, cast)
-            assign(commits, before)
-        return restored
+            matched = match(contents, file, partial, name_map, hyperparameters, cast)
+            assign(*matched.read())
+        return matched.restored
 
     @_between_steps
     def import_weights(

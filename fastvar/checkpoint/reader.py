@@ -115,7 +115,7 @@ class File:
         entry = self.entries[name]
         array = np.empty(entry.shape, entry.dtype)
         if self._digest(name, _bytes(array)) != entry.hash:
-            raise self._damaged([name])
+            raise self.damaged([name])
         return array
 
     def read_small(self, names: Sequence[str]) -> list[bytes]:
@@ -132,7 +132,7 @@ class File:
             parts += more
             damaged += broken
         if damaged:
-            raise self._damaged(damaged)
+            raise self.damaged(damaged)
         return parts
 
     def _small(self, names: Sequence[str]) -> Iterator[tuple[list[bytes], list[str]]]:
@@ -167,7 +167,12 @@ class File:
         """
         damaged = self._read("restoring", [(name, _bytes(array)) for name, array in targets])
         if damaged:
-            raise self._damaged(damaged)
+            raise self.damaged(damaged)
+
+    def read_stretch(self, name: str, start: int, target: memoryview, digest: xxhash.xxh3_128) -> None:
+        """Read bytes of a tensor from `start` on, and add them to a digest. They are not verified."""
+        offset = (self.entries[name].offset or 0) + start
+        self._guarded(name, self._hash, offset, target.nbytes, digest, target)
 
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Verify tensors, by default all, in little memory. (The rest of the file is verified when it is opened.)
@@ -184,7 +189,7 @@ class File:
         damaged = {name for _, broken in self._small(small) for name in broken}
         damaged.update(self._read("verifying", rest))
         if damaged:
-            raise self._damaged([name for name in names if name in damaged])
+            raise self.damaged([name for name in names if name in damaged])
 
     def _read(self, what: str, tensors: Sequence[tuple[str, memoryview | None]]) -> list[str]:
         """Read tensors with several threads, into memory where it is given; return the names of damaged ones."""
@@ -246,7 +251,8 @@ class File:
                 errno=error.errno,
             ) from error
 
-    def _damaged(self, names: list[str]) -> CheckpointError:
+    def damaged(self, names: list[str]) -> CheckpointError:
+        """Return an error that names damaged tensors."""
         shown = ", ".join(repr(name) for name in names[:10])
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         return CheckpointError(

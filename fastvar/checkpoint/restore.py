@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from fastvar import kernels
 from fastvar.buffers import Array
-from fastvar.checkpoint.bookkeeping import is_reserved
+from fastvar.checkpoint.bookkeeping import PART, is_reserved
 from fastvar.checkpoint.contents import MALFORMED, Commit, Contents, Loading, Place, Rename
-from fastvar.checkpoint.file_format import EXTENDED, LARGE, CheckpointError
-from fastvar.checkpoint.foreign.source import Foreign, HasSpec
+from fastvar.checkpoint.file_format import LARGE, CheckpointError, Entry
+from fastvar.checkpoint.foreign.source import HasSpec
 from fastvar.checkpoint.masters import Masters
-from fastvar.checkpoint.progress import progress
 from fastvar.checkpoint.pytorch import TensorPlace
 from fastvar.checkpoint.pytorch_optimizer import StoredOptimizer
-from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.report import Like, Restored, mismatch
-from fastvar.checkpoint.slot_formats import differing, reading_of
+from fastvar.checkpoint.slot_formats import Differing, differing, reading_of
 from fastvar.kernels.atomic import Atomic, Uninterrupted
 from fastvar.optimizer.saved import Resumption
 
 NameMap = Mapping[str, str | None] | Rename
 Choice = Literal["saved", "program"]
 Convert = Callable[[np.dtype[Any], np.dtype[Any]], bool]  # from the dtype in the file to that here
-
-_KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 
 
 class Source(Protocol):
@@ -43,6 +38,19 @@ class Source(Protocol):
     @property
     def entries(self) -> Mapping[str, HasSpec]: ...
     def read(self, name: str) -> Array: ...
+
+
+class Verified(Source, Protocol):
+    """A checkpoint of which everything but the tensors is verified, such as a `File`."""
+
+    step: int
+    state: dict[str, Any]
+
+    @property
+    def entries(self) -> Mapping[str, Entry]: ...
+    def read_small(self, names: Sequence[str]) -> list[bytes]: ...
+    def read_into(self, targets: Sequence[tuple[str, Array]]) -> None: ...
+    def verify(self, names: Iterable[str]) -> None: ...
 
 
 def checked_choice(hyperparameters: Choice, owner: str) -> Choice:
@@ -72,20 +80,78 @@ def assign(commits: Sequence[Commit], before: Sequence[tuple[Any, Any]] = ()) ->
             raise
 
 
-def prepare_restore(
+class Matched(NamedTuple):
+    """A file that matches the objects of a program: what to read of it, and what that will change.
+
+    Attributes
+    ----------
+    file : Verified
+    restored : Restored
+        The report.
+    resumptions : dict of str to Resumption
+        The optimizers, by their keywords.
+    hyperparameters : {"saved", "program"}
+    taking : dict of str to str
+        The names of tensors, here and in the file.
+    places : mapping of str to places
+        The tensors here.
+    converted : list of Differing
+        Slots that get another format.
+    objects, last : list of callable
+        The first and the last commits.
+    """
+
+    file: Verified
+    restored: Restored
+    resumptions: dict[str, Resumption]
+    hyperparameters: Choice
+    taking: dict[str, str]
+    places: Mapping[str, Place]
+    converted: list[Differing]
+    objects: list[Commit]
+    last: list[Commit]
+
+    @property
+    def sources(self) -> list[str]:
+        """The names in the file of the tensors that `read` reads."""
+        return [*self.taking.values(), *(source for one in self.converted for source in one.sources)]
+
+    def read(self) -> tuple[list[Commit], list[tuple[Any, Any]]]:
+        """Read and verify the tensors. Return the commits, for an open file, and what they overwrite."""
+        resumptions = self.resumptions
+        unbuilt = {keyword for keyword, one in resumptions.items() if one.new}
+        reading = _read(self.taking, self.places, self.file, unbuilt)
+        _warn_of_changed(self.file.path, resumptions, self.hyperparameters)
+        reading += [reading_of(one, self.file.read) for one in self.converted]
+        taken_over = [one.take_over for one in resumptions.values()]
+        commits = [*self.objects, *taken_over, *reading, *self.last]
+        return commits, [pair for one in resumptions.values() for pair in one.before()]
+
+
+def match(
     contents: Contents,
-    file: File,
+    file: Verified,
     partial: bool,
     name_map: NameMap | None,
     hyperparameters: Choice = "saved",
     cast: bool = False,
-) -> tuple[Restored, list[Commit], list[tuple[Any, Any]]]:
-    """Check everything; return the report, the commits, to run while the file is open, and what they overwrite."""
+) -> Matched:
+    """Check that a file matches the objects, before its tensors are read. Only arrays of state are.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is one part of a set.
+    ValueError
+        One for all that does not match.
+    """
+    if PART in file.state:
+        raise CheckpointError(f"{file.path}: is one part of a set; restore the file that names all parts")
     checked_choice(hyperparameters, "Checkpoint")
     if isinstance(name_map, Mapping):
         there = [name.partition("/")[2] for name in file.entries if not name.startswith("state/")]
-        _check_map(name_map, _owners(contents), there, file.path)
-    rename = _renamer(name_map)
+        check_map(name_map, owners(contents), there, file.path)
+    rename = renamer(name_map)
     restored = Restored(file.path, file.step)
     commits, refused = _prepare_states(contents, file, restored)
     commits += _prepare_of_pytorch(contents, file, rename, restored, hyperparameters == "program")
@@ -93,21 +159,42 @@ def prepare_restore(
     places = contents.tensors(resumptions)
     if refused:  # without its state, do not take its slots
         places = {name: place for name, place in places.items() if name.partition("/")[0] not in refused}
-    sources = places if rename is _same else [_source(name, rename) for name in places]
+    sources = places if rename is _same else [source_of(name, rename) for name in places]
     wanted = dict(zip(places, sources, strict=True))
     converted = [
         one
-        for one in differing(contents.slots(resumptions), lambda name: _source(name, rename), file.entries)
+        for one in differing(contents.slots(resumptions), lambda name: source_of(name, rename), file.entries)
         if wanted.keys() >= {*one.here}
     ]
-    masters = Masters(contents.variables, lambda name: _source(name, rename), file.entries)
+    masters = Masters(contents.variables, lambda name: source_of(name, rename), file.entries)
     places = {**places, **masters.places}
     left = {name for one in converted for name in one.here}
     wanted = {**{name: of for name, of in wanted.items() if name not in left}, **masters.sources}
-    taking, wrong = _match(places, wanted, file, restored, lambda there, here: False)
+    taking, wrong = matching(places, wanted, file, restored, lambda there, here: False)
     used = {*sources, *masters.sources.values(), *(source for one in converted for source in one.sources)}
     own = ("state/", *(f"{keyword}/" for keyword in contents.of_pytorch))
     restored.skipped += [n for n in file.entries if n not in used and not n.startswith(own)]
+    _refuse(restored, wrong, converted, resumptions, file, partial, hyperparameters, cast)
+    objects: list[Commit] = [commit for commit in commits if isinstance(commit, Loading)]
+    others = [commit for commit in commits if not isinstance(commit, Loading)]
+    settling: list[Commit] = [place.settle for n in taking if isinstance(place := places[n], TensorPlace)]
+    restored.taken += [source for one in converted for source in one.sources]
+    restored.notes += [one.text for one in converted]
+    last = [*settling, masters.settle, *others]
+    return Matched(file, restored, resumptions, hyperparameters, taking, places, converted, objects, last)
+
+
+def _refuse(
+    restored: Restored,
+    wrong: list[str],
+    converted: Sequence[Differing],
+    resumptions: Mapping[str, Resumption],
+    file: Verified,
+    partial: bool,
+    hyperparameters: Choice,
+    cast: bool,
+) -> None:
+    """Raise one ValueError for all that does not match."""
     if not partial:
         wrong += restored.refused
     advice = ""
@@ -120,21 +207,10 @@ def prepare_restore(
         wrong += slots
     if wrong or (not partial and (restored.missing or restored.skipped)):
         raise ValueError(mismatch(restored, wrong, file.entries, advice))
-    reading = _read(taking, places, file, {keyword for keyword, one in resumptions.items() if one.new})
-    _warn_of_changed(file.path, resumptions, hyperparameters)
-    objects = [commit for commit in commits if isinstance(commit, Loading)]
-    others = [commit for commit in commits if not isinstance(commit, Loading)]
-    settling = [place.settle for name in taking if isinstance(place := places[name], TensorPlace)]
-    restored.taken += [source for one in converted for source in one.sources]
-    restored.notes += [one.text for one in converted]
-    reading += [reading_of(one, file.read) for one in converted]
-    taken_over = [one.take_over for one in resumptions.values()]
-    commits = [*objects, *taken_over, *reading, *settling, masters.settle, *others]
-    return restored, commits, [pair for one in resumptions.values() for pair in one.before()]
 
 
 def _resume(
-    contents: Contents, file: File, rename: Rename, restored: Restored, refused: set[str], program: bool
+    contents: Contents, file: Verified, rename: Rename, restored: Restored, refused: set[str], program: bool
 ) -> dict[str, Resumption]:
     """Prepare the optimizers, and report which hyperparameters differ."""
     resumptions = {}
@@ -154,7 +230,7 @@ def _resume(
 
 
 def _prepare_of_pytorch(
-    contents: Contents, file: File, rename: Rename, restored: Restored, program: bool
+    contents: Contents, file: Verified, rename: Rename, restored: Restored, program: bool
 ) -> Iterator[Commit]:
     """Yield what gives PyTorch's optimizers their saved state; they may still refuse it."""
     for keyword, optimizer in contents.of_pytorch.items():
@@ -192,7 +268,7 @@ def _levels_to_caller() -> int:
     return level
 
 
-def _read(taking: dict[str, str], places: Mapping[str, Place], file: File, unbuilt: set[str]) -> list[Commit]:
+def _read(taking: dict[str, str], places: Mapping[str, Place], file: Verified, unbuilt: set[str]) -> list[Commit]:
     """Verify tensors; return what will assign them.
 
     Slots of an optimizer that is not built yet hold nothing, and are read into place at once. Other large tensors
@@ -215,7 +291,7 @@ def _read(taking: dict[str, str], places: Mapping[str, Place], file: File, unbui
     return [functools.partial(_overwrite, file, large), small]
 
 
-def _overwrite(file: File, targets: list[tuple[str, Array]]) -> None:
+def _overwrite(file: Verified, targets: list[tuple[str, Array]]) -> None:
     """Read tensors, just verified, into place."""
     try:
         file.read_into(targets)
@@ -227,54 +303,7 @@ def _overwrite(file: File, targets: list[tuple[str, Array]]) -> None:
         ) from error
 
 
-def prepare_import(
-    contents: Contents, file: Foreign, partial: bool, name_map: NameMap | None, cast: bool
-) -> tuple[Restored, list[Commit]]:
-    """Check and read variables from a file of another library. Return the report and the commits."""
-    places = contents.tensors()
-    slots = [name for name in places if not name.startswith("variables/")]
-    if isinstance(name_map, Mapping):
-        _check_map(name_map, {*_owners(contents), *slots}, [*file.entries, *file.left], file.path)
-    rename = _renamer(name_map)
-    explicit = name_map if isinstance(name_map, Mapping) else {}
-    wanted = {}
-    for name in places:
-        target = explicit[name] if name in explicit and name in slots else _source(name, rename)
-        if target is not None and target.startswith("variables/"):
-            bare = target.removeprefix("variables/")
-            target = target if bare not in file.entries and target in file.entries else bare
-        if target in file.entries or name not in slots:
-            wanted[name] = target
-    restored = Restored(file.path, 0, notes=list(file.notes))
-    unreadable = {} if partial else {n: file.left[target] for n, target in wanted.items() if target in file.left}
-    for name in unreadable:
-        del wanted[name]
-    taking, wrong = _match(places, wanted, file, restored, _any if cast else _lossless)
-    wrong += [f"{name}: {reason}" for name, reason in unreadable.items()]
-    used = {*wanted.values()}
-    restored.skipped += [name for name in file.entries if name not in used]
-    if wrong or (not partial and (restored.missing or restored.skipped)):
-        advice = "name_map={NAME: None} leaves a variable as it is; cast=True converts dtypes"
-        raise ValueError(mismatch(restored, wrong, file.entries, advice))
-    commits: list[Commit] = []
-    for place, name in _shown([(places[name], source) for name, source in taking.items()], file.path):
-        array = file.read(name)
-        if array.dtype != place.dtype:
-            restored.notes.append(f"{name}: {array.dtype} in the file, {place.dtype} here")
-            array = _converted(array, place.dtype, f"{file.path}: {name}")
-        commits.append(functools.partial(place.assign, array))
-    return restored, commits
-
-
-def _shown(taking: list[tuple[Place, str]], path: str) -> Iterator[tuple[Place, str]]:
-    """Yield the tensors to be read, with a progress bar if that takes long."""
-    with progress(f"importing {os.path.basename(path)}", sum(place.nbytes for place, _ in taking)) as advance:
-        for place, name in taking:
-            yield place, name
-            advance(place.nbytes)
-
-
-def _match(
+def matching(
     places: Mapping[str, Place],
     wanted: Mapping[str, str | None],
     file: Source,
@@ -302,7 +331,7 @@ def _match(
     return taking, wrong
 
 
-def _prepare_states(contents: Contents, file: File, restored: Restored) -> tuple[list[Commit], set[str]]:
+def _prepare_states(contents: Contents, file: Verified, restored: Restored) -> tuple[list[Commit], set[str]]:
     """Prepare generators and users' objects; the latter may still refuse their state."""
     arrays = {name: file.read(name) for name in file.entries if name.startswith("state/")}
     commits: list[Commit] = []
@@ -322,13 +351,14 @@ def _prepare_states(contents: Contents, file: File, restored: Restored) -> tuple
     return commits, refused
 
 
-def _owners(contents: Contents) -> set[str]:
+def owners(contents: Contents) -> set[str]:
     """Return the names of all variables: those given, and those of the optimizers."""
     of_optimizers = {contents.name_of(v) for o in contents.optimizers.values() for v in o._state.variables}
     return {*contents.variables, *contents.tensors_of_modules, *of_optimizers}
 
 
-def _renamer(name_map: NameMap | None) -> Rename:
+def renamer(name_map: NameMap | None) -> Rename:
+    """Return the names in the file of the variables here, as a function."""
     if name_map is None:
         return _same
     if callable(name_map):
@@ -355,7 +385,7 @@ def _heads(name: str) -> list[str]:
     return ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
 
 
-def _check_map(name_map: Mapping[str, str | None], here: Iterable[str], there: Iterable[str], path: str) -> None:
+def check_map(name_map: Mapping[str, str | None], here: Iterable[str], there: Iterable[str], path: str) -> None:
     """Raise ValueError for a key that is not a name here, or a target that is not one in the file."""
     ours = {head for name in here for head in _heads(name)} | {""}
     theirs = {head for name in there for head in _heads(name)} | {""}
@@ -366,40 +396,9 @@ def _check_map(name_map: Mapping[str, str | None], here: Iterable[str], there: I
                 raise ValueError(f"name_map: {name!r} names {where}" + (f"; is it {meant!r}?" if meant else ""))
 
 
-def _source(name: str, rename: Rename) -> str | None:
+def source_of(name: str, rename: Rename) -> str | None:
     """Return the name in the file of a tensor here; slots are renamed with their variables."""
     kind, _, rest = name.partition("/")
     variable, slot = (rest, "") if kind == "variables" else rest.rsplit("/", 1)
     target = rename(variable)
     return None if target is None else "/".join([kind, target, slot]).rstrip("/")
-
-
-def _rank(dtype: np.dtype[Any]) -> int:
-    return 2 if dtype.name in EXTENDED else _KINDS[dtype.kind]
-
-
-def _any(there: np.dtype[Any], here: np.dtype[Any]) -> bool:
-    """Whether `cast` may convert: integers may become floats, floats never integers."""
-    return _rank(there) <= _rank(here)
-
-
-def _lossless(there: np.dtype[Any], here: np.dtype[Any]) -> bool:
-    """Whether `here` holds every number of `there`. (NumPy's "safe" lets int64 become float64.)"""
-    return _rank(there) == _rank(here) and np.can_cast(there, here)
-
-
-def _converted(array: Array, dtype: np.dtype[Any], name: str) -> Array:
-    """Return the array as another dtype; ValueError if numbers are too large for it."""
-    with np.errstate(all="ignore"):
-        result = array.astype(dtype)
-        if _rank(dtype) == 1:
-            lost = bool((result != array).any())
-        else:
-            lost = not np.array_equal(_finite(result), _finite(array))
-    if lost:
-        raise ValueError(f"{name}: some of its numbers are too large for {dtype}; nothing was changed")
-    return result
-
-
-def _finite(array: Array) -> Any:
-    return np.isfinite(array.astype(np.float32) if array.dtype.name in EXTENDED else array)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from fastvar.buffers import Array
 from fastvar.checkpoint.file_format import CheckpointError, Entry
 from fastvar.checkpoint.part_list import (
     PartList,
+    Piece,
     Sharded,
     check_parts,
     check_record,
@@ -150,6 +152,21 @@ class CheckpointFile(File):
                 target[...] = piece[elements]
         return sum(file.entries[name].length for name in wanted)
 
+    def is_cut(self, name: str) -> bool:
+        """Whether a tensor is in part files."""
+        return name in self._sharded
+
+    def pieces(self, name: str) -> tuple[Piece, ...]:
+        """Return the pieces of a tensor with elements. A tensor in this file is one piece, of no part: -1."""
+        if name in self._sharded:
+            return self._sharded[name].pieces
+        size = math.prod(self.entries[name].shape)
+        return (Piece(-1, 0, size),) if size else ()
+
+    def holder(self, part: int) -> File:
+        """Return the opened file with the pieces of a part: this one for -1."""
+        return self if part < 0 else self._part(part)
+
     def verify(self, names: Iterable[str] | None = None) -> None:
         everything = names is None
         names = list(self.entries if names is None else names)
@@ -162,11 +179,7 @@ class CheckpointFile(File):
         errors = [*_error_of(super().verify, [name for name in names if name not in self._sharded])]
         for part, held in sorted(of_parts.items()):
             errors += _error_of(self._verify_part, part, held)
-        if errors:
-            damaged = {name for error in errors for name in error.damaged}
-            more = f"; and {count(len(errors) - _FEW, 'more file')}" * (len(errors) > _FEW)
-            text = "; ".join(map(str, errors[:_FEW])) + more
-            raise CheckpointError(text, errno=errors[0].errno, damaged=[n for n in names if n in damaged])
+        raise_any(errors, names)
 
     def _verify_part(self, part: int, names: Iterable[str]) -> None:
         self._part(part).verify(names)
@@ -210,6 +223,15 @@ class CheckpointFile(File):
         while self._opened:
             self._opened.popitem()[1].close()
         super().close()
+
+
+def raise_any(errors: Sequence[CheckpointError], names: Iterable[str]) -> None:
+    """Raise one error for those of several files, if any; `names` is in the order of the damaged tensors."""
+    if errors:
+        damaged = {name for error in errors for name in error.damaged}
+        more = f"; and {count(len(errors) - _FEW, 'more file')}" * (len(errors) > _FEW)
+        text = "; ".join(map(str, errors[:_FEW])) + more
+        raise CheckpointError(text, errno=errors[0].errno, damaged=[n for n in names if n in damaged])
 
 
 def _error_of(check: Callable[..., None], *arguments: Any) -> Iterator[CheckpointError]:

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fastvar import checkpoint
 from fastvar.buffers import Array
 from fastvar.checkpoint import parts
-from fastvar.checkpoint.bookkeeping import add_notes
-from fastvar.checkpoint.contents import Contents
-from fastvar.checkpoint.file_format import CheckpointError, Entry, Saved, dtype_named, failing
+from fastvar.checkpoint.bookkeeping import ORDER, add_notes
+from fastvar.checkpoint.contents import Contents, Rename
+from fastvar.checkpoint.file_format import CheckpointError, Saved, dtype_named, failing
 from fastvar.checkpoint.locks import Lock
 from fastvar.checkpoint.publishing import absolute, make_directory
 from fastvar.checkpoint.report import Restored
-from fastvar.checkpoint.restore import Choice, NameMap, assign, prepare_restore
+from fastvar.checkpoint.restore import Choice, NameMap, assign, match, renamer, source_of
 from fastvar.checkpoint.sets import CheckpointFile
 from fastvar.distributed.optimizer import Distributed
+from fastvar.distributed.rank_file import RankFile, Share
+from fastvar.distributed.reading import Reading
 from fastvar.distributed.world import World
 from fastvar.optimizer.quantized import parts_of
 from fastvar.optimizer.saved import slots_of
 
 T = TypeVar("T")
-
-
-class Share(NamedTuple):
-    """What a rank has of a tensor: elements from `start` on, in C order, of one of this shape."""
-
-    start: int
-    shape: tuple[int, ...]
-    here: Array
+_KINDS: dict[str, type[Exception]] = {  # of errors that are of the same kind on all ranks
+    kind.__name__: kind for kind in (FileExistsError, FileNotFoundError, TypeError, ValueError)
+}
 
 
 class Checkpoint(checkpoint.Checkpoint):
@@ -77,6 +75,11 @@ class Checkpoint(checkpoint.Checkpoint):
         self._shared._built()
         self._world: World = self._shared.world
         super().__init__(root, **objects | {self._keyword: self._shared.optimizer})
+
+    @property
+    def _order(self) -> dict[str, Any]:
+        """On what the order of adding gradients depends."""
+        return {"order": self._shared.order, "micro_batches": self._shared._total}
 
     def _contents(self) -> Contents:
         contents = super()._contents()
@@ -167,6 +170,7 @@ class Checkpoint(checkpoint.Checkpoint):
         slices = {name: parts.Slice(shares[name].shape, shares[name].start, copies[name]) for name in here}
         rest = {name: array for name, array in copies.items() if name not in here} | arrays
         add_notes(state, metrics or {})
+        state[ORDER] = self._order
         empty = {
             name: (share.here.dtype.name, share.shape)
             for name, share in shares.items()
@@ -196,19 +200,20 @@ class Checkpoint(checkpoint.Checkpoint):
         return self._world.agree(f"{what}: done", result=result)[0]["result"]  # type: ignore[no-any-return]
 
     def _together(self, what: str, act: Callable[[], T]) -> T:
-        """Do something on this rank. Raise an error on all ranks if it raises one on any."""
+        """Do something on this rank. If it raises an error on any, raise that of the first such rank on all."""
         error: Exception | None = None
         result: Any = None
         try:
             result = act()
         except Exception as raised:
             error = raised
-        said = self._world.agree(what, error=str(error) if error else None)
-        if error:
-            raise error
+        said = self._world.agree(what, error=[type(error).__name__, str(error)] if error else None)
         for rank, one in enumerate(said):
             if one["error"] is not None:
-                raise CheckpointError(f"rank {rank}: {one['error']}")
+                kind, text = one["error"]
+                if error and rank == self._world.rank:
+                    raise error
+                raise _KINDS.get(kind, CheckpointError)(f"rank {rank}: {text}") from error
         return result  # type: ignore[no-any-return]
 
     # Restoring.
@@ -222,97 +227,65 @@ class Checkpoint(checkpoint.Checkpoint):
         hyperparameters: Choice = "saved",
         cast: bool = False,
     ) -> Restored:
-        """Restore on all ranks; see `fastvar.Checkpoint.restore`. Each reads what it needs of the slots and its
-        part of the variables, which it then sends to the others.
+        """Restore on all ranks; see `fastvar.Checkpoint.restore`.
+
+        Together they read each byte once, and send each other what they need. Each holds its part of the
+        variables and slots a second time, until all ranks have verified all that they have read.
 
         Raises
         ------
         CheckpointError, ValueError
-            On all ranks, if a file is damaged or does not match. Then nothing has changed.
+            On all ranks, if a file is damaged or does not match. Then nothing has changed. Also if ranks saved it
+            with another `order` or `micro_batches`, unless `hyperparameters="program"`: bits would differ from
+            those of the run that is continued.
         """
         self._world.agree(f"restore {absolute(path)}")
-        contents = self._contents()
-        shares, others = self._shares(contents), self._others(contents)
-        with self._hold(), self._together("restore", lambda: RankFile(path)) as file:
-            slots = [name for name in file.entries if name.startswith(f"{self._keyword}/") and name not in shares]
-            file.share(shares, [name for name in slots if self._variable_of(name) in others])
-            restored, commits, before = self._together(
-                "restore", lambda: prepare_restore(contents, file, partial, name_map, hyperparameters, cast)
+        contents, rename = self._contents(), renamer(name_map)
+        first = self._world.rank == 0
+        with self._hold(), contextlib.ExitStack() as opened:
+            file = self._together(
+                "restore: opening", lambda: opened.enter_context(CheckpointFile(path, check=first))
             )
+            mine = self._of_this_rank(file, contents, rename)
+            reading = Reading(self._world, file)
+            of_state = ("state/", *(f"{keyword}/" for keyword in contents.of_pytorch))
+            self._fetch(reading, mine, [name for name in mine.entries if name.startswith(of_state)])
+            differences = self._together("restore: order", lambda: self._differences(file, hyperparameters))
+            matched = self._together(
+                "restore: matching", lambda: match(contents, mine, partial, name_map, hyperparameters, cast)
+            )
+            matched.restored.hyperparameters.extend(differences)
+            self._fetch(reading, mine, matched.sources)
+            commits, before = self._together("restore: preparing", matched.read)
             self._together("restore", lambda: assign(commits, before))
             self._shared._exchange.share_weights()
-        return restored
+        return matched.restored
 
+    def _of_this_rank(self, file: CheckpointFile, contents: Contents, rename: Rename) -> RankFile:
+        """Return what this rank needs of a file, given what gives the names there."""
+        named = {source_of(name, rename): share for name, share in self._shares(contents).items()}
+        shares = {name: share for name, share in named.items() if name is not None}
+        others = {rename(name) for name in self._others(contents)}
+        slots = [name for name in file.entries if name.startswith(f"{self._keyword}/") and name not in shares]
+        return RankFile(file, shares, {name for name in slots if self._variable_of(name) in others})
 
-class RankFile(CheckpointFile):
-    """A checkpoint as one rank needs it: of what ranks share out, it reads this rank's elements."""
+    def _differences(self, file: CheckpointFile, hyperparameters: Choice) -> list[str]:
+        """Return how the order of adding gradients differs from that of a file, which must be wanted."""
+        saved, keyword = file.state.get(ORDER, self._order), self._keyword
+        there = saved if isinstance(saved, dict) else {}
+        found = [
+            f"{keyword}.{name}: {value!r} here, {there.get(name)!r} in the file"
+            for name, value in self._order.items()
+            if there.get(name) != value
+        ]
+        if found and hyperparameters == "saved":
+            raise ValueError(
+                f"{file.path}: gradients were added in another order: {'; '.join(found)}; give Distributed what "
+                'the file has to continue with the same bits, or restore with hyperparameters="program"'
+            )
+        return found
 
-    _shares: Mapping[str, Share] = {}
-    _whole: CheckpointFile | None = None
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path)
-        self._whole = CheckpointFile(path, check=False)  # whose entries stay those of whole tensors
-        if self._whole.record != self.record:
-            self.close()
-            raise CheckpointError(f"{path}: has been replaced while it was opened")
-
-    def close(self) -> None:
-        if self._whole:
-            self._whole.close()
-        super().close()
-
-    def share(self, shares: Mapping[str, Share], foreign: Iterable[str]) -> None:
-        """Set what this rank needs, and forget what only others need."""
-        for name in foreign:
-            del self.entries[name]
-        self._shares = shares
-        for name, (_, shape, array) in shares.items():
-            entry = self.entries.get(name)
-            if name.startswith("variables/"):
-                continue
-            if not array.size and (entry is None or entry.shape != array.shape):
-                self.entries[name] = Entry(array.dtype, array.shape, None, 0, "")
-            elif entry is not None and entry.shape == shape:
-                self.entries[name] = entry._replace(shape=array.shape, length=array.nbytes)
-
-    def _mine(self, name: str) -> Array:
-        """Return the array of a tensor, with this rank's elements in it."""
-        start, shape, here = self._shares[name]
-        whole = np.zeros(shape, self.entries[name].dtype) if name.startswith("variables/") else None
-        array = np.empty(here.shape, self.entries[name].dtype)
-        if array.size:
-            self._read_elements(name, start, array)
-        if whole is None:
-            return array
-        whole.reshape(-1)[start : start + array.size] = array.reshape(-1)
-        return whole
-
-    def _read_elements(self, name: str, start: int, array: Array) -> None:
-        assert self._whole is not None
-        self._whole.read_ranges([(name, start, array)])
-
-    def read(self, name: str) -> Array:
-        return self._mine(name) if name in self._shares else super().read(name)
-
-    def read_small(self, names: Sequence[str]) -> list[bytes]:
-        others = [name for name in names if name not in self._shares]
-        data = dict(zip(others, super().read_small(others), strict=True))
-        return [data[name] if name in data else self._mine(name).tobytes() for name in names]
-
-    def read_into(self, targets: Sequence[tuple[str, Array]]) -> None:
-        super().read_into([target for target in targets if target[0] not in self._shares])
-        for name, array in targets:
-            if name in self._shares:
-                start, _, here = self._shares[name]
-                flat = array.reshape(-1)
-                flat = flat[start : start + here.size] if name.startswith("variables/") else flat
-                if flat.size:
-                    self._read_elements(name, start, flat)
-
-    def verify(self, names: Iterable[str] | None = None) -> None:
-        names = [*(self.entries if names is None else names)]
-        super().verify([name for name in names if name not in self._shares])
-        for name in names:
-            if name in self._shares:
-                self._mine(name)
+    def _fetch(self, reading: Reading, mine: RankFile, names: Iterable[str]) -> None:
+        """Read tensors of a file on all ranks."""
+        mine.data |= reading.fetch(mine.ranges(names))
+        self._together("restore: reading", reading.check)

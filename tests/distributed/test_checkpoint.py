@@ -148,6 +148,84 @@ def test_a_rank_that_cannot_write_is_an_error_on_all(tmp_path: Path, monkeypatch
         assert (tmp_path / name).read_bytes() == data
 
 
+def in_order(world: fd.World, order: str, micro_batches: int) -> tuple[Any, Any, list[fv.Variable]]:
+    net = ranks.network({})
+    optimizer = fd.Distributed(fv.optimizers.Adam(0.1), world, micro_batches, order)
+    optimizer.build(net)
+    return fd.Checkpoint(net, optimizer=optimizer), optimizer, net
+
+
+def save_in_order(world: fd.World, path: Path) -> None:
+    checkpoint, optimizer, net = in_order(world, "sequence", 4)
+    for number in optimizer.micro_batches():
+        optimizer.add(ranks.gradients(0, number))
+    optimizer.step()
+    for v in net:
+        v[...] = 3.0
+    checkpoint.save(path)
+
+
+@pytest.mark.parametrize(
+    ("order", "micro_batches", "difference"),
+    [
+        ("tree", 4, "optimizer.order: 'tree' here, 'sequence' in the file"),
+        ("sequence", 6, "optimizer.micro_batches: 6 here, 4 in the file"),
+    ],
+)
+def test_another_order_is_an_error_on_all_ranks(
+    order: str, micro_batches: int, difference: str, tmp_path: Path
+) -> None:
+    """It would give other bits. A program that wants it says so, and is told."""
+    path, errors = tmp_path / "a.h5", []
+    fd.simulate(2, lambda world: save_in_order(world, path))
+
+    def program(world: fd.World) -> None:
+        checkpoint, optimizer, net = in_order(world, order, micro_batches)
+        before = ranks.digest(net)
+        try:
+            checkpoint.restore(path)
+        except ValueError as error:
+            errors.append(str(error))
+        assert (ranks.digest(net), optimizer.iterations) == (before, 0)
+        report = checkpoint.restore(path, hyperparameters="program")
+        assert report.hyperparameters == [difference]
+        assert optimizer.iterations == 1
+        assert np.all(net[1].value == 3)
+
+    fd.simulate(3, program)
+    assert len(errors) == 3
+    assert all(difference in error for error in errors)
+
+
+def test_one_process_does_not_mind_the_order(tmp_path: Path) -> None:
+    fd.simulate(2, lambda world: save_in_order(world, tmp_path / "a.h5"))
+    net = ranks.network({})
+    fv.Checkpoint(net, optimizer=fv.optimizers.Adam(0.1)).restore(tmp_path / "a.h5")
+    net = ranks.network({})
+    fv.Checkpoint(net).restore(tmp_path / "a.h5", partial=True)
+    assert np.all(net[1].value == 3)
+
+
+@pytest.mark.parametrize("kind", [FileNotFoundError, ValueError, fv.CheckpointError])
+def test_errors_have_one_kind_on_all_ranks(kind: type[Exception], tmp_path: Path) -> None:
+    """Also if ranks have errors of different kinds, so that programs that catch some do the same on all."""
+    kinds = []
+
+    def raise_(error: Exception) -> None:
+        raise error
+
+    def program(world: fd.World) -> None:
+        checkpoint, _, _ = in_order(world, "tree", 4)
+        mine = {0: None, 1: kind("on one"), 2: RuntimeError("on another")}[world.rank]
+        try:
+            checkpoint._together("test", lambda: raise_(mine) if mine else None)
+        except Exception as error:
+            kinds.append(type(error))
+
+    fd.simulate(3, program)
+    assert kinds == [kind] * 3
+
+
 def test_arguments(tmp_path: Path) -> None:
     net = ranks.network({})
     with fd.world() as world:
