@@ -414,8 +414,11 @@ class CheckpointManager(Shown):
             )
 
 
-def retain(path: str, folder: Folder, retention: Retention) -> None:
-    """Remove what need not be kept, once a checkpoint is written. The folder stays locked until this ends."""
+def retain(path: str, folder: Folder, retention: Retention, of_parts: bool = True) -> None:
+    """Remove what need not be kept, once a checkpoint is written. The folder stays locked until this ends.
+
+    Verify the checkpoint before. Without `of_parts`, those who wrote its part files have verified them.
+    """
     try:
         dispensable = retention.dispensable(folder.scan().found)
     except CheckpointError as error:
@@ -423,6 +426,6 @@ def retain(path: str, folder: Folder, retention: Retention) -> None:
         return
     if dispensable:
         with failing(path, "saved, but cannot be read again"), CheckpointFile(path) as file:
-            file.verify()
+            file.verify(None if of_parts else [name for name in file.entries if not file.is_cut(name)])
     for found, problem in folder.remove(dispensable):
         warnings.warn(f"{found.path}: not removed: {problem.strerror}", RuntimeWarning, stacklevel=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -9,12 +10,15 @@ from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
 from fastvar import checkpoint
-from fastvar.checkpoint.file_format import CheckpointError, Saved, checked_step
+from fastvar.checkpoint.file_format import CheckpointError, Saved, checked_step, failing
 from fastvar.checkpoint.folder import message
 from fastvar.checkpoint.manager import retain
+from fastvar.checkpoint.part_list import beside
 from fastvar.checkpoint.parts import PartRecord
+from fastvar.checkpoint.reader import File
 from fastvar.checkpoint.restore import Choice, checked_choice
 from fastvar.distributed.checkpoint import Checkpoint
+from fastvar.distributed.meeting import Ended
 
 
 class CheckpointManager(checkpoint.CheckpointManager):
@@ -62,7 +66,8 @@ class CheckpointManager(checkpoint.CheckpointManager):
                 f"got {type(checkpoint).__name__}"
             )
         super().__init__(checkpoint, directory, **options)
-        self._pending: Any = None  # of a save that does not exist yet: the task, what commits it, and the path
+        self._pending: _Pending | None = None  # a save that does not exist yet
+        self._error: Exception | None = None  # that of a save that a step has finished
 
     def save(  # type: ignore[override]
         self,
@@ -80,7 +85,8 @@ class CheckpointManager(checkpoint.CheckpointManager):
             As for `fastvar.CheckpointManager.save`. Metrics are those of rank 0.
         blocking : bool
             False returns as soon as everything is copied; a thread of each rank writes its part. The set exists
-            when `wait`, `close` or the next `save` has returned on all ranks; an error is raised there.
+            after the first step before which all parts are written, and at the latest when `wait`, `close` or the
+            next `save` has returned. An error is raised by these three, on all ranks.
 
         Raises
         ------
@@ -110,12 +116,12 @@ class CheckpointManager(checkpoint.CheckpointManager):
                 metrics=checked,
                 copy=dict if blocking else self._staging.copy,
             )
-            task = _Task(write)
-            self._pending = task, commit, path
+            self._pending = _Pending(self, path, write, commit)
             if blocking:
                 self.wait()
             else:
-                self._background.start(task)
+                self._background.start(self._pending.write)
+                self.checkpoint._shared.deferred.append(self._pending)
         self._last_step = step
         return str(path)
 
@@ -127,23 +133,36 @@ class CheckpointManager(checkpoint.CheckpointManager):
         CheckpointError
             On all ranks, if one could not write its part. The next save works as usual.
         """
-        pending, self._pending = self._pending, None
-        if pending is None:
-            super().wait()
-            return
-        task, commit, path = pending
+        pending, error = self._pending, self._error
+        self._forget()
+        if error is not None:
+            raise error
         try:
-            commit(self.checkpoint._together("save a part", lambda: self._finished(task)))
-            self.checkpoint._on_first("remove", lambda: retain(path, self._folder, self._retention))
+            if pending is None:
+                super().wait()
+            else:
+                self._finish(pending)
         except BaseException:
             self._last_step = None  # the next save is due at once
             raise
 
-    def _finished(self, task: _Task) -> PartRecord:
-        super().wait()
-        if task.record is None:
-            task()
-        return task.record or {}
+    def _finish(self, pending: _Pending) -> None:
+        """Make a set exist as soon as its parts are written, on all ranks, and remove old ones."""
+        together = self.checkpoint
+
+        def written() -> PartRecord:
+            super(CheckpointManager, self).wait()
+            return pending.write()
+
+        pending.commit(together._together("save a part", written))
+        remove = functools.partial(retain, pending.path, self._folder, self._retention, of_parts=False)
+        together._on_first("remove", remove)
+
+    def _forget(self) -> None:
+        """Leave the last save to its thread."""
+        deferred = self.checkpoint._shared.deferred
+        deferred[:] = [one for one in deferred if one is not self._pending]
+        self._pending = self._error = None
 
     def restore_or_initialize(self, *, hyperparameters: Choice | None = None, cast: bool = False) -> str | None:
         """Restore the newest checkpoint that is good on all ranks; see `fastvar.CheckpointManager`.
@@ -186,19 +205,55 @@ class CheckpointManager(checkpoint.CheckpointManager):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:  # the other ranks do not come to finish a save
-            self._pending = None
+            self._forget()
         super().__exit__(kind, error, trace)
 
 
-class _Task:
-    """Writes a part, once."""
+class _Pending:
+    """A save whose set does not exist yet.
 
-    def __init__(self, write: Callable[[], PartRecord]) -> None:
-        self._write = write
-        self.record: PartRecord | None = None
+    Attributes
+    ----------
+    path : str
+        The commit file.
+    commit : callable
+        What makes the set exist, given what is known of this rank's part.
+    """
 
-    def __call__(self) -> None:
-        self.record = self._write()
+    def __init__(
+        self,
+        manager: CheckpointManager,
+        path: str,
+        write: Callable[[], PartRecord],
+        commit: Callable[[PartRecord], None],
+    ) -> None:
+        self.path, self.commit = path, commit
+        self._manager, self._write = manager, write
+        self._record: PartRecord | None = None
+
+    def write(self) -> PartRecord:
+        """Write this rank's part, once, and read it back."""
+        if self._record is None:
+            record = self._write()
+            part = beside(self.path, record["file"])
+            with failing(part, "saved, but cannot be read again"), File(part) as file:
+                file.verify()
+            self._record = record
+        return self._record
+
+    def ready(self) -> bool:
+        """Whether this rank's part is written, or failed to be."""
+        return not self._manager._background.busy
+
+    def act(self) -> None:
+        """Make the set exist; `wait` raises the error."""
+        manager = self._manager
+        try:
+            manager.wait()
+        except Ended:
+            raise
+        except Exception as error:
+            manager._error = error
 
 
 def _warn(messages: Iterable[str]) -> None:

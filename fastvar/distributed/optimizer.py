@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -45,6 +45,13 @@ class Agreed(NamedTuple):
     there: Array
     scale: float
     rows: list[list[list[int]]]
+
+
+class Deferred(Protocol):
+    """What all ranks do together at the end of a step, as soon as all are ready."""
+
+    def ready(self) -> bool: ...
+    def act(self) -> None: ...
 
 
 class Distributed:
@@ -115,6 +122,7 @@ class Distributed:
         self._whole = State()  # of the variables; that of the optimizer is of this rank's parts
         self._tree: Any = None
         self._sums: MicroBatches | None = None  # made by `build`
+        self.deferred: list[Deferred] = []
 
     @property
     def _owner(self) -> str:
@@ -277,6 +285,8 @@ class Distributed:
                 self._share_weights(agreed.there)
         finally:
             sums.release()
+        for one in self._due:
+            one.act()
 
     def _agree(self, sums: MicroBatches) -> Agreed:
         """Agree with all ranks on a step."""
@@ -288,8 +298,11 @@ class Distributed:
             "rows": [[0 if r is None else len(r.rows) for r in sum_.rows] for sum_ in sums.finished()],
             "present": None if sums.present.all() else np.packbits(sums.present).tobytes().hex(),
             "weights": None if self.iterations % self._compare_every else digest_of_weights(variables),
+            "ready": [one.ready() for one in self.deferred],
         }
         said = self.world.agree(what, **mine)
+        of_ranks = zip(*(one["ready"] for one in said), strict=True)
+        self._due = [one for one, ready in zip(self.deferred, of_ranks, strict=True) if all(ready)]
         if any(one["digest"] != said[0]["digest"] for one in said):
             refuse_differences(self.world, self._owner, what, description)
         for rank, one in enumerate(said):

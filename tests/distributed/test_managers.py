@@ -1,5 +1,7 @@
 """Many checkpoints of many ranks in one folder."""
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,125 @@ def test_error_in_the_background_is_raised_on_all(tmp_path: Path, monkeypatch: p
     assert sorted(errors) == ["disk full", "rank 1: disk full"]
     kept = [path.name for path in tmp_path.iterdir() if path.suffix == ".h5" and "part" not in path.name]
     assert len(kept) == 2  # of steps 1 and 4; the third was not made
+
+
+def saving(world: fd.World, folder: Path, **options: Any) -> tuple[Any, Any, Any]:
+    net = ranks.network({})
+    optimizer = fd.Distributed(fv.optimizers.Adam(0.1), world, TOTAL)
+    optimizer.build(net)
+    return fd.CheckpointManager(fd.Checkpoint(net, optimizer=optimizer), folder, **options), optimizer, net
+
+
+def until_written(manager: Any) -> None:
+    while manager._background.busy:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("slow", [None, 1, 2])
+def test_a_set_exists_after_the_step_for_which_all_parts_are_written(
+    slow: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step waits for no part. If one is slow, the set exists after a later step."""
+    from fastvar.checkpoint import parts
+
+    prepare_part, go = parts.prepare_part, threading.Event()
+
+    def prepare(path: Any, set_id: str, number: int, *arguments: Any, **options: Any) -> Any:
+        write = prepare_part(path, set_id, number, *arguments, **options)
+
+        def write_late() -> Any:
+            assert go.wait(60)
+            return write()
+
+        return write_late if number == slow else write
+
+    monkeypatch.setattr(parts, "prepare_part", prepare)
+
+    def program(world: fd.World) -> list[int]:
+        manager, optimizer, net = saving(world, tmp_path)
+        counts = []
+        with manager:
+            manager.save(blocking=False)
+            saved = ranks.digest(net)
+            for step in range(3):
+                if step == 1:
+                    go.set()
+                if slow != world.rank + 1 or step:
+                    until_written(manager)
+                world.agree("written")
+                steps(optimizer, {}, range(step, step + 1))
+                counts.append(len(manager.checkpoints))
+                world.agree("counted")
+            assert optimizer.deferred == []
+            assert manager.wait() is None
+            fresh = ranks.network({})
+            fv.Checkpoint(fresh).restore(manager.latest_checkpoint, partial=True)
+            assert ranks.digest(fresh) == saved  # not what the steps have made of it
+        return counts
+
+    assert only(fd.simulate(2, program)) == ([1, 1, 1] if slow is None else [0, 1, 1])
+
+
+def test_an_error_that_a_step_meets_is_raised_by_the_next_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastvar.checkpoint import parts
+
+    def program(world: fd.World) -> str:
+        manager, optimizer, _ = saving(world, tmp_path)
+        with manager:
+            manager.save(blocking=False)
+            until_written(manager)
+            world.agree("written")
+            steps(optimizer, {}, range(1))
+            assert optimizer.iterations == 1
+            steps(optimizer, {}, range(1, 2))
+            with pytest.raises(fv.CheckpointError) as raised:
+                manager.wait()
+            manager.wait()
+            world.agree("repaired")
+            monkeypatch.undo()
+            world.agree("save again")
+            manager.save()
+            assert len(manager.checkpoints) == 1
+        return str(raised.value).removeprefix("rank 0: ")
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise fv.CheckpointError("disk full")
+
+    monkeypatch.setattr(parts, "publish", refuse)
+    assert only(fd.simulate(2, program)) == "disk full"
+
+
+def test_each_rank_reads_back_its_own_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that is not what was written is an error, and no older set is removed."""
+    from fastvar.checkpoint import parts
+
+    fd.simulate(2, lambda world: train(world, tmp_path, 1, max_to_keep=1))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    prepare_part = parts.prepare_part
+
+    def prepare(path: Any, set_id: str, number: int, *arguments: Any, **options: Any) -> Any:
+        write = prepare_part(path, set_id, number, *arguments, **options)
+
+        def spoil() -> Any:
+            record = write()
+            part = tmp_path / record["file"]
+            data = bytearray(part.read_bytes())
+            data[-5000] ^= 1
+            part.write_bytes(data)
+            return record
+
+        return spoil if number == 2 else write
+
+    monkeypatch.setattr(parts, "prepare_part", prepare)
+    with pytest.raises(fv.CheckpointError, match=r"part-2-of-2\.h5: damaged"):
+        fd.simulate(2, lambda world: train(world, tmp_path, 2, max_to_keep=1))
+    assert {*before} < {path.name for path in tmp_path.iterdir()}
+    monkeypatch.undo()
+    _, done, _ = only(fd.simulate(2, lambda world: train(world, tmp_path, 2, max_to_keep=1)))
+    assert done == [2]
+    assert len([*tmp_path.glob("*.h5")]) == 3  # the parts of the failed save are gone
 
 
 def test_error_in_the_block_leaves_a_save_unfinished(tmp_path: Path) -> None:
