@@ -118,13 +118,18 @@ class Reading:
                         received[reader].append(flat[low - first : high - first])
         for target, source in zip(received[me], sent[me], strict=True):
             target[...] = source
-        sent[me] = received[me] = []
-        going, coming = [Parcel(arrays) for arrays in sent], [Parcel(arrays) for arrays in received]
-        for parcel in going:
+        going, coming = (
+            {rank: Parcel(arrays) for rank, arrays in enumerate(of_ranks) if arrays and rank != me}
+            for of_ranks in (sent, received)
+        )
+        for parcel in going.values():
             parcel.load()
-        there = [parcel.arrays for parcel in going], [parcel.arrays for parcel in coming]
-        self._world.meeting.exchange(*there, "the bytes of a checkpoint")
-        for parcel in coming:
+        self._world.meeting.exchange(
+            {rank: parcel.arrays for rank, parcel in going.items()},
+            {rank: parcel.arrays for rank, parcel in coming.items()},
+            "the bytes of a checkpoint",
+        )
+        for parcel in coming.values():
             parcel.unload()
 
     def _read(self, segments: Sequence[Segment]) -> list[Array]:
