@@ -70,6 +70,9 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
 }
 
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
 # HTML.
 html_theme = "pydata_sphinx_theme"
 html_title = "fastvar"

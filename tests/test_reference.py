@@ -88,3 +88,11 @@ def test_every_hook_of_a_rule_has_a_docstring() -> None:
     attributes = [name for name in Rule.__annotations__ if name[0] != "_"]
     assert len(attributes) > 3
     assert [name for name in attributes if not re.search(rf'    {name}: ClassVar.*\n    """', text)] == []
+
+
+@pytest.mark.parametrize("module", [fv.optimizers, fv.torch], ids=lambda module: str(module.__name__))
+def test_every_rule_has_its_formula_and_its_paper(module: Any) -> None:
+    rules = {*module.__all__} - {"LBFGS", "LossScaleOptimizer", "ParamGroup", "TorchOptimizer"}
+    texts = {name: inspect.cleandoc(getattr(module, name).__doc__) for name in rules}
+    assert [name for name in sorted(rules) if "\n.. math::" not in texts[name]] == []
+    assert [name for name in sorted(rules) if "\nReferences\n-" not in texts[name]] == []

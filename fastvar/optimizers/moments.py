@@ -85,7 +85,9 @@ class Adam(Optimizer):
 class AdamW(Adam):
     r"""Adam with decoupled weight decay, by default 0.004 (PyTorch: 0.01, optax: 1e-4).
 
-    First :math:`w \leftarrow w - \eta \lambda w`, then the update of `Adam`.
+    First the decay, and then the update of `Adam`:
+
+    .. math:: w \leftarrow w - \eta \lambda w
 
     Parameters
     ----------

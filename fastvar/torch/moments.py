@@ -111,7 +111,10 @@ class Adam(TorchOptimizer):
 class AdamW(Adam):
     r"""Adam with decoupled weight decay as in PyTorch, by default 0.01 (Keras: 0.004, optax: 1e-4).
 
-    :math:`w \leftarrow w - \eta \lambda w`, and then the update of `Adam` from the gradient alone.
+    First the decay, and then the update of `Adam` from the gradient alone:
+
+    .. math:: w \leftarrow w - \eta \lambda w
+
     `fastvar.optimizers.AdamW` differs by its epsilon and its default.
 
     Parameters

@@ -37,7 +37,7 @@ def registered(cls: type[Step]) -> type[Step]:
 
 @registered
 class SGD(KernelStep, keras.optimizers.SGD):
-    """`keras.optimizers.SGD`."""
+    """`keras.optimizers.SGD`; the formula is that of `fastvar.optimizers.SGD`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.SGD
     slot_lists: ClassVar[dict[str, str]] = {"momentum": "momentums"}
@@ -45,7 +45,7 @@ class SGD(KernelStep, keras.optimizers.SGD):
 
 @registered
 class Adam(KernelStep, keras.optimizers.Adam):
-    """`keras.optimizers.Adam`."""
+    """`keras.optimizers.Adam`; the formula is that of `fastvar.optimizers.Adam`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Adam
     slot_lists: ClassVar[dict[str, str]] = {
@@ -57,7 +57,7 @@ class Adam(KernelStep, keras.optimizers.Adam):
 
 @registered
 class AdamW(KernelStep, keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW`."""
+    """`keras.optimizers.AdamW`; the formula is that of `fastvar.optimizers.AdamW`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.AdamW
     slot_lists: ClassVar[dict[str, str]] = Adam.slot_lists
@@ -65,7 +65,7 @@ class AdamW(KernelStep, keras.optimizers.AdamW):
 
 @registered
 class Nadam(KernelStep, keras.optimizers.Nadam):
-    """`keras.optimizers.Nadam`."""
+    """`keras.optimizers.Nadam`; the formula is that of `fastvar.optimizers.Nadam`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Nadam
     slot_lists: ClassVar[dict[str, str]] = {"momentum": "_momentums", "velocity": "_velocities"}
@@ -76,7 +76,7 @@ class Nadam(KernelStep, keras.optimizers.Nadam):
 
 @registered
 class Adamax(KernelStep, keras.optimizers.Adamax):
-    """`keras.optimizers.Adamax`."""
+    """`keras.optimizers.Adamax`; the formula is that of `fastvar.optimizers.Adamax`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Adamax
     slot_lists: ClassVar[dict[str, str]] = {"momentum": "_m", "norm": "_u"}
@@ -84,7 +84,7 @@ class Adamax(KernelStep, keras.optimizers.Adamax):
 
 @registered
 class RMSprop(KernelStep, keras.optimizers.RMSprop):
-    """`keras.optimizers.RMSprop`."""
+    """`keras.optimizers.RMSprop`; the formula is that of `fastvar.optimizers.RMSprop`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.RMSprop
     slot_lists: ClassVar[dict[str, str]] = {
@@ -96,7 +96,7 @@ class RMSprop(KernelStep, keras.optimizers.RMSprop):
 
 @registered
 class Adagrad(KernelStep, keras.optimizers.Adagrad):
-    """`keras.optimizers.Adagrad`."""
+    """`keras.optimizers.Adagrad`; the formula is that of `fastvar.optimizers.Adagrad`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Adagrad
     slot_lists: ClassVar[dict[str, str]] = {"accumulator": "_accumulators"}
@@ -104,7 +104,7 @@ class Adagrad(KernelStep, keras.optimizers.Adagrad):
 
 @registered
 class Adadelta(KernelStep, keras.optimizers.Adadelta):
-    """`keras.optimizers.Adadelta`."""
+    """`keras.optimizers.Adadelta`; the formula is that of `fastvar.optimizers.Adadelta`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Adadelta
     slot_lists: ClassVar[dict[str, str]] = {
@@ -115,7 +115,7 @@ class Adadelta(KernelStep, keras.optimizers.Adadelta):
 
 @registered
 class Ftrl(KernelStep, keras.optimizers.Ftrl):
-    """`keras.optimizers.Ftrl`."""
+    """`keras.optimizers.Ftrl`; the formula is that of `fastvar.optimizers.Ftrl`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Ftrl
     slot_lists: ClassVar[dict[str, str]] = {"accumulator": "_accumulators", "linear": "_linears"}
@@ -123,7 +123,7 @@ class Ftrl(KernelStep, keras.optimizers.Ftrl):
 
 @registered
 class Lion(KernelStep, keras.optimizers.Lion):
-    """`keras.optimizers.Lion`."""
+    """`keras.optimizers.Lion`; the formula is that of `fastvar.optimizers.Lion`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Lion
     slot_lists: ClassVar[dict[str, str]] = {"momentum": "_momentums"}
@@ -131,7 +131,7 @@ class Lion(KernelStep, keras.optimizers.Lion):
 
 @registered
 class Lamb(KernelStep, keras.optimizers.Lamb):
-    """`keras.optimizers.Lamb`."""
+    """`keras.optimizers.Lamb`; the formula is that of `fastvar.optimizers.Lamb`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Lamb
     slot_lists: ClassVar[dict[str, str]] = {"momentum": "_momentums", "velocity": "_velocities"}
@@ -139,7 +139,7 @@ class Lamb(KernelStep, keras.optimizers.Lamb):
 
 @registered
 class Adafactor(KernelStep, keras.optimizers.Adafactor):
-    """`keras.optimizers.Adafactor`."""
+    """`keras.optimizers.Adafactor`; the formula is that of `fastvar.optimizers.Adafactor`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Adafactor
     slot_lists: ClassVar[dict[str, str]] = {"velocity": "_v", "row": "_r", "column": "_c"}
@@ -147,7 +147,7 @@ class Adafactor(KernelStep, keras.optimizers.Adafactor):
 
 @registered
 class Muon(KernelStep, keras.optimizers.Muon):
-    """`keras.optimizers.Muon`."""
+    """`keras.optimizers.Muon`; the formula is that of `fastvar.optimizers.Muon`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Muon
     slot_lists: ClassVar[dict[str, str]] = {"momentum": "momentums", "velocity": "adam_velocities"}
@@ -158,7 +158,7 @@ if hasattr(keras.optimizers, "ScheduleFreeAdamW"):  # since Keras 3.14
 
     @registered
     class ScheduleFreeAdamW(KernelStep, keras.optimizers.ScheduleFreeAdamW):
-        """`keras.optimizers.ScheduleFreeAdamW`."""
+        """`keras.optimizers.ScheduleFreeAdamW`; the formula is that of `fastvar.optimizers.ScheduleFreeAdamW`."""
 
         rule_class = ours.ScheduleFreeAdamW
         slot_lists: ClassVar = {"momentum": "_momentums", "velocity": "_velocities"}

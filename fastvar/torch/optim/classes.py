@@ -39,7 +39,7 @@ __all__ = [
 
 
 class SGD(KernelStep, torch.optim.SGD):
-    """`torch.optim.SGD`."""
+    """`torch.optim.SGD`; the formula is that of `fastvar.torch.SGD`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.SGD
     sparse_plan_class: ClassVar[type[TensorPlan] | None] = RowsPlan
@@ -65,7 +65,7 @@ class SGD(KernelStep, torch.optim.SGD):
 
 
 class Adam(KernelStep, torch.optim.Adam):
-    """`torch.optim.Adam`."""
+    """`torch.optim.Adam`; the formula is that of `fastvar.torch.Adam`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Adam
 
@@ -91,7 +91,7 @@ class Adam(KernelStep, torch.optim.Adam):
 
 
 class AdamW(KernelStep, torch.optim.AdamW):
-    """`torch.optim.AdamW`."""
+    """`torch.optim.AdamW`; the formula is that of `fastvar.torch.AdamW`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.AdamW
 
@@ -116,7 +116,7 @@ class AdamW(KernelStep, torch.optim.AdamW):
 
 
 class NAdam(KernelStep, torch.optim.NAdam):
-    """`torch.optim.NAdam`."""
+    """`torch.optim.NAdam`; the formula is that of `fastvar.torch.NAdam`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.NAdam
     carries: ClassVar[tuple[str, ...]] = ("mu_product",)
@@ -142,7 +142,7 @@ class NAdam(KernelStep, torch.optim.NAdam):
 
 
 class ASGD(KernelStep, torch.optim.ASGD):
-    """`torch.optim.ASGD`."""
+    """`torch.optim.ASGD`; the formula is that of `fastvar.torch.ASGD`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.ASGD
     carries: ClassVar[tuple[str, ...]] = ("eta", "mu")
@@ -166,7 +166,7 @@ class ASGD(KernelStep, torch.optim.ASGD):
 
 
 class RAdam(KernelStep, torch.optim.RAdam):
-    """`torch.optim.RAdam`."""
+    """`torch.optim.RAdam`; the formula is that of `fastvar.torch.RAdam`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.RAdam
 
@@ -190,7 +190,7 @@ class RAdam(KernelStep, torch.optim.RAdam):
 
 
 class Adamax(KernelStep, torch.optim.Adamax):
-    """`torch.optim.Adamax`."""
+    """`torch.optim.Adamax`; the formula is that of `fastvar.torch.Adamax`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Adamax
 
@@ -213,7 +213,7 @@ class Adamax(KernelStep, torch.optim.Adamax):
 
 
 class RMSprop(KernelStep, torch.optim.RMSprop):
-    """`torch.optim.RMSprop`."""
+    """`torch.optim.RMSprop`; the formula is that of `fastvar.torch.RMSprop`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.RMSprop
 
@@ -237,7 +237,7 @@ class RMSprop(KernelStep, torch.optim.RMSprop):
 
 
 class Adagrad(KernelStep, torch.optim.Adagrad):
-    """`torch.optim.Adagrad`."""
+    """`torch.optim.Adagrad`; the formula is that of `fastvar.torch.Adagrad`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Adagrad
     sparse_plan_class: ClassVar[type[TensorPlan] | None] = RowsPlan
@@ -262,7 +262,7 @@ class Adagrad(KernelStep, torch.optim.Adagrad):
 
 
 class Adadelta(KernelStep, torch.optim.Adadelta):
-    """`torch.optim.Adadelta`."""
+    """`torch.optim.Adadelta`; the formula is that of `fastvar.torch.Adadelta`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Adadelta
 
@@ -285,7 +285,7 @@ class Adadelta(KernelStep, torch.optim.Adadelta):
 
 
 class Rprop(KernelStep, torch.optim.Rprop):
-    """`torch.optim.Rprop`."""
+    """`torch.optim.Rprop`; the formula is that of `fastvar.torch.Rprop`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Rprop
 
@@ -307,7 +307,7 @@ class Rprop(KernelStep, torch.optim.Rprop):
 
 
 class Adafactor(KernelStep, torch.optim.Adafactor):
-    """`torch.optim.Adafactor`."""
+    """`torch.optim.Adafactor`; the formula is that of `fastvar.torch.Adafactor`."""
 
     rule_class: ClassVar[type[Optimizer]] = ours.Adafactor
     part_class: ClassVar[type[Part]] = MeasuringPart
@@ -331,7 +331,7 @@ class Adafactor(KernelStep, torch.optim.Adafactor):
 
 
 class SparseAdam(KernelStep, torch.optim.SparseAdam):
-    """`torch.optim.SparseAdam`."""
+    """`torch.optim.SparseAdam`; the formula is that of `fastvar.torch.Adam`, on the rows of sparse gradients."""
 
     rule_class: ClassVar[type[Optimizer]] = optimizers.Adam
     part_class: ClassVar[type[Part]] = SparsePart
