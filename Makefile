@@ -39,13 +39,13 @@ lint: $(VENV)/.lint
 
 # Build docs/_build/html. It serves its own copy of MathJax.
 docs: $(VENV)/.docs $(MATHJAX)
-	KERAS_BACKEND=numpy $(PY) -m sphinx -W --keep-going -j 2 docs docs/_build/html
+	KERAS_BACKEND=numpy $(PY) -m sphinx -q -W --keep-going -j 2 docs docs/_build/html
 
 $(MATHJAX): | $(VENV)/.docs
 	mkdir -p $(@D)
-	cd $(@D) && $(CURDIR)/$(VENV)/bin/npm pack --silent mathjax@3.2.2
-	tar -xzmf $(@D)/mathjax-3.2.2.tgz -C $(@D) --strip-components=2 package/es5/$(@F)
-	rm $(@D)/mathjax-3.2.2.tgz
+	cd $(@D) && $(CURDIR)/$(VENV)/bin/npm pack --silent mathjax@3.2.2 && \
+	tar -xzmf mathjax-3.2.2.tgz --strip-components=2 package/es5/$(@F) && rm mathjax-3.2.2.tgz || \
+	echo "npm cannot fetch MathJax: the site shows formulas as TeX"
 
 format: $(VENV)/.lint
 	$(VENV)/bin/ruff format .
@@ -103,7 +103,7 @@ $(VENV)/.%: $(SOURCES)
 	test -x $(PY) || test -n "$(PYTHON)" || { echo "$(NO_PYTHON)" >&2; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
-	test $* != lint || touch $(VENV)/.test # lint installs all of test, too
+	test $* != lint || touch $(VENV)/.test $(VENV)/.docs # lint installs all of them, too
 	touch $@
 
 clean:
