@@ -14,6 +14,7 @@ from fastvar.variable import Variable
 
 if TYPE_CHECKING:
     from fastvar import checkpoint, torch
+    from fastvar import distributed as distributed
     from fastvar import keras as keras
     from fastvar import scipy as scipy
     from fastvar import sklearn as sklearn
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         CheckpointError,
         CheckpointManager,
         Saver,
+        latest_checkpoint,
         list_variables,
         load_variable,
     )
@@ -42,6 +44,7 @@ __all__ = [
     "constraints",
     "get_num_threads",
     "initializers",
+    "latest_checkpoint",
     "list_variables",
     "load_variable",
     "optimizers",
@@ -53,7 +56,14 @@ __all__ = [
 ]
 
 
-_LATER = ("checkpoint", "torch", "keras", "scipy", "sklearn")  # they take time to import, or need a library
+_LATER = (
+    "checkpoint",
+    "torch",
+    "distributed",
+    "keras",
+    "scipy",
+    "sklearn",
+)  # they take time to import, or need a library
 
 _DIFFERENTIATE = 'use optimizer.minimize(loss, variables, gradients="autograd"), or "jax" or "torch"'
 _AT_ONCE = "there are no graphs: everything is computed at once, on NumPy arrays"
@@ -70,6 +80,14 @@ _ELSEWHERE = {  # names of TensorFlow and PyTorch, and what to use
     **dict.fromkeys(("constant", "Tensor", "tensor", "array"), "use a NumPy array"),
     **dict.fromkeys(("nn", "layers"), "there are no layers: write them as classes from fv.Module"),
     **dict.fromkeys(("save", "load", "restore"), _IN_FILES),
+    **dict.fromkeys(("assign", "assign_add", "assign_sub"), "use the method of fv.Variable"),
+    **dict.fromkeys(("clip_by_global_norm", "clip_grad_norm_"), "pass global_clipnorm to an optimizer"),
+    "clip_by_norm": "pass clipnorm to an optimizer",
+    **dict.fromkeys(("clip_by_value", "clip_grad_value_"), "pass clipvalue to an optimizer"),
+    **dict.fromkeys(
+        ("apply_updates", "apply_gradients"), "use the methods apply and apply_gradients of an optimizer"
+    ),
+    "checkpoint_exists": "use fv.latest_checkpoint(folder)",
     "minimize": "use the method minimize of an optimizer; docs/scipy.md has methods for SciPy's minimize",
 }
 
@@ -89,5 +107,5 @@ if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name
 
 
 def __dir__() -> list[str]:
-    """Return the public names; keras, scipy and sklearn once imported, as completion evaluates every name."""
+    """Return the public names; keras, scipy and others once imported, as completion evaluates every name."""
     return sorted({*__all__, "__version__", *(name for name in _LATER if name in globals())})

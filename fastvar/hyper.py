@@ -347,6 +347,8 @@ class Declared:
     def _suggestion(cls, name: str) -> str:
         if name in _OF_TORCH and not cls.namespace:
             return "; the optimizers with PyTorch's arguments are in fastvar.torch"
+        if name == "decay":
+            return "; it was Keras 2's: pass a schedule as learning_rate, such as fv.schedules.InverseTimeDecay"
         return suggestion(name, {parameter: parameter for parameter in cls.parameters} | cls._known_aliases())
 
     @classmethod

@@ -11,6 +11,8 @@ _ELSEWHERE = {  # names of TensorFlow 1, PyTorch and optax, as `_plain` gives th
     "gradientdescent": "SGD",
     "momentum": "SGD",
     "amsgrad": "Adam",
+    "nadamw": "Nadam",
+    "adamwschedulefree": "ScheduleFreeAdamW",
     "cosineannealing": "CosineDecay",
     "cosineannealingwarmrestarts": "CosineDecayRestarts",
     "multistep": "PiecewiseConstantDecay",

@@ -66,6 +66,19 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
 _SETTABLE = {name: name for name in (*_CHECKS, "grad")}
 
 
+_ELSEWHERE = {  # attributes of variables and tensors of TensorFlow, PyTorch and JAX, and what to use
+    **dict.fromkeys(("eval", "read_value", "detach", "cpu", "data"), "use value, the array, or numpy(), a copy"),
+    **dict.fromkeys(("initializer", "initialized_value", "load"), "there are no graphs: use value and assign"),
+    **dict.fromkeys(("get_shape", "set_shape"), "use shape"),
+    **dict.fromkeys(("requires_grad", "requires_grad_"), "use trainable"),
+    "op": "there are no graphs",
+    "backward": 'use optimizer.minimize(loss, variables, gradients="autograd"), or "jax" or "torch"',
+    "zero_": "use assign, or v[...] = 0",
+    "copy_": "use assign",
+    "at": "assign elements: v[i] = x",
+}
+
+
 class Variable(Arraylike):
     """A named array that a program trains.
 
@@ -154,6 +167,10 @@ class Variable(Arraylike):
             if not (name in _SETTABLE or name[0] == "_" or declares_attribute(type(self), name)):
                 raise AttributeError(f"{self._label}: no attribute {name!r}{suggestion(name, _SETTABLE)}")
             object.__setattr__(self, name, value)
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     @property
     def _label(self) -> str:

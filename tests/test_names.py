@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import pkgutil
 import re
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 
 import fastvar as fv
-from fastvar import names
+from fastvar import names, variable
 from tests.support.processes import output
 
 PUBLIC = ["checkpoint", "constraints", "initializers", "optimizers", "regularizers", "schedules", "torch"]
@@ -103,6 +104,8 @@ def test_hints_name_what_there_is() -> None:
         ("initializers", "xavier_uniform_", "fv.initializers.GlorotUniform"),
         ("constraints", "non_neg", "fv.constraints.NonNeg"),
         ("torch", "adam", "fv.torch.Adam"),
+        *[("torch.optim", "AdamWScheduleFree", "fv.torch.optim.ScheduleFreeAdamW")] * ("torch" in FRAMEWORKS),
+        *[("torch.optim", "lamb", "fv.torch.optim.Lamb")] * ("torch" in FRAMEWORKS),
         ("torch", "Nadam", "fv.torch.NAdam"),
         ("torch", "Adan", "fv.optimizers.Adan"),  # not Adam
         ("checkpoint", "Ceckpoint", "fv.checkpoint.Checkpoint"),
@@ -115,7 +118,30 @@ def test_other_spellings_and_names_say_which_is_meant(module: str, name: str, me
     hint = f"; did you mean {meant}?" if meant else ""
     message = f"^module 'fastvar.{module}' has no attribute '{name}'{re.escape(hint)}$"
     with pytest.raises(AttributeError, match=message):
-        getattr(getattr(fv, module), name)
+        getattr(operator.attrgetter(module)(fv), name)
+
+
+@pytest.mark.parametrize("name", [*variable._ELSEWHERE])
+def test_attributes_of_other_variables_say_what_to_use(name: str) -> None:
+    message = f"'Variable' object has no attribute '{name}'; {variable._ELSEWHERE[name]}"
+    with pytest.raises(AttributeError, match=re.escape(message)):
+        getattr(fv.Variable([1.0]), name)
+
+
+def test_hints_name_what_variables_have() -> None:
+    hints = " ".join(variable._ELSEWHERE.values())
+    named = re.findall(r"use (\w+)|and (\w+)|or (\w+)\(", hints)
+    found = {name for names in named for name in names if name}
+    assert {"value", "numpy", "assign", "shape", "trainable"} <= found
+    assert {name for name in found if not hasattr(fv.Variable([1.0]), name)} <= {"optimizer"}
+    assert not any(hasattr(fv.Variable([1.0]), name) for name in variable._ELSEWHERE)
+    assert not hasattr(fv.Variable([1.0]), "evil")
+
+
+def test_argument_of_keras_2() -> None:
+    with pytest.raises(TypeError, match="unknown argument 'decay'; it was Keras 2's: pass a schedule"):
+        fv.optimizers.Adam(0.1, decay=1e-3)  # type: ignore[call-arg]
+    assert fv.schedules.InverseTimeDecay(0.1, 1, 1e-3)
 
 
 @pytest.mark.parametrize("package", ["optimizers", "schedules", "torch"])

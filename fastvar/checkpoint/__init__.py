@@ -13,8 +13,8 @@ from fastvar.checkpoint.file_format import CheckpointError
 from fastvar.checkpoint.foreign import load_foreign
 from fastvar.checkpoint.inspection import inspect, inspect_folder, verify
 from fastvar.checkpoint.manager import CheckpointManager
-from fastvar.checkpoint.report import Restored
-from fastvar.checkpoint.saver import Saver, written
+from fastvar.checkpoint.report import Like, Restored
+from fastvar.checkpoint.saver import Saver, latest_checkpoint, written
 from fastvar.checkpoint.sets import CheckpointFile
 from fastvar.names import public as _public
 
@@ -28,6 +28,7 @@ __all__ = [
     "diff",
     "inspect",
     "inspect_folder",
+    "latest_checkpoint",
     "list_variables",
     "load_foreign",
     "load_variable",
@@ -60,7 +61,11 @@ def load_variable(path: str | os.PathLike[str], name: str) -> Array:
         If there is none of that name, or it is damaged.
     """
     with CheckpointFile(written(path)) as file:
-        return file.read(f"variables/{name}" if f"variables/{name}" in file.entries else name)
+        stored = f"variables/{name}" if f"variables/{name}" in file.entries else name
+        if stored not in file.entries:
+            hint = Like(file.entries).hint(stored) or "; list_variables gives the names"
+            raise CheckpointError(f"{file.path}: there is no tensor {name!r} in this checkpoint{hint}")
+        return file.read(stored)
 
 
 if not TYPE_CHECKING:  # with a __getattr__, type checkers allow every name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
@@ -100,6 +101,27 @@ class Saver:
         _refuse_session("restore(path)", path, session)
         path = os.fsdecode(path)
         return self._checkpoint.restore(written(path if path.endswith(".h5") else f"{path}.h5"), **options)
+
+
+def latest_checkpoint(folder: str | os.PathLike[str]) -> str | None:
+    """Return the path of the file that was written last in a folder, as `tf.train.latest_checkpoint`, or None.
+
+    It is not read: `Saver.restore` verifies it. `CheckpointManager` also goes back to an older one when damaged.
+
+    Examples
+    --------
+    >>> import fastvar as fv, os, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> saver = fv.Saver([fv.Variable([1.0], name="w")])
+    >>> paths = [saver.save(os.path.join(folder, "model"), global_step=step) for step in (9, 10)]
+    >>> os.path.basename(fv.latest_checkpoint(folder))
+    'model-10.h5'
+    """
+    with contextlib.suppress(FileNotFoundError), os.scandir(absolute(folder)) as entries:
+        files = [e for e in entries if e.name.endswith(".h5") and not is_part(e.name) and e.is_file()]
+        newest = max(files, key=lambda e: (e.stat().st_mtime_ns, len(e.name), e.name), default=None)
+        return newest and newest.path
+    return None
 
 
 def _refuse_session(usage: str, path: Any, more: tuple[Any, ...]) -> None:

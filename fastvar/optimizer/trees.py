@@ -57,11 +57,14 @@ def tree_among(owner: str, variables: Any, keys: tuple[str, ...], known: Contain
     """Return a tree of variables that must be among those of an optimizer, given by their `id`."""
     tree = tree_of(owner, variables, keys)
     refuse_tensors(owner, [thing for _, thing in tree.foreign])
-    others = [v for v in tree.variables if id(v) not in known]
-    for v in [*(thing for _, thing in tree.foreign), *others]:
-        raise ValueError(
-            f"{owner}: unknown variable {v!r}; call build with all variables first, or make an optimizer for it"
-        )
+    for _, thing in tree.foreign:
+        raise TypeError(f"{owner}: variables must be fastvar.Variable, got {type(thing).__name__}")
+    for v in tree.variables:
+        if id(v) not in known:
+            raise ValueError(
+                f"{owner}: unknown variable {v!r}; call build with all variables first, "
+                "or make an optimizer for it"
+            )
     return tree
 
 

@@ -128,7 +128,7 @@ BAD: dict[str, tuple[Callable[[Scene], Any], type[Exception] | tuple[type[Except
     ),
     "no variable": (
         lambda s: s.optimizer.apply(s.grads, [s.w, s.b, s.c.value]),
-        ValueError, "unknown variable",
+        TypeError, "variables must be fastvar.Variable, got ndarray",
     ),
     "built again": (lambda s: s.optimizer.build([s.w]), ValueError, "other variables"),
     "rate of NaN": (

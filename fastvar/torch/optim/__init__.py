@@ -18,6 +18,7 @@ except ModuleNotFoundError as error:
         f"fastvar.torch.optim: there is no module {error.name!r}; run `pip install torch`"
     ) from error
 
+from fastvar.names import unknown as _unknown
 from fastvar.torch.optim import versions  # noqa: F401  # checks the release, before anything depends on it
 from fastvar.torch.optim.classes import (
     ASGD,
@@ -92,5 +93,6 @@ if hasattr(torch.optim, "Muon"):
 
 
 def __getattr__(name: str) -> NoReturn:
-    there = f"; torch.optim.{name} is there" if hasattr(torch.optim, name) else ""
-    raise AttributeError(f"fastvar.torch.optim has no {name}{there}")
+    if hasattr(torch.optim, name):
+        raise AttributeError(f"fastvar.torch.optim has no {name}; torch.optim.{name} is there")
+    raise _unknown("fastvar.torch.optim", name, {"fv.torch.optim.": __all__})
