@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, datacl
 
 import numpy as np
 
+from fastvar.names import ALIASES, OF_TORCH
+
 Real = float | np.floating[Any] | np.integer[Any]
 Schedule = Callable[[int], float]
 Check = Callable[[Any], Any]
@@ -345,7 +347,7 @@ class Declared:
 
     @classmethod
     def _suggestion(cls, name: str) -> str:
-        if name in _OF_TORCH and not cls.namespace:
+        if name in OF_TORCH and not cls.namespace:
             return "; the optimizers with PyTorch's arguments are in fastvar.torch"
         if name == "decay":
             return "; it was Keras 2's: pass a schedule as learning_rate, such as fv.schedules.InverseTimeDecay"
@@ -354,8 +356,8 @@ class Declared:
     @classmethod
     def _known_aliases(cls) -> dict[str, str]:
         """Return a mapping from names in other libraries to our names of the same parameters."""
-        ours = {theirs: name for theirs, name in _ALIASES.items() if hasattr(cls, name)}
-        back = {name: theirs for theirs, name in _ALIASES.items() if theirs in cls.parameters}
+        ours = {theirs: name for theirs, name in ALIASES.items() if hasattr(cls, name)}
+        back = {name: theirs for theirs, name in ALIASES.items() if theirs in cls.parameters}
         return {name: here for name, here in (ours | back).items() if name not in cls.parameters}
 
     def _validate(self) -> None:
@@ -404,27 +406,6 @@ class Fixed(Declared):
                 kind = type(self).__name__
                 raise AttributeError(f"{kind}: {name} is fixed; assign a new {kind} to the variable instead")
             super().__setattr__(name, value)
-
-
-_ALIASES = {  # names in other libraries
-    "lr": "learning_rate",
-    "betas": "beta_1",
-    "eps": "epsilon",
-    "max_grad_norm": "global_clipnorm",
-}
-_OF_TORCH = {  # only fastvar.torch has these
-    "adjust_lr_fn",
-    "beta2_decay",
-    "betas",
-    "d",
-    "dampening",
-    "etas",
-    "lr_decay",
-    "maximize",
-    "ns_coefficients",
-    "params",
-    "step_sizes",
-}
 
 
 def serialize(value: Any) -> Any:

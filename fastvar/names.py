@@ -24,6 +24,26 @@ _ELSEWHERE = {  # names of TensorFlow 1, PyTorch and optax, as `_plain` gives th
     "kaimingnormal": "HeNormal",
 }
 
+ALIASES = {  # of hyperparameters, in other libraries
+    "lr": "learning_rate",
+    "betas": "beta_1",
+    "eps": "epsilon",
+    "max_grad_norm": "global_clipnorm",
+}
+OF_TORCH = {  # hyperparameters that only fastvar.torch has
+    "adjust_lr_fn",
+    "beta2_decay",
+    "betas",
+    "d",
+    "dampening",
+    "etas",
+    "lr_decay",
+    "maximize",
+    "ns_coefficients",
+    "params",
+    "step_sizes",
+}
+
 
 def public(
     module: str, names: list[str], others: Mapping[str, Iterable[str]] | None = None
