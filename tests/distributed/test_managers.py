@@ -1,7 +1,10 @@
 """Many checkpoints of many ranks in one folder."""
 
+import os
+import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +56,26 @@ def test_continues_on_other_ranks_and_removes_old_sets(blocking: bool, tmp_path:
     assert history.step.tolist() == [5, 6]
 
 
-def test_damage_on_one_rank_falls_back_on_all(tmp_path: Path) -> None:
+def flip(part: Path) -> None:
+    data = bytearray(part.read_bytes())
+    data[-5000] ^= 1
+    part.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped": flip,
+    "truncated": lambda part: os.truncate(part, part.stat().st_size - 1),
+    "missing": lambda part: part.unlink(),
+    "foreign": lambda part: shutil.copy(next(part.parent.glob("ckpt-2.*.part-3-of-3.h5")), part),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_on_one_rank_falls_back_on_all(damage: str, tmp_path: Path) -> None:
     fd.simulate(3, lambda world: train(world, tmp_path, 3))
-    newest = max(path for path in tmp_path.iterdir() if ".part-3-" in path.name)
-    newest.unlink()
-    with pytest.warns(RuntimeWarning, match="restored .* instead"):
+    (newest,) = tmp_path.glob("ckpt-3.*.part-3-of-3.h5")
+    DAMAGES[damage](newest)
+    with pytest.warns(RuntimeWarning, match=rf"{newest.name}.* restored .*ckpt-2\.h5 instead"):
         _, done, _ = only(fd.simulate(2, lambda world: train(world, tmp_path, 4)))
     assert done == [3, 4]
 
