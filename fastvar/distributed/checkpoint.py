@@ -17,6 +17,7 @@ from fastvar.checkpoint.bookkeeping import ORDER, add_notes
 from fastvar.checkpoint.contents import Contents, Rename
 from fastvar.checkpoint.file_format import CheckpointError, Saved, dtype_named, failing
 from fastvar.checkpoint.locks import Lock
+from fastvar.checkpoint.masters import SUFFIX, masters_of
 from fastvar.checkpoint.publishing import absolute, make_directory
 from fastvar.checkpoint.report import Restored
 from fastvar.checkpoint.restore import Choice, NameMap, assign, match, renamer, source_of
@@ -95,8 +96,10 @@ class Checkpoint(checkpoint.Checkpoint):
         for i, (whole, part) in enumerate(shared._pairs()):
             name, start = contents.name_of(whole), mine[i].start
             if f"variables/{name}" in tensors:
-                here = whole.value.reshape(-1)[mine[i]]
-                shares[f"variables/{name}"] = Share(start, whole.shape, here)
+                for suffix, v in (("", whole), (SUFFIX, whole._master)):
+                    if v is not None:
+                        here = v.value.reshape(-1)[mine[i]]
+                        shares[f"variables/{name}{suffix}"] = Share(start, whole.shape, here)
             for slot, of_variables in slots.items():
                 place = of_variables[i]
                 for suffix, variable in parts_of(place).items() if place is not None else ():
@@ -263,8 +266,12 @@ class Checkpoint(checkpoint.Checkpoint):
 
     def _of_this_rank(self, file: CheckpointFile, contents: Contents, rename: Rename) -> RankFile:
         """Return what this rank needs of a file, given what gives the names there."""
-        named = {source_of(name, rename): share for name, share in self._shares(contents).items()}
-        shares = {name: share for name, share in named.items() if name is not None}
+        shares, masters = {}, masters_of(contents.variables)
+        for name, share in self._shares(contents).items():
+            suffix = SUFFIX if name in masters else ""
+            source = source_of(name.removesuffix(suffix), rename)
+            if source is not None:
+                shares[source + suffix] = share
         others = {rename(name) for name in self._others(contents)}
         slots = [name for name in file.entries if name.startswith(f"{self._keyword}/") and name not in shares]
         return RankFile(file, shares, {name for name in slots if self._variable_of(name) in others})

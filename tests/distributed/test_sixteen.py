@@ -8,6 +8,7 @@ import pytest
 
 import fastvar as fv
 import fastvar.distributed as fd
+from fastvar.checkpoint.sets import CheckpointFile
 from tests.support.cases import CASES, Case
 
 SHAPES = {"kernel": (30, 70), "bias": (9,), "table": (20, 256), "wide": (2100,), "none": (0,)}
@@ -99,6 +100,30 @@ def test_continues_on_other_numbers_of_ranks(dtype: str, tmp_path: Path) -> None
     for before, after in ((3, 2), (1, 4), (4, 1)):
         fd.simulate(before, lambda world: program(world, 0, 2))
         assert fd.simulate(after, lambda world: program(world, 2, 4)) == [expected] * after
+
+
+def test_masters_are_saved_by_those_who_update_them(tmp_path: Path) -> None:
+    """And restored under other names."""
+    path = tmp_path / "model.h5"
+
+    def program(world: fd.World, saves: bool) -> list[bytes]:
+        optimizer, net = built(world, fv.optimizers.Adam, "bfloat16", 4)
+        if saves:
+            steps(optimizer, net, 0, 1)
+            fd.Checkpoint(net, optimizer=optimizer).save(path)
+            return steps(optimizer, net, 1, 2)
+        for v in net:
+            v._name = f"new/{v.name}"
+        checkpoint = fd.Checkpoint(net, optimizer=optimizer)
+        checkpoint.restore(path, name_map={"new": ""})
+        return steps(optimizer, net, 1, 2)
+
+    expected = fd.simulate(3, lambda world: program(world, True))
+    assert fd.simulate(2, lambda world: program(world, False)) == expected[:2]
+    with CheckpointFile(path) as file:
+        masters = [name for name in file.entries if name.endswith(".master") and file.entries[name].length]
+        assert masters
+        assert all(file.is_cut(name) for name in masters)
 
 
 def test_weights_that_a_user_writes() -> None:
