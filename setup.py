@@ -7,7 +7,6 @@ FASTVAR_COVERAGE=1 (line tracing). With other switches than before, everything i
 
 import hashlib
 import os
-import platform
 import shutil
 import sysconfig
 from pathlib import Path
@@ -32,8 +31,11 @@ FLAGS = {  # compiler type -> (all modules, per instruction set)
     "unix": (["-O3", *EXACT], {"avx2": ["-mavx2"], "avx512": AVX512}),
     "msvc": (["/O2", "/fp:precise"], {"avx2": ["/arch:AVX2"], "avx512": ["/arch:AVX512"]}),
 }
+# The machine that is built for: another than the builder's when cross-compiling. A macOS wheel for two
+# machines (universal2) has the baseline only.
+TARGET = sysconfig.get_platform().rpartition("-")[2].removeprefix("linux_")
 MODULES = ["cpu", "turn", "atomic", "crew", "tensors", "baseline"] + ["avx2", "avx512"] * (
-    platform.machine() in ("x86_64", "AMD64")
+    TARGET in ("x86_64", "amd64")
 )
 
 

@@ -84,6 +84,12 @@ static inline void after_fork(void (*act)(void)) { (void) act; }
 #include <sched.h>
 #include <signal.h>
 #include <time.h>
+/* The oldest version of the one symbol with a newer one, so that a wheel built on a newer system runs on older ones. */
+#if defined(__GLIBC__) && defined(__x86_64__)
+__asm__(".symver pthread_sigmask, pthread_sigmask@GLIBC_2.2.5");
+#elif defined(__GLIBC__) && defined(__aarch64__)
+__asm__(".symver pthread_sigmask, pthread_sigmask@GLIBC_2.17");
+#endif
 static inline uint64_t nanoseconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
