@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml $(wildcard $(addprefix fastvar/kernels/*,.pyx
 MATHJAX := docs/_build/mathjax/tex-svg.js
 PYTEST := $(PY) -m pytest -n 2 --timeout 600
 
-.PHONY: demo test integrations ranks bench docs lint format sanitize soak faults avx512 package versions clean
+.PHONY: demo test integrations ranks bench bench-all docs lint format sanitize soak faults avx512 package wheel versions clean
 
 demo: $(VENV)/.examples
 	$(PY) examples/digits.py
@@ -22,12 +22,19 @@ test: $(VENV)/.test
 integrations: $(VENV)/.integrations
 	KERAS_BACKEND=numpy $(PYTEST) tests/torch/integrations
 
-bench: $(VENV)/.bench
+# Steps, storage formats, checkpoints and whole jobs beside what is installed; then the report, in runs/bench.
+bench: $(VENV)/.rivals
+	$(PY) -m bench run
+	$(PY) -m bench report
+
+# Every combination, which takes days, and the tables of the docs. Where it was interrupted, it goes on.
+bench-all: $(VENV)/.rivals
+	$(PY) -m bench run --all
+	$(PY) -m bench report
 	$(PY) -m pytest bench -s
 	$(PY) bench/overhead.py
 	$(PY) bench/small.py
 	$(PY) bench/torch_optim.py
-	$(PY) bench/torch_train.py
 	$(PY) bench/keras_optim.py
 
 lint: $(VENV)/.lint
@@ -92,6 +99,14 @@ package: $(VENV)/.test
 	$(PY) -m build
 	! $(PY) -m tarfile --list dist/*.tar.gz | grep '\.c$$' | grep -v bench/
 	! $(PY) -m zipfile --list dist/*.whl | grep '\.c '
+
+# Make dist/*.whl, which installs without a compiler, and test it in a new environment (tools/wheel.py says how).
+PLATFORM := manylinux2014_$(shell uname -m)
+wheel: $(VENV)/.wheel
+	rm -rf build/wheel dist/*.whl
+	LDFLAGS=-s $(PY) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --plat $(PLATFORM) --only-plat --wheel-dir dist build/wheel/*.whl
+	$(PY) tools/wheel.py dist/*.whl
 
 # Test with the oldest dependencies that are allowed, and with the newest on every Python that is here, or only
 # COMBINATIONS, such as python3.13-newest.

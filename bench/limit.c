@@ -1,12 +1,17 @@
 /* The traffic limit: the least memory traffic of a fused update. Every array that the update writes is read and
    written once. The gradient is read once. Before that, what the update sums first is read: the gradient for
-   clipping by norm, more for other norms. Threads and elements are as many as in the update. One addition per element keeps the compiler from leaving anything out. What a
-   real update computes beyond that can at best overlap with the traffic.
+   clipping by norm, more for other norms. Threads and elements are as many as in the update. One addition per element
+   keeps the compiler from leaving anything out. What a real update computes beyond that can at best overlap with the
+   traffic.
+
+   The limit of arithmetic: the square roots and divisions of a rule, on numbers in the fastest cache. Some processors
+   take 20 cycles for one of each, for a vector. In cache, that may take longer than the traffic.
 
    limit.py compiles this with -Dreal=float and with -Dreal=double. Each number of arrays has a loop of its own:
    all arrays side by side were the fastest of the ways tried (one array after the other, in blocks, took up to a
    third longer). */
 
+#include <math.h>
 #include <stddef.h>
 
 enum { LINE = 16, LANES = 64, PAGE = 1024, MOST_THREADS = 256, SERIAL = 1 << 15 /* with fewer elements, threads do not pay */ };
@@ -84,4 +89,39 @@ double limit(real *const *arrays, int count, const real *g, const real *const *r
         share(touch_part, &pass, pass.threads, pass.threads);
     }
     return pass.totals[0];
+}
+
+typedef struct {
+    int roots, divisions;
+    ptrdiff_t n;
+    int threads;
+    double totals[MOST_THREADS];
+} Work;
+
+/* Roots and divisions alternate, as they share a unit of the processor. */
+static void work_part(void *context, ptrdiff_t k)
+{
+    Work *p = context;
+    real x[PAGE];
+    ptrdiff_t n = part(p->n, k + 1, p->threads) - part(p->n, k, p->threads);
+    int both = p->roots < p->divisions ? p->roots : p->divisions;
+    for (int i = 0; i < PAGE; i++) x[i] = (real) 0.5 + i / (real) PAGE;
+    for (ptrdiff_t at = 0; at < n; at += PAGE) {
+        ptrdiff_t end = n - at < PAGE ? n - at : PAGE;
+        for (int m = 0; m < both; m++)
+            for (ptrdiff_t i = 0; i < end; i++) x[i] = (real) 1.5 / (sizeof(real) == 4 ? sqrtf(x[i]) : sqrt(x[i]));
+        for (int m = both; m < p->roots; m++)
+            for (ptrdiff_t i = 0; i < end; i++) x[i] = sizeof(real) == 4 ? sqrtf(x[i]) : sqrt(x[i]);
+        for (int m = both; m < p->divisions; m++)
+            for (ptrdiff_t i = 0; i < end; i++) x[i] = (real) 1.5 / x[i];
+    }
+    p->totals[k] += x[0];
+}
+
+double arithmetic(int roots, int divisions, ptrdiff_t n, int threads, long repeat, Share share)
+{
+    threads = n < SERIAL ? 1 : threads;
+    Work work = {roots, divisions, n, threads, {0}};
+    while (repeat-- > 0) share(work_part, &work, work.threads, work.threads);
+    return work.totals[0];
 }

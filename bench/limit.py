@@ -1,9 +1,11 @@
-"""Compile and call the traffic limit of limit.c."""
+"""Compile and call the limits of limit.c: traffic and arithmetic."""
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import functools
+import inspect
 import os
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fastvar.kernels import crew
+from fastvar.kernels import crew, reference
 
 Array = npt.NDArray[np.floating]
 
@@ -27,15 +29,15 @@ def compiled(real: str) -> ctypes.CDLL | None:
     """Return limit.c compiled for this machine. If that fails, print why and return None."""
     with tempfile.TemporaryDirectory() as folder:  # once loaded, the file is no longer needed
         library = Path(folder, "limit.so")
-        flags = ["-O3", "-march=native", "-shared", "-fPIC", f"-Dreal={real}"]
+        flags = ["-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", f"-Dreal={real}"]
         command = [os.environ.get("CC", "cc"), *flags, str(Path(__file__).with_suffix(".c")), "-o", str(library)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
             loaded = ctypes.CDLL(str(library))
         except (OSError, subprocess.CalledProcessError) as error:
-            print(f"bench: no traffic limit: {getattr(error, 'stderr', '') or error}", file=sys.stderr)
+            print(f"bench: no limits: {getattr(error, 'stderr', '') or error}", file=sys.stderr)
             return None
-    loaded.limit.restype = ctypes.c_double
+    loaded.limit.restype = loaded.arithmetic.restype = ctypes.c_double
     return loaded
 
 
@@ -72,5 +74,28 @@ def runner(
             ),  # which keeps both alive
             *(ctypes.c_ssize_t(g.size), threads, ctypes.c_long(number), share),
         )
+
+    return run
+
+
+def operations(function: Callable[..., object]) -> tuple[int, int]:
+    """Return how many square roots and divisions a NumPy twin does, with those of the functions that it calls."""
+    nodes = [*ast.walk(ast.parse(inspect.getsource(function)))]
+    called = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
+    inner = [operations(vars(reference)[name]) for name in called if inspect.isfunction(vars(reference).get(name))]
+    roots = called.count("np.sqrt") + sum(count for count, _ in inner)
+    return roots, sum(isinstance(node, ast.Div) for node in nodes) + sum(count for _, count in inner)
+
+
+def arithmetic(rule: str, dtype: str, elements: int, threads: int) -> Callable[[int], None] | None:
+    """Return a function that does the roots and divisions of a rule, or None without them or a compiler."""
+    library, (roots, divisions) = compiled(REAL[np.dtype(dtype)]), operations(reference.RULES[rule].block)
+    if library is None or roots + divisions == 0:
+        return None
+    share = compiled_function(crew.__pyx_capi__["share"])
+
+    def run(number: int) -> None:
+        size = ctypes.c_ssize_t(elements)
+        library.arithmetic(roots, divisions, size, threads, ctypes.c_long(number), share)
 
     return run

@@ -57,6 +57,14 @@ def savers(training: Training) -> dict[str, Saver]:
     return everyone
 
 
+def sync(folder: str) -> None:
+    """Write the files of a folder to the disk."""
+    for name in os.listdir(folder):
+        descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
 def _other(form: Format, arrays: Arrays) -> Saver:
     """Save with another library, and load back into the same arrays, as a restore does."""
 

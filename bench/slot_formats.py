@@ -21,8 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import limit
-from bench.measure import Run, interleaved, ratio
 from fastvar import buffers, get_num_threads, kernels
+from fastvar.benchmark.measure import Run, interleaved, ratio
 from fastvar.formats import GROUP, Codes, Master
 from fastvar.kernels import rounding
 from fastvar.masters import rest_of

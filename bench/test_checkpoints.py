@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 import fastvar as fv
-from bench.conftest import duration
-from bench.contenders import threads
-from bench.measure import ratio
-from bench.savers import FASTVAR, RAW, Saver, Training, savers
+from bench.savers import FASTVAR, RAW, Saver, Training, savers, sync
+from fastvar.benchmark.contenders import threads
+from fastvar.benchmark.measure import ratio
 from fastvar.checkpoint import writer
+from fastvar.tables import duration
 
 SIZES = {
     "one gigabyte": [1 << 20] * 85,  # float32, with two moments each
@@ -75,13 +75,6 @@ def show() -> Iterator[Callable[..., None]]:
     yield add
     for table in tables:
         Console(width=110).print("\n", table)
-
-
-def sync(folder: str) -> None:
-    for name in os.listdir(folder):
-        descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 def drop(folder: str) -> None:

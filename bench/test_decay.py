@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 import fastvar as fv
-from bench.cases import ALGORITHMS, Case
-from bench.contenders import arrays, repeated, threads
-from bench.measure import timed
+from fastvar.benchmark.cases import ALGORITHMS, Case
+from fastvar.benchmark.contenders import threads
+from fastvar.benchmark.contest import arrays, repeated
+from fastvar.benchmark.measure import timed
 
 ELEMENTS = 2**12
 STEPS = 200  # in a measurement

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 import fastvar as fv
-from bench.contenders import repeated, threads
-from bench.measure import Run, interleaved, ratio
+from fastvar.benchmark.contenders import threads
+from fastvar.benchmark.contest import repeated
+from fastvar.benchmark.measure import Run, interleaved, ratio
 
 ELEMENTS = 2**24
 FORMATS = (np.float32, ml_dtypes.bfloat16, np.float16)

@@ -13,8 +13,9 @@ from rich.table import Table
 
 import fastvar as fv
 from bench import limit
-from bench.contenders import repeated, threads
-from bench.measure import Run, interleaved, ratio
+from fastvar.benchmark.contenders import threads
+from fastvar.benchmark.contest import repeated
+from fastvar.benchmark.measure import Run, interleaved, ratio
 
 LARGE, SMALL = (1, (2**12, 2**12)), (1000, (64,))  # how many variables, of which shape
 

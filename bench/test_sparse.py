@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 import fastvar as fv
-from bench.contenders import repeated, threads
-from bench.measure import Run, interleaved, ratio
+from fastvar.benchmark.contenders import threads
+from fastvar.benchmark.contest import repeated
+from fastvar.benchmark.measure import Run, interleaved, ratio
 
 ROWS, WIDTH, TOUCHED = 10_000_000, 16, 1000  # float32: three arrays of 640 MB each
 BATCHES = 64  # each with other rows, so that few are in the caches

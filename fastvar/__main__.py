@@ -13,7 +13,7 @@ import numpy as np
 
 import fastvar
 from fastvar import kernels
-from fastvar.cli import ending, files, screen
+from fastvar.cli import bench, ending, files, screen
 from fastvar.cli.parsing import Parser
 from fastvar.schedules.notation import parse
 
@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     plot.add_argument("--steps", type=int, metavar="N", help="how many iterations to draw")
     plot.add_argument("--output", metavar="FILE.png", help="default: a window; without a display, schedule.png")
     files.add_to(add)
+    bench.add_to(add)
     return whole
 
 

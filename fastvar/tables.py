@@ -125,6 +125,14 @@ def size(count: float) -> str:
     return f"{count:,.3g} TB"
 
 
+def duration(seconds: float) -> str:
+    """Return a time with a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
 def count(number: int, thing: str) -> str:
     """Return a number of things, as "1 tensor" or "1,000 tensors"."""
     return f"{number:,} {thing}{'s' * (number != 1)}"

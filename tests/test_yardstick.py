@@ -22,7 +22,7 @@ FILES = {
     "fastvar/optimizers/soft_sign.py",
     "fastvar/optimizers/__init__.py",
     "tests/support/cases.py",
-    "bench/cases.py",
+    "fastvar/benchmark/cases.py",
     "CHANGELOG.md",
 }
 TESTS = [

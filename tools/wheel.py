@@ -18,7 +18,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST = 2_000_000  # bytes of a wheel
-TOOLS = ("pytest>=8", "hypothesis>=6.100", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "safetensors>=0.8")
+TOOLS = (
+    "matplotlib>=3.9",
+    "pytest>=8",
+    "hypothesis>=6.100",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "safetensors>=0.8",
+)
 SAMPLE = (
     *(f"tests/kernels/test_{name}.py" for name in ("bits", "plan", "sums")),
     "tests/optimizer/test_accumulation.py",

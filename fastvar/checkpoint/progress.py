@@ -34,17 +34,21 @@ def hidden() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
-    """Show how much of `total` bytes is done; the context gives the function that reports progress.
+def progress(what: str, total: int, unit: str = "B", least: int = LEAST) -> Iterator[Advance]:
+    """Show how much of `total` is done; the context gives the function that reports progress.
 
     Parameters
     ----------
     what : str
         Such as "verifying model.h5".
     total : int
-        Bytes.
+        How many units, by default bytes.
+    unit : str
+        By default "B", bytes.
+    least : int
+        The least total for which a bar is shown.
     """
-    bar = _bar(what, total)
+    bar = _bar(what, total, unit, least)
     if bar is None:
         yield nothing
         return
@@ -56,9 +60,9 @@ def nothing(count: int) -> None:
     """Show no progress."""
 
 
-def _bar(what: str, total: int) -> Any:
+def _bar(what: str, total: int, unit: str, least: int) -> Any:
     """Return a bar, or None where no bar is wanted or could be seen."""
-    if total < LEAST or not _shown.get() or threading.current_thread() is not threading.main_thread():
+    if total < least or not _shown.get() or threading.current_thread() is not threading.main_thread():
         return None
     if sys.stderr is None or not sys.stderr.isatty():
         return None
@@ -70,4 +74,4 @@ def _bar(what: str, total: int) -> Any:
     class Bar(tqdm):  # type: ignore[misc]
         monitor_interval = 0  # no thread of tqdm, as the program may fork
 
-    return Bar(total=total, desc=what, unit="B", unit_scale=True, delay=1, leave=False, file=sys.stderr)
+    return Bar(total=total, desc=what, unit=unit, unit_scale=unit == "B", delay=1, leave=False, file=sys.stderr)

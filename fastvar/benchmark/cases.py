@@ -1,18 +1,17 @@
-"""The table of benchmarks. A new rule is one row of ALGORITHMS; `numpy` and `torch` are optional."""
+"""What is measured. A new rule is one row of ALGORITHMS; `numpy` and `torch` are optional."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import product
-from math import prod
-from typing import Any
+from math import gcd, prod
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import fastvar as fv
-from bench import as_written, with_out
-from fastvar import Optimizer
+from fastvar.benchmark import as_written, with_out
+from fastvar.optimizer import Optimizer
 from fastvar.optimizers import (
     ASGD,
     SGD,
@@ -47,7 +46,7 @@ class Algorithm:
     torch: dict[str, Any] | None = field(default=None, hash=False)  # name and arguments of the optimizer
     clip_and_average: bool = False  # it reads the gradient twice, and updates an average
     matrix: bool = False  # the variables are matrices, as square as possible
-    large: tuple[int, int] = (1, 2**24)  # the second shape, if there is no rival
+    large: tuple[int, int] = (1, 2**24)  # its largest shape
 
 
 ALGORITHMS = (
@@ -112,25 +111,42 @@ CLIP_DECAY_EMA = Algorithm(
     clip_and_average=True,
 )
 
-DTYPES = ("float32", "float64")
-SHAPES = ((1, 64), (1000, 64), (200, 1000), (1, 2**16), (1, 2**20), (1, 2**24))  # variables x elements
-THREADS = (1, 2)  # the smallest shape is serial anyway
+
+class Network(NamedTuple):
+    """The shapes of the parameters of a network."""
+
+    name: str
+    tensors: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Case:
-    """An algorithm on a number of variables of equal size."""
+    """An algorithm on a number of variables of equal size, or on the parameters of a network."""
 
     algorithm: Algorithm
     dtype: str
-    shape: tuple[int, int]
+    shape: tuple[int, int] | Network  # variables x elements
     threads: int
+
+    @property
+    def tensors(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of every variable."""
+        if isinstance(self.shape, Network):
+            return self.shape.tensors
+        count, size = self.shape
+        rows = gcd(size, 1 << size.bit_length() // 2)
+        return ((rows, size // rows) if self.algorithm.matrix else (size,),) * count
+
+    @property
+    def elements(self) -> int:
+        """How many numbers all variables have."""
+        return sum(map(prod, self.tensors))
 
     @property
     def bytes(self) -> int:
         """The memory traffic of a fused update: what it writes it also reads; the gradient it only reads."""
         streams = 2 * self.written + 1 + self.algorithm.clip_and_average
-        return streams * prod(self.shape) * np.dtype(self.dtype).itemsize
+        return streams * self.elements * np.dtype(self.dtype).itemsize
 
     @property
     def written(self) -> int:
@@ -141,22 +157,20 @@ class Case:
         return 1 + sum(optimizer.slot_shape(s, probe) == probe.shape for s in slots) + algorithm.clip_and_average
 
     @property
-    def id(self) -> str:
-        """Name for pytest's `-k`."""
+    def of_shape(self) -> str:
+        """The shape as text: "200 x 1,000", "1 x 2^24" or the name of a network."""
+        if isinstance(self.shape, Network):
+            return self.shape.name
         variables, elements = self.shape
-        return f"{self.algorithm.name}-{self.dtype}-{variables}x{elements}-{self.threads}thr"
+        power = elements >= 2**16 and elements.bit_count() == 1
+        return f"{variables:,} x {f'2^{elements.bit_length() - 1}' if power else f'{elements:,}'}"
+
+    @property
+    def id(self) -> str:
+        """A name without spaces, for pytest's `-k` and for files."""
+        shape = self.of_shape.replace(" ", "").replace(",", "")
+        return f"{self.algorithm.name}-{self.dtype}-{shape}-{self.threads}thr"
 
     def __str__(self) -> str:
-        variables, elements = self.shape
-        size = f"2^{elements.bit_length() - 1}" if elements >= 2**16 else f"{elements:,}"
         threads = f"{self.threads} thread{'s'[: self.threads - 1]}"
-        return f"{self.algorithm.name} {self.dtype} {variables:,} x {size}, {threads}"
-
-
-COMPARED = [algorithm for algorithm in ALGORITHMS if algorithm.numpy]  # in every shape; the others only in two
-CASES = [
-    *(Case(*row) for row in product(COMPARED, DTYPES, SHAPES, THREADS) if row[2:] != ((1, 64), 2)),
-    *(Case(each, "float32", (1, 2**16), 1) for each in ALGORITHMS if not each.numpy),
-    *(Case(each, "float32", each.large, 2) for each in ALGORITHMS if not each.numpy),
-    Case(CLIP_DECAY_EMA, "float32", (1, 2**24), 2),
-]
+        return f"{self.algorithm.name} {self.dtype} {self.of_shape}, {threads}"

@@ -6,7 +6,7 @@ from math import sqrt
 
 import numpy as np
 
-from bench.as_written import Arrays, Step
+from fastvar.benchmark.as_written import Arrays, Step
 
 
 def gradient_descent(ws: Arrays, gs: Arrays) -> Step:

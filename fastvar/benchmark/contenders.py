@@ -1,0 +1,69 @@
+"""All contenders: fastvar first, then its rivals."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from fastvar import threads as own
+from fastvar.benchmark import in_jax, in_keras, in_numba, in_tensorflow, in_torch
+from fastvar.benchmark.cases import Case
+from fastvar.benchmark.contest import Contender, Prepared, arrays
+from fastvar.variable import Variable
+
+FASTVAR, WRITTEN, OUT = "fastvar", "NumPy", "NumPy out="
+
+
+def _fastvar(case: Case) -> Prepared:
+    weights, gradients = arrays(case)
+    variables = [Variable(w) for w in weights]
+    optimizer = case.algorithm.optimizer()
+    optimizer.build(variables)
+    return Prepared(lambda: optimizer.apply(gradients), lambda: [v.value for v in variables])
+
+
+def _numpy(which: int) -> Callable[[Case], Prepared]:
+    def prepare(case: Case) -> Prepared:
+        assert case.algorithm.numpy is not None
+        weights, gradients = arrays(case)
+        return Prepared(case.algorithm.numpy[which](weights, gradients), lambda: weights)
+
+    return prepare
+
+
+EVERY: tuple[Contender, ...] = (
+    Contender(FASTVAR, "", lambda case: True, _fastvar),
+    Contender(WRITTEN, "", lambda case: case.algorithm.numpy is not None, _numpy(0)),
+    Contender(OUT, "", lambda case: case.algorithm.numpy is not None, _numpy(1)),
+    in_numba.CONTENDER,
+    *in_torch.CONTENDERS,
+    in_keras.CONTENDER,
+    in_tensorflow.CONTENDER,
+    in_jax.CONTENDER,
+)
+NAMES = tuple(each.name for each in EVERY)
+
+
+def contenders(case: Case, names: Sequence[str] = NAMES) -> dict[str, Prepared]:
+    """Return those that are installed and support the case, ready to step."""
+    wanted = [each for each in EVERY if each.name in names and each.installed and each.supports(case)]
+    return {each.name: each.prepare(case) for each in wanted}
+
+
+def absent(names: Sequence[str] = NAMES) -> dict[str, str]:
+    """Return the contenders that cannot be measured here, with the module that each needs."""
+    return {each.name: each.needs for each in EVERY if each.name in names and not each.installed}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let fastvar, and what else has been imported and can be told, use `count` threads."""
+    before = own.get_num_threads()
+    with ExitStack() as stack:
+        own.set_num_threads(count)
+        stack.callback(own.set_num_threads, before)
+        for module in (in_torch, in_numba):
+            if module.NAME in sys.modules:
+                stack.callback(module.set_threads, module.set_threads(count))
+        yield
