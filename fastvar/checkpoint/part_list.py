@@ -229,7 +229,16 @@ def check_parts(path: str, parts: PartList) -> None:
                 close_read(descriptor)
 
 
-def remove_debris(directory: str, ours: Callable[[str], bool]) -> None:
+def set_of(path: str) -> str | None:
+    """Return the id of the set whose commit file this is; None for another file, one that is damaged, or none."""
+    try:
+        parts = part_list(*peek(path))
+    except (OSError, ValueError):
+        return None
+    return parts.set_id if parts else None
+
+
+def remove_debris(directory: str, ours: Callable[[str], bool], set_id: str | None = None) -> None:
     """Remove part files that no commit file in the folder names, as a killed save leaves them.
 
     Only the holder of the folder's lock may call this, and not while parts are being written. The parts of a
@@ -241,17 +250,19 @@ def remove_debris(directory: str, ours: Callable[[str], bool]) -> None:
         The folder.
     ours : callable
         Whether a commit file of this name, such as `ckpt-7.h5`, would be of the same run.
+    set_id : str, optional
+        Remove parts of this set only, which has existed. Then nobody is writing them, and no lock is needed.
     """
     names = os.listdir(directory)
     candidates = [match for match in map(_NAME.fullmatch, names) if match and ours(f"{match['stem']}.h5")]
+    candidates = [match for match in candidates if set_id in {None, match["set"]}]
     if not candidates:
         return
     known: set[str] = set()
     for name in names:
         if name.endswith(".h5") and not is_part(name):
             try:
-                record, state = peek(os.path.join(directory, name))
-                parts = part_list(record, state)
+                parts = part_list(*peek(os.path.join(directory, name)))
                 known |= {parts.set_id} if parts else set()
             except (OSError, ValueError):
                 known.add(_stem(name))

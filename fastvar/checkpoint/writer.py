@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import itertools
@@ -29,6 +30,7 @@ from fastvar.checkpoint.file_format import (
 )
 from fastvar.checkpoint.layout import Layout, Spec, Tensors, layout_of, tensors_of
 from fastvar.checkpoint.locks import UNSUPPORTED
+from fastvar.checkpoint.part_list import remove_debris, set_of
 from fastvar.checkpoint.progress import Advance, progress
 from fastvar.checkpoint.virtual import Virtual
 from fastvar.checkpoint.workers import WorkQueue, throttled, work_in_parallel
@@ -136,8 +138,12 @@ def prepare(
 
 
 def _write_new(path: str, fill: Callable[[int], Record], replace: bool, clean: bool) -> Record:
-    """Let `fill` write a new file and close it, give the file its name, and return what `fill` returns."""
+    """Let `fill` write a new file and close it, give the file its name, and return what `fill` returns.
+
+    If it replaces a set of files, remove the parts of that.
+    """
     directory = os.path.dirname(path) or "."
+    before = set_of(path) if replace else None
     try:
         with failing(path):
             if clean:
@@ -145,9 +151,12 @@ def _write_new(path: str, fill: Callable[[int], Record], replace: bool, clean: b
             with publishing.temporary(directory) as (temporary, descriptor):
                 record = fill(descriptor)
                 publishing.publish(temporary, path, replace)
-                return record
     except FileExistsError:
         raise publishing.taken(path) from None
+    if before:
+        with contextlib.suppress(OSError):  # the file is durable, whatever stays beside it
+            remove_debris(directory, lambda name: True, before)
+    return record
 
 
 @functools.lru_cache(maxsize=1)

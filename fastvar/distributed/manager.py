@@ -101,9 +101,10 @@ class CheckpointManager(checkpoint.CheckpointManager):
         self.wait()
 
         def begin() -> tuple[str, int, str]:
-            folder.lock.acquire()
-            folder.clean()
-            counter = folder.next_counter()
+            with failing(folder.directory):
+                folder.lock.acquire()
+                folder.clean()
+                counter = folder.next_counter()
             return folder.path(counter), counter, self._run
 
         path, counter, run = self.checkpoint._on_first(f"save step {step}", begin)

@@ -196,6 +196,32 @@ def test_a_set_that_replaces_another_removes_its_parts(tmp_path: Path) -> None:
     fv.checkpoint.verify(path)
 
 
+def test_a_file_that_replaces_a_set_removes_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it is durable, and not those of other sets, or of one that has a second commit file."""
+    path, tensors = tmp_path / "a.h5", example()
+    save_set(path, tensors, 2)
+    shutil.copy(path, tmp_path / "copy.h5")
+    save_set(tmp_path / "other.h5", tensors, 2)
+    write_parts(path, tensors, evenly(tensors, 2))  # being written by another program
+    before = files(tmp_path)
+    checkpoint = fv.Checkpoint(w=fv.Variable([1.0]))
+    checkpoint.save(path, overwrite=True)
+    assert files(tmp_path) == before
+    shutil.move(tmp_path / "copy.h5", path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refused)
+        with pytest.raises(fv.CheckpointError):
+            checkpoint.save(path, overwrite=True)
+    assert files(tmp_path) == sorted({*before} - {"copy.h5"})
+    checkpoint.save(path, overwrite=True)
+    assert len([name for name in files(tmp_path) if name.startswith("a.")]) == 3
+    assert len([name for name in files(tmp_path) if name.startswith("other.")]) == 3
+
+
+def refused(*arguments: Any) -> None:
+    raise OSError(5, "refused")
+
+
 def test_a_set_that_is_removed_while_it_is_read(tmp_path: Path) -> None:
     path = save_numbered(tmp_path, 1)
     with CheckpointFile(path) as file:

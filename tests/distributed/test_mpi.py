@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import fastvar as fv
+from tests.support import ranks
+
 ROOT = Path(__file__).parents[2]
 IDS = ["adam", "muon", "prodigy"]
 REPEATS = int(os.environ.get("FASTVAR_FAULTS", "0"))  # of each fault; `make ranks` sets it
@@ -92,10 +95,11 @@ FAULTS = {
     "shape": "gradient of 'bias'",
     "option": "rank 1 and rank 0 differ in options learning_rate: 0.5 and 0.1",
     "nan": "gradient of 'long' must be finite",
+    "write": "rank 1 of 3: CheckpointError: {folder}/ckpt-3.",
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS if REPEATS else ["kill", "exception", "stop", "option", "nan"])
+@pytest.mark.parametrize("fault", FAULTS if REPEATS else ["kill", "exception", "stop", "option", "nan", "write"])
 def test_fault_of_one_rank_ends_all(fault: str, tmp_path: Path) -> None:
     """All end with an error soon after, and none is left."""
     for _ in range(REPEATS or 1):
@@ -106,8 +110,10 @@ def test_fault_of_one_rank_ends_all(fault: str, tmp_path: Path) -> None:
             process.kill()
         ended = time.time()
         assert process.returncode != 0
-        assert FAULTS[fault] in err
-        marks = [*tmp_path.iterdir()]
+        assert FAULTS[fault].format(folder=tmp_path / "run") in err
+        if fault == "write":
+            saved_until(tmp_path / "run", 2)
+        marks = [mark for mark in tmp_path.iterdir() if mark.name != "run"]
         begun = min(float(mark.read_text()) for mark in marks if mark.name == "fault")
         assert ended - begun < DEADLINE + 5
         pids = [int(mark.name) for mark in marks if mark.name != "fault"]
@@ -115,6 +121,18 @@ def test_fault_of_one_rank_ends_all(fault: str, tmp_path: Path) -> None:
         assert not [pid for pid in pids if running(pid)]
         for mark in marks:
             mark.unlink()
+
+
+def saved_until(folder: Path, step: int) -> None:
+    """Restore what was saved at a step, by one process, and remove it."""
+    net = ranks.network({})
+    optimizer = fv.optimizers.Adam(0.1, nonfinite="raise")
+    with fv.CheckpointManager(fv.Checkpoint(net, optimizer=optimizer), folder) as manager:
+        manager.restore_or_initialize()
+        assert optimizer.iterations == step
+        manager.save()  # removes what the failed save has left
+        assert len([*folder.glob("*.part-*")]) == 3 * step
+    shutil.rmtree(folder)
 
 
 def running(pid: int) -> bool:

@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 
 import fastvar as fv
+import fastvar.distributed as fd
 from fastvar import threads
 from fastvar.checkpoint import parts, writer
 from fastvar.checkpoint.file_format import Saved, failing
@@ -95,9 +96,41 @@ def _save_set(folder: str, arrays: Arrays) -> None:
     of_run.lock.release()
 
 
+def _save_by_ranks(folder: str, arrays: Arrays) -> None:
+    """Save on two ranks, as threads. All must have an error, or none."""
+    errors: list[Exception] = []
+
+    def program(world: fd.World) -> None:
+        variables = [fv.Variable(array, name=name) for name, array in arrays.items() if name != "steps"]
+        steps = fv.Variable(arrays["steps"], name="steps", trainable=False)
+        optimizer = fd.Distributed(fv.optimizers.SGD(), world, 2)
+        optimizer.build(variables)
+        checkpoint = fd.Checkpoint([*variables, steps], optimizer=optimizer)
+        manager = fd.CheckpointManager(checkpoint, folder, max_to_keep=2)
+        try:
+            manager.save(int(arrays["steps"]))
+        except fv.CheckpointError as error:
+            errors.append(error)
+        manager.close()
+
+    fd.simulate(2, program)
+    assert len(errors) in {0, 2}, errors
+    if errors:
+        raise next(error for error in errors if not str(error).startswith("rank "))
+
+
 def _load_managed(folder: str) -> Arrays:
-    variables = _variables(folder)
-    manager = fv.CheckpointManager(fv.Checkpoint(variables), folder)
+    return _load_with(folder, _variables(folder))
+
+
+def _load_of_ranks(folder: str) -> Arrays:
+    """Load in one process. Only the whole size is saved so."""
+    variables = {name: fv.Variable(np.zeros_like(array), name=name) for name, array in payload(0).items()}
+    return _load_with(folder, variables, optimizer=fv.optimizers.SGD())
+
+
+def _load_with(folder: str, variables: dict[str, fv.Variable], **objects: Any) -> Arrays:
+    manager = fv.CheckpointManager(fv.Checkpoint(variables, **objects), folder)
     if manager.restore_or_initialize() is None:
         raise FileNotFoundError(f"{folder}: there is no checkpoint")
     return {name: variable.numpy() for name, variable in variables.items()}
@@ -224,6 +257,7 @@ OURS = [
     Format("fastvar `Checkpoint`, one file", _save_one_file, _load_one_file),
 ]
 QUICK = Format("fastvar, the reader alone", _save_one_file, _load_in_one_go)  # for hundreds of thousands of loads
+RANKS = Format("fastvar, by ranks", _save_by_ranks, _load_of_ranks)
 SETS = Format("fastvar, a set of part files", _save_set, _load_managed)
 MORE = [
     Format("fastvar, in the background", _save_in_background, _load_managed),
@@ -238,4 +272,4 @@ RIVALS = [
     Format("Keras `.weights.h5`", _save_keras, _load_keras),
 ]
 CAREFUL = [replacing(rival) for rival in RIVALS]
-FORMATS = {format.name: format for format in [*OURS, *MORE, QUICK, SETS, *RIVALS, *CAREFUL]}
+FORMATS = {format.name: format for format in [*OURS, *MORE, QUICK, SETS, RANKS, *RIVALS, *CAREFUL]}

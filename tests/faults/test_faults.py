@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.faults import lab
-from tests.faults.formats import MORE, OURS, QUICK, SETS
+from tests.faults.formats import MORE, OURS, QUICK, RANKS, SETS
 
 pytestmark = pytest.mark.skipif(not lab.available, reason="faults are made by a library for Linux, with gcc")
 KILLS = int(os.environ.get("FASTVAR_KILLS", "600"))
@@ -76,6 +76,16 @@ def test_a_set_of_part_files():
     assert all(error.startswith("CheckpointError: /model") for error in figures["errors"]), figures["errors"]
     assert counts("power loss", SETS.name, 200).keys() == {"old", "new"}
     assert counts("power loss at first", SETS.name, 100).keys() == {"old", "new"}
+
+
+def test_a_set_that_ranks_save():
+    """Each call of a save fails once, on one of them: one error on all. Before a release, also kill at each."""
+    figures = lab.run("failing calls", RANKS.name, 1)
+    assert figures["counts"].keys() <= {"old", "new", "debris"}
+    assert min(figures["counts"][kind] for kind in ("old", "new")) > 0
+    assert all(error.startswith("CheckpointError: /model") for error in figures["errors"]), figures["errors"]
+    if KILLS > 600:
+        assert counts("kills", RANKS.name, KILLS // 40).keys() == {"old", "new"}
 
 
 @ours

@@ -1,6 +1,7 @@
 """A training program on ranks of MPI, one of which goes wrong. tests/distributed/test_mpi.py starts it."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -27,6 +28,8 @@ def go_wrong(fault: str, optimizer: fd.Distributed, folder: Path) -> None:
         raise Halfway("no more data")
     if fault in {"exit", "leave"}:
         sys.exit(3 if fault == "exit" else 0)
+    if fault == "write":  # as root, a folder that is read-only would be no fault
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     if fault == "option":
         optimizer.optimizer.learning_rate = 0.5
 
@@ -38,6 +41,8 @@ def main(fault: str, folder: Path, timeout: float) -> None:
         optimizer = fd.Distributed(inner, world, TOTAL)
         optimizer.build(net)
         (folder / str(os.getpid())).write_text(str(time.time()))
+        checkpoint = fd.Checkpoint(net, optimizer=optimizer)
+        manager = fd.CheckpointManager(checkpoint, folder / "run") if fault == "write" else None
         while not world.stopping and (fault == "none" or optimizer.iterations < 5):
             wrong = world.rank == 1 and optimizer.iterations == 2 and fault != "none"
             if wrong:
@@ -50,6 +55,8 @@ def main(fault: str, folder: Path, timeout: float) -> None:
                     grads[1][5] = float("nan")
                 optimizer.add(grads)
             optimizer.step()
+            if manager:
+                manager.save()
         print(f"stopped after step {optimizer.iterations}", flush=True)
 
 
