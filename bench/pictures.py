@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.tasks import LIMITS
-from fastvar.benchmark.contenders import FASTVAR
+from fastvar.benchmark.contenders import FASTVAR, NAMES
 from fastvar.benchmark.picture import COLOURS, bars, figure
 
 Record = dict[str, Any]
@@ -47,7 +47,7 @@ def speedups(records: Sequence[Record]) -> Any:
     drawn = figure(11, 4 * len(by_rule))
     panels = drawn.subplots(len(by_rule), squeeze=False)[:, 0]
     for axes, (rule, rows) in zip(panels, by_rule.items(), strict=True):
-        bars(axes, rows, f"One step of {rule}, float32, one thread")
+        bars(axes, rows, f"One step of {rule}, float32, one thread", NAMES[1:])
         axes.set_xlabel("variables x elements", fontsize=9)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn
@@ -79,7 +79,7 @@ def beside(records: Sequence[Record], chosen: Any, part: int, title: str) -> Any
         return None
     drawn = figure(max(8, 1.2 * len(rows)), 4)
     axes = drawn.subplots()
-    bars(axes, rows, title)
+    bars(axes, rows, title, NAMES)
     axes.set_ylabel("times as long")
     return drawn
 
@@ -136,7 +136,9 @@ def roofline(records: Sequence[Record]) -> Any:
         axes.annotate(r["rule"], place, textcoords="offset points", xytext=(6, -10), fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="bytes moved for each element", ylabel="10^9 elements a second")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter("{x:.3g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     return finished(drawn, axes, "fastvar under the roof: 2^24 elements, float32, one thread")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,11 @@ def processor() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "this machine")
 
 
-def bars(axes: Any, ratios: Ratios, title: str) -> None:
-    """Draw the ratios as groups of bars on a logarithmic scale; fastvar is the line at 1."""
+def bars(axes: Any, ratios: Ratios, title: str, order: Sequence[str] = ()) -> None:
+    """Draw the ratios as groups of bars on a logarithmic scale; fastvar is the line at 1.
+
+    Names in `order` have the same colours in all pictures.
+    """
     names = list(dict.fromkeys(name for row in ratios.values() for name in row))
     width = 0.86 / max(1, len(names))
     for k, name in enumerate(names):
@@ -40,7 +43,13 @@ def bars(axes: Any, ratios: Ratios, title: str) -> None:
             if name in row:
                 places.append(i + (k - (len(names) - 1) / 2) * width)
                 heights.append(row[name])
-        drawn = axes.bar(places, heights, width, label=name, color=COLOURS[k % len(COLOURS)])
+        drawn = axes.bar(
+            places,
+            heights,
+            width,
+            label=name,
+            color=COLOURS[(order.index(name) if name in order else k) % len(COLOURS)],
+        )
         labels = [f"{x:.3g}" if x < 10 else f"{x:.0f}" for x in heights]
         axes.bar_label(
             drawn, labels, fontsize=7 if width > 0.2 else 6, rotation=0 if width > 0.2 else 90, padding=2

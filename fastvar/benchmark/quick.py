@@ -55,6 +55,6 @@ def draw(rows: Sequence[Row], path: str) -> None:
         of_rule = [row for row in rows if row.case.algorithm.name == rule]
         count = of_rule[0].case.threads
         title = f"One step of {rule}, float32, {count} thread{'s' * (count > 1)} of {processor()}"
-        bars(axes, {row.case.of_shape: row.ratios for row in of_rule}, title)
+        bars(axes, {row.case.of_shape: row.ratios for row in of_rule}, title, NAMES[1:])
         axes.set_xlabel("variables x elements", fontsize=9)
     write(drawn, path)
