@@ -104,12 +104,13 @@ class Reading:
         me, size = self._world.rank, self._world.size
         sent: list[list[Array]] = [[] for _ in range(size)]
         received: list[list[Array]] = [[] for _ in range(size)]
+        own = {name: [Need(me, first, first + flat.size)] for name, (first, flat) in mine.items()}
         here = self._read(segments[me])
         for reader, of_reader in enumerate(segments):
             for at, segment in enumerate(of_reader):
-                for rank, start, stop in needed[segment.name]:
+                for rank, start, stop in (needed if reader == me else own).get(segment.name, ()):
                     low, high = max(start, segment.start), min(stop, segment.stop)
-                    if low >= high or me not in (rank, reader):
+                    if low >= high:
                         continue
                     if reader == me:
                         sent[rank].append(here[at][low - segment.start : high - segment.start])
