@@ -232,6 +232,8 @@ def check_parts(path: str, parts: PartList) -> None:
 def set_of(path: str) -> str | None:
     """Return the id of the set whose commit file this is; None for another file, one that is damaged, or none."""
     try:
+        if not any(map(is_part, os.listdir(os.path.dirname(path) or "."))):
+            return None
         parts = part_list(*peek(path))
     except (OSError, ValueError):
         return None

@@ -34,7 +34,7 @@ def hidden() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str = "B", least: int = LEAST) -> Iterator[Advance]:
+def progress(what: str, total: int, unit: str = "B", least: int | None = None) -> Iterator[Advance]:
     """Show how much of `total` is done; the context gives the function that reports progress.
 
     Parameters
@@ -45,10 +45,10 @@ def progress(what: str, total: int, unit: str = "B", least: int = LEAST) -> Iter
         How many units, by default bytes.
     unit : str
         By default "B", bytes.
-    least : int
-        The least total for which a bar is shown.
+    least : int, optional
+        The least total for which a bar is shown, by default `LEAST`.
     """
-    bar = _bar(what, total, unit, least)
+    bar = _bar(what, total, unit, LEAST if least is None else least)
     if bar is None:
         yield nothing
         return
