@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastvar import threads
-from fastvar.benchmark.cases import ALGORITHMS, CLIP_DECAY_EMA, Algorithm, Case, Network
+from fastvar.benchmark.cases import CLIP_DECAY_EMA, RULES, Algorithm, Case, Network
 from fastvar.benchmark.contenders import FASTVAR, NAMES, OUT
 
 DTYPES = ("float32", "float64")
 SHAPES = ((1, 64), (1000, 64), (200, 1000), (1, 2**20), (1, 2**24))  # variables x elements
 SIZES = tuple((1, 2**power) for power in range(0, 27, 2))
 BUSY = ((200, 1000), (1, 2**20))
-RULES = {each.name: each for each in (*ALGORITHMS, CLIP_DECAY_EMA)}
 FEW = (FASTVAR, OUT, "torch fused")
 FORMATS = ((200, 1000), (1, 2**24))
 CHECKPOINTS = {"2,000 tensors of 64": [64] * 667, "100 MB": [2**20] * 8}  # elements of variables, with two moments

@@ -110,6 +110,7 @@ CLIP_DECAY_EMA = Algorithm(
     {"name": "AdamW", "lr": 0.001, "weight_decay": 0.004},
     clip_and_average=True,
 )
+RULES = {each.name: each for each in (*ALGORITHMS, CLIP_DECAY_EMA)}
 
 
 class Network(NamedTuple):

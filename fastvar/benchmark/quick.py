@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from fastvar.benchmark.cases import ALGORITHMS, CLIP_DECAY_EMA, Case
+from fastvar import tables
+from fastvar.benchmark.cases import RULES, Case
 from fastvar.benchmark.contenders import FASTVAR, NAMES, contenders, threads
 from fastvar.benchmark.contest import repeated
 from fastvar.benchmark.measure import interleaved, ratio
 from fastvar.benchmark.picture import bars, figure, processor, write
 
-RULES = {each.name: each for each in (*ALGORITHMS, CLIP_DECAY_EMA)}
 SHAPES = ((1, 64), (1000, 64), (200, 1000), (1, 2**16), (1, 2**20), (1, 2**24))  # variables x elements
 COMMON = tuple(name for name in NAMES if name != "torch compiled")  # compiling takes longer than measuring
 
@@ -54,7 +54,7 @@ def draw(rows: Sequence[Row], path: str) -> None:
     for axes, rule in zip(panels, rules, strict=True):
         of_rule = [row for row in rows if row.case.algorithm.name == rule]
         count = of_rule[0].case.threads
-        title = f"One step of {rule}, float32, {count} thread{'s' * (count > 1)} of {processor()}"
+        title = f"One step of {rule}, float32, {tables.count(count, 'thread')} of {processor()}"
         bars(axes, {row.case.of_shape: row.ratios for row in of_rule}, title, NAMES[1:])
         axes.set_xlabel("variables x elements", fontsize=9)
     write(drawn, path)

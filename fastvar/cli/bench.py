@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from fastvar import tables, threads
-from fastvar.benchmark import contenders, picture, quick
+from fastvar.benchmark import cases, contenders, picture, quick
 from fastvar.checkpoint.progress import progress
 from fastvar.cli import screen
 from fastvar.cli.ending import FINE
@@ -18,7 +18,7 @@ def add_to(add: Add) -> None:
     """Add the command to a parser."""
     command = add("bench", _bench, "measure steps on this machine beside the libraries that are installed")
     command.add_argument(
-        "--rules", nargs="+", metavar="RULE", choices=quick.RULES, default=["adam"], help="such as adam sgd lion"
+        "--rules", nargs="+", metavar="RULE", choices=cases.RULES, default=["adam"], help="such as adam sgd lion"
     )
     command.add_argument(
         "--rivals", nargs="+", metavar="NAME", choices=contenders.NAMES[1:], default=quick.COMMON[1:],
@@ -48,10 +48,10 @@ def _bench(given: argparse.Namespace) -> int:
     if given.picture:
         picture.figure()  # says at once if matplotlib is missing
     names = (contenders.FASTVAR, *given.rivals)
-    cases = quick.cases(given.rules, given.threads)
+    wanted = quick.cases(given.rules, given.threads)
     rows = []
-    with progress("measuring", len(cases), unit="case", least=1) as advance:
-        for row in quick.measured(cases, names, given.seconds):
+    with progress("measuring", len(wanted), unit="case", least=1) as advance:
+        for row in quick.measured(wanted, names, given.seconds):
             rows.append(row)
             advance(1)
     missing = contenders.absent(names)

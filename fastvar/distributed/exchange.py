@@ -16,7 +16,7 @@ from fastvar.buffers import Array
 from fastvar.distributed.meeting import Meeting
 from fastvar.distributed.orders import Order, Piece, Stack, pieces
 from fastvar.distributed.partition import Partition, micro_batches
-from fastvar.distributed.rows import joined, read, summed, times
+from fastvar.distributed.rows import joined, read, summed, times, with_elements
 from fastvar.masters import arrays_of
 from fastvar.place import label
 from fastvar.slices import Rows
@@ -322,7 +322,7 @@ class Parcel:
         for a in self._small:
             self._copies.append(packed[used : used + a.nbytes].view(a.dtype).reshape(a.shape))
             used += a.nbytes
-        self.arrays: list[Array] = _with_elements([*(a for a in arrays if a.nbytes > SMALL), packed])
+        self.arrays: list[Array] = with_elements([*(a for a in arrays if a.nbytes > SMALL), packed])
 
     def load(self) -> None:
         """Copy the small arrays to what travels."""
@@ -331,7 +331,3 @@ class Parcel:
     def unload(self) -> None:
         """Copy what has arrived to the small arrays."""
         kernels.copy(self._small, self._copies)
-
-
-def _with_elements(arrays: Sequence[Array]) -> list[Array]:
-    return [array for array in arrays if array.size]

@@ -279,7 +279,7 @@ class Distributed:
         held = sums.finished()
         try:
             before = self.iterations
-            agreed = self._agree(sums)
+            agreed = self._agree(sums, held)
             self.optimizer._apply(self._gradients(held, agreed), self.optimizer._state.variables, False)
             if self.iterations != before:  # not skipped
                 self._share_weights(agreed.there)
@@ -288,14 +288,14 @@ class Distributed:
         for one in self._due:
             one.act()
 
-    def _agree(self, sums: MicroBatches) -> Agreed:
+    def _agree(self, sums: MicroBatches, held: list[Sum]) -> Agreed:
         """Agree with all ranks on a step."""
         variables, what = self._whole.variables, f"step {self.iterations + 1}"
         description = described(self.optimizer, variables)
         mine = {
             "digest": digest(description),
             "counts": sums.counts,
-            "rows": [[0 if r is None else len(r.rows) for r in sum_.rows] for sum_ in sums.finished()],
+            "rows": [[0 if r is None else len(r.rows) for r in sum_.rows] for sum_ in held],
             "present": None if sums.present.all() else np.packbits(sums.present).tobytes().hex(),
             "weights": None if self.iterations % self._compare_every else digest_of_weights(variables),
             "ready": [one.ready() for one in self.deferred],
@@ -319,9 +319,7 @@ class Distributed:
     def _gradients(self, held: list[Sum], agreed: Agreed) -> list[Any]:
         """Return the mean gradient of this rank's part of each variable."""
         there, scale, counts = agreed
-        dense = there.copy()
-        dense[self._sparse] = False
-        found: list[Any] = [*self._exchange.mean_of(held, dense, scale)]
+        found: list[Any] = [*self._exchange.mean_of(held, self._dense(there), scale)]
         found = [None if g is None else g.reshape(v.shape) for g, v in zip(found, self._mine, strict=True)]
         of_rows = self._rows.mean_of([sum_.rows for sum_ in held], counts, there, scale)
         self._lengths[self._sparse] = [self._whole.variables[i].size for i in self._sparse]
@@ -335,10 +333,14 @@ class Distributed:
         if self.optimizer.ema_overwrite_frequency is not None:  # all variables may have been overwritten
             self._exchange.share_weights(np.array([v.trainable for v in self._whole.variables]))
             return
+        self._exchange.share_weights(self._dense(there))
+        self._rows.share_weights()
+
+    def _dense(self, there: Array) -> Array:
+        """Return which of the variables with a gradient have one that is not sparse."""
         dense = there.copy()
         dense[self._sparse] = False
-        self._exchange.share_weights(dense)
-        self._rows.share_weights()
+        return dense
 
     def _there(self, masks: list[str | None]) -> Array:
         """Return which variables have a gradient on any rank."""

@@ -129,14 +129,14 @@ class RowExchange:
         for held in sums:
             for k, i in active:
                 if self._owners[i] != me and (rows := held[k]):
-                    sent.setdefault(self._owners[i], []).extend(_with_elements(rows))
+                    sent.setdefault(self._owners[i], []).extend(with_elements(rows))
         arrived = {
             rank: [[self._empty(i, of_sum[k]) if of_sum[k] else None for k, i in mine] for of_sum in of_rank]
             for rank, of_rank in enumerate(counts)
             if rank != me and mine
         }
         received = {
-            rank: [array for of_sum in of_rank for rows in of_sum if rows for array in _with_elements(rows)]
+            rank: [array for of_sum in of_rank for rows in of_sum if rows for array in with_elements(rows)]
             for rank, of_rank in arrived.items()
         }
         self._meeting.exchange(
@@ -188,9 +188,9 @@ class RowExchange:
                 sent += [rows, *(array[rows] for array in arrays)]
                 continue
             rows, new = np.empty(n, np.intp), [np.empty((n, *array.shape[1:]), array.dtype) for array in arrays]
-            received.setdefault(self._owners[i], []).extend(_with_elements([rows, *new]))
+            received.setdefault(self._owners[i], []).extend(with_elements([rows, *new]))
             written += [(array, rows, values) for array, values in zip(arrays, new, strict=True)]
-        sent = _with_elements(sent)
+        sent = with_elements(sent)
         others = [rank for rank in range(size) if rank != me and sent]
         received = {rank: arrays for rank, arrays in received.items() if arrays}
         self._meeting.exchange(dict.fromkeys(others, sent), received, "the new rows")
@@ -198,6 +198,6 @@ class RowExchange:
             array[rows] = values
 
 
-def _with_elements(arrays: Iterable[Array]) -> list[Array]:
+def with_elements(arrays: Iterable[Array]) -> list[Array]:
     """Return the arrays that are sent: no empty ones."""
     return [array for array in arrays if array.size]
