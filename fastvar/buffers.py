@@ -7,6 +7,7 @@ been written.
 from __future__ import annotations
 
 import itertools
+import math
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,12 +36,12 @@ REAL = (np.dtype(np.float32), np.dtype(np.float64))  # the dtypes that rules com
 
 def trained(dtype: np.dtype[Any]) -> bool:
     """Return whether optimizers can update weights of `dtype`."""
-    return dtype in REAL or dtype.name in formats.OF_MASTERS
+    return dtype in REAL or formats.kept_beside(dtype) is not None
 
 
 def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in which rules compute for weights of `dtype`."""
-    return REAL[0] if dtype.name in formats.OF_MASTERS else dtype
+    return dtype if formats.kept_beside(dtype) is None else REAL[0]
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
@@ -50,7 +51,7 @@ def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
 
 def _aligned(new: Callable[..., Array], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Return an aligned array within a larger one from `new`, which is `np.empty` or `np.zeros`."""
-    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    nbytes = math.prod(map(int, shape)) * dtype.itemsize
     boundary, offset = (PAGE, next(_offsets)) if nbytes >= LARGE else (ALIGNMENT, 0)
     raw = new(nbytes + boundary, np.uint8)
     start = (offset - raw.ctypes.data) % boundary
@@ -107,18 +108,17 @@ def check_update(array: Array, like: Array, owner: str) -> None:
         raise TypeError(f"{owner}: dtype must be float32 or float64, got {got}")
     writable_view(array, owner)
     if array.dtype != like.dtype or array.shape != like.shape:
-        raise ValueError(
-            f"{owner}: must be {like.dtype} of shape {like.shape}, got {array.dtype} of shape {array.shape}"
-        )
+        found = f"{array.dtype} of shape {array.shape}"
+        raise ValueError(f"{owner}: must be {like.dtype} of shape {like.shape}, got {found}")
 
 
 def check_weights(weights: Any, owner: str) -> Array:
     """Check that a kernel may update weights. Return an array of their shape and arithmetic dtype."""
     array, rest = weights if isinstance(weights, formats.Master) else (weights, None)
-    kept = formats.OF_MASTERS.get(array.dtype.name) if isinstance(array, np.ndarray) else None
+    kept = formats.kept_beside(array.dtype) if isinstance(array, np.ndarray) else None
     if kept is None and rest is None:
         check_update(array, array, owner)
-        return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+        return array
     if kept is None or not formats.in_place(array.dtype):
         got = getattr(array, "dtype", type(array).__name__)
         raise TypeError(f"{owner}: dtype must be {' or '.join(formats.OF_MASTERS)} with a master, got {got}")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,11 +41,18 @@ class Master(NamedTuple):
     rest: npt.NDArray[Any]
 
 
+@lru_cache  # NumPy takes microseconds to make a dtype's name
+def kept_beside(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """Return the dtype of what a master keeps of weights of `dtype`, or None if these have no masters."""
+    return OF_MASTERS.get(dtype.name)
+
+
 def groups_of(size: int) -> int:
     """Return how many groups so many elements have; the last one may be smaller."""
     return -(-size // GROUP)
 
 
+@lru_cache
 def in_place(dtype: np.dtype[Any]) -> bool:
     """Return whether kernels read arrays of `dtype` in place (if they are contiguous and aligned)."""
     if FORMATS.get(dtype.name) != dtype.itemsize:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
-from fastvar.formats import OF_MASTERS, Master
+from fastvar.formats import Master, kept_beside
 
 PIECE = 1 << 14  # elements
 
@@ -77,7 +77,7 @@ def exact(memory: Array | Master) -> Array:
 def parted(weights: Array, values: Any) -> Master:
     """Return numbers as new weights like these, and what a master keeps."""
     x: Array = np.array(values, np.float32, order="C")
-    parts = Master(np.empty(x.shape, weights.dtype), np.empty(x.shape, OF_MASTERS[weights.dtype.name]))
+    parts = Master(np.empty(x.shape, weights.dtype), np.empty(x.shape, kept_beside(weights.dtype)))
     split(parts, x)
     return parts
 
@@ -96,5 +96,5 @@ def writes(memory: Array | Master, values: Any) -> list[tuple[Array, Any]]:
 
 def rest_of(weights: Array) -> Array:
     """Return what a master keeps of numbers that the weights have exactly, as a new aligned array."""
-    kept = OF_MASTERS[weights.dtype.name]
+    kept: Any = kept_beside(weights.dtype)
     return buffers.full(weights.shape, kept, weights if weights.dtype == np.float16 else 0)

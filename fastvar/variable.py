@@ -14,7 +14,7 @@ from fastvar import buffers
 from fastvar.arraylike import Arraylike, same_memory, unwrap, unwrap_nested
 from fastvar.buffers import Array
 from fastvar.constraints import Constraint
-from fastvar.formats import OF_MASTERS, Master, dtype_of
+from fastvar.formats import Master, dtype_of, kept_beside
 from fastvar.hyper import declares_attribute, suggestion
 from fastvar.initializers import Initializer
 from fastvar.masters import join, parted, rest_of, split
@@ -211,7 +211,7 @@ class Variable(Arraylike):
 
     def _keep_master(self) -> None:
         """Make the master of a variable of 16 bits, if there is none."""
-        if self._master is None and self.dtype.name in OF_MASTERS:
+        if self._master is None and kept_beside(self.dtype) is not None:
             self._renew_master()
 
     def _renew_master(self) -> None:

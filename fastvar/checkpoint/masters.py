@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping
 import numpy as np
 
 from fastvar.checkpoint.foreign.source import HasSpec
-from fastvar.formats import OF_MASTERS
+from fastvar.formats import kept_beside
 from fastvar.variable import Variable
 
 SUFFIX = ".master"
@@ -21,7 +21,8 @@ def masters_of(variables: Mapping[str, Variable]) -> dict[str, Variable]:
 def is_master(name: str, entries: Mapping[str, HasSpec]) -> bool:
     """Return whether a tensor of a file is what a master keeps of another."""
     weights = entries.get(name.removesuffix(SUFFIX)) if name.endswith(SUFFIX) else None
-    return weights is not None and entries[name].dtype == OF_MASTERS.get(weights.dtype.name)
+    kept = None if weights is None else kept_beside(weights.dtype)
+    return kept is not None and entries[name].dtype == kept  # NumPy takes float64 for equal to None
 
 
 class Masters:
@@ -50,7 +51,7 @@ class Masters:
         self._lacking: list[Variable] = []
         for name, variable in variables.items():
             source = source_of(f"variables/{name}")
-            if source is None or variable.dtype.name not in OF_MASTERS:
+            if source is None or kept_beside(variable.dtype) is None:
                 continue
             if f"{source}{SUFFIX}" in entries:
                 here = f"variables/{name}{SUFFIX}"
@@ -61,7 +62,7 @@ class Masters:
     def _place(self, variable: Variable) -> Variable:
         if variable._master is not None:
             return variable._master
-        made = Variable(np.zeros(variable.shape, OF_MASTERS[variable.dtype.name]), False)
+        made = Variable(np.zeros(variable.shape, kept_beside(variable.dtype)), False)
         self._new.append((variable, made))
         return made
 

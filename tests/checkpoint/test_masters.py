@@ -79,3 +79,12 @@ def test_weights_only_leaves_masters_out(tmp_path: Path) -> None:
     fv.Checkpoint(net).save(tmp_path / "a.h5")
     fv.checkpoint.convert(tmp_path / "a.h5", tmp_path / "a.safetensors", weights_only=True)
     assert {*fv.checkpoint.load_foreign(tmp_path / "a.safetensors")} == {"w", "b"}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+def test_weights_named_like_a_master_are_weights(tmp_path: Path, dtype: Any) -> None:
+    """Only beside weights of 16 bits is the suffix that of a master."""
+    net = {"w": fv.Variable(np.zeros(3, np.float32)), "w.master": fv.Variable(np.ones(2, dtype), False)}
+    fv.Checkpoint(net).save(tmp_path / "a.h5")
+    fv.checkpoint.convert(tmp_path / "a.h5", tmp_path / "a.safetensors", weights_only=True)
+    assert {*fv.checkpoint.load_foreign(tmp_path / "a.safetensors")} == {"w", "w.master"}

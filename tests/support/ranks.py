@@ -48,16 +48,25 @@ NOT_PLAIN = {"average", "skip", "box", "projection", "schedule"}  # accumulation
 
 def taken(case: Case, options: dict[str, Any]) -> dict[str, Any]:
     """Return those of the options that a class has."""
-    known = type(case.make()).parameters
+    known = _parameters(case.id)
     return {name: value for name, value in options.items() if name in known}
+
+
+@functools.cache
+def _parameters(id: str) -> set[str]:
+    (case,) = (case for case in CASES if case.id == id)
+    return {*type(case.make()).parameters}
+
+
+@functools.cache
+def _weights() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {name: random.normal(size=shape).astype(dtype_of(name)) for name, shape in SHAPES.items()}
 
 
 def network(options: dict[str, Any]) -> list[fv.Variable]:
     """Return the variables: a matrix, two that can be cut, one of float64 and an empty one."""
-    random = np.random.default_rng(0)
-    net = [
-        fv.Variable(random.normal(size=shape).astype(dtype_of(name)), name=name) for name, shape in SHAPES.items()
-    ]
+    net = [fv.Variable(values, name=name) for name, values in _weights().items()]
     if options.get("_penalties"):
         net[0].regularizer = fv.regularizers.L2(0.125)
         net[1].regularizer = fv.regularizers.L1(0.125)
