@@ -130,12 +130,13 @@ def integer(
     return Parameter(default, check, kw_only=kw_only, per_group=per_group, numeric=False)
 
 
-def flag(*, default: bool, kw_only: bool = False, per_group: bool = False) -> Any:
-    """Declare True or False."""
+def flag(*, default: bool | None, optional: bool = False, kw_only: bool = False, per_group: bool = False) -> Any:
+    """Declare True or False; `optional` allows None."""
+    wanted = f"True or False{' or None' if optional else ''}"
 
-    def check(value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise TypeError(f"must be True or False, got {value!r}")
+    def check(value: Any) -> bool | None:
+        if not (isinstance(value, bool) or (value is None and optional)):
+            raise TypeError(f"must be {wanted}, got {value!r}")
         return value
 
     return Parameter(default, check, kw_only=kw_only, per_group=per_group, numeric=False)

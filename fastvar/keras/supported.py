@@ -1,5 +1,7 @@
 """Which releases and backends of Keras are supported."""
 
+from typing import Any
+
 import keras
 
 from fastvar import versions
@@ -25,6 +27,11 @@ def check(version: str, backend: str) -> None:
 
 class Unfit(Exception):
     """The reason why kernels cannot run a step, which Keras then runs."""
+
+
+def refused(variable: Any, wanted: str, got: object) -> Unfit:
+    """Return the reason that a variable is not as kernels need it."""
+    return Unfit(f"{variable.path} must be {wanted}, got {got}")
 
 
 check(keras.__version__, keras.backend.backend())

@@ -3,7 +3,8 @@
     import fastvar.keras.optimizers as optimizers  # in place of `from keras import optimizers`
 
 Every class is a subclass of Keras's of the same name that overrides the step: arguments, messages, config,
-variables and files are Keras's. With `slot_dtype`, slots are in 16 or 8 bits.
+variables and files are Keras's. With `slot_dtype`, slots are in 16 or 8 bits. With `master`, variables of
+16 bits are updated in float32.
 """
 
 from typing import NoReturn

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from fastvar.keras.optimizers import classes
-from fastvar.keras.optimizers.slot_formats import assign, decoded, unscaled
+from fastvar.keras.optimizers.slot_formats import assign, decoded, shared
 from fastvar.keras.optimizers.stepping import KEYWORDS
 
 OURS = {cls.keras_class(): cls for cls in (getattr(classes, name) for name in classes.__all__)}
@@ -24,7 +24,8 @@ def from_keras(optimizer: Any, **keywords: Any) -> Any:
     optimizer : keras.optimizers.Optimizer
         An optimizer of Keras, built or not.
     **keywords
-        `slot_dtype`, `slot_dtype_min_size` and `seed` of the new one. Slots are rounded to nearest, once.
+        `slot_dtype`, `slot_dtype_min_size`, `master` and `seed` of the new one. Slots are rounded to nearest,
+        once. Masters begin at the weights.
 
     Raises
     ------
@@ -42,7 +43,8 @@ def from_keras(optimizer: Any, **keywords: Any) -> Any:
 def to_keras(optimizer: Any) -> Any:
     """Return Keras's own optimizer with the hyperparameters and a copy of the state of one of fastvar.keras.
 
-    Slots in 16 and 8 bits are decoded, and stay in the dtype of their variables from then on.
+    Slots in 16 and 8 bits are decoded, and stay in the dtype of their variables from then on. Masters of weights
+    in 16 bits are dropped.
     Of a `LossScaleOptimizer`, the inner optimizer is another.
 
     Raises
@@ -82,7 +84,7 @@ def _with_state(made: Any, optimizer: Any) -> Any:
     if optimizer.built:
         if not made.built:
             made.build(optimizer._trainable_variables)
-        pairs = zip(unscaled(made.variables), unscaled(optimizer.variables), strict=True)
+        pairs = zip(shared(made.variables), shared(optimizer.variables), strict=True)
         for new, old in pairs:
             assign(new, decoded(old))
     return made

@@ -14,8 +14,7 @@ import numpy as np
 
 from fastvar import buffers
 from fastvar.buffers import Array
-from fastvar.formats import dtype_of
-from fastvar.keras.supported import Unfit
+from fastvar.keras.supported import refused
 
 
 def set_in_c_order(variable: Any) -> None:
@@ -33,21 +32,23 @@ class Memory:
     def take_weight(self, variable: Any) -> Array:
         """Return a new array of a variable that the optimizer updates."""
         value = variable._value
-        if type(value) is not np.ndarray or value.dtype not in buffers.REAL:
-            got = getattr(value, "dtype", type(value).__name__)
-            raise Unfit(f"{variable.path} must be a float32 or float64 array, got {got}")
-        return self._take(variable)
+        if type(value) is not np.ndarray or not buffers.trained(value.dtype):
+            raise refused(variable, "a float32 or float64 array", getattr(value, "dtype", type(value).__name__))
+        return self._take(variable, value.dtype)
 
-    def take_slot(self, variable: Any, i: int, in_bfloat16: bool = False) -> Array:
-        """Return a new array of a slot."""
-        return self._take(variable) if in_bfloat16 else self.take_weight(variable)
+    def take_slot(self, variable: Any, i: int, dtype: np.dtype[Any]) -> Array:
+        """Return a new array of a slot, or of what a master keeps."""
+        value = variable._value
+        known = buffers.REAL if dtype in buffers.REAL else (dtype,)
+        if type(value) is not np.ndarray or value.dtype not in known:
+            raise refused(variable, f"a {dtype} array", getattr(value, "dtype", type(value).__name__))
+        return self._take(variable, dtype)  # Keras's zeros may be float32
 
     def take_codes(self, variable: Any, i: int) -> tuple[Array, Array]:
         """Return new arrays of the codes and the scales of a slot."""
-        return self._take(variable), self._take(variable.scales)
+        return self._take(variable, np.dtype(np.uint8)), self._take(variable.scales, buffers.REAL[0])
 
-    def _take(self, variable: Any) -> Array:
-        dtype = dtype_of(variable.dtype)  # Keras's zeros may be float32
+    def _take(self, variable: Any, dtype: np.dtype[Any]) -> Array:
         array: Array = np.array(variable._value, dtype, order="C")
         variable._value = array
         self.variables.append(variable)

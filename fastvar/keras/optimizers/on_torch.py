@@ -12,14 +12,15 @@ import torch
 
 from fastvar import buffers
 from fastvar.buffers import Array
-from fastvar.formats import dtype_of
-from fastvar.keras.supported import Unfit
+from fastvar.checkpoint.pytorch import as_array
+from fastvar.keras.supported import Unfit, refused
 from fastvar.kernels.tensors import Places, Reader
 
 CLASSES = (torch.Tensor, torch.nn.Parameter)
 READER = Reader(CLASSES, torch.strided)
 tensor_of: Callable[[Any], torch.Tensor] = attrgetter("_value")
 REAL = (torch.float32, torch.float64)
+TRAINED = (*REAL, torch.bfloat16, torch.float16)
 Order = tuple[int, ...] | None  # of the axes, by decreasing strides; None: their own
 
 
@@ -36,7 +37,7 @@ class Memory:
 
     def take_weight(self, variable: Any) -> Array:
         """Return the array of a variable that the optimizer updates, its axes in the order of memory."""
-        tensor = self._take(variable)
+        tensor = self._take(variable, TRAINED)
         order = None
         if not tensor.is_contiguous():
             order = tuple(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
@@ -44,45 +45,38 @@ class Memory:
         self.orders.append(order)
         if order is not None:
             self.turned.append(len(self.orders) - 1)
-        return _reordered(tensor.detach().numpy(), order)
+        return _reordered(as_array(tensor), order)
 
-    def take_slot(self, variable: Any, i: int, in_bfloat16: bool = False) -> Array:
-        """Return the array of a slot of weight number `i`, which is made to lie in memory as the weight does."""
-        dtypes = (torch.bfloat16,) if in_bfloat16 else REAL
-        tensor, weight, order = self._take(variable, dtypes), self.weights[i], self.orders[i]
+    def take_slot(self, variable: Any, i: int, dtype: np.dtype[Any]) -> Array:
+        """Return the array of a slot of weight number `i`, or of what its master keeps.
+
+        It is made to lie in memory as the weight does.
+        """
+        wanted = getattr(torch, dtype.name)
+        tensor = self._take(variable, REAL if wanted in REAL else (wanted,))
+        weight, order = self.weights[i], self.orders[i]
         if order is not None:
             if tensor.shape != weight.shape:
                 raise Unfit(f"{variable.path} belongs to a matrix that is transposed in memory")
             if tensor.stride() != weight.stride():
                 tensor.data = torch.empty_like(weight, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
-        if in_bfloat16:
-            bits: Array = tensor.detach().view(torch.int16).numpy()
-            return _reordered(bits.view(dtype_of("bfloat16")), order)
-        if tensor.dtype != weight.dtype:  # Keras's zeros may be float32
-            tensor.data = tensor.data.to(weight.dtype)
-        return _reordered(tensor.detach().numpy(), order)
+        if tensor.dtype != wanted:  # Keras's zeros may be float32
+            tensor.data = tensor.data.to(wanted)
+        return _reordered(as_array(tensor), order)
 
     def take_codes(self, variable: Any, i: int) -> tuple[Array, Array]:
         """Return the arrays of the codes and the scales of a slot of weight number `i`."""
         if self.orders[i] is not None:
             raise Unfit(f"{variable.path} belongs to a variable that is transposed in memory")
-        return self._take_bytes(variable), self._take_bytes(variable.scales)
+        codes, scales = self._take(variable, (torch.uint8,)), self._take(variable.scales, (torch.float32,))
+        return as_array(codes), as_array(scales)
 
-    def _take_bytes(self, variable: Any) -> Array:
+    def _take(self, variable: Any, dtypes: tuple[Any, ...]) -> Any:
         tensor = variable._value
-        if type(tensor) not in CLASSES or tensor.device.type != "cpu" or not tensor.is_contiguous():
-            raise Unfit(f"{variable.path} must be a contiguous tensor on the CPU, got {_told(tensor)}")
-        self.variables.append(variable)
-        self.tensors.append(tensor)
-        array: Array = tensor.detach().numpy()
-        return array
-
-    def _take(self, variable: Any, dtypes: Any = REAL) -> Any:
-        tensor = variable._value
-        real = type(tensor) in CLASSES and tensor.dtype in dtypes
-        if not real or tensor.is_inference() or READER.memory(tensor) is None:
+        known = type(tensor) in CLASSES and tensor.dtype in dtypes
+        if not known or tensor.is_inference() or not _is_readable(tensor):
             kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise Unfit(f"{variable.path} must be a dense {kinds} tensor on the CPU, got {_told(tensor)}")
+            raise refused(variable, f"a dense {kinds} tensor on the CPU", _told(tensor))
         self.variables.append(variable)
         self.tensors.append(tensor)
         return tensor
@@ -119,6 +113,13 @@ def set_in_c_order(variable: Any) -> None:
     """Let a variable lie in C order, as codes of 8 bits do, if it is transposed in memory."""
     tensor = tensor_of(variable)
     tensor.data = tensor.data.contiguous()
+
+
+def _is_readable(tensor: Any) -> bool:
+    """Return whether the memory of a tensor is one that kernels may use."""
+    if tensor.is_floating_point():
+        return READER.memory(tensor) is not None
+    return bool(tensor.device.type == "cpu" and tensor.layout is torch.strided)  # codes, or lower bits
 
 
 def _reordered(array: Array, order: Order) -> Array:

@@ -9,9 +9,10 @@ from typing import Any
 
 import keras
 
-from fastvar.buffers import Array
+from fastvar.buffers import Array, arithmetic
+from fastvar.formats import OF_MASTERS, dtype_of
 from fastvar.keras.optimizers.slot_formats import format_for, format_of, like, made
-from fastvar.keras.supported import Unfit
+from fastvar.keras.supported import Unfit, refused
 from fastvar.kernels import RULES
 from fastvar.optimizer import Optimizer, given
 from fastvar.optimizer.quantized import Quantized, Slot
@@ -22,7 +23,7 @@ if keras.backend.backend() == "torch":
 else:
     from fastvar.keras.optimizers.on_numpy import Memory, set_in_c_order  # type: ignore[assignment]
 
-NOT_OF_KERAS = ("adaptive_clipnorm", "master", "nonfinite")
+NOT_OF_KERAS = ("adaptive_clipnorm", "nonfinite")
 ELSEWHERE = ("learning_rate", "loss_scale_factor", "name")  # asked for at each step; done before; in messages
 OFF_IF_0 = ("clipnorm", "clipvalue", "global_clipnorm", "ema_overwrite_frequency", "gradient_accumulation_steps")
 OF_EVERY_CLASS = {"average": "_model_variables_moving_average", "gradient_accumulator": "_accumulated_gradients"}
@@ -53,7 +54,7 @@ class KerasPlan:
         self.variables: list[Any] = [v for v in optimizer._trainable_variables if not overwritten(v)]
         self.index: dict[int, int] = {id(v): i for i, v in enumerate(self.variables)}
         self.memory: Memory = Memory()
-        places: list[Any] = [Variable(self.memory.take_weight(v), name=v.path, copy=False) for v in self.variables]
+        places: list[Any] = [self._place(optimizer, v) for v in self.variables]
         self.rule._excluded = (
             [p for p, v in zip(places, self.variables, strict=True) if not optimizer._use_weight_decay(v)],
             None,
@@ -69,6 +70,20 @@ class KerasPlan:
         self.memory.taken()
         self.excluded: Any = excluded(optimizer)
 
+    def _place(self, optimizer: Any, variable: Any) -> Variable:
+        """Return the place of a variable, with what its master keeps."""
+        place = Variable(self.memory.take_weight(variable), name=variable.path, copy=False)
+        kind = place.dtype.name
+        if kind in OF_MASTERS and optimizer.master is None:
+            raise refused(variable, "float32 or float64, or master True or False", kind)
+        if kind == "float16" or (kind in OF_MASTERS and optimizer.master):
+            rest = optimizer._masters[optimizer._get_variable_index(variable)]
+            if rest is None:
+                raise Unfit(f"Keras keeps no master of {variable.path}, which is {kind}")
+            memory = self.memory.take_slot(rest, self.index[id(variable)], OF_MASTERS[kind])
+            place._take_master(Variable(memory, False, copy=False))
+        return place
+
     def _slot(self, optimizer: Any, slot: str, kept: list[Any], place: Any, variable: Any) -> Slot | None:
         """Return the place of a slot that Keras keeps, None if the rule has none for this variable."""
         if slot in optimizer.slot_lists and not self.rule.has_slot(slot, place):
@@ -81,7 +96,8 @@ class KerasPlan:
             raise Unfit(f"{of.path} would be in {wanted or 'the dtype of the variable'} if it were built now")
         if wanted == "8bit":
             return Quantized(*self.memory.take_codes(of, i), place.dtype, slot)
-        return Variable(self.memory.take_slot(of, i, bool(wanted)), False, slot, copy=False)
+        dtype = dtype_of(wanted) if wanted else arithmetic(place.dtype)
+        return Variable(self.memory.take_slot(of, i, dtype), False, slot, copy=False)
 
     def holds(self, optimizer: Any) -> bool:
         """Return whether nothing has changed."""
@@ -147,7 +163,7 @@ def settings(optimizer: Any) -> dict[str, Any]:
 def rule_of(optimizer: Any, rate: Callable[[int], float] = lambda step: 0.0) -> Optimizer:
     """Return an optimizer of fastvar with the rule and the hyperparameters of one of Keras."""
     given = settings(optimizer)
-    given |= {name: given[name] or None for name in OFF_IF_0}
+    given |= {name: given[name] or None for name in OFF_IF_0} | {"master": bool(given["master"])}
     try:
         rule: Optimizer = optimizer.rule_class(learning_rate=rate, **given)
         if rule.rule() not in RULES.values():

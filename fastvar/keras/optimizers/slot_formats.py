@@ -7,32 +7,27 @@ the variable `..._scales`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 
+from fastvar.buffers import arithmetic
+from fastvar.formats import OF_MASTERS
 from fastvar.optimizer.quantized import Quantized
 from fastvar.optimizer.slots import slot_format
 from fastvar.variable import Variable
 
-BFLOAT16, CODES = FORMATTED = ("bfloat16", "uint8")  # the dtypes of variables
-
-
-class Like(NamedTuple):
-    """What a new variable has in common with that of the model."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
+BFLOAT16, CODES = "bfloat16", "uint8"  # the dtypes of variables
+FORMATTED = (BFLOAT16, CODES, OF_MASTERS[BFLOAT16].name)
 
 
 def format_for(rule: Any, slot: str, place: Variable, options: Any) -> str | None:
-    """Return the format that a slot should have, None for the dtype of its variable."""
+    """Return the format that a slot should have, None for the dtype in which its variable is computed."""
     if slot not in rule.slots or not rule.has_slot(slot, place):
         return None
     wanted = slot_format(rule, slot, place, options)
-    return None if wanted == place.dtype.name else wanted
+    return None if wanted == arithmetic(place.dtype).name else wanted
 
 
 def like(variable: Any) -> Variable:
@@ -42,15 +37,27 @@ def like(variable: Any) -> Variable:
 
 def made(add: Callable[..., Any], variable: Any, slot: str, initializer: Any, wanted: str) -> Any:
     """Return the variable of a new slot; `add` is the method of Keras that makes variables."""
-    path, shape = variable.path, variable.shape
+    shape = variable.shape
     if wanted == BFLOAT16:
-        return add(Like(path, shape, BFLOAT16), slot, initializer)
+        return named(add, variable, slot, shape, initializer, BFLOAT16)
     first = Quantized.zeros(shape, np.float32, slot)
     if initializer != "zeros":
         first.assign(as_array(keras.initializers.get(initializer)(shape, "float32")))
-    codes = add(Like(path, shape, CODES), f"{slot}_codes", _holding(first.codes.value))
-    codes.scales = add(Like(path, first.scales.shape, "float32"), f"{slot}_scales", _holding(first.scales.value))
+    codes = named(add, variable, f"{slot}_codes", shape, _holding(first.codes.value), CODES)
+    codes.scales = beside(add, variable, f"{slot}_scales", first.scales.value)
     return codes
+
+
+def named(add: Callable[..., Any], variable: Any, what: str, *arguments: Any) -> Any:
+    """Return a new variable with the name that Keras gives to what belongs to a variable."""
+    return add(*arguments, name=f"{variable.path.replace('/', '_')}_{what}")
+
+
+def beside(add: Callable[..., Any], variable: Any, what: str, array: Any) -> Any:
+    """Return a new variable with the values of an array that Keras's own optimizer does not have."""
+    made = named(add, variable, what, array.shape, _holding(array), array.dtype.name)
+    made.is_beside = True
+    return made
 
 
 def format_of(variable: Any) -> str | None:
@@ -59,20 +66,19 @@ def format_of(variable: Any) -> str | None:
 
 
 def check_stored(owner: str, variables: list[Any], values: Any) -> None:
-    """Raise ValueError if the slots of a saved state have other formats than those of an optimizer."""
+    """Raise ValueError if a saved state has other formats than an optimizer."""
     kinds = [[keras.backend.standardize_dtype(v.dtype) for v in of] for of in (variables, values)]
     here, there = ([kind if kind in FORMATTED else "" for kind in of] for of in kinds)
     if here != there:
         raise ValueError(
-            f"{owner}: slots in the saved state have another format than slot_dtype says; make the optimizer with "
-            "the slot_dtype and slot_dtype_min_size of that state"
+            f"{owner}: the saved state has other formats than slot_dtype and master say; make the optimizer with "
+            "the slot_dtype, slot_dtype_min_size and master of that state"
         )
 
 
-def unscaled(variables: list[Any]) -> list[Any]:
-    """Return the variables of an optimizer without scales: those of the same one in float32, in its order."""
-    scales = {id(v.scales) for v in variables if hasattr(v, "scales")}
-    return [v for v in variables if id(v) not in scales]
+def shared(variables: list[Any]) -> list[Any]:
+    """Return the variables of an optimizer that Keras's own has, too, in its order."""
+    return [v for v in variables if not hasattr(v, "is_beside")]
 
 
 def decoded(variable: Any) -> Any:

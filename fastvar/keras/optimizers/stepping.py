@@ -10,13 +10,15 @@ import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from fastvar.keras.optimizers import slot_formats
+from fastvar.formats import OF_MASTERS
+from fastvar.hyper import flag
+from fastvar.keras.optimizers import masters, slot_formats
 from fastvar.keras.optimizers.planning import KerasPlan, rule_of, stored_slot
 from fastvar.keras.supported import Unfit
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.keywords import Keywords, arguments_of, keyword
 
-KEYWORDS = Keywords(("slot_dtype", "slot_dtype_min_size", "seed"))
+KEYWORDS = Keywords(("slot_dtype", "slot_dtype_min_size", "seed"), master=flag(default=None, optional=True))
 is_overwritten: Callable[[Any], bool] = attrgetter("overwrite_with_gradient")
 OF_A_STEP = (  # methods of Keras that a step of the kernels replaces
     "update_step",
@@ -39,6 +41,10 @@ class KernelStep(keras.optimizers.Optimizer):
         stochastically. In 8 bits, a slot is two variables, `..._codes` and `..._scales`.
     slot_dtype_min_size : int
         Slots of variables with fewer elements, by default 4096, keep the dtype of the variable.
+    master : bool, optional
+        How variables of 16 bits are updated: by default, as in Keras. With True, in float32: what 16 bits leave
+        out is kept in a variable `..._master`, of bfloat16 the lower 16 bits, of float16 the float32 number. With
+        False, in float32 and rounded stochastically; float16 is an error.
     seed : int
         Seed of the stochastic rounding, from 0 to 2^64 - 1.
 
@@ -60,12 +66,14 @@ class KernelStep(keras.optimizers.Optimizer):
     slot_lists: ClassVar[dict[str, str]]
     slot_dtype: str | None = keyword()
     slot_dtype_min_size: int = keyword()
+    master: bool | None = keyword()
     seed: int = keyword()
     kernel_steps: int = 0
     keras_steps: int = 0
     keras_reason: str | None = None
     _keywords: dict[str, Any] = KEYWORDS.defaults
-    _stores = False  # whether a slot is in 16 or 8 bits
+    _stores = False  # whether a slot is in 16 or 8 bits, or Keras's code cannot update a variable of 16 bits
+    _masters: list[Any]  # what masters keep of each variable, None if it has no master
     _plan: KerasPlan | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -97,54 +105,82 @@ class KernelStep(keras.optimizers.Optimizer):
         """Return Keras's own class."""
         return next(each for each in cls.__mro__ if each.__module__.startswith("keras."))
 
-    # Slots in 16 and 8 bits.
+    # Slots in 16 and 8 bits, and variables of 16 bits.
 
     def build(self, variables: list[Any]) -> None:
-        """Make slots as Keras does.
+        """Make slots as Keras does, and masters.
 
         Raises
         ------
         ValueError
-            If slots are to be in 16 or 8 bits, and kernels cannot run the optimizer. Nothing has changed.
+            If slots are to be in 16 or 8 bits, or variables of 16 bits are to be updated in float32, and kernels
+            cannot run the optimizer. If a variable is float16 and `master` False. Nothing has changed.
         """
-        if self.slot_dtype is not None and not self.built:
+        if self.built:
+            return
+        self._stores = self.master is not None and masters.are_in_16_bits(variables)
+        if self.slot_dtype is not None or self._stores:
             try:
                 rule_of(self)
             except Unfit as reason:
                 self._refuse(reason)
+        for v in variables if self.master is False else ():
+            if v.dtype == "float16":
+                raise ValueError(f"{type(self).__name__}: {v.path} is float16, which needs master=True")
         super().build(variables)
+        add = super().add_variable
+        has_none = self._overwrite_variable_with_gradient
+        self._masters = [masters.made(add, v) if self.master and not has_none(v) else None for v in variables]
+
+    def add_variable(
+        self, shape: Any, initializer: Any = "zeros", dtype: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Add a variable as Keras does, in float32 for those of 16 bits that are updated in float32."""
+        if self.master is not None and dtype in OF_MASTERS:
+            dtype = "float32"
+        return super().add_variable(shape, initializer, dtype, *args, **kwargs)
 
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
     ) -> Any:
         """Add a variable as Keras does or, of a slot in 16 or 8 bits, those that hold it."""
-        add = super().add_variable_from_reference
         if self.slot_dtype is not None and name in self.slot_lists:
-            made = stored_slot(self, add, reference_variable, name, initializer)
+            made = stored_slot(self, super().add_variable, reference_variable, name, initializer)
             if made is not None:
                 self._stores = True
                 return made
-        return add(reference_variable, name, initializer)
+        return super().add_variable_from_reference(reference_variable, name, initializer)
 
     def load_own_variables(self, store: Any) -> None:
-        """Set the state as Keras does, or raise ValueError if slots in a file have another format."""
+        """Set the state as Keras does, or raise ValueError if a file has other formats."""
         if self._stores:
             values = [store[str(i)] for i in range(len(store.keys()))]
             slot_formats.check_stored(type(self).__name__, self.variables, values)
         super().load_own_variables(store)
 
     def set_weights(self, weights: Any) -> None:
-        """Set the state as Keras does, or raise ValueError if slots there have another format."""
+        """Set the state as Keras does, or raise ValueError if it has other formats."""
         if self._stores:
             slot_formats.check_stored(type(self).__name__, self.variables, weights)
         super().set_weights(weights)
 
     def _refuse(self, reason: Unfit) -> NoReturn:
-        owner = type(self).__name__
+        owner, what, option = type(self).__name__, "weights in 16 bits", "master"
+        if self.slot_dtype is not None:
+            what, option = "slots in 16 or 8 bits", "slot_dtype"
         raise ValueError(
-            f"{owner}: slots in 16 or 8 bits need fastvar's kernels, which cannot run it: "
-            f"{str(reason).removeprefix(f'{owner}: ')}; use slot_dtype=None, or to_keras(optimizer)"
+            f"{owner}: {what} need fastvar's kernels, which cannot run it: "
+            f"{str(reason).removeprefix(f'{owner}: ')}; use {option}=None, or to_keras(optimizer)"
         ) from None
+
+    def finalize_variable_values(self, var_list: list[Any]) -> None:
+        """Overwrite variables with their averages as Keras does, and what masters keep of them."""
+        super().finalize_variable_values(var_list)
+        if self.use_ema and self.master:
+            averages = self._model_variables_moving_average
+            for v, average, rest in zip(var_list, averages, self._masters, strict=True):
+                if rest is not None:
+                    masters.write(v, rest, slot_formats.as_array(average))
 
     # Steps.
 
@@ -169,6 +205,20 @@ class KernelStep(keras.optimizers.Optimizer):
             super()._backend_apply_gradients(grads, trainable_variables)
         else:
             self.kernel_steps += 1
+            if self.master is not None:
+                self._project(trainable_variables)
+
+    def _project(self, variables: list[Any]) -> None:
+        """Project variables of 16 bits in float32, and leave only the others for Keras to project."""
+        left: list[Any] = []
+        for v in variables:
+            if v.constraint is None or v.dtype not in OF_MASTERS:
+                left.append(v)
+                continue
+            rest = self._masters[self._get_variable_index(v)]
+            numbers = keras.ops.convert_to_tensor(masters.exact(v, rest))
+            masters.write(v, rest, slot_formats.as_array(v.constraint(numbers)))
+        variables[:] = left
 
     def _after_update(self, rule: Any) -> None:
         """Keep what Keras keeps besides slots."""

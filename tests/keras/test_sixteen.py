@@ -1,0 +1,406 @@
+"""Variables of 16 bits, beside those of `fastvar.optimizers` and of float32, on the backend of this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import fastvar as fv
+import fastvar.keras.optimizers as ours
+from fastvar.formats import OF_MASTERS, Master
+from fastvar.masters import join
+from tests.support.keras_steps import BACKEND, NAMES, apply, as_array, everything, make
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Gradients do not exist"),
+]
+SHAPES = {"embedding": (70, 64), "long": (5000,), "bias": (70,)}
+EMA = {"use_ema": True, "ema_momentum": 0.75}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "many": {"weight_decay": 0.25, "global_clipnorm": 1.5, **EMA, "ema_overwrite_frequency": 3},
+    "accumulation": {"gradient_accumulation_steps": 2, "clipnorm": 0.5},
+    "bfloat16": {"slot_dtype": "bfloat16", "seed": 7},
+    "8bit": {"slot_dtype": "8bit", "slot_dtype_min_size": 0},
+}
+CHOICES = [("bfloat16", True), ("bfloat16", False), ("float16", True)]
+every_class = pytest.mark.parametrize("name", NAMES)
+every_choice = pytest.mark.parametrize(("dtype", "master"), CHOICES)
+every_dtype = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+
+
+def values(seed: int) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in SHAPES.values()]
+
+
+def variables(dtype: str, constraint: Any = None) -> list[Any]:
+    of = [keras.Variable(value, dtype=dtype, name=name) for name, value in zip(SHAPES, values(5), strict=True)]
+    for v in of:
+        v.constraint = constraint
+    return of
+
+
+def copies(of: list[Any]) -> list[Any]:
+    """Return variables of float32 with the same numbers and constraints."""
+    made = [keras.Variable(as_array(v).astype("float32"), name=v.name) for v in of]
+    for v, w in zip(of, made, strict=True):
+        w.constraint = v.constraint
+    return made
+
+
+def gradients(t: int, dtype: str = "float32") -> list[Any]:
+    return [keras.ops.cast(keras.ops.convert_to_tensor(g), dtype) for g in values(100 + t)]
+
+
+def step(optimizer: Any, of: list[Any], times: range, dtype: str = "float32") -> None:
+    for t in times:
+        apply(optimizer, gradients(t, dtype), of)
+
+
+def built(name: str, of: list[Any], **options: Any) -> Any:
+    optimizer = make(ours, name, **options)
+    optimizer.build(of)
+    return optimizer
+
+
+def numbers(optimizer: Any, of: list[Any]) -> list[bytes]:
+    """Return the float32 numbers of variables with masters."""
+    pairs = zip(of, optimizer._masters, strict=True)
+    return [join(Master(as_array(v), as_array(rest))).tobytes() for v, rest in pairs]
+
+
+def bits(of: list[Any]) -> list[bytes]:
+    return [as_array(v).tobytes() for v in of]
+
+
+def slots(optimizer: Any) -> list[bytes]:
+    return bits(optimizer.variables[: len(optimizer.variables) - sum(m is not None for m in optimizer._masters)])
+
+
+# Beside Variables of 16 bits, and float32.
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@every_choice
+@every_class
+def test_bits_are_those_of_fastvar(name: str, dtype: str, master: bool, option: str) -> None:
+    options = {"master": master, **OPTIONS[option]}
+    of = variables(dtype)
+    mine = built(name, of, **options)
+    places = [fv.Variable(as_array(v), name=v.path) for v in of]
+    other = make(fv.optimizers, name, **options)
+    other.build(places)
+    for t in range(4):
+        apply(mine, gradients(t, dtype), of)
+        other.apply([as_array(keras.Variable(g, dtype=dtype)) for g in gradients(t, dtype)], places)
+        assert bits(of) == [w.value.tobytes() for w in places], t
+        if master:
+            assert numbers(mine, of) == [np.asarray(w.master).tobytes() for w in places], t
+    assert (mine.kernel_steps, mine.keras_steps) == (4, 0)
+    assert {v.dtype for v in of} == {dtype}
+    kept = {OF_MASTERS[dtype].name} if master else set()
+    assert {rest.dtype for rest in mine._masters if rest is not None} == kept
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@every_dtype
+@every_class
+def test_with_a_master_steps_are_those_of_float32(name: str, dtype: str, option: str) -> None:
+    """Slots, averages and sums too, bit for bit."""
+    of = variables(dtype)
+    its = copies(of)
+    mine, other = (built(name, each, **OPTIONS[option], master=True) for each in (of, its))
+    step(mine, of, range(4), dtype)
+    step(other, its, range(4), dtype)
+    assert numbers(mine, of) == bits(its)
+    if name != "Nadam":  # Keras makes one of its numbers in the dtype of the first variable
+        assert slots(mine) == slots(other)
+    assert [v.dtype for v in other.variables if "master" in v.path] == []
+
+
+@every_class
+def test_keras_in_float32_rounded_is_near(name: str) -> None:
+    of = variables("bfloat16")
+    its = copies(of)
+    mine, theirs = built(name, of, master=True), make(keras.optimizers, name)
+    step(mine, of, range(6))
+    step(theirs, its, range(6))
+    if BACKEND == "torch" and name == "ScheduleFreeAdamW":
+        pytest.skip("Keras's reads the new momentum as the old one there")
+    for v, w in zip(of, its, strict=True):
+        np.testing.assert_allclose(as_array(v).astype("f4"), as_array(w), rtol=2**-8, atol=1e-4)
+
+
+def test_without_a_master_seeds_decide() -> None:
+    ends = []
+    for seed in (0, 0, 1):
+        of = variables("bfloat16")
+        step(built("Adam", of, master=False, seed=seed), of, range(3))
+        ends.append(bits(of))
+    assert ends[0] == ends[1] != ends[2]
+
+
+@every_dtype
+def test_without_the_keyword_steps_are_keras_s(dtype: str) -> None:
+    of, its = variables(dtype), variables(dtype)
+    mine, theirs = built("SGD", of, momentum=0.5), make(keras.optimizers, "SGD", momentum=0.5)
+    step(mine, of, range(3), dtype)
+    step(theirs, its, range(3), dtype)
+    assert everything(mine, of) == everything(theirs, its)
+    assert (mine.kernel_steps, mine.keras_steps) == (0, 3)
+    assert mine.keras_reason == f"{of[0].path} must be float32 or float64, or master True or False, got {dtype}"
+
+
+def test_variables_of_several_dtypes() -> None:
+    of = [keras.Variable(v, dtype=d) for v, d in zip(values(5), ("bfloat16", "float32", "float16"), strict=True)]
+    its = copies(of)
+    mine, other = built("Lamb", of, master=True), built("Lamb", its)
+    step(mine, of, range(3))
+    step(other, its, range(3))
+    assert [None if rest is None else rest.dtype for rest in mine._masters] == ["int16", None, "float32"]
+    assert as_array(of[1]).tobytes() == as_array(its[1]).tobytes()
+    assert [v.dtype for v in mine.variables[2:]] == ["float32"] * 6 + ["int16", "float32"]
+
+
+# Constraints, averages, and other writes.
+
+
+def limited(w: Any) -> Any:
+    return keras.ops.clip(w, -0.7001, 0.7001)
+
+
+@pytest.mark.parametrize("constraint", [keras.constraints.NonNeg(), keras.constraints.MaxNorm(1.5), limited])
+@every_dtype
+def test_constraints_project_numbers_of_float32(dtype: str, constraint: Any) -> None:
+    of = variables(dtype, constraint)
+    its = copies(of)
+    mine, other = built("Adam", of, master=True), built("Adam", its)
+    step(mine, of, range(4))
+    step(other, its, range(4))
+    assert numbers(mine, of) == bits(its)
+    of = variables("bfloat16", constraint)
+    optimizer = built("Adam", of, master=False)
+    step(optimizer, of, range(4))
+    assert optimizer.kernel_steps == 4
+
+
+def test_constraints_of_other_variables_are_keras_s() -> None:
+    of = [keras.Variable(v, dtype=d) for v, d in zip(values(5), ("bfloat16", "float32", "bfloat16"), strict=True)]
+    of[0].constraint = of[1].constraint = keras.constraints.NonNeg()
+    step(built("SGD", of, master=True), of, range(2))
+    assert [bool((as_array(v) < 0).any()) for v in of] == [False, False, True]
+
+
+@every_dtype
+def test_final_averages_are_written_into_masters(dtype: str) -> None:
+    of = variables(dtype)
+    its = copies(of)
+    mine, other = built("Adam", of, master=True, **EMA), built("Adam", its, **EMA)
+    for optimizer, each in ((mine, of), (other, its)):
+        step(optimizer, each, range(3))
+        optimizer.finalize_variable_values(each)
+        step(optimizer, each, range(3, 5))
+    assert numbers(mine, of) == bits(its)
+
+
+@every_dtype
+def test_what_is_assigned_counts(dtype: str) -> None:
+    """To within half the distance to the next number in bfloat16."""
+    of = variables(dtype)
+    mine = built("SGD", of, master=True)
+    step(mine, of, range(2))
+    of[0].assign(keras.ops.ones(SHAPES["embedding"]))
+    step(mine, of, range(2, 3))
+    first = of[0]
+    expected = 1 - 0.0625 * values(102)[0]
+    np.testing.assert_allclose(as_array(first).astype("f4"), expected, rtol=2**-7, atol=2**-8)
+
+
+# Files and conversion.
+
+
+def model_with(optimizer: Any, dtype: str) -> Any:
+    keras.utils.set_random_seed(0)
+    policy = keras.DTypePolicy(dtype)
+    layers = [keras.layers.Dense(80, dtype=policy), keras.layers.Dense(2, dtype=policy)]
+    model = keras.Sequential([keras.layers.Input((64,)), *layers])
+    model.compile(optimizer=optimizer, loss="mse")
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+def train(model: Any, steps: range) -> None:
+    for t in steps:
+        rng, of = np.random.default_rng(t), model.trainable_variables
+        grads = [keras.ops.convert_to_tensor(rng.standard_normal(v.shape).astype("float32")) for v in of]
+        apply(model.optimizer, grads, of)
+
+
+@pytest.mark.parametrize("slot_dtype", [None, "bfloat16", "8bit"])
+@every_choice
+@pytest.mark.parametrize("name", ["Adam", "Adafactor", "Nadam"])
+def test_files_continue_bit_for_bit(
+    name: str, dtype: str, master: bool, slot_dtype: str | None, tmp_path: Path
+) -> None:
+    model = model_with(make(ours, name, master=master, slot_dtype=slot_dtype, seed=3, **EMA), dtype)
+    train(model, range(3))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.optimizer.get_config() == model.optimizer.get_config()
+    assert again.optimizer.master is master
+    for steps in (range(0), range(3, 6)):
+        train(model, steps)
+        train(again, steps)
+        of = [everything(each.optimizer, each.trainable_variables) for each in (model, again)]
+        assert of[0] == of[1]
+    assert again.optimizer.kernel_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "there", "master"),
+    [
+        ("float16", "float16", None),
+        ("bfloat16", "bfloat16", False),
+        ("bfloat16", "float16", True),
+        ("float16", "bfloat16", True),
+    ],
+)
+def test_states_with_other_masters_are_refused(dtype: str, there: str, master: bool | None) -> None:
+    of, its = variables(dtype), variables(there)
+    mine, other = built("Adam", of, master=True), built("Adam", its, master=master)
+    step(other, its, range(1), there)
+    before = everything(mine, of)
+    weights = [v.numpy() for v in other.variables]
+    for load, given in (
+        ("load_own_variables", {str(i): w for i, w in enumerate(weights)}),
+        ("set_weights", weights),
+    ):
+        with pytest.raises(ValueError, match=r"^Adam: the saved state has other formats than .* master of that"):
+            getattr(mine, load)(given)
+    assert everything(mine, of) == before
+
+
+@every_choice
+def test_conversion(dtype: str, master: bool) -> None:
+    of = variables(dtype)
+    mine = built("Adam", of, master=master, slot_dtype="8bit")
+    step(mine, of, range(3))
+    theirs = ours.to_keras(mine)
+    assert {v.dtype for v in theirs.variables[2:]} == {dtype}
+    back = ours.from_keras(theirs, master=master)
+    assert {v.dtype for v in back.variables[2:8]} == {"float32"}
+    assert len(back.variables) == 8 + 3 * master
+    step(theirs, of, range(3, 4), dtype)
+    step(back, of, range(4, 5), dtype)
+    assert (back.kernel_steps, back.keras_steps) == (1, 0)
+
+
+@every_dtype
+def test_loss_scale_optimizers_have_masters_inside(dtype: str) -> None:
+    of = variables(dtype)
+    its = copies(of)
+    for each in (of, its):
+        inner = ours.Adam(0.0625, master=True)
+        optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
+        optimizer.build(each)
+        for t in range(3):
+            optimizer.apply([keras.ops.multiply(g, 4.0) for g in gradients(t, dtype)], each)
+        assert inner.kernel_steps == 3
+        if each is of:
+            kept = numbers(inner, of)
+            assert len(ours.to_keras(optimizer).variables) == len(optimizer.variables) - 3
+    assert kept == bits(its)
+
+
+# Errors.
+
+
+def test_float16_needs_a_master() -> None:
+    of = variables("float16")
+    optimizer = ours.Adam(master=False)
+    count = len(optimizer.variables)
+    with pytest.raises(ValueError, match=r"^Adam: \S*embedding\S* is float16, which needs master=True"):
+        optimizer.build(of)
+    assert (optimizer.built, len(optimizer.variables)) == (False, count)
+
+
+def test_master_is_checked_and_set_before_the_build() -> None:
+    with pytest.raises(TypeError, match=r"^Adam: master must be True or False or None, got 'yes'"):
+        ours.Adam(master="yes")
+    optimizer = ours.Adam()
+    optimizer.master = True
+    of = variables("bfloat16")
+    optimizer.build(of)
+    with pytest.raises(ValueError, match=r"^Adam: master must be set before the optimizer is built"):
+        optimizer.master = False
+    step(optimizer, of, range(1))
+    assert optimizer.kernel_steps == 1
+
+
+def test_steps_that_only_keras_has_are_refused() -> None:
+    class Mine(ours.SGD):
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            raise AssertionError
+
+    of = variables("bfloat16")
+    optimizer = Mine(master=True)
+    optimizer.build(of)
+    before = everything(optimizer, of)
+    with pytest.raises(ValueError, match=r"^Mine: weights in 16 bits need fastvar's .*_step; use master=None"):
+        step(optimizer, of, range(1))
+    assert everything(optimizer, of) == before
+    with pytest.raises(ValueError, match=r"^Ftrl: weights in 16 bits need .* not compiled"):
+        ours.Ftrl(learning_rate_power=-0.75, master=False).build(of)
+
+
+# Memory.
+
+
+@every_choice
+def test_variables_that_are_moved_are_followed(dtype: str, master: bool) -> None:
+    ends = []
+    for moved in (False, True):
+        of = variables(dtype)
+        optimizer = built("Adam", of, master=master)
+        step(optimizer, of, range(2))
+        for v in [*of, *optimizer.variables[2:]] if moved else ():
+            copy = keras.ops.copy(v.value)
+            v._value = copy if BACKEND == "numpy" else type(v._value)(copy.detach(), False)
+        step(optimizer, of, range(2, 4))
+        ends.append(everything(optimizer, of))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of the torch backend")
+@every_dtype
+def test_transposed_variables(dtype: str) -> None:
+    ends = []
+    for transposed in (False, True):
+        v = keras.Variable(np.random.default_rng(4).standard_normal((64, 80)), dtype=dtype)
+        if transposed:
+            v._value.data = v._value.data.t().contiguous().t()
+        optimizer = ours.Adam(master=True)
+        optimizer.build([v])
+        rng = np.random.default_rng(3)
+        for _ in range(3):
+            optimizer.apply([keras.ops.convert_to_tensor(rng.standard_normal((64, 80)).astype("float32"))], [v])
+        assert optimizer.kernel_steps == 3
+        ends.append(everything(optimizer, [v]))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of the torch backend")
+def test_tensors_that_become_bfloat16_later_are_refused() -> None:
+    of = variables("float32")
+    optimizer = built("Adam", of, master=True)
+    step(optimizer, of, range(1))
+    for v in of:
+        v._value.data = v._value.data.bfloat16()
+    step(optimizer, of, range(1, 2))
+    assert optimizer.keras_reason == f"Keras keeps no master of {of[0].path}, which is bfloat16"
