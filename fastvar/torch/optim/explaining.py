@@ -11,6 +11,7 @@ from fastvar.optimizer.planning import PARALLEL
 from fastvar.tables import count
 from fastvar.torch.optim.keywords import KEYWORDS
 from fastvar.torch.optim.planning import name_of
+from fastvar.torch.optim.reading import KEPT
 from fastvar.torch.optim.stepping import KernelStep
 
 
@@ -26,6 +27,8 @@ class Explanation:
         How many steps have run in the kernels, and how many `nonfinite="skip"` has skipped.
     parameters, updated, elements : int
         How many parameters there are; how many have a gradient or a state, and the elements of these.
+    masters, rounded : int
+        How many of these have 16 bits and a master, and how many have 16 bits and are rounded stochastically.
     instruction_set : str
         That of the kernels.
     threads : int
@@ -44,6 +47,8 @@ class Explanation:
     parameters: int
     updated: int
     elements: int
+    masters: int
+    rounded: int
     instruction_set: str
     threads: int
     keywords: dict[str, Any]
@@ -53,10 +58,16 @@ class Explanation:
     def __repr__(self) -> str:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         keywords = ", ".join(f"{name}={value!r}" for name, value in self.keywords.items())
+        sixteen = ", ".join(
+            f"{count(n, 'parameter')} {how}"
+            for n, how in ((self.masters, "with a master"), (self.rounded, "rounded stochastically"))
+            if n
+        )
         lines = [
             f"{self.name}: {count(self.kernel_steps, 'step')} in fastvar's kernels{skipped}",
             f"  parameters  {self.updated} of {self.parameters} with a gradient or a state, "
             f"{count(self.elements, 'element')}",
+            *([f"  16 bits     {sixteen}"] if sixteen else []),
             f"  kernels     {self.instruction_set}, at most {count(self.threads, 'thread')}",
             *([f"  keywords    {keywords}"] if keywords else []),
             *listed("copied", [f"gradient of {name}: {reason}" for name, reason in self.copied.items()]),
@@ -96,9 +107,10 @@ def explain(optimizer: KernelStep) -> Explanation:
             f"explain: must be given an optimizer of fastvar.torch.optim, got {type(optimizer).__module__}."
             f"{type(optimizer).__name__}"
         )
-    everything = [p for group in optimizer.param_groups for p in group["params"]]
-    updated = [p for p in everything if p.grad is not None or optimizer.state.get(p)]
-    elements = sum(p.numel() for p in updated)
+    everything = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    updated = [(p, group) for p, group in everything if p.grad is not None or optimizer.state.get(p)]
+    masters = [optimizer._keywords_of(group)["master"] for p, group in updated if p.dtype in KEPT]
+    elements = sum(p.numel() for p, _ in updated)
     refused = refusals(optimizer)  # first: it looks which gradients are to be copied
     return Explanation(
         name=type(optimizer).__name__,
@@ -107,6 +119,8 @@ def explain(optimizer: KernelStep) -> Explanation:
         parameters=len(everything),
         updated=len(updated),
         elements=elements,
+        masters=masters.count(True),
+        rounded=masters.count(False),
         instruction_set=kernels.isa,
         threads=threads.get_num_threads() if elements >= PARALLEL else 1,
         keywords=KEYWORDS.changed(optimizer._keywords),

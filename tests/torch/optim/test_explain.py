@@ -156,6 +156,21 @@ def test_text_has_a_line_for_each_fact() -> None:
     assert repr(ours.explain(ours.Lion(parameters()))).endswith("  copied      nothing\n  refused     nothing")
 
 
+def test_parameters_of_16_bits_are_counted() -> None:
+    params = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.bfloat16, torch.float16)]
+    params += [torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(3)] + parameters()
+    optimizer = ours.Adam([{"params": params[:2]}, {"params": params[2:], "master": False}])
+    give_gradients(params, 0, missing=[4])
+    found = ours.explain(optimizer)
+    assert (found.masters, found.rounded) == (2, 2)
+    assert repr(found).splitlines()[2] == (
+        "  16 bits     2 parameters with a master, 2 parameters rounded stochastically"
+    )
+    optimizer.step()
+    assert sum("master" in optimizer.state[p] for p in params) == found.masters
+    assert not any("16 bits" in line for line in repr(ours.explain(ours.Adam(parameters()))).splitlines())
+
+
 def test_other_optimizers_are_refused() -> None:
     with pytest.raises(
         TypeError, match=r"must be given an optimizer of fastvar.torch.optim, got torch.optim.adam.Adam$"
