@@ -137,6 +137,18 @@ def test_keras_in_float32_rounded_is_near(name: str) -> None:
         np.testing.assert_allclose(as_array(v).astype("f4"), as_array(w), rtol=2**-8, atol=1e-4)
 
 
+@pytest.mark.parametrize("master", [None, False, True])
+def test_small_steps_are_lost_only_in_keras(master: bool | None) -> None:
+    v = keras.Variable(np.ones(4096), dtype="bfloat16")
+    optimizer = ours.SGD(2.0**-10, master=master)
+    for _ in range(32):
+        optimizer.apply([keras.ops.ones(4096)], [v])
+    mean = float(as_array(v).astype("f4").mean())
+    expected = 1 if master is None else 1 - 2.0**-5
+    assert abs(mean - expected) < 5e-4  # ten standard deviations of rounding at random
+    assert optimizer.kernel_steps == (0 if master is None else 32)
+
+
 def test_without_a_master_seeds_decide() -> None:
     ends = []
     for seed in (0, 0, 1):
@@ -171,11 +183,12 @@ def test_variables_of_several_dtypes() -> None:
 # Constraints, averages, and other writes.
 
 
-def limited(w: Any) -> Any:
-    return keras.ops.clip(w, -0.7001, 0.7001)
+class Limited(keras.constraints.Constraint):
+    def __call__(self, w: Any) -> Any:
+        return keras.ops.clip(w, -0.7001, 0.7001)
 
 
-@pytest.mark.parametrize("constraint", [keras.constraints.NonNeg(), keras.constraints.MaxNorm(1.5), limited])
+@pytest.mark.parametrize("constraint", [keras.constraints.NonNeg(), keras.constraints.MaxNorm(1.5), Limited()])
 @every_dtype
 def test_constraints_project_numbers_of_float32(dtype: str, constraint: Any) -> None:
     of = variables(dtype, constraint)
@@ -233,6 +246,27 @@ def model_with(optimizer: Any, dtype: str) -> Any:
     model.compile(optimizer=optimizer, loss="mse")
     optimizer.build(model.trainable_variables)
     return model
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="Keras has no fit on NumPy")
+@every_choice
+def test_fit_and_what_follows_from_a_file(dtype: str, master: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((32, width)).astype("float32") for width in (64, 2))
+    options = {"batch_size": 8, "shuffle": False, "verbose": 0}
+    model = model_with(make(ours, "Adam", learning_rate=0.01, master=master, **EMA), dtype)
+    losses = model.fit(x, y, epochs=3, **options).history["loss"]
+    assert losses[-1] < losses[0]
+    if master:
+        averages = [as_array(v).tobytes() for v in model.optimizer._model_variables_moving_average]
+        assert numbers(model.optimizer, model.trainable_variables) == averages
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for each in (model, again):
+        each.fit(x, y, epochs=2, **options)
+    of = [everything(each.optimizer, each.trainable_variables) for each in (model, again)]
+    assert of[0] == of[1]
+    assert (again.optimizer.kernel_steps, again.optimizer.keras_steps) == (8, 0)
 
 
 def train(model: Any, steps: range) -> None:
