@@ -14,6 +14,14 @@ import pytest
 pytest.importorskip("keras")
 pytest.importorskip("torch")
 
+FILES = [
+    "test_steps.py",
+    "test_use.py",
+    "test_on_torch.py",
+    "test_slot_formats.py",
+    "test_sixteen.py",
+    "test_memory.py",
+]
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.timeout(1200)
 
@@ -32,9 +40,7 @@ def counts(out: str) -> dict[str, int]:
 
 
 @pytest.mark.skipif("FASTVAR_KERAS_BACKEND" in os.environ, reason="this is the other process")
-@pytest.mark.parametrize(
-    "file", ["test_steps.py", "test_use.py", "test_on_torch.py", "test_slot_formats.py", "test_sixteen.py"]
-)
+@pytest.mark.parametrize("file", FILES)
 def test_on_torch(file: str) -> None:
     out = pytest_run("torch", f"tests/keras/{file}")
     assert "failed" not in counts(out), out[-5000:]

@@ -17,6 +17,7 @@ from fastvar.keras.optimizers.planning import KerasPlan, rule_of, stored_slot
 from fastvar.keras.supported import Unfit
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.keywords import Keywords, arguments_of, keyword
+from fastvar.tables import Table
 
 KEYWORDS = Keywords(("slot_dtype", "slot_dtype_min_size", "seed"), master=flag(default=None, optional=True))
 is_overwritten: Callable[[Any], bool] = attrgetter("overwrite_with_gradient")
@@ -182,6 +183,23 @@ class KernelStep(keras.optimizers.Optimizer):
                 if rest is not None:
                     masters.write(v, rest, slot_formats.as_array(average))
 
+    def memory(self) -> Table:
+        """Return a table of the bytes of variables and slots, as `fastvar.optimizers` do.
+
+        Raises
+        ------
+        ValueError
+            If kernels cannot run the optimizer, or it is not built.
+        """
+        owner = type(self).__name__
+        if not self.built:
+            raise ValueError(f"{owner}: must be built before its memory is known")
+        try:
+            return _planned(self).rule.memory()
+        except Unfit as reason:
+            told = str(reason).removeprefix(f"{owner}: ")
+            raise ValueError(f"{owner}: only Keras's code can run it: {told}") from None
+
     # Steps.
 
     def _check_variables_are_known(self, variables: list[Any]) -> None:
@@ -228,14 +246,20 @@ def _step(optimizer: KernelStep, grads: list[Any], variables: list[Any]) -> None
     """Run a step in the kernels, or raise `Unfit` before anything is written."""
     if in_stateless_scope() or in_symbolic_scope():
         raise Unfit("it is stateless or symbolic")
+    plan = _planned(optimizer)
+    plan.follow(optimizer)
+    if plan.step(plan.arranged(grads, variables)):
+        optimizer._after_update(plan.rule)
+
+
+def _planned(optimizer: KernelStep) -> KerasPlan:
+    """Return the plan of the next step, or raise `Unfit`."""
     plan = optimizer._plan
     if plan is None or not plan.holds(optimizer):
         optimizer._plan = None
         _check_methods(type(optimizer))
         plan = optimizer._plan = KerasPlan(optimizer)
-    plan.follow(optimizer)
-    if plan.step(plan.arranged(grads, variables)):
-        optimizer._after_update(plan.rule)
+    return plan
 
 
 def _check_methods(cls: type[KernelStep]) -> None:
