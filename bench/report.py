@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.pictures import PICTURES
-from bench.tasks import LIMITS
+from bench.tasks import FIXED, IN_CACHE, LIMITS
 from fastvar.benchmark.contenders import FASTVAR
 from fastvar.benchmark.picture import write as write_picture
 from fastvar.tables import count, duration, size
@@ -40,18 +40,20 @@ def verdict(record: Record) -> str:
 
 
 def reason(record: Record, near: float | None) -> str:
-    """Return why a step is further from its limit than NEAR, as far as its kind tells."""
+    """Return why a step is further from its limit than NEAR: what was measured in the same run explains it."""
     if near is None or near >= NEAR:
         return ""
     if record["contended"]:
         return f"{near:.2f} of the limit: another process takes turns"
-    if record["seconds"][FASTVAR] < 2e-5:
-        return f"{near:.2f} of the limit: the fixed cost of a call"
-    if record["variables"] > 100 and record["elements"] / record["variables"] < 5000:
-        return f"{near:.2f} of the limit: the cost of each variable"
-    if record["elements"] * record["threads"] < 2**22:
-        return f"{near:.2f} of the limit: arithmetic beyond roots and divisions, in cache"
-    return f"{near:.2f} of the limit: unexplained"
+    took, fixed, arithmetic = (record[key] for key in ("seconds", FIXED, IN_CACHE))
+    bound = max(arithmetic, *(took[name] for name in LIMITS if name in took))
+    share = fixed / took[FASTVAR]
+    found = [f"{share:.0%} is the cost of {count(record['variables'], 'variable')}"] * (share >= 0.1)
+    if bound == arithmetic:
+        found.append(f"its arithmetic takes {arithmetic / took[FASTVAR]:.0%}")
+    if fixed + bound < NEAR * took[FASTVAR]:
+        found.append(f"{1 - (fixed + bound) / took[FASTVAR]:.0%} is unexplained")
+    return f"{near:.2f} of the limit: {', '.join(found)}"
 
 
 def step_table(records: Sequence[Record]) -> Grid:
@@ -97,7 +99,7 @@ def summary(records: Sequence[Record]) -> list[str]:
     missing = sorted({name for r in chosen for name in r["absent"]})
     left = sorted({f"{name} in {r['id']}: {why}" for r in chosen for name, why in r["left out"].items()})
     failed = [f"{r['id']}: {r['failed']}" for r in records if "failed" in r]
-    lines = [f"fastvar is first in {len(first)} of {count(len(chosen), 'step')}."]
+    lines = [f"fastvar is first in {len(first)} of {count(len(chosen), 'step')}."] if chosen else []
     for text, items in (("Behind", behind), ("Not installed", missing), ("Left out", left), ("Failed", failed)):
         lines += [f"{text}: {', '.join(items)}."] if items else []
     return lines

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +26,8 @@ from fastvar.benchmark.measure import Run, interleaved, ratio
 TRAFFIC, ARITHMETIC = "traffic limit", "arithmetic limit"
 LIMITS = (TRAFFIC, ARITHMETIC)
 ENOUGH = 4.0  # seconds of measurements
+FIXED, IN_CACHE = "fixed", "in cache"  # what explains the distance from a limit
+SMALL = 2**14  # elements: all arrays of a rule are in the first or second cache
 Record = dict[str, Any]
 
 
@@ -63,11 +66,14 @@ def steps(task: Task, enough: float) -> Record:
             if each.name == FASTVAR:
                 raise
             out[each.name] = f"{type(error).__name__}: {str(error)[:200]}"
-    runs |= limits(case)
+    runs |= limits(case) | parts(case)
+    times = interleaved(runs, enough=enough)
+    fixed, in_cache = (median(times.pop(name)) for name in (FIXED, IN_CACHE))
     return {
         **{"rule": case.algorithm.name, "dtype": case.dtype, "shape": case.of_shape},
         **{"variables": len(case.tensors), "elements": case.elements, "bytes": case.bytes},
-        **figures(interleaved(runs, enough=enough)),
+        **figures(times),
+        **{FIXED: fixed, IN_CACHE: in_cache * case.elements / SMALL / case.threads},
         **{"peak": peak, "left out": out, "absent": absent(task.names)},
     }
 
@@ -81,6 +87,15 @@ def limits(case: Case) -> dict[str, Run]:
         read_first = [g] if case.algorithm.clip_and_average else []
         found[TRAFFIC] = limit.runner(written, g, case.threads, read_first)
     return {name: run for name, run in found.items() if run is not None}
+
+
+def parts(case: Case) -> dict[str, Run]:
+    """Return fastvar's steps of as many variables of one element, and of one small variable in cache."""
+    shapes = {FIXED: (len(case.tensors), 1), IN_CACHE: (1, SMALL)}
+    each = {FIXED: case.threads, IN_CACHE: 1}
+    cases = {name: replace(case, shape=shape, threads=each[name]) for name, shape in shapes.items()}
+    (ours,) = (each for each in EVERY if each.name == FASTVAR)
+    return {name: repeated(ours.prepare(part).step) for name, part in cases.items()}
 
 
 def formats(task: Task, enough: float) -> Record:

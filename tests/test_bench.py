@@ -188,7 +188,15 @@ def test_a_step_behind_is_named_with_its_reason(records: list[tasks.Record]) -> 
     record = records[2] | {"ratios": {"torch fused": 0.98, "traffic limit": 0.95}}
     assert report.verdict(record) == "level with torch fused"
     record["ratios"]["traffic limit"] = 0.5
-    assert report.verdict(record) == "behind torch fused; 0.50 of the limit: the fixed cost of a call"
+    record["seconds"] = {FASTVAR: 1.0, "traffic limit": 0.5}
+    for fixed, in_cache, reason in (
+        (0.4, 0.1, "40% is the cost of 1 variable"),
+        (0.01, 0.98, "its arithmetic takes 98%"),
+        (0.3, 0.65, "30% is the cost of 1 variable, its arithmetic takes 65%"),
+        (0.05, 0.1, "45% is unexplained"),
+    ):
+        record |= {tasks.FIXED: fixed, tasks.IN_CACHE: in_cache}
+        assert report.verdict(record) == f"behind torch fused; 0.50 of the limit: {reason}"
     assert report.summary([record])[0] == "fastvar is first in 0 of 1 step."
 
 
