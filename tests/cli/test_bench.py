@@ -31,8 +31,8 @@ def test_the_table(capsys: Any) -> None:
 
 
 def test_json_and_picture(capsys: Any, tmp_path: Path) -> None:
-    code, out, _ = run(capsys, "bench", *FEW, "--json", "--picture", tmp_path / "speed.svg")
-    assert code == 0
+    code, out, err = run(capsys, "bench", *FEW, "--json", "--picture", tmp_path / "speed.svg")
+    assert code == 0, err
     found = json.loads(out)
     assert len(found["steps"]) == 4
     assert all(row["seconds"] > 0 and [*row["times as long"]] == ["NumPy"] for row in found["steps"])

@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import fastvar as fv
-from tests.distributed.test_mpi import REPEATS, running, start
+from tests.support.mpi_jobs import REPEATS, mpi, running, start
 from tests.support.saving_ranks import RATE, network
 
+__all__ = ["mpi"]
+pytestmark = pytest.mark.usefixtures("mpi")
 KILLS = 10 * REPEATS or 2
 
 

@@ -13,45 +13,13 @@ import pytest
 
 import fastvar as fv
 from tests.support import ranks
+from tests.support.mpi_jobs import REPEATS, ROOT, mpi, running, start
 
-ROOT = Path(__file__).parents[2]
+__all__ = ["mpi"]
+pytestmark = pytest.mark.usefixtures("mpi")
+
 IDS = ["adam", "muon", "prodigy"]
-REPEATS = int(os.environ.get("FASTVAR_FAULTS", "0"))  # of each fault; `make ranks` sets it
 DEADLINE = 20 if REPEATS else 5  # seconds for which a rank waits for another
-MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _mpi() -> None:
-    """Skip where MPI is not installed, or cannot start a program at all."""
-    pytest.importorskip("mpi4py")
-    if MPIRUN is None:
-        pytest.skip("no mpirun")
-    process = launch(2, "true")
-    _, err = process.communicate(timeout=120)
-    if process.returncode:
-        pytest.skip(f"mpirun cannot start a program here: {err[-300:]}")
-
-
-def start(size: int, *command: str) -> subprocess.Popen[str]:
-    """Start as many ranks of a program in Python."""
-    return launch(size, sys.executable, *command)
-
-
-def launch(size: int, *command: str) -> subprocess.Popen[str]:
-    """Start as many processes as asked for, on however few processors."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PRTE_"))}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return subprocess.Popen(
-        [str(MPIRUN), "--oversubscribe", "--bind-to", "none", "-n", str(size), *command],
-        env=environment,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 def test_same_bits() -> None:
@@ -135,19 +103,6 @@ def saved_until(folder: Path, step: int) -> None:
         manager.save()  # removes what the failed save has left
         assert len([*folder.glob("*.part-*")]) == 3 * step
     shutil.rmtree(folder)
-
-
-def running(pid: int) -> bool:
-    for _ in range(50):  # mpirun may end before what it has killed
-        try:
-            os.kill(pid, 0)
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (ProcessLookupError, FileNotFoundError):
-            return False
-        if state == "Z":
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def test_request_to_stop_reaches_all(tmp_path: Path) -> None:

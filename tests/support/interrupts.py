@@ -39,8 +39,9 @@ def instructions(code):
 
 
 def heard(frame):
-    """Return whether an interrupt here is not lost, as it is in finalizers, which Python calls itself."""
-    return frame is None or (frame.f_code.co_name not in ("__del__", "_remove") and heard(frame.f_back))
+    """Return whether an interrupt here is not lost, as it is in what Python calls itself, such as finalizers."""
+    lost = ("__del__", "_remove", "unraisable_hook")
+    return frame is None or (frame.f_code.co_name not in lost and heard(frame.f_back))
 
 
 class Interrupts:
