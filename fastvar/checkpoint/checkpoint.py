@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Never, ParamSpec, TypeVar
 
 from fastvar.buffers import Array
 from fastvar.checkpoint.contents import Contents
@@ -77,7 +77,9 @@ class Checkpoint(Shown):
     (array([1., 2.]), {'epoch': 3})
     """
 
-    def __init__(self, root: Any = None, /, **objects: Any) -> None:
+    def __init__(self, root: Any = None, /, *unnamed: Never, **objects: Any) -> None:
+        if unnamed:
+            raise TypeError("Checkpoint: name the objects: Checkpoint(model=model, optimizer=optimizer)")
         self._root, self._objects = root, objects
         check_names(self._contents().tensors())  # raise errors about the objects here, not at the first save
 

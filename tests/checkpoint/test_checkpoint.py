@@ -241,6 +241,11 @@ def test_two_of_one_name_are_an_error() -> None:
     fv.Checkpoint(a=same, b=[same])  # one variable, twice
 
 
+def test_objects_without_names_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"name the objects: Checkpoint\(model=model"):
+        fv.Checkpoint([fv.Variable(0.0)], fv.optimizers.SGD())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("thing", [3, "text", object(), np.zeros(2)], ids=["int", "str", "object", "array"])
 def test_what_cannot_be_saved_is_refused(thing: Any) -> None:
     with pytest.raises(TypeError, match="thing= must be"):
