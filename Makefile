@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml $(wildcard $(addprefix fastvar/kernels/*,.pyx
 MATHJAX := docs/_build/mathjax/tex-svg.js
 PYTEST := $(PY) -m pytest -n 2 --timeout 600
 
-.PHONY: demo test integrations ranks bench bench-all docs lint format sanitize soak faults avx512 package wheel versions clean
+.PHONY: demo test integrations ranks bench bench-all docs lint format sanitize soak faults avx512 aarch64 package wheel versions clean
 
 demo: $(VENV)/.examples
 	$(PY) examples/digits.py
@@ -91,6 +91,10 @@ faults: $(VENV)/.test
 # Test the AVX-512 kernels on an emulated processor (needs Debian and root; takes some minutes).
 avx512: $(VENV)/.test
 	tools/avx512/bits $(PY)
+
+# Compare the bits of emulated ARM processors with those here (needs Debian on x86-64 and root; takes some minutes).
+aarch64: $(VENV)/.test
+	tools/aarch64/compare $(PY)
 
 # Make dist/*.tar.gz and dist/*.whl, and look into them: neither may hold generated C.
 package: $(VENV)/.test

@@ -1,4 +1,7 @@
-"""A sample of the tests of kernels, small enough for an emulated processor, on which ./bits runs it."""
+"""A sample of the tests of kernels, small enough for an emulated processor: `python bits.py ISA`.
+
+avx512/bits and aarch64/compare run it on one.
+"""
 
 import sys
 
@@ -37,8 +40,9 @@ def comparisons():
             )
 
 
-assert kernels.isa == "avx512", kernels.isa
-test_bits.MODULES = test_sums.MODULES = test_sparse.MODULES = {"avx512": kernels.active}
+(isa,) = sys.argv[1:]
+assert kernels.isa == isa, kernels.isa
+test_bits.MODULES = test_sums.MODULES = test_sparse.MODULES = {isa: kernels.active}
 test_sums.COMPARED = [(kernels.active, 1), (kernels.active, 3)]
 passed = failed = 0
 for name, compare in comparisons():
