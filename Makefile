@@ -41,7 +41,7 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/cython-lint fastvar/kernels
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/cython-lint fastvar/kernels
 	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml fastvar.kernels.cpu fastvar.kernels.crew fastvar.kernels.turn fastvar.kernels.atomic fastvar.kernels.tensors fastvar.kernels.baseline
 
 # Build docs/_build/html. It serves its own copy of MathJax.
@@ -50,7 +50,7 @@ docs: $(VENV)/.docs $(MATHJAX)
 
 $(MATHJAX): | $(VENV)/.docs
 	mkdir -p $(@D)
-	cd $(@D) && $(CURDIR)/$(VENV)/bin/npm pack --silent mathjax@3.2.2 && \
+	cd $(@D) && $(abspath $(VENV))/bin/npm pack --silent mathjax@3.2.2 && \
 	tar -xzmf mathjax-3.2.2.tgz --strip-components=2 package/es5/$(@F) && rm mathjax-3.2.2.tgz || \
 	echo "npm cannot fetch MathJax: the site shows formulas as TeX"
 
@@ -109,7 +109,7 @@ PLATFORM := manylinux2014_$(shell uname -m)
 wheel: $(VENV)/.wheel
 	rm -rf build/wheel dist/*.whl
 	LDFLAGS=-s $(PY) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --plat $(PLATFORM) --only-plat --wheel-dir dist build/wheel/*.whl
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m auditwheel repair --plat $(PLATFORM) --only-plat --wheel-dir dist build/wheel/*.whl
 	$(PY) tools/wheel.py dist/*.whl
 
 # Test with the oldest dependencies that are allowed, and with the newest on every Python that is here, or only

@@ -21,7 +21,7 @@ def axes(owner: str) -> Any:
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise ImportError(f'{owner}: plot needs matplotlib: pip install "fastvar[plot]"') from error
+        raise ImportError(f'{owner}: plot needs matplotlib: pip install "matplotlib>=3.9"') from error
     return pyplot.subplots(figsize=(8, 4.5), layout="constrained")[1]
 
 

@@ -26,7 +26,7 @@ from fastvar.variable import Variable
 try:
     from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 except ImportError:
-    raise ImportError("fastvar.scipy: needs SciPy; run `pip install 'fastvar[scipy]'`") from None
+    raise ImportError("fastvar.scipy: needs SciPy; run `pip install 'scipy>=1.13'`") from None
 
 __all__ = ["method"]
 

@@ -343,7 +343,7 @@ def test_without_matplotlib_a_history_is_a_table(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     history = manager.history()
     assert "<svg" not in history._repr_html_()
-    with pytest.raises(ImportError, match=r'History: plot needs matplotlib: pip install "fastvar\[plot\]"'):
+    with pytest.raises(ImportError, match=r'History: plot needs matplotlib: pip install "matplotlib>=3.9"'):
         history.plot()
 
 

@@ -76,7 +76,7 @@ def figure(width: float = 8, height: float = 3.8) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('a picture needs matplotlib: pip install "fastvar[plot]"') from error
+        raise ImportError('a picture needs matplotlib: pip install "matplotlib>=3.9"') from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -206,7 +206,7 @@ def plot(difference: Difference, path: str | os.PathLike[str], most: int = 60) -
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('diff: plot needs matplotlib: pip install "fastvar[plot]"') from error
+        raise ImportError('diff: plot needs matplotlib: pip install "matplotlib>=3.9"') from error
 
     drawn = [change for change in difference.changed if change.finite and 0 < change.relative < math.inf]
     ranked = sorted(drawn, key=lambda change: change.relative)[-most:]

@@ -53,7 +53,7 @@ class Processes:
         try:
             from mpi4py import MPI
         except ImportError as error:
-            raise ImportError(f"fastvar.distributed needs mpi4py ({error}): pip install 'fastvar[mpi]'") from None
+            raise ImportError(f"fastvar.distributed needs mpi4py ({error}): pip install 'mpi4py>=4.0'") from None
         self._mpi: Any = MPI
         self._ranks = MPI.COMM_WORLD.Dup()
         self.rank: int = self._ranks.rank

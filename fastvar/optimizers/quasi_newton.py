@@ -75,7 +75,7 @@ class LBFGS(Optimizer, options=False):
 
     Notes
     -----
-    Requires SciPy: `pip install "fastvar[lbfgs]"`. Nothing is kept between calls, so a resumed run continues with
+    Requires SciPy: `pip install "scipy>=1.13"`. Nothing is kept between calls, so a resumed run continues with
     the next call as if it had not stopped.
 
     References
@@ -156,7 +156,7 @@ class LBFGS(Optimizer, options=False):
         try:
             from scipy.optimize import minimize
         except ImportError:
-            raise ImportError(f"{self._owner}: needs SciPy; run `pip install 'fastvar[lbfgs]'`") from None
+            raise ImportError(f"{self._owner}: needs SciPy; run `pip install 'scipy>=1.13'`") from None
         variables = [v for v in self._state.variables if v.trainable]
         before: list[tuple[Any, Any]] = [(v._array, v.numpy()) for v in variables]
         bounds = np.concatenate([np.zeros((0, 2)), *map(self._bounds, variables)])

@@ -54,4 +54,4 @@ def test_mistakes(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, err = run(capsys, "bench", *FEW, "--picture", "x.png")
     assert code == 2
-    assert 'pip install "fastvar[plot]"' in out + err
+    assert 'pip install "matplotlib>=3.9"' in out + err

@@ -276,7 +276,7 @@ def test_plot_schedule_tells_what_is_wrong(arguments: list[str], message: str, t
 def test_plot_schedule_without_matplotlib_tells_what_to_install(tmp_path: Path) -> None:
     done = command("LinearDecay(0.1, 10)", folder=tmp_path, before="sys.modules['matplotlib'] = None")
     assert done.returncode == 2
-    assert done.stderr.endswith('LinearDecay: plot needs matplotlib: pip install "fastvar[plot]"\n')
+    assert done.stderr.endswith('LinearDecay: plot needs matplotlib: pip install "matplotlib>=3.9"\n')
 
 
 @pytest.mark.parametrize("make", [fv.optimizers.Adam, lambda rate: fv.optimizers.Adam(weight_decay=rate)])
