@@ -24,11 +24,16 @@ def sizes(records: Sequence[Record]) -> Any:
     drawn = figure(8, 4.5)
     axes = drawn.subplots()
     names = dict.fromkeys(name for r in of_one for name in r["seconds"])
-    for k, name in enumerate(names):
+    for name in names:
         points = [(r["elements"], r["seconds"][name] * 1e6) for r in of_one if name in r["seconds"]]
-        style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "marker": "."}
         if name in LIMITS:
-            style = {"color": "black", "linestyle": ":" if name == LIMITS[0] else "--", "linewidth": 1}
+            style: dict[str, Any] = {
+                "color": "black",
+                "linestyle": ":" if name == LIMITS[0] else "--",
+                "linewidth": 1,
+            }
+        else:
+            style = {"color": COLOURS[NAMES.index(name)], "marker": "."}
         axes.plot(*zip(*points, strict=True), label=name, **style | {"zorder": 3 if name == FASTVAR else 2})
     axes.set(xscale="log", yscale="log", xlabel="elements of one variable", ylabel="µs a step")
     axes.xaxis.get_major_locator().set_params(numticks=12)
@@ -42,13 +47,17 @@ def speedups(records: Sequence[Record]) -> Any:
         rivals = {name: x for name, x in r["ratios"].items() if name not in LIMITS}
         if len(rivals) > 2 and r["dtype"] == "float32":
             by_rule[r["rule"]][r["shape"]] = rivals
-    if not by_rule:
-        return None
+    title = "One step of {}, float32, one thread"
+    return panels(by_rule, title, NAMES, "time / fastvar's time") if by_rule else None
+
+
+def panels(by_rule: Any, title: str, order: Sequence[str], label: str) -> Any:
+    """Draw ratios by shape, a panel for each rule."""
     drawn = figure(11, 4 * len(by_rule))
-    panels = drawn.subplots(len(by_rule), squeeze=False)[:, 0]
-    for axes, (rule, rows) in zip(panels, by_rule.items(), strict=True):
-        bars(axes, rows, f"One step of {rule}, float32, one thread", NAMES[1:])
+    for axes, (rule, rows) in zip(drawn.subplots(len(by_rule), squeeze=False)[:, 0], by_rule.items(), strict=True):
+        bars(axes, rows, title.format(rule), order)
         axes.set_xlabel("variables x elements", fontsize=9)
+        axes.set_ylabel(label)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn
 
@@ -68,20 +77,14 @@ def contention(records: Sequence[Record]) -> Any:
 def beside(records: Sequence[Record], chosen: Any, part: int, title: str) -> Any:
     """Draw the times of chosen records in times of those that differ in one part of their names."""
     quiet = {r["id"]: r for r in steps(records)}
-    rows: dict[str, dict[str, float]] = {}
+    by_rule: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for r in steps(records, contended=None):
         parts = r["id"].split("-")
         base = quiet.get("-".join(parts[:-1]) if part == -2 else "-".join([*parts[:-1], "1thr"]))
         if chosen(r) and base is not None and base is not r and r["contended"] == (part == -2):
             names = [name for name in r["seconds"] if name in base["seconds"] and name not in LIMITS]
-            rows[f"{r['rule']}\n{r['shape']}"] = {n: r["seconds"][n] / base["seconds"][n] for n in names}
-    if not rows:
-        return None
-    drawn = figure(max(8, 1.2 * len(rows)), 4)
-    axes = drawn.subplots()
-    bars(axes, rows, title, NAMES)
-    axes.set_ylabel("times as long")
-    return drawn
+            by_rule[r["rule"]][r["shape"]] = {n: r["seconds"][n] / base["seconds"][n] for n in names}
+    return panels(by_rule, f"{title}: {{}}", NAMES, "times as long") if by_rule else None
 
 
 def formats(records: Sequence[Record]) -> Any:

@@ -27,6 +27,7 @@ TRAFFIC, ARITHMETIC = "traffic limit", "arithmetic limit"
 LIMITS = (TRAFFIC, ARITHMETIC)
 ENOUGH = 4.0  # seconds of measurements
 FIXED, IN_CACHE = "fixed", "in cache"  # what explains the distance from a limit
+PARTS = (FIXED, "one", "small")
 SMALL = 2**14  # elements: all arrays of a rule are in the first or second cache
 Record = dict[str, Any]
 
@@ -68,12 +69,12 @@ def steps(task: Task, enough: float) -> Record:
             out[each.name] = f"{type(error).__name__}: {str(error)[:200]}"
     runs |= limits(case) | parts(case)
     times = interleaved(runs, enough=enough)
-    fixed, in_cache = (median(times.pop(name)) for name in (FIXED, IN_CACHE))
+    fixed, one, small = (median(times.pop(name)) for name in PARTS)
     return {
         **{"rule": case.algorithm.name, "dtype": case.dtype, "shape": case.of_shape},
         **{"variables": len(case.tensors), "elements": case.elements, "bytes": case.bytes},
         **figures(times),
-        **{FIXED: fixed, IN_CACHE: in_cache * case.elements / SMALL / case.threads},
+        **{FIXED: fixed, IN_CACHE: max(0.0, small - one) * case.elements / SMALL / case.threads},
         **{"peak": peak, "left out": out, "absent": absent(task.names)},
     }
 
@@ -90,12 +91,13 @@ def limits(case: Case) -> dict[str, Run]:
 
 
 def parts(case: Case) -> dict[str, Run]:
-    """Return fastvar's steps of as many variables of one element, and of one small variable in cache."""
-    shapes = {FIXED: (len(case.tensors), 1), IN_CACHE: (1, SMALL)}
-    each = {FIXED: case.threads, IN_CACHE: 1}
-    cases = {name: replace(case, shape=shape, threads=each[name]) for name, shape in shapes.items()}
+    """Return fastvar's steps of as many variables of one element, of one such, and of a small one in cache."""
+    shapes = ((len(case.tensors), 1), (1, 1), (1, SMALL))
     (ours,) = (each for each in EVERY if each.name == FASTVAR)
-    return {name: repeated(ours.prepare(part).step) for name, part in cases.items()}
+    return {
+        name: repeated(ours.prepare(replace(case, shape=shape)).step)
+        for name, shape in zip(PARTS, shapes, strict=True)
+    }
 
 
 def formats(task: Task, enough: float) -> Record:

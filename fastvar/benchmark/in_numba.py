@@ -18,23 +18,23 @@ _PARALLEL = 2**15  # elements: with fewer, threads cost more than they save
 def _rules(parallel: bool) -> dict[str, Any]:
     from numba import njit, prange
 
-    @njit(parallel=parallel)  # type: ignore[untyped-decorator]
-    def sgd(w: Any, g: Any, m: Any, v: Any, c: Any) -> None:
+    @njit(parallel=parallel, error_model="numpy")  # type: ignore[untyped-decorator]
+    def sgd(w: Any, g: Any, m: Any, v: Any, rate: Any, a: Any, b: Any, c: Any) -> None:
         for i in prange(w.size):
-            w[i] -= c[0] * g[i]
+            w[i] -= rate * g[i]
 
-    @njit(parallel=parallel)  # type: ignore[untyped-decorator]
-    def momentum(w: Any, g: Any, m: Any, v: Any, c: Any) -> None:
+    @njit(parallel=parallel, error_model="numpy")  # type: ignore[untyped-decorator]
+    def momentum(w: Any, g: Any, m: Any, v: Any, rate: Any, a: Any, b: Any, c: Any) -> None:
         for i in prange(w.size):
-            m[i] = c[1] * m[i] - c[0] * g[i]
+            m[i] = a * m[i] - rate * g[i]
             w[i] += m[i]
 
-    @njit(parallel=parallel)  # type: ignore[untyped-decorator]
-    def adam(w: Any, g: Any, m: Any, v: Any, c: Any) -> None:
+    @njit(parallel=parallel, error_model="numpy")  # type: ignore[untyped-decorator]
+    def adam(w: Any, g: Any, m: Any, v: Any, rate: Any, a: Any, b: Any, epsilon: Any) -> None:
         for i in prange(w.size):
-            m[i] += (g[i] - m[i]) * c[1]
-            v[i] += (g[i] * g[i] - v[i]) * c[2]
-            w[i] -= c[0] * m[i] / (np.sqrt(v[i]) + c[3])
+            m[i] += (g[i] - m[i]) * a
+            v[i] += (g[i] * g[i] - v[i]) * b
+            w[i] -= rate * m[i] / (np.sqrt(v[i]) + epsilon)
 
     return {"sgd": sgd, "momentum": momentum, "adam": adam}
 
@@ -59,7 +59,7 @@ def _prepare(case: Case) -> Prepared:
     def step() -> None:
         scalars = _scalars(case, next(steps))
         for row in rows:
-            update(*row, scalars)
+            update(*row, *scalars)
 
     return Prepared(step, lambda: weights)
 

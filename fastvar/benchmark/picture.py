@@ -17,6 +17,8 @@ COLOURS = (
     "#8c6d31",
     "#31a354",
     "#a1d99b",
+    "#dd3497",
+    "#636363",
 )
 Ratios = Mapping[str, Mapping[str, float]]  # for each case, the times of the others divided by fastvar's
 
@@ -59,6 +61,8 @@ def bars(axes: Any, ratios: Ratios, title: str, order: Sequence[str] = ()) -> No
     axes.set_yscale("log")
     axes.margins(y=0.15)
     axes.yaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_minor_formatter("{x:.3g}" if high < 10 * low else "")  # a scale without powers of ten needs them
     axes.set_ylabel("time / fastvar's time")
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, fontsize=8, ncols=1 if len(names) < 4 else 3)
