@@ -62,7 +62,7 @@ def bars(axes: Any, ratios: Ratios, title: str, order: Sequence[str] = ()) -> No
     axes.margins(y=0.15)
     axes.yaxis.set_major_formatter("{x:g}")
     low, high = axes.get_ylim()
-    axes.yaxis.set_minor_formatter("{x:.3g}" if high < 10 * low else "")  # a scale without powers of ten needs them
+    axes.yaxis.set_minor_formatter("{x:.3g}" if high < 10 * low else "")  # there may be no power of ten
     axes.set_ylabel("time / fastvar's time")
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, fontsize=8, ncols=1 if len(names) < 4 else 3)
