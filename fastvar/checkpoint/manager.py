@@ -98,6 +98,10 @@ class CheckpointManager(Shown):
         keep_best: int = 1,
         hyperparameters: Choice = "saved",
     ) -> None:
+        if not isinstance(checkpoint, Checkpoint):
+            raise TypeError(
+                f"CheckpointManager: checkpoint must be a fastvar.Checkpoint, got {type(checkpoint).__name__}"
+            )
         if checkpoint_interval is not None and (type(checkpoint_interval) is not int or checkpoint_interval < 1):
             raise ValueError(
                 f"CheckpointManager: checkpoint_interval must be at least 1 or None, got {checkpoint_interval!r}"

@@ -53,6 +53,15 @@ def test_the_manager_keeps_some_for_ever(tmp_path: Path, monkeypatch: Any) -> No
     assert [Path(p).name for p in one.checkpoints] == [f"ckpt-{k}.h5" for k in (1, 3, 5, 7, 8)]
 
 
+@pytest.mark.parametrize(
+    "thing", [[fv.Variable(0.0)], "folder", fv.optimizers.SGD()], ids=["list", "str", "optimizer"]
+)
+def test_only_a_checkpoint_is_managed(tmp_path: Path, thing: Any) -> None:
+    with pytest.raises(TypeError, match=f"must be a fastvar.Checkpoint, got {type(thing).__name__}"):
+        fv.CheckpointManager(thing, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_manager_saves_by_interval(tmp_path: Path) -> None:
     step = fv.Variable(0, trainable=False)
     one = manager(tmp_path, fv.Variable([0.0]), step_counter=step, checkpoint_interval=10)
