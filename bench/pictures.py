@@ -48,14 +48,14 @@ def speedups(records: Sequence[Record]) -> Any:
         if len(rivals) > 2 and r["dtype"] == "float32":
             by_rule[r["rule"]][r["shape"]] = rivals
     title = "One step of {}, float32, one thread"
-    return panels(by_rule, title, NAMES, "time / fastvar's time") if by_rule else None
+    return panels(by_rule, title, "time / fastvar's time") if by_rule else None
 
 
-def panels(by_rule: Any, title: str, order: Sequence[str], label: str) -> Any:
+def panels(by_rule: Any, title: str, label: str) -> Any:
     """Draw ratios by shape, a panel for each rule."""
     drawn = figure(11, 4 * len(by_rule))
     for axes, (rule, rows) in zip(drawn.subplots(len(by_rule), squeeze=False)[:, 0], by_rule.items(), strict=True):
-        bars(axes, rows, title.format(rule), order)
+        bars(axes, rows, title.format(rule), NAMES)
         axes.set_xlabel("variables x elements", fontsize=9)
         axes.set_ylabel(label)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -84,7 +84,7 @@ def beside(records: Sequence[Record], chosen: Any, part: int, title: str) -> Any
         if chosen(r) and base is not None and base is not r and r["contended"] == (part == -2):
             names = [name for name in r["seconds"] if name in base["seconds"] and name not in LIMITS]
             by_rule[r["rule"]][r["shape"]] = {n: r["seconds"][n] / base["seconds"][n] for n in names}
-    return panels(by_rule, f"{title}: {{}}", NAMES, "times as long") if by_rule else None
+    return panels(by_rule, f"{title}: {{}}", "times as long") if by_rule else None
 
 
 def formats(records: Sequence[Record]) -> Any:

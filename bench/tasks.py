@@ -19,7 +19,7 @@ from bench.contention import burning
 from bench.savers import Training, savers, sync
 from bench.suite import CHECKPOINTS, Task
 from fastvar.benchmark.cases import Case
-from fastvar.benchmark.contenders import EVERY, FASTVAR, absent, threads
+from fastvar.benchmark.contenders import EVERY, FASTVAR, absent, contenders, threads
 from fastvar.benchmark.contest import repeated
 from fastvar.benchmark.measure import Run, interleaved, ratio
 
@@ -93,11 +93,8 @@ def limits(case: Case) -> dict[str, Run]:
 def parts(case: Case) -> dict[str, Run]:
     """Return fastvar's steps of as many variables of one element, of one such, and of a small one in cache."""
     shapes = ((len(case.tensors), 1), (1, 1), (1, SMALL))
-    (ours,) = (each for each in EVERY if each.name == FASTVAR)
-    return {
-        name: repeated(ours.prepare(replace(case, shape=shape)).step)
-        for name, shape in zip(PARTS, shapes, strict=True)
-    }
+    made = [contenders(replace(case, shape=shape), (FASTVAR,))[FASTVAR] for shape in shapes]
+    return {name: repeated(each.step) for name, each in zip(PARTS, made, strict=True)}
 
 
 def formats(task: Task, enough: float) -> Record:

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 import fastvar as fv
-from tests.support.mpi_jobs import REPEATS, mpi, running, start
+from tests.support.mpi_jobs import REPEATS, running, start
 from tests.support.saving_ranks import RATE, network
 
-__all__ = ["mpi"]
 pytestmark = pytest.mark.usefixtures("mpi")
 KILLS = 10 * REPEATS or 2
 

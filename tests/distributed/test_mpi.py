@@ -13,9 +13,8 @@ import pytest
 
 import fastvar as fv
 from tests.support import ranks
-from tests.support.mpi_jobs import REPEATS, ROOT, mpi, running, start
+from tests.support.mpi_jobs import REPEATS, ROOT, running, start
 
-__all__ = ["mpi"]
 pytestmark = pytest.mark.usefixtures("mpi")
 
 IDS = ["adam", "muon", "prodigy"]

@@ -29,7 +29,7 @@ from tests.support.keras_sixteen import (
     values,
     variables,
 )
-from tests.support.keras_steps import BACKEND, apply, as_array, everything, make
+from tests.support.keras_steps import BACKEND, apply, as_array, everything, make, move, trained_matrix
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -357,9 +357,7 @@ def test_variables_that_are_moved_are_followed(dtype: str, master: bool) -> None
         of = variables(dtype)
         optimizer = built("Adam", of, master=master)
         step(optimizer, of, range(2))
-        for v in [*of, *optimizer.variables[2:]] if moved else ():
-            copy = keras.ops.copy(v.value)
-            v._value = copy if BACKEND == "numpy" else type(v._value)(copy.detach(), False)
+        move([*of, *optimizer.variables[2:]] if moved else [])
         step(optimizer, of, range(2, 4))
         ends.append(everything(optimizer, of))
     assert ends[0] == ends[1]
@@ -370,15 +368,8 @@ def test_variables_that_are_moved_are_followed(dtype: str, master: bool) -> None
 def test_transposed_variables(dtype: str) -> None:
     ends = []
     for transposed in (False, True):
-        v = keras.Variable(np.random.default_rng(4).standard_normal((64, 80)), dtype=dtype)
-        if transposed:
-            v._value.data = v._value.data.t().contiguous().t()
         optimizer = ours.Adam(master=True)
-        optimizer.build([v])
-        rng = np.random.default_rng(3)
-        for _ in range(3):
-            optimizer.apply([keras.ops.convert_to_tensor(rng.standard_normal((64, 80)).astype("float32"))], [v])
-        assert optimizer.kernel_steps == 3
+        v = trained_matrix(optimizer, dtype, transposed)
         ends.append(everything(optimizer, [v]))
     assert ends[0] == ends[1]
 

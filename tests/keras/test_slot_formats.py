@@ -12,7 +12,7 @@ import pytest
 
 import fastvar as fv
 import fastvar.keras.optimizers as ours
-from tests.support.keras_steps import BACKEND, NAMES, apply, as_array, everything, make
+from tests.support.keras_steps import BACKEND, NAMES, apply, as_array, everything, make, move, trained_matrix
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -336,11 +336,7 @@ def test_slots_that_are_moved_are_followed(slot_dtype: str) -> None:
     for moved in (False, True):
         optimizer, of = built("Adam", slot_dtype=slot_dtype)
         step(optimizer, of, range(2))
-        if moved:
-            for v in optimizer.variables[2:]:
-                v._value = (
-                    keras.ops.copy(v.value) if BACKEND == "numpy" else type(v._value)(v._value.clone(), False)
-                )
+        move(optimizer.variables[2:] if moved else [])
         step(optimizer, of, range(2, 4))
         ends.append(everything(optimizer, of))
     assert ends[0] == ends[1]
@@ -351,16 +347,8 @@ def test_slots_that_are_moved_are_followed(slot_dtype: str) -> None:
 def test_transposed_variables(slot_dtype: str) -> None:
     ends = []
     for transposed in (False, True):
-        v = keras.Variable(np.random.default_rng(4).standard_normal((64, 80)), dtype="float32")
-        if transposed:
-            v._value.data = v._value.data.t().contiguous().t()
         optimizer = ours.Adam(slot_dtype=slot_dtype, seed=2)
-        optimizer.build([v])
-        rng = np.random.default_rng(3)
-        for _ in range(3):
-            optimizer.apply([keras.ops.convert_to_tensor(rng.standard_normal((64, 80)).astype("float32"))], [v])
-        assert optimizer.kernel_steps == 3
-        ends.append(as_array(v))
+        ends.append(as_array(trained_matrix(optimizer, "float32", transposed)))
     if slot_dtype == "8bit":  # it is laid in C order
         np.testing.assert_array_equal(*ends)
     else:  # random bits belong to places in memory

@@ -116,3 +116,23 @@ def as_array(variable: Any) -> Any:
 
 def everything(optimizer: Any, of: list[Any]) -> list[bytes]:
     return [as_array(v).tobytes() for v in [*of, *optimizer.variables]]
+
+
+def move(variables: list[Any]) -> None:
+    """Give variables new memory with the same numbers."""
+    for v in variables:
+        copy = keras.ops.copy(v.value)
+        v._value = copy if BACKEND == "numpy" else type(v._value)(copy.detach(), False)
+
+
+def trained_matrix(optimizer: Any, dtype: str, transposed: bool) -> Any:
+    """Return a matrix after three steps of the kernels, which may lie transposed in memory (with torch)."""
+    v = keras.Variable(np.random.default_rng(4).standard_normal((64, 80)), dtype=dtype)
+    if transposed:
+        v._value.data = v._value.data.t().contiguous().t()
+    optimizer.build([v])
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        optimizer.apply([keras.ops.convert_to_tensor(rng.standard_normal((64, 80)).astype("float32"))], [v])
+    assert optimizer.kernel_steps == 3
+    return v

@@ -7,23 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 REPEATS = int(os.environ.get("FASTVAR_FAULTS", "0"))  # of each fault; `make ranks` sets it
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-
-
-@pytest.fixture(scope="module")
-def mpi() -> None:
-    """Skip where MPI is not installed, or cannot start a program at all."""
-    pytest.importorskip("mpi4py")
-    if MPIRUN is None:
-        pytest.skip("no mpirun")
-    process = launch(2, "true")
-    _, err = process.communicate(timeout=120)
-    if process.returncode:
-        pytest.skip(f"mpirun cannot start a program here: {err[-300:]}")
 
 
 def start(size: int, *command: str) -> subprocess.Popen[str]:
