@@ -70,7 +70,9 @@ cdef enum:
     TILE = 256  # elements that are updated together in L1: so few that memory and arithmetic overlap
     BLOCK = 1024  # elements of a partial sum
     LANES = 16
-    TASK = 16 * BLOCK  # elements that a thread takes at a time: enough to hide the overhead, few enough to balance
+    LEAST = 16  # blocks that a thread takes at a time: enough to hide the overhead
+    MOST = 256  # the same: enough for the processor, which fetches ahead only after some of a stream
+    SHARES = 16  # tasks for each thread, so that all end at about the same time
     MAX_SLOTS = 8
     MAX_SUMS = 4
     MAX_UNITS = 2

@@ -253,9 +253,9 @@ cdef int on_span(const Span* s, Py_ssize_t lo, Py_ssize_t hi, Part part) noexcep
     return part(s, lo, hi, 0) if s.rows == NULL else over_rows(s, lo, hi, part)
 
 
-cdef int on_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, Part part) noexcept nogil:
-    # Run elements lo to lo + TASK of the concatenation.
-    cdef Py_ssize_t i = find(spans, n, lo), hi = lo + TASK
+cdef int on_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, Py_ssize_t hi, Part part) noexcept nogil:
+    # Run elements lo to hi of the concatenation.
+    cdef Py_ssize_t i = find(spans, n, lo)
     cdef int found = 0
     while i < n and spans[i].start < hi:
         found |= on_span(&spans[i], max(lo - spans[i].start, 0), min(hi - spans[i].start, spans[i].length), part)
@@ -263,12 +263,12 @@ cdef int on_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, Part part) noex
     return found
 
 
-cdef int on_all(const Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, Part part) noexcept nogil:
+cdef int on_all(const Span* spans, Py_ssize_t n, const Tasks* tasks, Part part) noexcept nogil:
     # Run `part` on all spans. Return the bitwise or of its results.
     cdef Py_ssize_t i
-    cdef Parts parts = Parts(spans, n, part, 0)
-    if workers > 1:
-        share(on_shared_task, &parts, tasks, workers)
+    cdef Parts parts = Parts(spans, n, tasks.blocks * BLOCK, part, 0)
+    if tasks.workers > 1:
+        share(on_shared_task, &parts, tasks.count, tasks.workers)
         return <int> parts.found
     for i in range(n):
         parts.found |= on_span(&spans[i], 0, spans[i].length, part)
@@ -278,25 +278,27 @@ cdef int on_all(const Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, 
 cdef struct Parts:
     const Span* spans
     Py_ssize_t n
+    Py_ssize_t length  # elements of a task
     Part part
     uint64_t found
 
 
 cdef void on_shared_task(void* context, Py_ssize_t task) noexcept nogil:
     cdef Parts* parts = <Parts*> context
-    combine(&parts.found, on_task(parts.spans, parts.n, task * TASK, parts.part))
+    combine(&parts.found, on_task(
+        parts.spans, parts.n, task * parts.length, (task + 1) * parts.length, parts.part))
 
 
-cdef bint run_guarded(Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, bint zero) noexcept nogil:
+cdef bint run_guarded(Span* spans, Py_ssize_t n, const Tasks* tasks, bint zero) noexcept nogil:
     # Return whether the step was good. If not, undo it, and set `found` of every span.
     cdef Py_ssize_t i
-    if on_all(spans, n, tasks, workers, guarded_part) == 0:
+    if on_all(spans, n, tasks, guarded_part) == 0:
         if zero:
-            on_all(spans, n, tasks, workers, clear_part)
+            on_all(spans, n, tasks, clear_part)
         return True
     for i in range(n):
         spans[i].found = on_span(&spans[i], 0, spans[i].length, look_at_part)
-    on_all(spans, n, tasks, workers, put_back_part)
+    on_all(spans, n, tasks, put_back_part)
     for i in range(n):  # which depend on the weights before the step
         spans[i].found |= on_span(&spans[i], 0, spans[i].length, look_at_gradient_part)
     return False
@@ -305,13 +307,14 @@ cdef bint run_guarded(Span* spans, Py_ssize_t n, Py_ssize_t tasks, int workers, 
 cdef list agreed(Span* spans, Py_ssize_t n, list found, agree):
     # Ask others what they have found. If that is anything, or they cannot answer, undo what has been written.
     cdef list of_all = None
+    cdef Tasks alone = cut(0, 0, 1)
     try:
         of_all = list(agree(found))
         return of_all
     finally:
         if not found and of_all != []:
             with nogil:
-                on_all(spans, n, 0, 1, put_back_part)
+                on_all(spans, n, &alone, put_back_part)
 
 
 cdef allocate_copies(Span* spans, Py_ssize_t n, str owner):

@@ -345,12 +345,12 @@ cdef class Plan:
 
     cdef partial_sums(self, bint squares, int count, int threads, double scale):
         # Return the sums of each block.
-        cdef int workers = threads if self.elements >= PARALLEL else 1
+        cdef Tasks tasks = cut(self.blocks, self.elements, threads)
         partials = np.zeros((self.blocks, count))
         cdef BlockSums job = BlockSums(
-            self.spans, self.n, self.blocks, squares, scale, <double*> cnp.PyArray_DATA(partials), count)
+            self.spans, self.n, self.blocks, tasks.blocks, squares, scale, <double*> cnp.PyArray_DATA(partials), count)
         with nogil:
-            share(sums_of_task, &job, (self.blocks * BLOCK + TASK - 1) // TASK, workers)
+            share(sums_of_task, &job, tasks.count, tasks.workers)
         return partials
 
     def unit_sums(self, int k, bint weights=False, int threads=1, double scale=1):
@@ -360,7 +360,7 @@ cdef class Plan:
         units = self.units[k]
         of_rows, of_columns = np.zeros(len(units.by_row)), np.zeros(len(units.by_column))
         cdef Py_ssize_t n = len(units.patches)
-        cdef int workers = threads if self.elements >= PARALLEL else 1
+        cdef int workers = cut(self.blocks, self.elements, threads).workers
         cdef const Patch* patches = <const Patch*> cnp.PyArray_DATA(units.patches)
         cdef double* sums = <double*> cnp.PyArray_DATA(self.sums_of_patches[k])
         cdef PatchSums job = PatchSums(self.spans, patches, sums, k, weights, scale)
@@ -395,17 +395,17 @@ cdef class Plan:
     cdef list update(self, int threads, list count, list commits, bint guard, agree):
         cdef bint good = True
         cdef list found = []
-        cdef Py_ssize_t i, tasks = (self.blocks * BLOCK + TASK - 1) // TASK
-        cdef int workers = threads if self.elements >= PARALLEL else 1
-        cdef Run job = Run(self.spans, self.n, self.zero)
+        cdef Py_ssize_t i
+        cdef Tasks tasks = cut(self.blocks, self.elements, threads)
+        cdef Run job = Run(self.spans, self.n, tasks.blocks * BLOCK, self.zero)
         try:
             with nogil:
                 if self.stored != NULL:
                     draw_all(self.spans, self.n)
                 if guard:
-                    good = run_guarded(self.spans, self.n, tasks, workers, self.zero)
-                elif workers > 1:
-                    share(run_shared_task, &job, tasks, workers)
+                    good = run_guarded(self.spans, self.n, &tasks, self.zero)
+                elif tasks.workers > 1:
+                    share(run_shared_task, &job, tasks.count, tasks.workers)
                 else:
                     for i in range(self.n):
                         run_span(&self.spans[i], 0, self.spans[i].length, self.zero)

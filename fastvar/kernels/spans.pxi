@@ -235,9 +235,23 @@ cdef Py_ssize_t find(const Span* spans, Py_ssize_t n, Py_ssize_t at) noexcept no
     return low
 
 
-cdef void run_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint zero) noexcept nogil:
-    # Run elements lo to lo + TASK of the concatenation.
-    cdef Py_ssize_t i = find(spans, n, lo), hi = lo + TASK
+cdef struct Tasks:  # how threads share the concatenation
+    int workers
+    Py_ssize_t blocks  # of each task but the last
+    Py_ssize_t count
+
+
+cdef Tasks cut(Py_ssize_t blocks, Py_ssize_t elements, int threads) noexcept nogil:
+    cdef Tasks tasks
+    tasks.workers = threads if elements >= PARALLEL else 1
+    tasks.blocks = max(<Py_ssize_t> LEAST, min(<Py_ssize_t> MOST, blocks // (SHARES * tasks.workers)))
+    tasks.count = (blocks + tasks.blocks - 1) // tasks.blocks
+    return tasks
+
+
+cdef void run_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, Py_ssize_t hi, bint zero) noexcept nogil:
+    # Run elements lo to hi of the concatenation.
+    cdef Py_ssize_t i = find(spans, n, lo)
     while i < n and spans[i].start < hi:
         run_span(&spans[i], max(lo - spans[i].start, 0), min(hi - spans[i].start, spans[i].length), zero)
         i += 1
@@ -246,12 +260,13 @@ cdef void run_task(const Span* spans, Py_ssize_t n, Py_ssize_t lo, bint zero) no
 cdef struct Run:
     const Span* spans
     Py_ssize_t n
+    Py_ssize_t length  # elements of a task
     bint zero
 
 
 cdef void run_shared_task(void* context, Py_ssize_t task) noexcept nogil:
     cdef Run* run = <Run*> context
-    run_task(run.spans, run.n, task * TASK, run.zero)
+    run_task(run.spans, run.n, task * run.length, (task + 1) * run.length, run.zero)
 
 
 cdef Py_ssize_t place(Span* spans, Py_ssize_t n) noexcept nogil:

@@ -192,6 +192,7 @@ cdef struct BlockSums:
     const Span* spans
     Py_ssize_t n
     Py_ssize_t blocks
+    Py_ssize_t of_task  # blocks
     bint squares
     double scale
     double* out
@@ -201,7 +202,7 @@ cdef struct BlockSums:
 cdef void sums_of_task(void* context, Py_ssize_t task) noexcept nogil:
     # Compute the sums of those blocks of the concatenation that a task has.
     cdef BlockSums* job = <BlockSums*> context
-    cdef Py_ssize_t b = task * (TASK // BLOCK), end = min(b + TASK // BLOCK, job.blocks)
+    cdef Py_ssize_t b = task * job.of_task, end = min(b + job.of_task, job.blocks)
     cdef const Span* s
     cdef const Sums* sums
     cdef char room[TILE_BYTES]

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import fastvar as fv
 from fastvar import kernels
 from fastvar.kernels import reference
 from tests.support.cases import RULE_CASES, assert_same_bits
@@ -112,3 +113,31 @@ def test_copies_refuse_what_does_not_fit(isa: str) -> None:
         with pytest.raises((TypeError, ValueError)):
             module.copy([good], sources)
     assert not good.any()
+
+
+@pytest.mark.parametrize(
+    ("large", "make"),
+    [
+        (1_100_003, lambda: fv.optimizers.Adam(0.1, slot_dtype="bfloat16")),
+        (1_100_003, lambda: fv.optimizers.Adam(0.1, slot_dtype="8bit", global_clipnorm=1.0)),
+        (1_100_003, lambda: fv.optimizers.Lamb(0.1)),
+        (9_000_001, lambda: fv.optimizers.SGD(0.1, nonfinite="skip")),  # tasks as long as they become
+    ],
+)
+def test_large_tasks_change_no_bit(large: int, make: Any) -> None:
+    sizes = [3, large, 70_001, 1024]
+    rng = np.random.default_rng(0)
+    gradients = [rng.standard_normal(n, np.float32) for n in sizes]
+    before, expected = fv.get_num_threads(), None
+    try:
+        for threads in (1, 2, 3, 7):
+            fv.set_num_threads(threads)
+            variables = [fv.Variable(np.full(n, 0.5, np.float32)) for n in sizes]
+            optimizer = make()
+            for _ in range(2):
+                optimizer.apply(gradients, variables)
+            trained = [v.numpy().tobytes() for v in variables]
+            expected = expected or trained
+            assert trained == expected, threads
+    finally:
+        fv.set_num_threads(before)
