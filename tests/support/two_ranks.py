@@ -23,24 +23,37 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "adagrad": ("Adagrad", {"lr": 0.1}),  # has state before its first step
     "nadam": ("NAdam", {"lr": 0.01}),  # carries numbers in its state
 }
+SIXTEEN: dict[str, tuple[Any, dict[str, Any]]] = {  # parameters of 16 bits, and their keywords
+    "bfloat16 with a master": (torch.bfloat16, {"master": True}),
+    "bfloat16 alone": (torch.bfloat16, {"master": False, "seed": 7}),
+    "float16 with a master": (torch.float16, {"master": True}),
+}
 LIBRARIES = {"ours": ours, "theirs": torch.optim}
 Result = tuple[list[torch.Tensor], list[float], int]  # weights, losses and steps in kernels
 
 
-def ddp(rank: int, bucket_view: bool = False) -> Any:
-    """Return a network that both ranks share."""
+def network(dtype: Any = torch.float32) -> Any:
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
-    return DistributedDataParallel(net, gradient_as_bucket_view=bucket_view)
+    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).to(dtype)
+
+
+def ddp(bucket_view: bool = False, dtype: Any = torch.float32) -> Any:
+    """Return a network that both ranks share."""
+    return DistributedDataParallel(network(dtype), gradient_as_bucket_view=bucket_view)
+
+
+def loss_of(net: Any, t: int, rank: int) -> Any:
+    """Return the loss of the batch of a step, which differs between ranks."""
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(100 * t + rank))
+    return net(x.to(next(net.parameters()).dtype)).square().mean()
 
 
 def train(net: Any, optimizer: Any, rank: int, steps: range = range(STEPS)) -> list[float]:
-    """Train on the batches of these steps, which differ between ranks; return the losses."""
+    """Train on the batches of these steps; return the losses."""
     losses = []
     for t in steps:
-        made = torch.Generator().manual_seed(100 * t + rank)
         optimizer.zero_grad()
-        loss = net(torch.randn(8, 5, generator=made)).square().mean()
+        loss = loss_of(net, t, rank)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -57,7 +70,7 @@ def make(library: Any, kind: str, net: Any) -> Any:
 
 
 def data_parallel(library: Any, kind: str, rank: int, bucket_view: bool) -> Result:
-    net = ddp(rank, bucket_view)
+    net = ddp(bucket_view)
     optimizer = make(library, kind, net)
     return result(net, train(net, optimizer, rank), getattr(optimizer, "kernel_steps", 0))
 
@@ -67,7 +80,7 @@ def sharded(library: Any, kind: str, rank: int, bucket_view: bool) -> Result:
     from torch.distributed.optim import ZeroRedundancyOptimizer  # warns that it uses torch.jit.script
 
     name, options = KINDS[kind]
-    net = ddp(rank)
+    net = ddp()
 
     def zero() -> Any:
         return ZeroRedundancyOptimizer(
@@ -87,11 +100,11 @@ def sharded(library: Any, kind: str, rank: int, bucket_view: bool) -> Result:
 
 def checkpointed(library: Any, kind: str, rank: int, folder: str) -> Result:
     """Save half-way by torch.distributed.checkpoint, and go on with another network and optimizer."""
-    net = ddp(rank)
+    net = ddp()
     optimizer = make(library, kind, net)
     losses = train(net, optimizer, rank, range(3))
     dcp.save(dict(zip("mo", get_state_dict(net, optimizer), strict=True)), checkpoint_id=folder)
-    net, before = ddp(rank), getattr(optimizer, "kernel_steps", 0)
+    net, before = ddp(), getattr(optimizer, "kernel_steps", 0)
     optimizer = make(library, kind, net)
     state = dict(zip("mo", get_state_dict(net, optimizer), strict=True))
     dcp.load(state, checkpoint_id=folder)
@@ -99,6 +112,34 @@ def checkpointed(library: Any, kind: str, rank: int, folder: str) -> Result:
     ready = getattr(optimizer, "kernel_steps", 0)  # PyTorch makes the state by a step at rate 0
     losses += train(net, optimizer, rank, range(3, STEPS))
     return result(net, losses, before + getattr(optimizer, "kernel_steps", 0) - ready)
+
+
+def sixteen(case: str, rank: int, bucket_view: bool) -> list[Any]:
+    """Return the parameters of 16 bits after training on both ranks, and their masters."""
+    dtype, options = SIXTEEN[case]
+    net = ddp(bucket_view, dtype)
+    optimizer = ours.AdamW(net.parameters(), lr=0.01, **options)
+    train(net, optimizer, rank)
+    return with_masters(net, optimizer)
+
+
+def sixteen_alone(case: str) -> list[Any]:
+    """Return the same of one process, which averages the gradients of both ranks."""
+    dtype, options = SIXTEEN[case]
+    net = network(dtype)
+    optimizer = ours.AdamW(net.parameters(), lr=0.01, **options)
+    for t in range(STEPS):
+        of_ranks = [torch.autograd.grad(loss_of(net, t, rank), [*net.parameters()]) for rank in range(2)]
+        for p, mine, other in zip(net.parameters(), *of_ranks, strict=True):
+            p.grad = mine / 2 + other / 2
+        optimizer.step()
+    return with_masters(net, optimizer)
+
+
+def with_masters(net: Any, optimizer: Any) -> list[Any]:
+    assert optimizer.kernel_steps == STEPS
+    masters = [state["master"] for state in optimizer.state.values() if "master" in state]
+    return [p.detach().clone() for p in net.parameters()] + masters
 
 
 def runs(rank: int, folder: Path) -> Iterator[tuple[str, str, Result]]:
@@ -145,5 +186,6 @@ def main(rank: int, folder: Path) -> None:
     found: dict[str, dict[str, Result]] = {}
     for case, who, got in runs(rank, folder):
         found.setdefault(case, {})[who] = got
-    torch.save((found, refusals()), folder / f"{rank}.pt")
+    sixteens = {(c, view): sixteen(c, rank, view) for c in SIXTEEN for view in (False, True)}
+    torch.save((found, sixteens, refusals()), folder / f"{rank}.pt")
     distributed.destroy_process_group()
