@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -22,6 +23,7 @@ from tests.support.keras_sixteen import (
     every_choice,
     every_class,
     every_dtype,
+    exact,
     gradients,
     numbers,
     slots,
@@ -176,6 +178,33 @@ def test_final_averages_are_written_into_masters(dtype: str) -> None:
     assert numbers(mine, of) == bits(its)
 
 
+@every_choice
+def test_averages_in_evaluations_are_rounded_and_masters_stay(dtype: str, master: bool) -> None:
+    """SwapEMAWeights exchanges weights and averages, and back. Steps go on as without it."""
+    of, its = variables(dtype), variables(dtype)
+    mine, other = (built("Adam", each, master=master, **EMA) for each in (of, its))
+    for optimizer, each in ((mine, of), (other, its)):
+        step(optimizer, each, range(3), dtype)
+    callback = keras.callbacks.SwapEMAWeights()
+    callback.set_model(SimpleNamespace(optimizer=mine))
+    averages = mine._model_variables_moving_average
+    before = [as_array(average) for average in averages]
+    callback.on_test_begin()
+    rounded = [as_array(v) for v in of]
+    assert bits(of) == [average.astype(v.dtype).tobytes() for v, average in zip(rounded, before, strict=True)]
+    callback.on_test_end()
+    assert bits(averages) == [v.astype("f4").tobytes() for v in rounded]
+    for steps in (range(0), range(3, 5)):
+        step(mine, of, steps, dtype)
+        step(other, its, steps, dtype)
+        assert bits(of) == bits(its)
+        assert not master or numbers(mine, of) == numbers(other, its)
+    for k, average in enumerate(other._model_variables_moving_average):
+        off = np.abs(rounded[k].astype("f4") - before[k]).max() * EMA["ema_momentum"] ** 2
+        assert off > 0
+        np.testing.assert_allclose(as_array(averages[k]), as_array(average), rtol=1e-6, atol=off)
+
+
 @every_dtype
 def test_what_is_assigned_counts(dtype: str) -> None:
     """To within half the distance to the next number in bfloat16."""
@@ -221,6 +250,26 @@ def test_fit_and_what_follows_from_a_file(dtype: str, master: bool, tmp_path: Pa
     of = [everything(each.optimizer, each.trainable_variables) for each in (model, again)]
     assert of[0] == of[1]
     assert (again.optimizer.kernel_steps, again.optimizer.keras_steps) == (8, 0)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="Keras has no fit on NumPy")
+@every_dtype
+def test_fit_that_evaluates_averages_ends_with_them_rounded(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((32, width)).astype("float32") for width in (64, 2))
+    ends, losses = [], []
+    for callbacks in ([], [{}], [{"swap_on_epoch": True}]):
+        model = model_with(make(ours, "Adam", learning_rate=0.01, master=True, **EMA), dtype)
+        used = [keras.callbacks.SwapEMAWeights(**options) for options in callbacks]
+        options = {"batch_size": 8, "shuffle": False, "verbose": 0, "validation_data": (x, y)}
+        losses.append(model.fit(x, y, epochs=3, callbacks=used, **options).history["loss"])
+        ends.append(exact(model.optimizer, model.trainable_variables))
+    assert losses[0] == losses[1] == losses[2]
+    for plain, *others in zip(*ends, strict=True):
+        for end in others:
+            assert np.array_equal(end, end.astype(dtype).astype("f4"))  # 16 bits have it all
+            assert not np.array_equal(end, plain)
+            np.testing.assert_allclose(end, plain, rtol=0, atol=2.0**-8 * np.abs(plain).max())
 
 
 def train(model: Any, steps: range) -> None:

@@ -63,10 +63,14 @@ def built(name: str, of: list[Any], **options: Any) -> Any:
     return optimizer
 
 
-def numbers(optimizer: Any, of: list[Any]) -> list[bytes]:
+def exact(optimizer: Any, of: list[Any]) -> list[Any]:
     """Return the float32 numbers of variables with masters."""
     pairs = zip(of, optimizer._masters, strict=True)
-    return [join(Master(as_array(v), as_array(rest))).tobytes() for v, rest in pairs]
+    return [join(Master(as_array(v), as_array(rest))) for v, rest in pairs]
+
+
+def numbers(optimizer: Any, of: list[Any]) -> list[bytes]:
+    return [x.tobytes() for x in exact(optimizer, of)]
 
 
 def bits(of: list[Any]) -> list[bytes]:
