@@ -1,9 +1,10 @@
-"""Adam with weights and slots in other formats: times, beside float32, PyTorch's fused step and the limit.
+"""Adam with weights and slots in other formats: times, beside float32, rivals and the limit.
 
     python bench/slot_formats.py
 
 The limit of a step is the larger of two times, both measured in the same run: what only moving its bytes takes
-(the traffic limit of limit.c, by bytes), and what its arithmetic takes in cache, divided by the threads.
+(the traffic limit of limit.c, by bytes), and what its arithmetic takes in cache, divided by the threads. PyTorch
+and bitsandbytes, whose Adam has 8-bit slots, take part if they are installed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fastvar.masters import rest_of
 from fastvar.tables import Table
 
 LARGE, CACHED = 1 << 26, 1 << 14
+OF_BITSANDBYTES = 1 << 24  # beyond all caches, too; a step on the large array takes 2 seconds
 SCALARS = [(0.1, 0.999, 0.001, 1e-3, 0.0, 1.0, 1e-7)]
 SLOTS = ("float32", "bfloat16", "8bit")
 MASTERS = [("split", "bfloat16"), ("float16 master", "float16"), ("bfloat16", "bfloat16")]  # weights and gradients
@@ -85,16 +87,30 @@ def stepping(case: Case, size: int, threads: int) -> Run:
     return run
 
 
-def fused(size: int, threads: int) -> Run | None:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        return None
+def on_tensors(kind: Any, size: int, threads: int, **options: Any) -> Run:
+    import torch
+
     torch.set_num_threads(threads)
     p = torch.nn.Parameter(torch.full((size,), 0.5))
     p.grad = torch.full((size,), 0.1)
-    optimizer = torch.optim.Adam([p], fused=True)
+    optimizer = kind([p], **options)
     return lambda number: [optimizer.step() for _ in range(number)]
+
+
+def fused(threads: int) -> Run | None:
+    try:
+        from torch.optim import Adam
+    except ModuleNotFoundError:
+        return None
+    return on_tensors(Adam, LARGE, threads, fused=True)
+
+
+def bitsandbytes(threads: int) -> Run | None:
+    try:
+        from bitsandbytes.optim import Adam8bit
+    except ModuleNotFoundError:
+        return None
+    return on_tensors(Adam8bit, OF_BITSANDBYTES, threads)
 
 
 def measured(size: int, threads: int, more: dict[str, Run]) -> dict[Any, list[float]]:
@@ -107,7 +123,7 @@ def main() -> None:
     cached = measured(CACHED, 1, {})
     written: list[Any] = [array("float32", LARGE, 0.5) for _ in range(3)]
     moving: Callable[[int], None] | None = limit.runner(written, array("float32", LARGE, 0.1), threads)
-    peers = {"moving": moving, "torch fused": fused(LARGE, threads)}
+    peers = {"moving": moving, "torch fused": fused(threads), "bitsandbytes": bitsandbytes(threads)}
     large = measured(LARGE, threads, {name: run for name, run in peers.items() if run is not None})
     plain = CASES[0]
     rows = []
@@ -117,13 +133,17 @@ def main() -> None:
         time = median(large[case]) / LARGE
         row = ["/".join(case), 1e9 * time, 1e9 * traffic, 1e9 * arithmetic]
         row += [time / max(traffic, arithmetic), ratio(large[plain], large[case])]
-        row += [ratio(large["torch fused"], large[case]) if "torch fused" in large else None]
+        for peer, size in (("torch fused", LARGE), ("bitsandbytes", OF_BITSANDBYTES)):
+            row += [ratio(large[peer], large[case]) * LARGE / size if peer in large else None]
         rows.append(
             [*(round(x, 2) if isinstance(x, float) else x for x in row), ratio(cached[case], cached[plain])]
         )
     columns = ("weights/gradient/slots", "ns", "traffic", "arithmetic", "of limit", "times float32")
-    columns += ("times fused", "in cache")
+    columns += ("times fused", "times bitsandbytes", "in cache")
     note = f"{kernels.isa}, {threads} threads, {LARGE:,} elements; in cache: in times of float32, one thread"
+    if "bitsandbytes" in large:
+        theirs = 1e9 * median(large["bitsandbytes"]) / OF_BITSANDBYTES
+        note += f"; bitsandbytes: 8 bits, {theirs:.1f} ns on {OF_BITSANDBYTES:,} elements"
     print(Table("Adam", columns, rows, note))
 
 
