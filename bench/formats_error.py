@@ -20,6 +20,7 @@ from rich.table import Table
 
 import fastvar as fv
 from fastvar.formats import GROUP
+from fastvar.kernels.numpy_formats import MOST_UNSIGNED
 from tests.support.examples import mlp
 from tests.support.nearest import nearest_rounding
 
@@ -27,6 +28,7 @@ STEPS, BATCH, RATE, EVERY = 1500, 64, 1e-3, 100
 ADAM = {"beta_2": 0.999, "epsilon": 1e-8}
 Arrays = list[np.ndarray[Any, Any]]
 Shapes = Sequence[tuple[int, ...]]
+LEAST = 0.125 / float(MOST_UNSIGNED)  # the number of the first code of a group in 8 bits, if that of the last is 1
 SHAPES: Shapes = ((64, 128), (128, 64))  # of the matrices whose slots are compared
 
 
@@ -57,6 +59,19 @@ class Ours:
 
     def squares(self) -> Arrays:
         return [self._optimizer.slot(v, "velocity").numpy() for v in self._variables]
+
+
+class Raised(Ours):
+    """Adam in float32, whose second moments are raised to the least code in 8 bits of their group."""
+
+    def update(self, gradients: Arrays) -> Arrays:
+        changes = super().update(gradients)
+        for v in self._variables:
+            slot = self._optimizer.slot(v, "velocity")
+            groups = slot.numpy().reshape(-1, GROUP)
+            raised = np.maximum(groups, LEAST * groups.max(1, keepdims=True))
+            slot.assign(np.where(groups > 0, raised, 0).reshape(v.shape))
+        return changes
 
 
 class Theirs:
@@ -174,6 +189,7 @@ def main() -> None:
         for nearest in (False, True)
         for kind in ("bfloat16", "8bit")
     }
+    followers["fastvar float32, raised"] = Raised()
     for name, make in OTHERS.items():
         if importlib.util.find_spec(name):
             followers[f"{name} 8 bits"] = make()

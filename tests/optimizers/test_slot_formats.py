@@ -10,7 +10,7 @@ import pytest
 
 import fastvar as fv
 import fastvar.torch
-from bench.formats_error import EVERY, Arrays, Errors, Ours, digits, errors_of
+from bench.formats_error import EVERY, Arrays, Errors, Ours, Raised, digits, errors_of
 from fastvar.optimizer.quantized import format_of
 
 BOUNDS = {"bfloat16": 0.03, "8bit": 0.13}  # of the error of an update
@@ -48,6 +48,13 @@ def test_updates_of_a_network_are_almost_those_of_float32(kind: Any) -> None:
     assert 0 < errors.whole < BOUNDS[kind]
     assert all(abs(resolved) < 0.1 for _, resolved in errors.biases)
     assert errors.zeros == 0
+
+
+def test_small_second_moments_are_off_only_because_the_least_code_is_above_them() -> None:
+    """As in float32, if these are raised to it."""
+    rounded, raised = errors_of([Ours("8bit"), Raised()], digits(300))
+    for (bias, _), (of_raised, _) in zip(rounded.biases, raised.biases, strict=True):
+        assert of_raised > 0.05 > abs(bias - of_raised)
 
 
 EXACT = [  # an optimizer of both kinds, options, and the formats of its slots
