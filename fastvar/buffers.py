@@ -60,7 +60,7 @@ def _aligned(new: Callable[..., Array], shape: tuple[int, ...], dtype: np.dtype[
 
 def full(shape: tuple[int, ...], dtype: npt.DTypeLike, value: npt.ArrayLike) -> Array:
     """Return an aligned array holding `value`, which is broadcast."""
-    if np.ndim(value) == 0 and value == 0:
+    if type(value) in (int, float) and not value:  # as `np.ndim` is slow
         return _aligned(np.zeros, shape, np.dtype(dtype))  # the system provides its memory on first use
     array = empty(shape, dtype)
     array[...] = value
@@ -89,10 +89,9 @@ def writable_view(array: object, owner: str) -> Array:
     if not array.dtype.isnative:
         raise TypeError(f"{owner}: dtype must be of native byte order, got {array.dtype.str!r}")
     flags = array.flags
-    wanted = [("C-contiguous", flags.c_contiguous), ("aligned", flags.aligned), ("writable", flags.writeable)]
-    for what, has in wanted:
-        if not has:
-            raise ValueError(f"{owner}: array must be {what} to be used without a copy")
+    if not flags.carray:
+        missing = "C-contiguous" if not flags.c_contiguous else "writable" if flags.aligned else "aligned"
+        raise ValueError(f"{owner}: array must be {missing} to be used without a copy")
     return array.view(np.ndarray)
 
 
@@ -142,7 +141,9 @@ def check_slot(slot: Any, like: Array, owner: str) -> None:
         if slot.codes.dtype != np.uint8 or slot.codes.shape != like.shape:
             got = f"{slot.codes.dtype} of shape {slot.codes.shape}"
             raise ValueError(f"{owner}: codes must be uint8 of shape {like.shape}, got {got}")
-    elif isinstance(slot, np.ndarray) and slot.dtype.name == "bfloat16" and formats.in_place(slot.dtype):
+    elif (
+        isinstance(slot, np.ndarray) and formats.name_of(slot.dtype) == "bfloat16" and formats.in_place(slot.dtype)
+    ):
         writable_view(slot, owner)
         if slot.shape != like.shape:
             raise ValueError(f"{owner}: must have shape {like.shape}, got {slot.shape}")
@@ -292,7 +293,8 @@ class Extents:
     """The address ranges that a step writes, sorted: one bisection checks a gradient."""
 
     def __init__(self, arrays: Iterable[tuple[str, Array]]) -> None:
-        rows = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, name) for name, a in arrays if a.nbytes)
+        found = [(name, a.ctypes.data, a.nbytes) for name, a in arrays if a.nbytes]
+        rows = sorted((start, start + nbytes, name) for name, start, nbytes in found)
         for (_, end, first), (start, _, second) in pairwise(rows):
             if start < end:
                 raise ValueError(f"{first} and {second} must not share memory")
@@ -344,8 +346,8 @@ def plan_table(
     nothing: list[Any] = [None] * len(weights)
     averages = nothing if averages is None else list(averages)
     directions = nothing if directions is None else list(directions)
-    lengths = {len(each) for each in (names, weights, slots, group_of, averages, directions)}
-    if len(lengths) != 1:
+    columns = names, weights, averages, directions, slots, group_of
+    if len({*map(len, columns)}) != 1:
         raise ValueError(f"{owner}: names, variables, slots, groups and averages must be equal in number")
     if not all(0 <= group < len(weights) for group in group_of):
         raise ValueError(f"{owner}: groups must be numbered from 0 and not exceed the variables in number")
@@ -361,22 +363,20 @@ def plan_table(
     rows: list[tuple[Any, ...]] = []
     likes: list[Array] = []
     written: list[tuple[str, Array]] = []
-    for name, w, average, direction, own_slots, group in zip(
-        names, weights, averages, directions, slots, group_of, strict=True
-    ):
-        taken = len(rules[group].slots)
-        if len(own_slots) < taken or (len(own_slots) > taken and not sums[group]) or len(own_slots) > MOST_SLOTS:
+    for name, w, average, direction, own_slots, group in zip(*columns, strict=True):
+        given, taken = len(own_slots), len(rules[group].slots)
+        if given < taken or (given > taken and not sums[group]) or given > MOST_SLOTS:
             wanted = ", ".join(rules[group].slots)
-            raise ValueError(f"{owner}: {name} must have the slots ({wanted}), got {len(own_slots)}")
-        _check_sums(f"{owner}: {name}", sums[group], len(own_slots))
+            raise ValueError(f"{owner}: {name} must have the slots ({wanted}), got {given}")
+        if sums[group]:
+            _check_sums(f"{owner}: {name}", sums[group], given)
         like = check_weights(w, f"{owner}: {name}")
         likes.append(like)
         written += [(f"{owner}: {name}", array) for array in (w if isinstance(w, formats.Master) else [w])]
-        parts = [(f"{owner}: average of {name}", average)] if average is not None else []
-        parts += [(f"{owner}: direction of {name}", direction)] if direction is not None else []
-        for label, array in parts:
-            check_update(array, like, label)
-        written += parts
+        for what, array in (("average", average), ("direction", direction)):
+            if array is not None:
+                check_update(array, like, label := f"{owner}: {what} of {name}")
+                written.append((label, array))
         for k, slot in enumerate(own_slots):
             label = f"{owner}: slot {k} of {name}"
             (check_slot if k < taken else check_update)(slot, like, label)

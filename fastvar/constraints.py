@@ -198,6 +198,8 @@ def as_box(constraint: Any) -> Box | None:
 
 def number_bounds(constraint: Any) -> tuple[float, float]:
     """Return the bounds that the pass of the update applies; infinite ones if the constraint runs after it."""
+    if constraint is None:
+        return -np.inf, np.inf
     box: Any = as_box(constraint)
     return (box.low, box.high) if box and np.ndim(box.low) == np.ndim(box.high) == 0 else (-np.inf, np.inf)
 

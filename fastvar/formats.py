@@ -41,7 +41,13 @@ class Master(NamedTuple):
     rest: npt.NDArray[Any]
 
 
-@lru_cache  # NumPy takes microseconds to make a dtype's name
+@lru_cache
+def name_of(dtype: np.dtype[Any]) -> str:
+    """Return the name of a dtype, which NumPy takes microseconds to make."""
+    return dtype.name
+
+
+@lru_cache
 def kept_beside(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
     """Return the dtype of what a master keeps of weights of `dtype`, or None if these have no masters."""
     return OF_MASTERS.get(dtype.name)

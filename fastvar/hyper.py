@@ -297,6 +297,9 @@ class Declared:
     stateful: ClassVar[Collection[str]] = ()
     """Names of parameters that hold state, not choices of the program; `a.b` is the parameter b of a."""
     _signature: ClassVar[inspect.Signature]
+    _defaults: ClassVar[dict[str, Any]]
+    _positional: ClassVar[list[str]]
+    _required: ClassVar[set[str]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -313,6 +316,9 @@ class Declared:
         ordered = sorted(cls.parameters.items(), key=lambda item: item[1].kw_only)
         signature = [inspect.Parameter(name, kinds[p.kw_only], default=p.default) for name, p in ordered]
         cls._signature = inspect.Signature(signature)
+        cls._defaults = {name: p.default for name, p in ordered}
+        cls._positional = [name for name, p in ordered if not p.kw_only]
+        cls._required = {name for name, p in ordered if p.default is REQUIRED}
         cls.__signature__ = cls._signature
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -320,14 +326,15 @@ class Declared:
         for name in kwargs:
             if name not in cls.parameters:
                 raise TypeError(f"{cls.__name__}: unknown argument {name!r}{cls._suggestion(name)}")
-        try:
-            bound = cls._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{cls.__name__}: {error}") from None
-        self._given = {*bound.arguments}  # names of the parameters that the program has set
-        bound.apply_defaults()
+        given = {**dict(zip(cls._positional, args, strict=False)), **kwargs}
+        if len(given) < len(args) + len(kwargs) or cls._required - given.keys():
+            try:
+                cls._signature.bind(*args, **kwargs)  # which takes long, and says what is wrong
+            except TypeError as error:
+                raise TypeError(f"{cls.__name__}: {error}") from None
+        self._given = {*given}  # names of the parameters that the program has set
         self._parameters: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
+        for name, value in {**cls._defaults, **given}.items():
             parameter = cls.parameters[name]
             self._parameters[name] = parameter.checked(self, value)
         self._validate()

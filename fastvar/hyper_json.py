@@ -7,12 +7,16 @@ from typing import Any, NamedTuple
 
 from fastvar.hyper import Declared, deserialize, serialize
 
+PLAIN = {type(None), bool, int, float, str}  # most values, which are their own JSON values
 FUNCTION = {"function": True}  # marks a schedule that is a plain function, which JSON cannot hold
 
 
 def to_json(values: dict[str, Any]) -> dict[str, Any]:
     """Return parameters as JSON values."""
-    return {name: _without_functions(serialize(value)) for name, value in values.items()}
+    return {
+        name: value if type(value) in PLAIN else _without_functions(serialize(value))
+        for name, value in values.items()
+    }
 
 
 def _without_functions(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastvar import buffers
 from fastvar.arraylike import Arraylike, same_memory, unwrap, unwrap_nested
 from fastvar.buffers import Array
 from fastvar.constraints import Constraint
-from fastvar.formats import Master, dtype_of, kept_beside
+from fastvar.formats import Master, dtype_of, kept_beside, name_of
 from fastvar.hyper import declares_attribute, suggestion
 from fastvar.initializers import Initializer
 from fastvar.masters import join, parted, rest_of, split
@@ -30,14 +31,11 @@ def _planned(name: str, doc: str) -> Any:
     """Make a settable attribute. A change of it makes every optimizer plan again."""
     private = f"_{name}"
 
-    def get(self: Any) -> Any:
-        return getattr(self, private)
-
     def set_(self: Any, value: Any) -> None:
         own, checked, version = vars(self), _CHECKS[name](value, self._label), object()
         own[private], Structure.version = checked, version  # two stores, between which no signal is handled
 
-    return property(get, set_, doc=doc)
+    return property(attrgetter(private), set_, doc=doc)
 
 
 def _check_trainable(value: Any, owner: str) -> bool:
@@ -128,6 +126,15 @@ class Variable(Arraylike):
     6.0
     """
 
+    _name: str | None
+    _path: str | None
+    _array: Array
+    _master: Variable | None
+    _grad: Any
+    _trainable: bool
+    _regularizer: Regularizer | None
+    _constraint: Callable[[Array], npt.ArrayLike] | None
+
     def __init__(
         self,
         initial_value: npt.ArrayLike | Callable[..., npt.ArrayLike] | Variable,
@@ -140,20 +147,22 @@ class Variable(Arraylike):
         copy: bool = True,
     ) -> None:
         _check_name(name)
-        self._name = name
-        self._path: str | None = None
-        label = self._label
+        label = f"Variable {name!r}" if name else "Variable"
         shape = (int(shape),) if isinstance(shape, (int, np.integer)) else shape
         dtype = None if dtype is None else dtype_of(dtype)
         if callable(initial_value) and not isinstance(initial_value, Variable):
             _check_initializer(initial_value, shape, label)
             initial_value = initial_value() if shape is None else initial_value(shape, dtype)
-        self._array = _buffer(initial_value, dtype, shape, copy, label)
-        self._master: Variable | None = None
-        self._grad: Any = None
-        self._trainable = _check_trainable(trainable, label)
-        self._regularizer = _check_regularizer(regularizer, label)
-        self._constraint = _check_constraint(constraint, label)
+        vars(self).update(  # in half the time of as many assignments, which `__setattr__` checks
+            _name=name,
+            _path=None,
+            _array=_buffer(initial_value, dtype, shape, copy, label),
+            _master=None,
+            _grad=None,
+            _trainable=_check_trainable(trainable, label),
+            _regularizer=_check_regularizer(regularizer, label),
+            _constraint=_check_constraint(constraint, label),
+        )
 
     trainable: bool = _planned("trainable", "Whether optimizers update it, from the next step on.")
     regularizer: Regularizer | None = _planned("regularizer", "The penalty added to its gradient, or None.")
@@ -164,7 +173,7 @@ class Variable(Arraylike):
     if not TYPE_CHECKING:  # with a __setattr__, type checkers allow every name
 
         def __setattr__(self, name: str, value: Any) -> None:
-            if not (name in _SETTABLE or name[0] == "_" or declares_attribute(type(self), name)):
+            if not (name[0] == "_" or name in _SETTABLE or declares_attribute(type(self), name)):
                 raise AttributeError(f"{self._label}: no attribute {name!r}{suggestion(name, _SETTABLE)}")
             object.__setattr__(self, name, value)
 
@@ -387,12 +396,15 @@ class Variable(Arraylike):
         return f"<fastvar.Variable{name} shape={self.shape} dtype={self.dtype}{frozen}, value={value}>"
 
 
+_NOT_IN_NAMES = frozenset(("", ".", ".."))
+
+
 def _check_name(name: Any) -> None:
     if name is None:
         return
     if not isinstance(name, str):
         raise TypeError(f"Variable: name must be a string, got {name!r}")
-    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+    if not _NOT_IN_NAMES.isdisjoint(name.split("/")) or "\0" in name:
         raise ValueError(f"Variable: name must be like 'encoder/0/kernel', got {name!r}")
 
 
@@ -410,7 +422,7 @@ def _buffer(value: Any, dtype: Any, shape: tuple[int, ...] | None, copy: bool, l
             raise ValueError(f"{label}: dtype must be {array.dtype} without a copy, got {np.dtype(dtype)}")
     else:
         array = np.asarray(value, dtype=dtype)
-    if array.dtype.kind not in "biufc" and not array.dtype.name.startswith(("bfloat", "float")):  # ml_dtypes
+    if array.dtype.kind not in "biufc" and not name_of(array.dtype).startswith(("bfloat", "float")):  # ml_dtypes
         raise TypeError(f"{label}: dtype must be boolean or numeric, got {array.dtype}")
     if shape is not None and array.shape != tuple(shape):
         if array.ndim or not copy:

@@ -24,6 +24,7 @@ NEUTRAL = {
     "high": np.inf,
 }
 STAGES = np.dtype([(name, np.float64) for name in NEUTRAL])
+_NEUTRAL = np.array(tuple(NEUTRAL.values()), STAGES)
 
 BLOCK = 1024  # elements of a block: the unit of tasks and of partial sums
 LANES = 16  # running sums within a block
@@ -39,7 +40,4 @@ def patch_rows(columns: int) -> int:
 
 def neutral(n: int) -> npt.NDArray[Any]:
     """Return `n` records of neutral values."""
-    records = np.empty(n, STAGES)
-    for name, value in NEUTRAL.items():
-        records[name] = value
-    return records
+    return _NEUTRAL.repeat(n)

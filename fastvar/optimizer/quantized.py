@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fastvar import buffers
 from fastvar.arraylike import Arraylike, unwrap
 from fastvar.buffers import Array
-from fastvar.formats import GROUP, Codes, groups_of
+from fastvar.formats import GROUP, Codes, groups_of, name_of
 from fastvar.kernels.numpy_formats import NEAREST, decode_codes, encode_codes
 from fastvar.tables import count
 from fastvar.variable import Variable
@@ -147,7 +147,7 @@ Slot = Variable | Quantized
 
 def format_of(slot: Slot) -> str:
     """Return the format of a slot: "8bit", or the name of its dtype."""
-    return "8bit" if isinstance(slot, Quantized) else slot.dtype.name
+    return "8bit" if isinstance(slot, Quantized) else name_of(slot.dtype)
 
 
 def parts_of(slot: Slot) -> dict[str, Variable]:

@@ -81,12 +81,11 @@ def keep(rule: Rule, state: State) -> bool:
 def _slots(rule: Rule, state: State) -> Slots:
     group_of = {id(v): group for group in rule.groups for v in group.variables}
     slots: Slots = {}
+    own = {*rule.slots}
     for name in wanted(rule):
         here = state.slots.get(name) or [None] * len(state.variables)
         slots[name] = [
-            None
-            if name in rule.slots and not rule.has_slot(name, v)
-            else _kept(rule, name, v, group_of[id(v)], place)
+            None if name in own and not rule.has_slot(name, v) else _kept(rule, name, v, group_of[id(v)], place)
             for v, place in zip(state.variables, here, strict=True)
         ]
     return slots
@@ -102,7 +101,7 @@ def _kept(rule: Rule, slot: str, variable: Place, group: Any, here: Slot | None)
 
 def slot_format(rule: Rule, slot: str, variable: Place, group: Any) -> str:
     """Return the format of a slot: one of `formats.OF_SLOTS`, or the dtype in which the variable is computed."""
-    native = buffers.arithmetic(variable.dtype).name
+    native = formats.name_of(buffers.arithmetic(variable.dtype))
     if group.slot_dtype is None or variable.size < max(group.slot_dtype_min_size, 1):
         return native
     return str(group.slot_dtype) if slot in stored_slots(rule, rule.kind_of(variable)) else native
@@ -124,7 +123,7 @@ def _made(rule: Rule, slot: str, variable: Place, group: Any) -> Slot:
     if slot == "average":
         value = exact(variable.memory)
     made = _empty(shape, slot_format(rule, slot, variable, group), variable, slot)
-    if not (np.ndim(value) == 0 and value == 0):
+    if not (type(value) in (int, float) and value == 0):
         made[...] = value
     return made
 

@@ -154,7 +154,9 @@ def _held(owner: str, entry: Any, keys: tuple[str, ...]) -> Any:
 
 def _key(owner: str, entry: Any, keys: tuple[str, ...]) -> str | None:
     """Return the key of the variables of a group, or None for something else."""
-    present = [key for key in keys if isinstance(entry, Mapping) and key in entry]
+    if isinstance(entry, Variable) or not isinstance(entry, Mapping):
+        return None
+    present = [key for key in keys if key in entry]
     if len(present) > 1:
         raise ValueError(f"{owner}: a group must have one of {', '.join(map(repr, keys))}, got {len(present)}")
     return present[0] if present else None
