@@ -15,6 +15,9 @@ from fastvar.masters import arrays_of
 from fastvar.optimizer import Optimizer
 from fastvar.variable import Variable
 
+_HYPER = ("options", "groups")
+_SORTED = json.JSONEncoder(sort_keys=True)  # `json.dumps` would make one each time
+
 
 def described(optimizer: Optimizer, variables: Sequence[Variable]) -> dict[str, Any]:
     """Return as JSON values all that must be the same on all ranks at each step."""
@@ -28,9 +31,24 @@ def described(optimizer: Optimizer, variables: Sequence[Variable]) -> dict[str, 
     }
 
 
-def digest(description: dict[str, Any]) -> str:
-    """Return a digest of JSON values."""
-    return xxhash.xxh3_64_hexdigest(json.dumps(description, sort_keys=True).encode())
+class Digests:
+    """Digests of what `described` returns. Hyperparameters are encoded again only if they have changed."""
+
+    def __init__(self) -> None:
+        self._hyper: Any = None
+        self._encoded = ""
+
+    def of(self, description: dict[str, Any]) -> str:
+        """Return the digest of a description."""
+        if (hyper := hyperparameters(description)) != self._hyper:
+            self._hyper, self._encoded = hyper, _SORTED.encode(hyper)
+        others = {name: value for name, value in description.items() if name not in _HYPER}
+        return xxhash.xxh3_64_hexdigest(f"{self._encoded}{_SORTED.encode(others)}".encode())
+
+
+def hyperparameters(description: dict[str, Any]) -> list[Any]:
+    """Return the hyperparameters in a description."""
+    return [description[name] for name in _HYPER]
 
 
 def digest_of_weights(variables: Sequence[Variable]) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-
+from fastvar import kernels
 from fastvar.distributed.meeting import Arrays, Ended
 
 T = TypeVar("T")
+Exchanged = tuple[Mapping[int, Arrays], Mapping[int, Arrays]]  # what a rank sends, and where it wants the others'
 
 
 class _Square:
@@ -20,7 +20,8 @@ class _Square:
     def __init__(self, size: int) -> None:
         self.size = size
         self.brought: list[Any] = [None] * size  # what each rank brings to a meeting
-        self.barrier = threading.Barrier(size)
+        self.missing = size  # ranks that have not come yet
+        self.results: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(size)]
         self.failed: str | None = None
         self.lock = threading.Lock()
 
@@ -28,7 +29,8 @@ class _Square:
         """Let every thread that waits, or comes to wait, end. The first reason stays."""
         with self.lock:
             self.failed = self.failed or reason
-        self.barrier.abort()
+        for result in self.results:
+            result.put(None)
 
 
 class Member:
@@ -39,31 +41,40 @@ class Member:
         self._square, self._timeout = square, timeout
 
     def gather(self, payload: bytes, what: str) -> list[bytes]:
-        with self._meeting(payload, what) as payloads:
-            return [*payloads]
+        return [*self._meet(payload, what, tuple)]
 
     def exchange(self, sent: Mapping[int, Arrays], received: Mapping[int, Arrays], what: str) -> None:
-        with self._meeting(sent, what) as of_ranks:
-            for rank, arrays in received.items():
-                for array, other in zip(arrays, of_ranks[rank][self.rank], strict=True):
-                    array.reshape(-1).view(np.uint8)[...] = other.reshape(-1).view(np.uint8)
+        self._meet((sent, received), what, _copy)
 
-    @contextlib.contextmanager
-    def _meeting(self, brought: Any, what: str) -> Iterator[list[Any]]:
-        """Give what all bring. They leave together, before anyone brings something else."""
-        self._square.brought[self.rank] = brought
-        self._wait(what)
-        yield self._square.brought
-        self._wait(what)
-
-    def _wait(self, what: str) -> None:
+    def _meet(self, brought: Any, what: str, act: Callable[[Sequence[Any]], T]) -> T:
+        """Return what comes of all that is brought. Who comes last acts for all, so that each waits once."""
+        square = self._square
+        square.brought[self.rank] = brought
+        with square.lock:
+            square.missing -= 1
+            last = not square.missing and not square.failed
+        if last:
+            square.missing = square.size
+            made = act(square.brought)
+            for result in square.results:
+                result.put(made)
         try:
-            self._square.barrier.wait(self._timeout)
-        except threading.BrokenBarrierError:
-            raise Ended(self._square.failed or f"not all ranks have come to {what} in time") from None
+            mine: T = square.results[self.rank].get(timeout=self._timeout)
+        except queue.Empty:
+            square.fail(f"not all ranks have come to {what} in time")
+        if square.failed:
+            raise Ended(square.failed)
+        return mine
 
     def abort(self, reason: str) -> None:
         self._square.fail(f"rank {self.rank} has ended: {reason}")
+
+
+def _copy(of_ranks: Sequence[Exchanged]) -> None:
+    """Copy all that ranks send to where it is received."""
+    for rank, (_, received) in enumerate(of_ranks):
+        for sender, arrays in received.items():
+            kernels.copy(arrays, of_ranks[sender][0][rank])
 
 
 def run(size: int, program: Callable[[Member], T], timeout: float) -> list[T]:

@@ -52,16 +52,11 @@ class Sum:
 
     def __init__(self, owner: str, variables: Sequence[Any], sparse: Sequence[int]) -> None:
         self._owner, self._n, self._sparse = owner, len(variables), {i: variables[i] for i in sparse}
-        places = begins(variables, sparse)
-        dense = [variables[i] for i in places]
-        self.flats: Flats = {}
-        for dtype in dict.fromkeys(summed(v) for v in dense):
-            self.flats[dtype] = buffers.empty((sum(v.size for v in dense if summed(v) == dtype),), dtype)
-        views = [
-            self.flats[summed(v)][begin : begin + v.size].reshape(v.shape)
-            for v, begin in zip(dense, places.values(), strict=True)
-        ]
-        labels = [label(variables[i], i) for i in places]
+        dense = [(i, variables[i], summed(variables[i]), place) for i, place in places(variables, sparse).items()]
+        lengths = {dtype: place.stop for _, _, dtype, place in dense}
+        self.flats: Flats = {dtype: buffers.empty((n,), dtype) for dtype, n in lengths.items()}
+        views = [self.flats[dtype][place].reshape(v.shape) for _, v, dtype, place in dense]
+        labels = [label(v, i) for i, v, _, _ in dense]
         none, group = [()] * len(labels), [0] * len(labels)
         self._plan = kernels.Plan(owner, kernels.RULES["gradient_descent"], labels, views, none, group)
         self.rows: list[Rows | None] = []
@@ -92,25 +87,27 @@ class Sum:
 
     def join(self, other: Sum) -> None:
         """Add another sum."""
-        add(self.flats, other.flats, [(dtype, slice(None)) for dtype in self.flats])
+        with np.errstate(all="ignore"):
+            add(self.flats, other.flats, [(dtype, slice(None)) for dtype in self.flats])
         self.rows = [joined(mine, rows) for mine, rows in zip(self.rows, other.rows, strict=True)]
 
 
 def add(first: Flats, second: Flats, runs: Runs) -> None:
     """Add some of the second numbers to the first."""
-    with np.errstate(all="ignore"):
-        for dtype, run in runs:
-            np.add(first[dtype][run], second[dtype][run], out=first[dtype][run])
+    for dtype, run in runs:
+        to = first[dtype][run]
+        np.add(to, second[dtype][run], out=to)
 
 
-def begins(variables: Sequence[Any], sparse: Sequence[int]) -> dict[int, int]:
-    """Return where each variable begins in the array of its dtype, but those with sparse gradients."""
-    used = dict.fromkeys(map(summed, variables), 0)
+def places(variables: Sequence[Any], sparse: Sequence[int]) -> dict[int, slice]:
+    """Return where each variable is in the array of its dtype, but those with sparse gradients."""
+    used: dict[np.dtype[Any], int] = {}
     found = {}
     for i, v in enumerate(variables):
         if i not in sparse:
-            found[i] = used[summed(v)]
-            used[summed(v)] += v.size
+            begin = used.get(dtype := summed(v), 0)
+            used[dtype] = begin + v.size
+            found[i] = slice(begin, used[dtype])
     return found
 
 
@@ -126,20 +123,22 @@ class Route:
     """
 
     def __init__(
-        self, variables: Sequence[Any], partition: Partition, there: Array, places: dict[int, int]
+        self, variables: Sequence[Any], partition: Partition, there: Array, places: dict[int, slice]
     ) -> None:
         self.owners: dict[int, Runs] = {}
         weights: dict[int, list[Array]] = {}
-        for i, v in enumerate(variables):
-            for rank, part in partition.holders(i) if there[i] else ():
-                weights.setdefault(rank, []).extend(array.reshape(-1)[part] for array in arrays_of(v.memory))
+        for i in there.nonzero()[0].tolist():
+            arrays = [array.reshape(-1) for array in arrays_of(variables[i].memory)]
+            dtype = summed(variables[i])
+            for rank, part in partition.holders(i):
+                weights.setdefault(rank, []).extend(array[part] for array in arrays)
                 if i not in places:
                     continue
-                runs = self.owners.setdefault(rank, [])
-                run = slice(places[i] + part.start, places[i] + part.stop)
-                if runs and runs[-1][0] == summed(v) and runs[-1][1].stop == run.start:
+                runs, begin = self.owners.setdefault(rank, []), places[i].start
+                run = slice(begin + part.start, begin + part.stop)
+                if runs and runs[-1][0] == dtype and runs[-1][1].stop == run.start:
                     run = slice(runs.pop()[1].start, run.stop)
-                runs.append((summed(v), run))
+                runs.append((dtype, run))
         self.weights: dict[int, Parcel] = {rank: Parcel(arrays) for rank, arrays in weights.items()}
 
 
@@ -177,15 +176,16 @@ class Exchange:
         sparse: Sequence[int],
     ) -> None:
         self._meeting, self._order, self._total, self._variables = meeting, order, total, variables
-        self._partition, self._places = partition, begins(variables, sparse)
+        self._partition, self._places = partition, places(variables, sparse)
         self.mine: list[slice] = partition.of(meeting.rank)
-        self._lengths = dict.fromkeys(map(summed, variables), 0)
+        self._dtypes = [summed(v) for v in variables]
+        self._lengths = dict.fromkeys(self._dtypes, 0)
         self._begins: dict[np.dtype[Any], int] = {}  # of my part, in the arrays of a `Sum`
-        for i, begin in self._places.items():
-            dtype, part = summed(variables[i]), self.mine[i]
+        for i, place in self._places.items():
+            dtype, part = self._dtypes[i], self.mine[i]
             self._lengths[dtype] += part.stop - part.start
             if part.stop > part.start:
-                self._begins.setdefault(dtype, begin + part.start)
+                self._begins.setdefault(dtype, place.start + part.start)
         self._received = [self._room(rank) for rank in range(meeting.size)] if self._begins else []
         self._routes: dict[bytes, Route] = {}
 
@@ -249,10 +249,11 @@ class Exchange:
             if runs and of_rank and rank != meeting.rank
         }
         meeting.exchange(sent, received, "the sums of gradients")
-        total = self._added([self._here(s) for s in sums], runs) if runs else {}
         with np.errstate(all="ignore"):
+            total = self._added([self._here(s) for s in sums], runs) if runs else {}
             for dtype, run in runs:
-                np.multiply(total[dtype][run], dtype.type(scale), out=total[dtype][run])
+                mine = total[dtype][run]
+                np.multiply(mine, dtype.type(scale), out=mine)
         return self._views(total, there)
 
     def _local(self, dtype: np.dtype[Any], run: slice) -> slice:
@@ -280,7 +281,7 @@ class Exchange:
         used = dict.fromkeys(self._lengths, 0)
         views: list[Array | None] = [None] * len(self._variables)
         for i in self._places:
-            dtype, part = summed(self._variables[i]), self.mine[i]
+            dtype, part = self._dtypes[i], self.mine[i]
             n, begin = part.stop - part.start, used[dtype]
             used[dtype] += n
             if there[i]:
@@ -305,7 +306,7 @@ class Exchange:
 
 
 class Parcel:
-    """Arrays to send or to receive. Small ones travel together in another one.
+    """Arrays to send or to receive. Several small ones travel together in another one.
 
     Attributes
     ----------
@@ -315,19 +316,25 @@ class Parcel:
 
     def __init__(self, arrays: Sequence[Array]) -> None:
         small = [a for a in arrays if 0 < a.nbytes <= SMALL]
+        self._small: list[Array] = []
+        self._copies: list[Array] = []
+        self.arrays: list[Array] = with_elements(arrays)
+        if len(small) <= 1:
+            return
         self._small = sorted(small, key=lambda a: -a.itemsize)  # so that all copies are aligned
         packed = buffers.empty((sum(a.nbytes for a in self._small),), np.uint8)
-        self._copies: list[Array] = []
         used = 0
         for a in self._small:
             self._copies.append(packed[used : used + a.nbytes].view(a.dtype).reshape(a.shape))
             used += a.nbytes
-        self.arrays: list[Array] = with_elements([*(a for a in arrays if a.nbytes > SMALL), packed])
+        self.arrays = [*(a for a in arrays if a.nbytes > SMALL), packed]
 
     def load(self) -> None:
         """Copy the small arrays to what travels."""
-        kernels.copy(self._copies, self._small)
+        if self._small:
+            kernels.copy(self._copies, self._small)
 
     def unload(self) -> None:
         """Copy what has arrived to the small arrays."""
-        kernels.copy(self._small, self._copies)
+        if self._small:
+            kernels.copy(self._small, self._copies)

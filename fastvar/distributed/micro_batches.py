@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from fastvar.buffers import Array
 from fastvar.distributed.exchange import Sum
 from fastvar.distributed.orders import Order, Piece, Stack
 from fastvar.variable import Variable
@@ -33,7 +30,7 @@ class MicroBatches:
 
     Attributes
     ----------
-    present : ndarray of bool
+    present : list of bool
         Which variables have had a gradient.
     counts : list of int
         How many gradients have been added, how many of these with a count, and the sum of the counts.
@@ -58,7 +55,7 @@ class MicroBatches:
         self._stack: Stack[Sum] = Stack(self._order, self._total, self._join)
         self._done = 0
         self._current: int | None = None
-        self.present: Array = np.zeros(len(self._variables), bool)
+        self.present: list[bool] = [False] * len(self._variables)
         self.counts: list[int] = [0, 0, 0]
 
     def __iter__(self) -> Iterator[int]:
@@ -91,7 +88,7 @@ class MicroBatches:
                 raise
             if times:
                 sum_.add(float(times))
-                self.present |= [g is not None for g in gradients]
+                self.present = [a or b is not None for a, b in zip(self.present, gradients, strict=True)]
         if left:
             self._stack.extend(piece)
         else:

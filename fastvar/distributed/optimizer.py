@@ -13,12 +13,19 @@ from fastvar import buffers
 from fastvar.buffers import Array
 from fastvar.distributed import own, rows, whole
 from fastvar.distributed.across import Across
-from fastvar.distributed.comparing import described, digest, digest_of_weights, refuse_differences
+from fastvar.distributed.comparing import (
+    Digests,
+    described,
+    digest_of_weights,
+    hyperparameters,
+    refuse_differences,
+)
 from fastvar.distributed.exchange import Exchange, Sum
 from fastvar.distributed.micro_batches import MicroBatches
 from fastvar.distributed.orders import ORDERS
 from fastvar.distributed.partition import Partition, micro_batches
 from fastvar.distributed.world import World
+from fastvar.formats import name_of
 from fastvar.optimizer import Optimizer
 from fastvar.optimizer.groups import Group
 from fastvar.optimizer.state import State
@@ -165,7 +172,7 @@ class Distributed:
         flat = [v for group in grouped for v in group["variables"]]
         description = {
             "variables": {
-                label(v, i): [[*v.shape], v.dtype.name, v.master is not None] for i, v in enumerate(flat)
+                label(v, i): [[*v.shape], name_of(v.dtype), v.master is not None] for i, v in enumerate(flat)
             },
             "micro_batches": self._total,
             "order": self.order,
@@ -182,7 +189,10 @@ class Distributed:
         partition = Partition([v.size for v in flat], meeting.size, uncut)
         self._exchange = Exchange(meeting, order, self._total, flat, partition, self._sparse)
         self._rows = rows.RowExchange(meeting, order, self._total, flat, partition, self._sparse)
+        self._digests = Digests()
+        self._version: object = Structure.version  # of what the parts have last followed
         self._build_parts(grouped, uncut)
+        self._hyper = hyperparameters(described(inner, flat))
         self._tree = tree
         if all(map(is_, tree.variables, flat)):
             tree.variables = self._whole.variables
@@ -205,8 +215,6 @@ class Distributed:
         inner.build([set_ | {key: [next(remaining) for _ in held]} for held, set_ in map(_parted, grouped)])
         self._masters: list[Variable | None] = [None] * len(variables)
         self._link_masters()
-        self._version: object = None  # of what the parts have last followed
-        self._options: dict[str, Any] = {}
 
     def _link_masters(self) -> None:
         """Let the masters of this rank's parts be parts of the masters of the variables."""
@@ -293,10 +301,10 @@ class Distributed:
         variables, what = self._whole.variables, f"step {self.iterations + 1}"
         description = described(self.optimizer, variables)
         mine = {
-            "digest": digest(description),
+            "digest": self._digests.of(description),
             "counts": sums.counts,
             "rows": [[0 if r is None else len(r.rows) for r in sum_.rows] for sum_ in held],
-            "present": None if sums.present.all() else np.packbits(sums.present).tobytes().hex(),
+            "present": None if all(sums.present) else np.packbits(sums.present).tobytes().hex(),
             "weights": None if self.iterations % self._compare_every else digest_of_weights(variables),
             "ready": [one.ready() for one in self.deferred],
         }
@@ -311,7 +319,7 @@ class Distributed:
                     f"{self._owner}: {what}: rank {rank} has other weights than rank 0; "
                     "write them on all ranks alike"
                 )
-        self._follow_changes(description["options"])
+        self._follow_changes(hyperparameters(description))
         counts = [sum(of_ranks) for of_ranks in zip(*(one["counts"] for one in said), strict=True)]
         there = self._there([one["present"] for one in said])
         return Agreed(there, self._scale(*counts), [one["rows"] for one in said])
@@ -322,7 +330,8 @@ class Distributed:
         found: list[Any] = [*self._exchange.mean_of(held, self._dense(there), scale)]
         found = [None if g is None else g.reshape(v.shape) for g, v in zip(found, self._mine, strict=True)]
         of_rows = self._rows.mean_of([sum_.rows for sum_ in held], counts, there, scale)
-        self._lengths[self._sparse] = [self._whole.variables[i].size for i in self._sparse]
+        for i in self._sparse:
+            self._lengths[i] = self._whole.variables[i].size
         for i, n in self._rows.elements().items():
             self._lengths[i] = n
             found[i] = of_rows.get(i, self._mine[i].value)  # the part of a rank that is not its owner is empty
@@ -338,6 +347,8 @@ class Distributed:
 
     def _dense(self, there: Array) -> Array:
         """Return which of the variables with a gradient have one that is not sparse."""
+        if not self._sparse:
+            return there
         dense = there.copy()
         dense[self._sparse] = False
         return dense
@@ -364,9 +375,9 @@ class Distributed:
             raise ValueError(f"{self._owner}: the counts of all micro-batches of a step are 0")
         return 1 / examples
 
-    def _follow_changes(self, options: dict[str, Any]) -> None:
+    def _follow_changes(self, hyper: list[Any]) -> None:
         """Give the parts what has changed of the variables, and check that they may still be cut."""
-        if self._version is Structure.version and options == self._options:
+        if self._version is Structure.version and hyper == self._hyper:
             return
         _refuse_accumulation(self._owner, self.optimizer)
         reason = whole.reason(self.optimizer, self._whole.variables)
@@ -382,7 +393,7 @@ class Distributed:
                 if getattr(part, name) is not value:
                     setattr(part, name, value)
         self._link_masters()
-        self._version, self._options = Structure.version, options
+        self._version, self._hyper = Structure.version, hyper
 
     # Averages.
 

@@ -7,6 +7,7 @@ to those who add the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -25,6 +26,8 @@ class Order(Protocol):
     name: ClassVar[str]
     empty: ClassVar[float]
     """The sum of no gradients."""
+
+    def __hash__(self) -> int: ...
 
     def joins(self, left: Piece, right: Piece, total: int) -> bool:
         """Return whether two neighbours are added to each other, and to nothing else before."""
@@ -97,9 +100,10 @@ class Stack(Generic[T]):
         return self.held[-1][1] if self.held and self.joins(self.held[-1][0], piece) else None
 
 
-def pieces(order: Order, total: int, numbers: range) -> list[Piece]:
+@lru_cache
+def pieces(order: Order, total: int, numbers: range) -> tuple[Piece, ...]:
     """Return the sums that remain of consecutive micro-batches, which other ranks must add."""
     stack: Stack[None] = Stack(order, total, lambda _first, _second: None)
     for i in numbers:
         stack.push(Piece(i, i + 1), None)
-    return [piece for piece, _ in stack.held]
+    return tuple(piece for piece, _ in stack.held)

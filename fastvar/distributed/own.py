@@ -34,8 +34,9 @@ def take_master(part: Variable, master: Variable) -> None:
 
 def constraint(variable: Variable, part: Array) -> Any:
     """Return the constraint of a rank's part of a variable. One in Python sees no empty part."""
-    bounded = number_bounds(variable.constraint) != (-np.inf, np.inf)
-    return variable.constraint if part.size or bounded or not variable.constraint else _elsewhere
+    if part.size or not variable.constraint:
+        return variable.constraint
+    return variable.constraint if number_bounds(variable.constraint) != (-np.inf, np.inf) else _elsewhere
 
 
 def _elsewhere(values: Array) -> Array:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 
-import numpy as np
-
-from fastvar.buffers import Array
 from fastvar.kernels.stages import BLOCK
 
 
@@ -15,7 +14,7 @@ def micro_batches(count: int, ranks: int, rank: int) -> range:
     return range(rank * count // ranks, (rank + 1) * count // ranks)
 
 
-def cuts(sizes: Sequence[int], ranks: int, whole: Sequence[bool]) -> Array:
+def cuts(sizes: Sequence[int], ranks: int, whole: Sequence[bool]) -> list[int]:
     """Return where the range of each rank begins, and the end of the last.
 
     Parameters
@@ -28,19 +27,19 @@ def cuts(sizes: Sequence[int], ranks: int, whole: Sequence[bool]) -> Array:
         Whether each variable must not be cut. Otherwise it is cut between blocks of `BLOCK` elements, whose sums
         of squares are then the same however it is cut.
     """
-    starts = np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))])
-    total = int(starts[-1])
+    starts = [*accumulate(sizes, initial=0)]
+    total = starts[-1]
     ends = [_place(starts, rank * total // ranks, whole) for rank in range(1, ranks)]
-    return np.maximum.accumulate(np.array([0, *ends, total], np.int64))
+    return [*accumulate([0, *ends, total], max)]
 
 
-def _place(starts: Array, wanted: int, whole: Sequence[bool]) -> int:
+def _place(starts: Sequence[int], wanted: int, whole: Sequence[bool]) -> int:
     """Return the last place for a cut before `wanted`; between whole variables, the nearest."""
-    i = int(np.searchsorted(starts, wanted, "right")) - 1
-    begin = int(starts[i])
+    i = bisect_right(starts, wanted) - 1
+    begin = starts[i]
     if i < len(whole) and not whole[i]:
         return begin + (wanted - begin) // BLOCK * BLOCK
-    end = int(starts[min(i + 1, len(starts) - 1)])
+    end = starts[min(i + 1, len(starts) - 1)]
     return begin if wanted - begin <= end - wanted else end
 
 
@@ -54,21 +53,22 @@ class Partition:
     """
 
     def __init__(self, sizes: Sequence[int], ranks: int, whole: Sequence[bool]) -> None:
-        self._sizes = np.asarray(sizes, np.int64)
-        self._begins = np.cumsum(self._sizes) - self._sizes
+        self._ranges = [*pairwise(accumulate(sizes, initial=0))]  # of the variables
         self._ends = cuts(sizes, ranks, whole)
 
     def of(self, rank: int) -> list[slice]:
         """Return the part of each variable that a rank has, which may be empty."""
         low, high = self._ends[rank : rank + 2]
-        firsts, lasts = np.clip([low - self._begins, high - self._begins], 0, self._sizes).tolist()
-        return [slice(a, b) for a, b in zip(firsts, lasts, strict=True)]
+        return [
+            slice(min(max(low, begin), end) - begin, min(max(high, begin), end) - begin)
+            for begin, end in self._ranges
+        ]
 
     def holders(self, i: int) -> Iterator[tuple[int, slice]]:
         """Yield the ranks that have elements of a variable, and which."""
-        begin, size = int(self._begins[i]), int(self._sizes[i])
-        first, last = np.searchsorted(self._ends, [begin, begin + size], "right")
-        for rank in range(int(first) - 1, min(int(last), len(self._ends) - 1)):
-            low, high = max(int(self._ends[rank]) - begin, 0), min(int(self._ends[rank + 1]) - begin, size)
+        begin, end = self._ranges[i]
+        first, last = bisect_right(self._ends, begin), bisect_right(self._ends, end)
+        for rank in range(first - 1, min(last, len(self._ends) - 1)):
+            low, high = max(self._ends[rank], begin), min(self._ends[rank + 1], end)
             if low < high:
-                yield rank, slice(low, high)
+                yield rank, slice(low - begin, high - begin)

@@ -36,7 +36,7 @@ def of_ranks(order: str, total: int, size: int) -> str:
     for rank in range(size):
         mine = micro_batches(total, size, rank)
         held = added(order, total, ((Piece(i, i + 1), [str(i)]) for i in mine))
-        assert [piece for piece, _ in held] == pieces(ORDERS[order], total, mine)
+        assert tuple(piece for piece, _ in held) == pieces(ORDERS[order], total, mine)
         remain += held
     ((piece, formula),) = added(order, total, remain)
     assert piece == (0, total)
