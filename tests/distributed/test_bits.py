@@ -1,7 +1,9 @@
 """Any number of ranks computes the bits of one process, and in sequence those of accumulation."""
 
 import os
+from collections.abc import Iterable, Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,31 +20,54 @@ SHAPES = [
     for order in ("tree", "sequence")
 ]
 FEW = 1  # of these for each optimizer and option, and others for the next
-# `FASTVAR_RANKS=rules`: each class with all of these, in minutes; `FASTVAR_RANKS=all` (`make ranks`): each row.
+# `FASTVAR_RANKS=rules`: each class with all of these, in a minute or two; `all` (`make ranks`): each row.
 ALL = os.environ.get("FASTVAR_RANKS")
 RULES = {type(case.make()): case for case in reversed(CASES)}.values()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_bits_of_one_process(case: Case) -> None:
-    wrong = []
+@pytest.fixture(autouse=True, scope="module")
+def one_processor() -> Iterator[None]:
+    """Keep each process of pytest on one processor, where ranks take turns in half the time."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {sorted(before)[worker % len(before)]})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def _programs(case: Case) -> Iterator[tuple[str, int, int, str]]:
+    """Yield names of options, numbers of ranks and of micro-batches, and orders."""
     begin = CASES.index(case)
     every = ALL == "all" or (ALL == "rules" and case in RULES)
-    for k, (name, options) in enumerate(ranks.OPTIONS.items()):
+    for k, name in enumerate(ranks.OPTIONS):
         step = 5 * (begin + 3 * k)
-        shapes = SHAPES if every else [SHAPES[(step + 7 * i) % len(SHAPES)] for i in range(FEW)]
-        for total, order in dict.fromkeys(shape[1:] for shape in shapes):
+        for shape in SHAPES if every else [SHAPES[(step + 7 * i) % len(SHAPES)] for i in range(FEW)]:
+            yield name, *shape
 
-            def program(world: fd.World, of=options, total=total, order=order) -> str:
-                return ranks.train(world, case, of, total, order)
 
-            one = ranks.alone(program)
-            for size in (shape[0] for shape in shapes if shape[1:] == (total, order)):
-                if {*fd.simulate(size, program)} != {one}:
-                    wrong.append((name, size, total, order))
-            plain = order == "sequence" and name not in ranks.NOT_PLAIN and total > 1
-            if plain and one != ranks.accumulate(case, options, total):
-                wrong.append((name, "accumulation", total))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_bits_of_one_process(case: Case) -> None:
+    def train(world: fd.World, programs: Iterable[tuple[str, int, str]]) -> list[str]:
+        return [ranks.train(world, case, ranks.OPTIONS[name], *rest) for name, *rest in programs]
+
+    of_size: dict[int, list[tuple[str, int, str]]] = {}
+    for name, size, total, order in _programs(case):
+        of_size.setdefault(size, []).append((name, total, order))
+    every = [*dict.fromkeys(program for programs in of_size.values() for program in programs)]
+    one = dict(zip(every, ranks.alone(lambda world: train(world, every)), strict=True))
+    wrong: list[tuple[Any, ...]] = []
+    for size, programs in of_size.items():
+        results = fd.simulate(size, lambda world, programs=programs: train(world, programs))
+        for program, *of_ranks in zip(programs, *results, strict=True):
+            if {*of_ranks} != {one[program]}:
+                wrong.append((size, *program))
+    for name, total, order in every:
+        plain = order == "sequence" and name not in ranks.NOT_PLAIN and total > 1
+        if plain and one[name, total, order] != ranks.accumulate(case, ranks.OPTIONS[name], total):
+            wrong.append(("accumulation", name, total))
     assert wrong == []
 
 
