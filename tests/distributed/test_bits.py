@@ -20,7 +20,7 @@ SHAPES = [
     for order in ("tree", "sequence")
 ]
 FEW = 1  # of these for each optimizer and option, and others for the next
-# `FASTVAR_RANKS=rules`: each class with all of these, in a minute or two; `all` (`make ranks`): each row.
+# `FASTVAR_RANKS=rules`: each class with all of these, in a minute; `all` (`make ranks`): each row.
 ALL = os.environ.get("FASTVAR_RANKS")
 RULES = {type(case.make()): case for case in reversed(CASES)}.values()
 
