@@ -348,7 +348,8 @@ cdef class Plan:
         cdef Tasks tasks = cut(self.blocks, self.elements, threads)
         partials = np.zeros((self.blocks, count))
         cdef BlockSums job = BlockSums(
-            self.spans, self.n, self.blocks, tasks.blocks, squares, scale, <double*> cnp.PyArray_DATA(partials), count)
+            self.spans, self.n, self.blocks, tasks.blocks, squares, scale,
+            <double*> cnp.PyArray_DATA(partials), count)
         with nogil:
             share(sums_of_task, &job, tasks.count, tasks.workers)
         return partials
