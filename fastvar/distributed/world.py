@@ -46,7 +46,9 @@ class World:
         return self.meeting.size
 
     def agree(self, what: str, **mine: Any) -> list[dict[str, Any]]:
-        """Return what each rank says, if they differ as JSON values. All must be at the same place of the program.
+        """Return what each rank says, as JSON values where ranks differ.
+
+        All must have come to the same place in the program.
 
         Raises
         ------
