@@ -12,7 +12,6 @@ import platform
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 
 import fastvar as fv
 from bench.suite import SETS, Task
+from fastvar.benchmark.in_keras import choose_backend
 from fastvar.benchmark.picture import processor
 from fastvar.kernels import isa
 
@@ -84,7 +84,8 @@ def run(which: str, only: str, path: Path, enough: float) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not read(path):
         append(path, {"machine": machine()})
-    env = {"KERAS_BACKEND": "torch" if find_spec("torch") else "numpy"} | os.environ
+    choose_backend()
+    env = {**os.environ}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     failed = 0
     while left := unfinished(which, only, path):

@@ -19,7 +19,7 @@ from bench.contention import burning
 from bench.savers import Training, savers, sync
 from bench.suite import CHECKPOINTS, Task
 from fastvar.benchmark.cases import Case
-from fastvar.benchmark.contenders import EVERY, FASTVAR, absent, contenders, threads
+from fastvar.benchmark.contenders import FASTVAR, absent, attempt, contenders, supporting, threads
 from fastvar.benchmark.contest import repeated
 from fastvar.benchmark.measure import Run, interleaved, ratio
 
@@ -51,22 +51,17 @@ def steps(task: Task, enough: float) -> Record:
     """Step a case with every contender that there is memory for, and with both limits."""
     assert task.case is not None
     case, runs, peak, out = task.case, {}, {}, {}
-    for each in EVERY:
-        if each.name not in task.names or not each.installed or not each.supports(case):
-            continue
+    for each in supporting(case, task.names):
         if free() < 3 * (case.written + 2) * case.elements * np.dtype(case.dtype).itemsize:
             out[each.name] = "memory"
             continue
-        try:
-            before = resident(restart=True)
-            made = each.prepare(case)
-            made.step()
-            peak[each.name] = max(0, resident() - before)
-            runs[each.name] = repeated(made.step)
-        except Exception as error:  # a rival that fails is reported, and does not end the run
-            if each.name == FASTVAR:
-                raise
-            out[each.name] = f"{type(error).__name__}: {str(error)[:200]}"
+        before = resident(restart=True)
+        made = attempt(each, case)
+        if isinstance(made, str):  # a rival that fails is reported, and does not end the run
+            out[each.name] = made
+            continue
+        peak[each.name] = max(0, resident() - before)
+        runs[each.name] = repeated(made.step)
     runs |= limits(case) | parts(case)
     times = interleaved(runs, enough=enough)
     fixed, one, small = (median(times.pop(name)) for name in PARTS)

@@ -22,11 +22,11 @@ from bench import (
 )
 from bench.__main__ import RATIOS, main
 from fastvar import kernels
+from fastvar.benchmark import contenders
 from fastvar.benchmark.cases import ALGORITHMS, CLIP_DECAY_EMA, Case
-from fastvar.benchmark.contenders import FASTVAR, contenders, threads
+from fastvar.benchmark.contenders import FASTVAR, NAMES, threads
 from fastvar.benchmark.contest import repeated
 from fastvar.benchmark.measure import interleaved, ratio
-from fastvar.benchmark.quick import COMMON
 
 SMALLEST = [Case(each, "float32", (1, 64), 1) for each in (*ALGORITHMS, CLIP_DECAY_EMA)]
 
@@ -38,7 +38,7 @@ def test_every_rule_has_a_row() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras with NumPy
 @pytest.mark.parametrize("case", SMALLEST, ids=lambda case: case.id)
 def test_contenders_compute_the_same(case: Case) -> None:
-    made = contenders(case, COMMON)
+    made = contenders.contenders(case, [name for name in NAMES if name != "torch compiled"])
     (start,) = (w.copy() for w in made[FASTVAR].weights())
     with threads(1):
         for each in made.values():
@@ -52,7 +52,7 @@ def test_contenders_compute_the_same(case: Case) -> None:
 
 
 def test_contenders_can_be_measured() -> None:
-    runs = {name: repeated(made.step) for name, made in contenders(SMALLEST[0], suite.FEW).items()}
+    runs = {name: repeated(made.step) for name, made in contenders.contenders(SMALLEST[0], suite.FEW).items()}
     assert [*runs] == [*suite.FEW]
     times = interleaved(runs, rounds=2, seconds=1e-5)
     assert all(len(took) == 2 and min(took) > 0 for took in times.values())
@@ -124,8 +124,8 @@ def test_a_rival_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(case: Case) -> None:
         raise RuntimeError("no kernel")
 
-    broken = tuple(each._replace(prepare=fail) if each.name == "NumPy out=" else each for each in tasks.EVERY)
-    monkeypatch.setattr(tasks, "EVERY", broken)
+    broken = tuple(each._replace(prepare=fail) if each.name == "NumPy out=" else each for each in contenders.EVERY)
+    monkeypatch.setattr(contenders, "EVERY", broken)
     record = tasks.measured(suite.step(ALGORITHMS[2], "float32", (1, 4), 1, names=suite.FEW), 0.01)
     assert record["left out"] == {"NumPy out=": "RuntimeError: no kernel"}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from fastvar import threads as own
-from fastvar.benchmark import in_jax, in_keras, in_numba, in_tensorflow, in_torch
+from fastvar.benchmark import beside_torch, in_jax, in_keras, in_numba, in_tensorflow, in_torch
 from fastvar.benchmark.cases import Case
 from fastvar.benchmark.contest import Contender, Prepared, arrays
 from fastvar.variable import Variable
@@ -38,6 +38,7 @@ EVERY: tuple[Contender, ...] = (
     Contender(OUT, "", lambda case: case.algorithm.numpy is not None, _numpy(1)),
     in_numba.CONTENDER,
     *in_torch.CONTENDERS,
+    *beside_torch.CONTENDERS,
     in_keras.CONTENDER,
     in_tensorflow.CONTENDER,
     in_jax.CONTENDER,
@@ -47,8 +48,24 @@ NAMES = tuple(each.name for each in EVERY)
 
 def contenders(case: Case, names: Sequence[str] = NAMES) -> dict[str, Prepared]:
     """Return those that are installed and support the case, ready to step."""
-    wanted = [each for each in EVERY if each.name in names and each.installed and each.supports(case)]
-    return {each.name: each.prepare(case) for each in wanted}
+    return {each.name: each.prepare(case) for each in supporting(case, names)}
+
+
+def supporting(case: Case, names: Sequence[str]) -> list[Contender]:
+    """Return those that are installed and support the case."""
+    return [each for each in EVERY if each.name in names and each.installed and each.supports(case)]
+
+
+def attempt(each: Contender, case: Case) -> Prepared | str:
+    """Return a contender that has made a step, or why it cannot. An error of fastvar's own is raised."""
+    try:
+        prepared = each.prepare(case)
+        prepared.step()
+    except Exception as error:  # of any library, such as one whose backend is missing
+        if each.name == FASTVAR:
+            raise
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    return prepared
 
 
 def absent(names: Sequence[str] = NAMES) -> dict[str, str]:

@@ -1,7 +1,9 @@
-"""The same rules in Keras, on the backend that KERAS_BACKEND names."""
+"""The same rules in Keras, on the backend that KERAS_BACKEND names, or one that is installed."""
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,14 @@ _RULES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def choose_backend() -> None:
+    """Let Keras use a backend that is installed, unless the environment names one."""
+    installed = (name for name in ("torch", "tensorflow", "jax") if find_spec(name))
+    os.environ.setdefault("KERAS_BACKEND", next(installed, "numpy"))
+
+
 def _prepare(case: Case) -> Prepared:
+    choose_backend()
     import keras
 
     name, options = _RULES[case.algorithm.name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from fastvar.benchmark.as_written import Arrays
 from fastvar.benchmark.cases import Case
 from fastvar.benchmark.contest import Contender, Prepared, arrays
 
@@ -13,16 +14,23 @@ _FUSED = {"Adagrad", "Adam", "AdamW", "SGD"}
 _MOST_COMPILED = 10  # tensors: compiling more takes minutes
 
 
-def _prepare(case: Case, compiled: bool = False, **path: Any) -> Prepared:
-    """Make an optimizer that works on the memory of arrays."""
+def parameters_of(case: Case) -> tuple[list[Any], Arrays]:
+    """Return parameters that have gradients, and the arrays that they share memory with."""
     import torch
 
     torch.set_num_threads(case.threads)
-    arguments = dict(case.algorithm.torch or {})
     weights, gradients = arrays(case)
     parameters = [torch.nn.Parameter(torch.from_numpy(w)) for w in weights]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = torch.from_numpy(gradient)
+    return parameters, weights
+
+
+def _prepare(case: Case, compiled: bool = False, **path: Any) -> Prepared:
+    import torch
+
+    parameters, weights = parameters_of(case)
+    arguments = dict(case.algorithm.torch or {})
     optimizer = getattr(torch.optim, arguments.pop("name"))(parameters, **path, **arguments)
     plain = [p.detach() for p in parameters]
     averages = [w.clone() for w in plain]

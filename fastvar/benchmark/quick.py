@@ -8,21 +8,23 @@ from typing import Any, NamedTuple
 
 from fastvar import tables
 from fastvar.benchmark.cases import RULES, Case
-from fastvar.benchmark.contenders import FASTVAR, NAMES, contenders, threads
+from fastvar.benchmark.contenders import FASTVAR, NAMES, attempt, supporting, threads
 from fastvar.benchmark.contest import repeated
 from fastvar.benchmark.measure import interleaved, ratio
 from fastvar.benchmark.picture import bars, figure, processor, write
 
 SHAPES = ((1, 64), (1000, 64), (200, 1000), (1, 2**16), (1, 2**20), (1, 2**24))  # variables x elements
-COMMON = tuple(name for name in NAMES if name != "torch compiled")  # compiling takes longer than measuring
+COMPILED = ("torch compiled", "DeepSpeed")  # which takes longer than measuring
+COMMON = tuple(name for name in NAMES if name not in COMPILED)
 
 
 class Row(NamedTuple):
-    """The time of a step of fastvar, and the times of the others divided by it."""
+    """The time of a step of fastvar, the times of the others divided by it, and why some could not be measured."""
 
     case: Case
     seconds: float
     ratios: dict[str, float]
+    failed: dict[str, str]
 
 
 def cases(rules: Sequence[str], count: int) -> list[Case]:
@@ -39,11 +41,13 @@ def measured(given: Sequence[Case], names: Sequence[str], seconds: float) -> Ite
     """Measure each case, all of them in about `seconds`."""
     for case in given:
         with threads(case.threads):
-            runs = {name: repeated(made.step) for name, made in contenders(case, names).items()}
+            made = {each.name: attempt(each, case) for each in supporting(case, names)}
+            failed = {name: one for name, one in made.items() if isinstance(one, str)}
+            runs = {name: repeated(one.step) for name, one in made.items() if not isinstance(one, str)}
             each = seconds / len(given) / 2  # the other half: making arrays, first steps
             times = interleaved(runs, seconds=min(0.005, each / 40 / len(runs)), enough=each)
         base = times.pop(FASTVAR)
-        yield Row(case, median(base), {name: ratio(took, base) for name, took in times.items()})
+        yield Row(case, median(base), {name: ratio(took, base) for name, took in times.items()}, failed)
 
 
 def draw(rows: Sequence[Row], path: str) -> None:

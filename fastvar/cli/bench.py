@@ -55,10 +55,11 @@ def _bench(given: argparse.Namespace) -> int:
             rows.append(row)
             advance(1)
     missing = contenders.absent(names)
+    failed = {name: why for row in rows for name, why in row.failed.items()}
     if given.json:
-        screen.write_json({"steps": [_as_json(row) for row in rows], "not installed": missing})
+        screen.write_json({"steps": [_as_json(row) for row in rows], "not installed": missing, "failed": failed})
     else:
-        _show(rows, missing)
+        _show(rows, missing, failed)
     if given.picture:
         quick.draw(rows, given.picture)
         if not given.json:
@@ -71,7 +72,7 @@ def _as_json(row: quick.Row) -> dict[str, Any]:
     return {"case": str(row.case), "seconds": row.seconds, "GB/s": rate, "times as long": row.ratios}
 
 
-def _show(rows: list[quick.Row], missing: dict[str, str]) -> None:
+def _show(rows: list[quick.Row], missing: dict[str, str], failed: dict[str, str]) -> None:
     others = list(dict.fromkeys(itertools.chain.from_iterable(row.ratios for row in rows)))
     titles = ["case", ">fastvar", ">GB/s", *(f">x {name}" for name in others)]
     body = []
@@ -83,3 +84,5 @@ def _show(rows: list[quick.Row], missing: dict[str, str]) -> None:
     screen.say(f"{picture.processor()}; x: the time of a step in times of fastvar's, a median of rounds in turn")
     if missing:
         screen.say(f"not installed: {', '.join(missing)}")
+    for name, why in failed.items():
+        screen.say(f"{name} failed: {why}")

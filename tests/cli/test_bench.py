@@ -47,6 +47,20 @@ def test_rivals_that_are_not_installed_are_named(capsys: Any, monkeypatch: pytes
     assert "not installed: numba" in out
 
 
+def test_rivals_that_fail_are_named(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(case: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'backend'")
+
+    every = (*contenders.EVERY[:2], contenders.EVERY[2]._replace(prepare=prepare))
+    monkeypatch.setattr(contenders, "EVERY", every)
+    few = ("bench", "--seconds", "0.1", "--rivals", "NumPy", "NumPy out=")
+    code, out, err = run(capsys, *few)
+    assert code == 0, err
+    assert "NumPy out= failed: ModuleNotFoundError: No module named 'backend'" in out
+    assert out.splitlines()[0].rstrip().endswith("x NumPy")
+    assert json.loads(run(capsys, *few, "--json")[1])["failed"].keys() == {"NumPy out="}
+
+
 def test_mistakes(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did you mean adan?" in run(capsys, "bench", "--rules", "adan_")[2]
     assert "must be from 1 to" in run(capsys, "bench", "--threads", "0")[2]
