@@ -69,7 +69,7 @@ sanitize: $(VENV)/.test
 	tests/optimizer/test_sparse.py tests/optimizer/test_bad_input.py
 
 # Before a release, and after changes to fastvar/distributed: every optimizer and option on every number of ranks, a
-# thousand ranks, and under mpirun 20 faults of each kind, and 200 kills of jobs that save. Takes two hours.
+# thousand ranks, and under mpirun 20 faults of each kind, and 200 kills of jobs that save. Takes twenty minutes.
 ranks: $(VENV)/.test
 	FASTVAR_RANKS=all FASTVAR_FAULTS=20 KERAS_BACKEND=numpy $(PYTEST) --timeout 7200 tests/distributed
 
