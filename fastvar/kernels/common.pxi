@@ -82,6 +82,8 @@ cdef enum:
     COPIES = (1 + MAX_SLOTS) * COPY + 64  # bytes of a direction and all slots of a tile, at any alignment
     LINE = 64  # bytes of a cache line
     AHEAD = 8  # how many rows of a sparse gradient ahead to prefetch
+    PART = 64  # elements that a rule updates between prefetches: with more, requests wait for each other
+    LATER = 1024  # how many elements later they are used
     FETCHED = 512  # bytes of a row to prefetch; the processor fetches the rest
 
 ctypedef fused real:  # the types that rules compute in

@@ -128,7 +128,7 @@ cdef void run_on_copies(
             if slots[k] != copy:  # it is not decoded
                 memcpy(copy, slots[k], n * sizeof(real))
                 slots[k] = copy
-        apply_rule(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
+        run_rule(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
     if s.direction != NULL:
         memcpy(<real*> s.direction + at, scratch, n * sizeof(real))
 

@@ -40,6 +40,13 @@ def test_steps_equal_the_twin(rule: str, formats: str, stages: dict[str, float])
     assert_equals_twin(rule, specs, zero=bool(stages))
 
 
+@every_format
+@both_stages
+def test_steps_beyond_the_cache_equal_the_twin(formats: str, stages: dict[str, float]) -> None:
+    specs = [Spec((n,), "f4", "f4", None, FORMATS[formats], n, stages) for n in (900_001, 16_385, 3)]
+    assert_equals_twin("adam", specs, threads=(1, 3))
+
+
 @every_rule
 @every_format
 def test_special_values_equal_the_twin(rule: str, formats: str) -> None:

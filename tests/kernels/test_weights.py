@@ -46,6 +46,16 @@ def test_steps_equal_the_twin(rule: str, weights: str, stages: dict[str, float])
     assert_equals_twin(rule, [*specs, Spec((300,), "f8")], zero=bool(stages))
 
 
+@every_format
+@both_stages
+def test_steps_beyond_the_cache_equal_the_twin(weights: str, stages: dict[str, float]) -> None:
+    specs = [
+        Spec((n,), gradient=BFLOAT16, formats=next(SLOTS), weights=weights, offset=n, stages=stages)
+        for n in (900_001, 16_385, 3)
+    ]
+    assert_equals_twin("adam", specs, threads=(1, 3))
+
+
 @every_rule
 @every_format
 def test_special_values_equal_the_twin(rule: str, weights: str) -> None:

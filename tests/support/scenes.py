@@ -78,7 +78,8 @@ class Scene:
 
     def _numbers(self, shape: tuple[int, ...]) -> Any:
         at = int(self.rng.integers(1 << 15))
-        return self.drawn[at : at + math.prod(shape)].reshape(shape)
+        size = math.prod(shape)
+        return np.resize(self.drawn[at : at + size], size).reshape(shape)  # repeated if they are too few
 
     def _placed(self, spec: Spec, values: Any, dtype: Any, k: int) -> Any:
         return self.room.placed(values, dtype, spec.offset * k + k * k)
