@@ -6,7 +6,8 @@ cdef enum:
     MAX_WRITTEN = MAX_CHECKED + MAX_SLOTS + 1
     OF_WEIGHTS = MAX_SLOTS  # in place of the number of a slot
     STAGGER = 5 * LINE  # offset between saved arrays, which would otherwise begin at the same offset in a page
-    IN_CACHE = 1 << 22  # up to this many bytes, what a step writes, or has saved, should stay in the cache
+    IN_CACHE = 1 << 22  # up to this many bytes, saved arrays should stay in the cache
+    IN_LAST_CACHE = 1 << 25  # with more bytes, what a step writes comes from memory
     BAD_GRADIENT = 1  # not finite
     BAD_STATE = 2  # finite before, but not after
 
@@ -317,16 +318,14 @@ cdef list agreed(Span* spans, Py_ssize_t n, list found, agree):
                 on_all(spans, n, &alone, put_back_part)
 
 
-cdef void measure_spans(Span* spans, Py_ssize_t n) noexcept nogil:
-    # Set whether what a step writes is larger than the cache, and where rules prefetch. Short variables gain
-    # nothing, nor do rules without slots, which compute little.
+cdef void set_ahead(Span* spans, Py_ssize_t n) noexcept nogil:
+    # Set where rules prefetch. Short variables gain nothing, nor do rules without slots, which compute little.
     cdef AllWritten all
     cdef Py_ssize_t i, size = 0
     for i in range(n):
         size += written(&all, &spans[i])
     for i in range(n):
-        spans[i].past_cache = size > IN_CACHE
-        spans[i].ahead = spans[i].past_cache and spans[i].n >= 16 * LATER and spans[i].rule.slots > 0
+        spans[i].ahead = size > IN_LAST_CACHE and spans[i].n >= 16 * LATER and spans[i].rule.slots > 0
 
 
 cdef allocate_copies(Span* spans, Py_ssize_t n, str owner):
@@ -342,6 +341,7 @@ cdef allocate_copies(Span* spans, Py_ssize_t n, str owner):
         raise MemoryError(f"{owner}: no room for a copy of what a guarded step writes") from None
     at = <char*> aligned(cnp.PyArray_BYTES(saved))
     for i in range(n):
+        spans[i].past_cache = size > IN_CACHE
         spans[i].saved = at
         at += written(&all, &spans[i])
     return saved

@@ -58,7 +58,7 @@ cdef class Plan:
         for i in range(self.n):
             self.set_span(i, table.group_of[i], first[table.group_of[i]], table.direct[table.group_of[i]])
         self.place()
-        measure_spans(self.spans, self.n)
+        set_ahead(self.spans, self.n)
         self.rule_of = [self.rules[group] for group in table.group_of]
 
     cdef int set_rules(self, sums) except -1:

@@ -39,7 +39,7 @@ cdef struct Span:  # fields that every step reads come first, on few cache lines
     char* slots[MAX_SLOTS]  # those of the rule, and then those that are only summed
     Stored* stored  # how slots are stored (stored.pxi); NULL: all in the type of the variable
     char* saved  # copies of what guarded runs write (guard.pxi)
-    bint past_cache  # what a step writes is larger than the cache
+    bint past_cache  # the copies are larger than the cache
     bint ahead  # the rule prefetches, see `apply_rule`
     int found  # what was wrong
     Py_ssize_t start  # its position in the concatenation of all spans, each of which begins a block
@@ -89,30 +89,37 @@ cdef const real* read_gradient(
     return x if s.direct else enlarge(scratch, x, n, <real> s.stages.size)
 
 
-cdef void run_rule(real* w, const real* g, real** slots, Py_ssize_t n, const Span* s) noexcept nogil:
+cdef void run_rule(
+        real* w, const real* g, real** slots, Py_ssize_t n, const Span* s, bint measured) noexcept nogil:
     if real is float:
-        s.rule.f32(w, g, slots, n, s.c32)
+        if measured:
+            s.rule.measure32(w, g, slots, n, s.c32)
+        else:
+            s.rule.f32(w, g, slots, n, s.c32)
+    elif measured:
+        s.rule.measure64(w, g, slots, n, s.c64)
     else:
         s.rule.f64(w, g, slots, n, s.c64)
 
 
 cdef void apply_rule(
-        real* w, const real* g, real** slots, Py_ssize_t at, Py_ssize_t n, const Span* s) noexcept nogil:
-    # Run the rule; beyond the cache in parts, each after prefetching what a later one needs. While a rule
-    # computes, the processor itself looks too few lines ahead to use all of the memory's speed.
+        real* w, const real* g, real** slots, Py_ssize_t at, Py_ssize_t n, const Span* s,
+        bint measured) noexcept nogil:
+    # Run the rule, or what sums run in its place; beyond caches in parts, each after prefetching what a later
+    # one needs. While a rule computes, the processor itself looks too few lines ahead for the memory's speed.
     cdef real* rest[MAX_SLOTS]
     cdef Py_ssize_t i = 0, m
-    cdef int k
+    cdef int k, slots_read = s.rule.measured if measured else s.rule.slots
     if not s.ahead or s.rows != NULL:
-        run_rule(w, g, slots, n, s)
+        run_rule(w, g, slots, n, s, measured)
         return
     while i < n:
         m = min(<Py_ssize_t> PART, n - i)
         if at + i + LATER + PART <= s.n:
-            prefetch_part(s, at + i + LATER)
+            prefetch_part(s, at + i + LATER, slots_read)
         for k in range(s.rule.slots):
             rest[k] = slots[k] + i
-        run_rule(w + i, g + i, rest, m, s)
+        run_rule(w + i, g + i, rest, m, s, measured)
         i += m
 
 
@@ -123,13 +130,13 @@ cdef inline void prefetch_lines(const char* memory, Py_ssize_t nbytes) noexcept 
         line += LINE
 
 
-cdef void prefetch_part(const Span* s, Py_ssize_t at) noexcept nogil:
-    # Prefetch what a dense update of elements from `at` on reads and writes.
+cdef void prefetch_part(const Span* s, Py_ssize_t at, int slots) noexcept nogil:
+    # Prefetch what a rule reads of elements from `at` on, with so many slots, in a dense update.
     cdef Py_ssize_t width = width_of(s, format_of_weights(s))
     cdef int k
     prefetch_lines(s.w + at * width, PART * width)
     prefetch_lines(s.g + at * formats[s.format].width, PART * formats[s.format].width)
-    for k in range(s.rule.slots):
+    for k in range(slots):
         width = width_of_slot(s, k)
         prefetch_lines(s.slots[k] + at * width, PART * width)
     if s.average != NULL:
@@ -145,7 +152,7 @@ cdef void apply_direction(
     cdef char scratch[TILE_BYTES]
     cdef real* direction = <real*> aligned(scratch)
     memset(direction, 0, n * sizeof(real))
-    apply_rule(direction, g, slots, at, n, s)
+    apply_rule(direction, g, slots, at, n, s, False)
     if s.direction != NULL:
         direction = <real*> s.direction + at
     follow(w, <const real*> direction, n, <real> s.stages.size, <real> s.stages.step)
@@ -161,7 +168,7 @@ cdef void update(
         if s.direct:
             apply_direction(w, g, slots, at, n, s)
         else:
-            apply_rule(w, g, slots, at, n, s)
+            apply_rule(w, g, slots, at, n, s, False)
     finish(w, average, n, s.stages, g != NULL)
 
 
@@ -190,7 +197,7 @@ cdef void advance(
     if (s.g != NULL and average == NULL and not zero and in_place(s) and s.stages.decay == 0
             and not bounded(s.stages) and not s.direct and s.stored == NULL):
         load_slots(slots, copies, s, s.rule.slots, lo, hi - lo)
-        apply_rule(<real*> s.w + lo, <const real*> s.g + lo + shift, slots, lo, hi - lo, s)
+        apply_rule(<real*> s.w + lo, <const real*> s.g + lo + shift, slots, lo, hi - lo, s, False)
         return
     while at < hi:
         n = tile_at(s, at, hi)

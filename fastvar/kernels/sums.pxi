@@ -93,25 +93,6 @@ cdef void read_rows(real* x, real* room, const Span* s, Py_ssize_t lo, Py_ssize_
         x, lo, n = x + m, lo + m, n - m
 
 
-cdef inline void fetch(const void* tile, Py_ssize_t nbytes) noexcept nogil:
-    # Prefetch the next tile: processors prefetch long streams, but not so many in turn.
-    cdef Py_ssize_t line = 0
-    while line < nbytes:
-        prefetch_read(<const char*> tile + nbytes + line)
-        line += LINE
-
-
-cdef void fetch_next(const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
-    # Prefetch what the rule reads of the next tile.
-    cdef int k
-    cdef Py_ssize_t width = width_of(s, format_of_weights(s))
-    fetch(s.w + at * width, n * width)
-    for k in range(s.rule.measured):
-        fetch(s.slots[k] + at * width_of_slot(s, k), n * width_of_slot(s, k))
-    if s.g != NULL:
-        fetch(s.g + at * formats[s.format].width, n * formats[s.format].width)
-
-
 cdef void run_on_copies(
         real** arrays, char* scratch, const Span* s, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
     # Run the rule on copies from `at` on, for its direction and its new slots.
@@ -121,23 +102,16 @@ cdef void run_on_copies(
     arrays[DIRECTION] = <real*> scratch
     memset(scratch, 0, n * sizeof(real))
     if s.rule.measure32 != NULL:
-        measure(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
+        apply_rule(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, at, n, s, True)
     else:
         for k in range(s.rule.slots):
             copy = <real*> (scratch + (1 + k) * COPY)
             if slots[k] != copy:  # it is not decoded
                 memcpy(copy, slots[k], n * sizeof(real))
                 slots[k] = copy
-        run_rule(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, n, s)
+        apply_rule(arrays[DIRECTION], <const real*> arrays[GRADIENT], slots, at, n, s, False)
     if s.direction != NULL:
         memcpy(<real*> s.direction + at, scratch, n * sizeof(real))
-
-
-cdef void measure(real* w, const real* g, real** slots, Py_ssize_t n, const Span* s) noexcept nogil:
-    if real is float:
-        s.rule.measure32(w, g, slots, n, s.c32)
-    else:
-        s.rule.measure64(w, g, slots, n, s.c64)
 
 
 cdef void block_sums(
@@ -158,8 +132,6 @@ cdef void block_sums(
     memset(lanes, 0, sums.count * sizeof(lanes[0]))
     while at < hi:
         n = min(most, hi - at)
-        if sums.of_rule and s.rows == NULL and at + n < s.length:
-            fetch_next(s, at, n)
         arrays[GRADIENT] = <real*> aligned(gradients)
         if s.rows == NULL:
             arrays[WEIGHTS] = load_weights(room, s, at, n)

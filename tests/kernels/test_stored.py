@@ -40,11 +40,30 @@ def test_steps_equal_the_twin(rule: str, formats: str, stages: dict[str, float])
     assert_equals_twin(rule, specs, zero=bool(stages))
 
 
-@every_format
-@both_stages
-def test_steps_beyond_the_cache_equal_the_twin(formats: str, stages: dict[str, float]) -> None:
-    specs = [Spec((n,), "f4", "f4", None, FORMATS[formats], n, stages) for n in (900_001, 16_385, 3)]
-    assert_equals_twin("adam", specs, threads=(1, 3))
+def assert_equal_sums(rule: str, specs: list[Spec], options: dict[str, Any]) -> None:
+    scenes = [Scene(module, rule, specs, **options) for module in (reference, *MODULES.values())]
+    totals = []
+    for scene, threads in zip(scenes, (1, 1, 2, 3), strict=False):
+        before = [array.copy() for array in scene.arrays()]
+        scene.bind(1)
+        totals.append(scene.plan.sums(scene.scalars(1), threads))
+        for actual, expected in zip(scene.arrays(), before, strict=True):
+            assert_equal(actual, expected, "sums changed it")
+    for total in totals[1:]:
+        assert_same_bits(total, totals[0])
+
+
+@pytest.mark.parametrize("formats", ["native", "mixed"])
+@pytest.mark.parametrize("summed", [False, True])
+def test_steps_beyond_caches_equal_the_twin(formats: str, summed: bool) -> None:
+    specs = [
+        Spec((n,), "f4", "f4", None, FORMATS.get(formats, ("native",)), n, STAGED if n % 2 else {})
+        for n in (2_000_000, 2_700_001, 16_385)
+    ]
+    options = {"sums": [[("direction", "direction")]] * 2, "direct": [True, False]} if summed else {}
+    assert_equals_twin("adam", specs, threads=(3,), options=options)
+    if summed:
+        assert_equal_sums("adam", specs, options)
 
 
 @every_rule
@@ -113,16 +132,7 @@ def test_sums_and_directions_equal_the_twin(rule: str, formats: str) -> None:
         for n, dtype, stages in ((2000, "f4", {}), (257, "f8", STAGED), (18_000, "f4", {}), (5, "f4", STAGED))
     ]
     assert_equals_twin(rule, specs, threads=(3,), options=options)
-    scenes = [Scene(module, rule, specs, **options) for module in (reference, *MODULES.values())]
-    totals = []
-    for scene, threads in zip(scenes, (1, 1, 2, 3), strict=False):
-        before = [array.copy() for array in scene.arrays()]
-        scene.bind(1)
-        totals.append(scene.plan.sums(scene.scalars(1), threads))
-        for actual, expected in zip(scene.arrays(), before, strict=True):
-            assert_equal(actual, expected, "sums changed it")
-    for total in totals[1:]:
-        assert_same_bits(total, totals[0])
+    assert_equal_sums(rule, specs, options)
 
 
 stored = st.lists(st.sampled_from(["8bit", "bfloat16", "native"]), min_size=1, max_size=3)
