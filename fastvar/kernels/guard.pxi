@@ -319,13 +319,13 @@ cdef list agreed(Span* spans, Py_ssize_t n, list found, agree):
 
 
 cdef void set_ahead(Span* spans, Py_ssize_t n) noexcept nogil:
-    # Set where rules prefetch. Short variables gain nothing, nor do rules without slots, which compute little.
+    # Set where rules prefetch: not in short variables, which gain nothing.
     cdef AllWritten all
     cdef Py_ssize_t i, size = 0
     for i in range(n):
         size += written(&all, &spans[i])
     for i in range(n):
-        spans[i].ahead = size > IN_LAST_CACHE and spans[i].n >= 16 * LATER and spans[i].rule.slots > 0
+        spans[i].ahead = size > IN_LAST_CACHE and spans[i].n >= 16 * LATER
 
 
 cdef allocate_copies(Span* spans, Py_ssize_t n, str owner):

@@ -197,7 +197,10 @@ cdef void advance(
     if (s.g != NULL and average == NULL and not zero and in_place(s) and s.stages.decay == 0
             and not bounded(s.stages) and not s.direct and s.stored == NULL):
         load_slots(slots, copies, s, s.rule.slots, lo, hi - lo)
-        apply_rule(<real*> s.w + lo, <const real*> s.g + lo + shift, slots, lo, hi - lo, s, False)
+        if s.rule.slots == 0:  # it computes too little to gain from prefetching
+            run_rule(<real*> s.w + lo, <const real*> s.g + lo + shift, slots, hi - lo, s, False)
+        else:
+            apply_rule(<real*> s.w + lo, <const real*> s.g + lo + shift, slots, lo, hi - lo, s, False)
         return
     while at < hi:
         n = tile_at(s, at, hi)
