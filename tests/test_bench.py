@@ -22,7 +22,7 @@ from bench import (
 )
 from bench.__main__ import RATIOS, main
 from fastvar import kernels
-from fastvar.benchmark import contenders
+from fastvar.benchmark import contenders, picture
 from fastvar.benchmark.cases import ALGORITHMS, CLIP_DECAY_EMA, Case
 from fastvar.benchmark.contenders import FASTVAR, NAMES, threads
 from fastvar.benchmark.contest import repeated
@@ -168,6 +168,13 @@ def test_a_machine_that_is_slower_changes_no_ratio() -> None:
     slow = {name: [2 * t for t in took] for name, took in times.items()}
     fast, slowed = (compare.ratios([{"id": "a", **tasks.figures(each)}]) for each in (times, slow))
     assert not compare.fallen(compare.changes(fast, slowed))
+
+
+def test_every_contender_has_a_colour_of_its_own(records: list[tasks.Record], tmp_path: Path) -> None:
+    assert len({*picture.COLOURS}) == len(picture.COLOURS) >= len(NAMES)
+    every = dict.fromkeys(NAMES, 2.0)
+    more = [{**r, "seconds": every | r["seconds"], "ratios": every | r["ratios"]} for r in records[:4]]
+    assert report.write(more, tmp_path) == 0
 
 
 def test_a_report_has_tables_and_pictures(records: list[tasks.Record], tmp_path: Path) -> None:
