@@ -19,6 +19,7 @@ import numpy as np
 
 import fastvar as fv
 from bench.suite import SETS, Task
+from fastvar.benchmark.contenders import processors
 from fastvar.benchmark.in_keras import choose_backend
 from fastvar.benchmark.picture import processor
 from fastvar.kernels import isa
@@ -68,15 +69,13 @@ def unfinished(which: str, only: str, path: Path) -> list[Task]:
 
 def work(which: str, only: str, path: Path, count: int, enough: float) -> None:
     """Measure what is left of a set on a number of threads, in this process."""
-    processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     tasks = [task for task in unfinished(which, only, path) if task.threads == count]
-    if processors:
-        os.sched_setaffinity(0, processors[:count])
-    from bench.tasks import measured
+    with processors(count):
+        from bench.tasks import measured
 
-    for number, task in enumerate(tasks, 1):
-        print(f"[{number} of {len(tasks)}, {count} threads] {task.id}", file=sys.stderr, flush=True)
-        append(path, measured(task, enough))
+        for number, task in enumerate(tasks, 1):
+            print(f"[{number} of {len(tasks)}, {count} threads] {task.id}", file=sys.stderr, flush=True)
+            append(path, measured(task, enough))
 
 
 def run(which: str, only: str, path: Path, enough: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -84,3 +85,17 @@ def threads(count: int) -> Iterator[None]:
             if module.NAME in sys.modules:
                 stack.callback(module.set_threads, module.set_threads(count))
         yield
+
+
+@contextmanager
+def processors(count: int) -> Iterator[None]:
+    """Keep to `count` processors, so that libraries that cannot be told start no more threads."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

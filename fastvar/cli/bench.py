@@ -50,7 +50,7 @@ def _bench(given: argparse.Namespace) -> int:
     names = (contenders.FASTVAR, *given.rivals)
     wanted = quick.cases(given.rules, given.threads)
     rows = []
-    with progress("measuring", len(wanted), unit="case", least=1) as advance:
+    with contenders.processors(given.threads), progress("measuring", len(wanted), "case", least=1) as advance:
         for row in quick.measured(wanted, names, given.seconds):
             rows.append(row)
             advance(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,17 @@ def test_rivals_that_are_not_installed_are_named(capsys: Any, monkeypatch: pytes
     monkeypatch.setattr(contenders, "EVERY", every)
     _, out, _ = run(capsys, "bench", "--seconds", "0.1", "--rivals", "NumPy", "numba")
     assert "not installed: numba" in out
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
+def test_rivals_have_as_many_processors_as_threads(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, had = os.sched_getaffinity(0), []
+    numpy = contenders.EVERY[1]
+    spy = numpy._replace(prepare=lambda case: had.append(os.sched_getaffinity(0)) or numpy.prepare(case))
+    monkeypatch.setattr(contenders, "EVERY", (contenders.EVERY[0], spy))
+    assert run(capsys, "bench", "--seconds", "0.1", "--rivals", "NumPy")[0] == 0
+    assert {len(each) for each in had} == {1}
+    assert os.sched_getaffinity(0) == before
 
 
 def test_rivals_that_fail_are_named(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
