@@ -109,14 +109,14 @@ cdef void apply_rule(
     # one needs. While a rule computes, the processor itself looks too few lines ahead for the memory's speed.
     cdef real* rest[MAX_SLOTS]
     cdef Py_ssize_t i = 0, m
-    cdef int k, slots_read = s.rule.measured if measured else s.rule.slots
+    cdef int k
     if not s.ahead or s.rows != NULL:
         run_rule(w, g, slots, n, s, measured)
         return
     while i < n:
         m = min(<Py_ssize_t> PART, n - i)
         if at + i + LATER + PART <= s.n:
-            prefetch_part(s, at + i + LATER, slots_read)
+            prefetch_part(s, at + i + LATER, measured)
         for k in range(s.rule.slots):
             rest[k] = slots[k] + i
         run_rule(w + i, g + i, rest, m, s, measured)
@@ -130,16 +130,16 @@ cdef inline void prefetch_lines(const char* memory, Py_ssize_t nbytes) noexcept 
         line += LINE
 
 
-cdef void prefetch_part(const Span* s, Py_ssize_t at, int slots) noexcept nogil:
-    # Prefetch what a rule reads of elements from `at` on, with so many slots, in a dense update.
+cdef void prefetch_part(const Span* s, Py_ssize_t at, bint measured) noexcept nogil:
+    # Prefetch elements from `at` on of all that a dense update, or what is measured for it, reads.
     cdef Py_ssize_t width = width_of(s, format_of_weights(s))
     cdef int k
     prefetch_lines(s.w + at * width, PART * width)
     prefetch_lines(s.g + at * formats[s.format].width, PART * formats[s.format].width)
-    for k in range(slots):
+    for k in range(s.rule.measured if measured else s.rule.slots):
         width = width_of_slot(s, k)
         prefetch_lines(s.slots[k] + at * width, PART * width)
-    if s.average != NULL:
+    if s.average != NULL and not measured:
         width = width_of(s, NATIVE)
         prefetch_lines(s.average + at * width, PART * width)
     if s.stored != NULL and s.stored.rest != NULL:
