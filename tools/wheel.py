@@ -24,8 +24,12 @@ TOOLS = (
     "hypothesis>=6.100",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
+    "rich>=13",
     "safetensors>=0.8",
+    "scipy>=1.13",
 )
+# What tests read beside the package.
+BESIDE = ("tests", "docs", "bench", "examples", "tools", "README.md", "CONTRIBUTING.md", "pyproject.toml")
 SAMPLE = (
     *(f"tests/kernels/test_{name}.py" for name in ("bits", "plan", "sums")),
     "tests/optimizer/test_accumulation.py",
@@ -69,9 +73,9 @@ def main(wheel: Path, tests: list[str]) -> int:
             sys.exit("the environment has a compiler")
         install = [f"{programs}/python", "-m", "pip", "install", "--quiet"]
         subprocess.run([*install, "--only-binary=:all:", str(wheel), *TOOLS], check=True, env=env)
-        for name in ("tests", "docs"):
-            shutil.copytree(ROOT / name, f"{folder}/{name}", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", folder)
+        for name in BESIDE:
+            copy = shutil.copy if (ROOT / name).is_file() else shutil.copytree
+            copy(ROOT / name, f"{folder}/{name}")
         where = "import fastvar, fastvar.kernels as k; print(fastvar.__file__, k.isa)"
         subprocess.run([f"{programs}/python", "-c", where], check=True, env=env, cwd=folder)
         command = [f"{programs}/python", "-m", "pytest", "-q", "-rfE", "-n", "2", "--timeout", "600"]
