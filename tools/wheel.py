@@ -27,6 +27,7 @@ TOOLS = (
     "rich>=13",
     "safetensors>=0.8",
     "scipy>=1.13",
+    "tqdm>=4.66",
 )
 # What tests read beside the package.
 BESIDE = ("tests", "docs", "bench", "examples", "tools", "README.md", "CONTRIBUTING.md", "pyproject.toml")
